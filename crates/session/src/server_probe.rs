@@ -103,7 +103,7 @@ fn free_bytes(store: &dyn Store) -> Result<Option<u64>, StoreError> {
 }
 
 fn unfit(why: &str, hint: &str) -> Failure {
-    Failure::failed("this server can't hold a container")
+    Failure::failed("this server can't store a container")
         .because(why.to_owned())
         .with_hint(format!("nothing was changed. {hint}"))
 }

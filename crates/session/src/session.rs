@@ -12,8 +12,9 @@ use sprat_snapshot::{
 };
 
 use crate::address::Location;
+use crate::file_system::FileSystemCheck;
 use crate::interrupt::Interrupt;
-use crate::protocol::messages::{FileSystemCheck, VolumeOrder, WorkerOrder, WorkerReply};
+use crate::protocol::messages::{VolumeOrder, WorkerOrder, WorkerReply};
 use crate::protocol::spawn::Role;
 use crate::settings::{
     Access, ClosedReport, ContainerFacts, Notice, Observer, Phase, SessionOptions,

@@ -28,6 +28,8 @@ pub(crate) struct Cache {
     outdated: bool,
     /// Nothing is read from the cache; blocks from the store are compared with it.
     pub(crate) only_compare: bool,
+    /// As in [`CacheOptions`].
+    pub(crate) stamp_offset_bytes: u64,
     /// Blocks that the store returned with other bytes.
     differing: u64,
     pub(crate) queue: VecDeque<(u64, u64, Block)>,
@@ -76,6 +78,7 @@ impl Cache {
             writing,
             outdated: marker == CleanMarker::Outdated,
             only_compare: options.only_compare,
+            stamp_offset_bytes: options.stamp_offset_bytes,
             differing: 0,
             queue: VecDeque::new(),
             tickets: HashMap::new(),
@@ -192,12 +195,13 @@ mod tests {
             dir: dir.to_owned(),
             bytes_max: 64 * BLOCK_BYTES as u64,
             only_compare: false,
+            stamp_offset_bytes: 0,
         };
         let validator = CacheValidator {
             file_bytes: 64 * BLOCK_BYTES as u64,
             modified_s: 1,
             offset_bytes: 0,
-            first_block: vec![0; BLOCK_BYTES],
+            stamp_block: vec![0; BLOCK_BYTES],
         };
         let opened = Cache::open(&options, Some(validator), true, false);
         opened.unwrap().unwrap()

@@ -54,18 +54,23 @@ pub(crate) struct CacheValidator {
     pub(crate) file_bytes: u64,
     pub(crate) modified_s: u64,
     pub(crate) offset_bytes: u64,
-    pub(crate) first_block: Vec<u8>,
+    pub(crate) stamp_block: Vec<u8>,
 }
 
 impl CacheValidator {
     /// Reads the current state of the container; `None` if the store gives no time of modification
     /// or does not answer.
-    pub(crate) fn read(store: &dyn StoreFile, geometry: Geometry) -> Option<Self> {
-        let mut first_block = vec![0; BLOCK_BYTES];
+    pub(crate) fn read(
+        store: &dyn StoreFile,
+        geometry: Geometry,
+        stamp_offset_bytes: u64,
+    ) -> Option<Self> {
+        let at = geometry.offset_bytes + stamp_offset_bytes;
+        let mut stamp_block = vec![0; BLOCK_BYTES];
         let (stat, read) = std::thread::scope(|scope| {
             // Without a second thread this takes one round trip more.
             let asked = named("stat").spawn_scoped(scope, || store.stat());
-            let read = store.read_at(geometry.offset_bytes, &mut first_block, ReadClass::Demand);
+            let read = store.read_at(at, &mut stamp_block, ReadClass::Demand);
             let stat = match asked {
                 Ok(asked) => asked.join().ok(),
                 Err(_) => Some(store.stat()),
@@ -73,16 +78,16 @@ impl CacheValidator {
             (stat, read)
         });
         read.ok()?;
-        Self::of(&stat?.ok()?, first_block, geometry)
+        Self::of(&stat?.ok()?, stamp_block, geometry)
     }
 
     /// As [`read`](Self::read), from values that were read already.
-    pub(crate) fn of(stat: &FileStat, first_block: Vec<u8>, geometry: Geometry) -> Option<Self> {
+    pub(crate) fn of(stat: &FileStat, stamp_block: Vec<u8>, geometry: Geometry) -> Option<Self> {
         Some(Self {
             file_bytes: stat.len,
             modified_s: stat.modified_s?,
             offset_bytes: geometry.offset_bytes,
-            first_block,
+            stamp_block,
         })
     }
 }
@@ -292,7 +297,7 @@ fn encode(validator: &CacheValidator, held: &[CachedBlock]) -> Vec<u8> {
     ] {
         bytes.extend_from_slice(&number.to_le_bytes());
     }
-    bytes.extend_from_slice(&validator.first_block);
+    bytes.extend_from_slice(&validator.stamp_block);
     bytes.extend_from_slice(&(held.len() as u64).to_le_bytes());
     for entry in held {
         bytes.extend_from_slice(&entry.index.to_le_bytes());
@@ -362,7 +367,7 @@ mod tests {
             file_bytes: 1 << 30,
             modified_s: 7,
             offset_bytes: 16 << 20,
-            first_block: vec![3; BLOCK_BYTES],
+            stamp_block: vec![3; BLOCK_BYTES],
         }
     }
 

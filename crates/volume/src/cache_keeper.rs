@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::sync::MutexGuard;
 
-use crate::VolumeError;
 use crate::cache::Cache;
 use crate::cache_file::{CacheValidator, remove_clean_marker};
 use crate::engine::{Engine, VolumeState};
 use crate::plan::Block;
 use crate::slots::{Place, digest_of};
+use crate::{BLOCK_BYTES, VolumeError};
 
 impl VolumeState {
     /// The blocks of `wanted` that are cached and not yet `found`.
@@ -102,13 +102,16 @@ impl Engine {
         if doubtful || !cache.writing {
             return;
         }
-        let Some(validator) = CacheValidator::read(&*store, self.geometry) else {
+        let Some(validator) =
+            CacheValidator::read(&*store, self.geometry, cache.stamp_offset_bytes)
+        else {
             return;
         };
-        // If the first block differs, another session has mounted the volume meanwhile, and the
+        // If the stamp block differs, another session has mounted the volume meanwhile, and the
         // cached blocks belong to a state before that.
-        let first_held = cache.slots.find(0);
-        if first_held.is_some_and(|place| place.digest != digest_of(0, &validator.first_block)) {
+        let index = cache.stamp_offset_bytes / BLOCK_BYTES as u64;
+        let cached = cache.slots.find(index);
+        if cached.is_some_and(|place| place.digest != digest_of(index, &validator.stamp_block)) {
             return;
         }
         // Checked after the validator was read: a session that gets the lock from now on changes

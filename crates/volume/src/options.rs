@@ -43,6 +43,9 @@ pub struct CacheOptions {
     /// Read everything from the store and compare it with the cache
     /// ([`Volume::differing_blocks`](crate::Volume::differing_blocks)).
     pub only_compare: bool,
+    /// Offset in the device, in bytes, of the stamp block: the block that every session that writes
+    /// changes. The cache is valid for one content of this block.
+    pub stamp_offset_bytes: u64,
 }
 
 /// The state of a container file.
@@ -50,8 +53,8 @@ pub struct CacheOptions {
 pub struct Seen {
     /// Attributes of the open file.
     pub stat: FileStat,
-    /// The device's first block, as stored in the file.
-    pub first_block: Vec<u8>,
+    /// The device's stamp block ([`CacheOptions::stamp_offset_bytes`]), as stored in the file.
+    pub stamp_block: Vec<u8>,
 }
 
 /// Limits and times of a writable volume.

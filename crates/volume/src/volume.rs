@@ -352,9 +352,10 @@ fn present_validator(
     file: &dyn StoreFile,
     geometry: Geometry,
 ) -> Option<CacheValidator> {
-    match &cache?.seen {
-        Some(seen) => CacheValidator::of(&seen.stat, seen.first_block.clone(), geometry),
-        None => CacheValidator::read(file, geometry),
+    let cache = cache?;
+    match &cache.seen {
+        Some(seen) => CacheValidator::of(&seen.stat, seen.stamp_block.clone(), geometry),
+        None => CacheValidator::read(file, geometry, cache.stamp_offset_bytes),
     }
 }
 

@@ -240,7 +240,7 @@ fn truncated_container() {
     exit 13
     --- stderr
     sprat: the container is cut short: it has 314572800 bytes and needs 1073741824
-    Hint: nothing was changed. Data behind the cut is lost on this server; look for a copy of the file there before you write to it again
+    Hint: nothing was changed. Data behind the cut is lost on this server. Find a copy of the file before you write to it again
     ");
     file.set_len(10 << 20).unwrap();
     assert_snapshot!(machine.backup(&[]).failed_with(13), @r"

@@ -63,7 +63,7 @@ fn an_interrupted_copy_ends_in_order_and_writes_no_piece_twice() {
     scene.machine.write("act", INTERRUPT);
     let stopped = scene.copy(&[], blow("act", "before", "write", 20));
     let said = stopped.failed_with(130);
-    assert!(said.contains("goes on where this one stopped"), "{said}");
+    assert!(said.contains("continues where this one stopped"), "{said}");
     // Both locks are released.
     assert_eq!(scene.names("store"), ["x.luks"]);
     let unfinished = scene.names("server");
@@ -94,7 +94,7 @@ fn source_changed_after_an_interruption_is_copied_from_the_start() {
     scene.machine.write("src/newer", "newer\n");
     scene.machine.backup(&[]).succeeded();
     let ran = scene.copy(&[], None);
-    assert!(ran.stderr.contains("begun anew"), "{}", ran.whole());
+    assert!(ran.stderr.contains("starts over"), "{}", ran.whole());
     assert_eq!(ok(&ran)["resumed_bytes"], 0);
     let copy = scene.machine.path("server/x.luks");
     assert!(same_bytes(&scene.machine.path(CONTAINER), &copy));
@@ -151,7 +151,7 @@ fn copy_older_than_its_source_is_reported_and_removes_nothing() {
         scene.machine.backup(&[]).succeeded();
         let refused = scene.copy(more, None).failed_with(1);
         assert!(refused.contains("was written to after"), "{refused}");
-        assert!(!refused.contains("goes on where"), "{refused}");
+        assert!(!refused.contains("continues where"), "{refused}");
         scene.machine.restores_whole(&[]);
         scene.arrived_whole();
         assert_eq!(scene.names("store"), ["x.luks"]);
@@ -461,7 +461,7 @@ fn restarted_copy_has_the_key_of_its_sheet() {
     scene.machine.write("src/newer", "newer\n");
     scene.machine.backup(&[]).succeeded();
     let ran = copy(None, &new);
-    assert!(ran.stderr.contains("begun anew"), "{}", ran.whole());
+    assert!(ran.stderr.contains("starts over"), "{}", ran.whole());
     let fingerprint = ok(&ran)["fingerprint"].as_str().unwrap().to_owned();
     assert!(sheet.contains(&fingerprint), "{sheet} {}", ran.whole());
 

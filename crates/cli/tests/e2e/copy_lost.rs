@@ -106,7 +106,7 @@ fn late_writes_of_a_dead_session_survive_a_resumed_copy() {
             code == 0 || said.contains("is not what was copied"),
             "{said}"
         );
-        assert!(said.contains("only a session can"), "{said}");
+        assert!(said.contains("only another session can"), "{said}");
         // Waited for, so that the next one need not.
         assert_eq!(scene.in_flight(), (ranges, false), "{said}");
         let names = scene.names("server");
@@ -338,7 +338,7 @@ fn a_failure_without_a_reason_is_retried_by_a_copy() {
     let failed = Fault::once(Kind::Write, 30, Act::Status(4)).times(ALWAYS);
     let (ran, _hostile) = copied_to_hostile(&scene, &[failed], "5");
     let said = ran.failed_with(14);
-    assert!(said.contains("goes on where this one stopped"), "{said}");
+    assert!(said.contains("continues where this one stopped"), "{said}");
     let (again, _hostile) = copied_to_hostile(&scene, &[], "60");
     assert_eq!(again.code, 0, "{}", again.whole());
     scene.arrived_whole();

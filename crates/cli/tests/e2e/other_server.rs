@@ -74,7 +74,7 @@ fn init_names_what_a_server_lacks_and_leaves_nothing_there() {
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert_eq!(refused.status.code(), Some(1), "{setting}: {said}");
         for part in [
-            "this server can't hold a container",
+            "this server can't store a container",
             why,
             hint,
             "nothing was changed",

@@ -500,7 +500,7 @@ fn strike_copy(moves: bool) {
         // A repeated move after a finished one does not suggest to remove what is left.
         let over = copies.machine.sprat_struck(&command, None);
         let said = over.failed_with(10);
-        assert!(said.contains("that is done"), "{said}");
+        assert!(said.contains("the move is complete"), "{said}");
     }
     // The copy opens, with every snapshot, on a machine that does not know it.
     let copy = copies.machine.path("to/x.luks");

@@ -6,49 +6,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Builder;
 use std::time::Instant;
 
-use sprat_luks::{Header, Pins};
+use sprat_luks::Pins;
 use sprat_store::copy::{CopyNote, CopyProgress, CopyStage};
-use sprat_store::{FileName, FileStat, Store, StoreError, StoreErrorKind, StoreFile};
+use sprat_store::{FileName, Store};
 
+use crate::copy::endpoint::{Endpoint, Present, Stores};
 use crate::copy::refusals::{self, check_writable};
-use crate::copy::side::Side;
-use crate::copy::sleep::OfCopy;
+use crate::copy::sleep::SleepingCopy;
 use crate::copy::{CopyObserver, CopyPhase, CopyReport, HolesBy, Job};
 use crate::state::{identity, reserved_names};
 use crate::volume_process::connection::record_id;
 use crate::{Exit, Failure};
 
-/// Both stores, as they are reached now.
-pub(super) struct Stores {
-    pub source: Arc<dyn Store>,
-    pub destination: Arc<dyn Store>,
-}
-
-/// The source, open.
-pub(super) struct Source {
-    pub file: Arc<dyn StoreFile>,
-    pub stat: FileStat,
-    pub header: Header,
-    pub pins: Pins,
-}
-
-/// What lies under the two names.
-pub(super) struct Present {
-    pub source: Option<FileStat>,
-    pub destination: Option<FileStat>,
-    /// The source was set aside to be removed, and has no name.
-    pub set_aside: bool,
-}
-
-/// A copy that was made by this run and read back.
-pub(super) struct Made {
+/// A copy that this run made and read back.
+pub(super) struct NewCopy {
     pub pins: Pins,
     pub figures: CopyProgress,
     pub holes_by: HolesBy,
 }
 
 impl Job<'_> {
-    /// Connects, holds both sides, goes on from the note to the end, and lets both sides go.
+    /// Connects, acquires both leases, continues from the note to the end, and releases both
+    /// leases.
     pub(super) fn attempt(
         &mut self,
         observer: &mut dyn CopyObserver,
@@ -58,7 +37,7 @@ impl Job<'_> {
         self.interrupt.check()?;
         let sleep = Arc::clone(&self.sleep);
         let _at_work = sleep.at_work(&stores);
-        let done = self.lease(&stores, observer);
+        let done = self.with_leases(&stores, observer);
         let connections_end = done
             .as_ref()
             .is_err_and(|failure| failure.exit == Exit::Unreachable || self.unexplained);
@@ -69,20 +48,22 @@ impl Job<'_> {
                 self.destination.lost_at = now;
             }
         } else {
-            let released = self.let_go(&stores, observer);
+            let released = self.release_leases(&stores, observer);
             if done.is_ok() {
                 if let Err(failure) = released {
                     let why = failure.what;
                     let text = format!(
-                        "a lock could not be given back ({why}); the next session on this machine \
+                        "a lock could not be released ({why}). The next session on this machine \
                          takes it over"
                     );
                     observer.tell(&text, true);
                 }
-                // Last: a run that is killed before finds here that nothing is left to be done.
+                // This comes last. If the run is killed before, the next run finds that nothing is
+                // left to do.
                 if let Some(note) = self.note.take() {
                     note.remove().map_err(|error| refusals::of_copy(&error))?;
-                    // After the note, which needs it; without one nobody looks for it.
+                    // After the note, which needs the file. Without a note nobody looks for the
+                    // file.
                     let _ = std::fs::remove_file(self.header_path());
                 }
             }
@@ -98,34 +79,38 @@ impl Job<'_> {
         more
     }
 
-    /// Everything sent is answered, so both locks go; but one under which a session died only where
-    /// its bytes are of no account any more. Should that fail, the next run on this host takes the
-    /// lock over.
-    fn let_go(&self, stores: &Stores, observer: &mut dyn CopyObserver) -> Result<(), Failure> {
-        let mut let_go = |side: &Side, store: &dyn Store, settled| {
-            side.lease.still_ours(store)?;
-            if !side.lease.release(store, settled)? {
+    /// Releases both leases. Every request that this run sent has been answered. A lease stays if a
+    /// session died under it and its writes still matter. If the release fails, the next run on
+    /// this host takes the lease over.
+    fn release_leases(
+        &self,
+        stores: &Stores,
+        observer: &mut dyn CopyObserver,
+    ) -> Result<(), Failure> {
+        let mut release = |endpoint: &Endpoint, store: &dyn Store, settled| {
+            endpoint.lease.verify(store)?;
+            if !endpoint.lease.release(store, settled)? {
                 let text = format!(
                     "the lock on {} stays: a session of this machine died while it wrote there, \
-                     and only a session can see to what it had under way. The next one on this \
-                     machine does",
-                    side.options.target
+                     and only another session can recover its writes. The next session on this \
+                     machine does that",
+                    endpoint.options.target
                 );
                 observer.tell(&text, true);
             }
             Ok(())
         };
-        let there = let_go(&self.destination, &*stores.destination, self.file_is_ours);
-        let here = let_go(&self.source, &*stores.source, self.source_removed);
+        let there = release(&self.destination, &*stores.destination, self.file_is_ours);
+        let here = release(&self.source, &*stores.source, self.source_removed);
         there.and(here)
     }
 
-    /// No line is sought any more: the locks of the sides that still answer are given back, as far
-    /// as nothing that was sent can be carried out late under them. The source was only read, as
-    /// long as its removal wasn't asked for.
+    /// Ends without another attempt to reconnect. Releases the leases on the endpoints that still
+    /// answer, unless a request of this run may still be carried out late there. The source was
+    /// only read until its removal was requested.
     pub(super) fn give_up(&mut self) {
-        let outlives = |side: &Side| side.connection.outlives_us();
-        // Where it fails, the next session on this host takes the lock over, as after a kill.
+        let outlives = |endpoint: &Endpoint| endpoint.connection.outlives_us();
+        // If this fails, the next session on this host takes the lease over, as after a kill.
         if !self.removing || !outlives(&self.source) {
             let _ = self.source.give_up(self.source_removed);
         }
@@ -134,7 +119,7 @@ impl Job<'_> {
         }
     }
 
-    fn lease(
+    fn with_leases(
         &mut self,
         stores: &Stores,
         observer: &mut dyn CopyObserver,
@@ -143,50 +128,32 @@ impl Job<'_> {
             let note = CopyNote::open(&self.note_path());
             self.note = note.map_err(|error| refusals::of_copy(&error))?;
         }
-        let mut there = self.look(stores)?;
+        let mut there = self.inspect(stores)?;
         check_writable(&self.destination, &*stores.destination)?;
-        // What a dead session had under way went into what has the name, if anything has.
+        // A dead session's pending writes went into the file that has the name, if there is one.
         self.file_is_ours = self.named || there.destination.is_none();
-        // Refused before any lock is taken.
+        // This refuses before any lease is acquired.
         let near_its_end =
             self.is_near_its_end() && (there.destination.is_some() || !self.has_other_key());
         let may_lack_source = there.destination.is_some() && near_its_end && self.may_lack_source();
         if there.source.is_none() && !there.set_aside && !may_lack_source {
-            return Err(self.last_word(self.no_source(&there)));
+            return Err(self.with_final_hint(self.no_source(&there)));
         }
         if there.destination.is_some() && !near_its_end {
-            return Err(self.last_word(self.exists_already()));
+            return Err(self.with_final_hint(self.exists_already()));
         }
-        self.destination
-            .lease
-            .lease(&*stores.destination, observer)?;
-        let locked = if self.options.remove_source {
-            self.source.lease.lease(&*stores.source, observer)?;
-            true
-        } else {
-            self.source.lease.hold_or_look(&*stores.source, observer)?
-        };
-        if !near_its_end {
-            self.source.lease.check_nothing_late(&*stores.source)?;
-        }
-        if !locked {
-            observer.tell(
-                "the source can't be locked (full disk, read-only account or no fsync): nobody may \
-                 write to it until this is over",
-                true,
-            );
-        }
+        let locked = self.acquire_leases(stores, near_its_end, observer)?;
         self.began = true;
-        // Before anything but leases is sent.
-        if let Some(watch) = self.watch_sleep.take() {
-            watch(OfCopy::new(&self.sleep));
+        // Before anything except leases is sent.
+        if let Some(listen) = self.listen.take() {
+            listen(SleepingCopy::new(&self.sleep));
         }
         if there.set_aside {
-            self.name_again(&*stores.source)?;
-            there = self.look(stores)?;
+            self.restore_name(&*stores.source)?;
+            there = self.inspect(stores)?;
         }
         if there.destination.is_some() && self.has_other_key() {
-            return Err(self.last_word(self.begun_with_other_key()));
+            return Err(self.with_final_hint(self.begun_with_other_key()));
         }
         self.connected_at = Some(Instant::now());
         let done = AtomicBool::new(false);
@@ -209,7 +176,39 @@ impl Job<'_> {
         })
     }
 
-    /// Under both locks.
+    /// Acquires the lease of the destination and, if possible, that of the source. Returns whether
+    /// the source has one.
+    fn acquire_leases(
+        &self,
+        stores: &Stores,
+        near_its_end: bool,
+        observer: &mut dyn CopyObserver,
+    ) -> Result<bool, Failure> {
+        self.destination
+            .lease
+            .acquire(&*stores.destination, observer)?;
+        let locked = if self.options.remove_source {
+            self.source.lease.acquire(&*stores.source, observer)?;
+            true
+        } else {
+            self.source
+                .lease
+                .acquire_or_check(&*stores.source, observer)?
+        };
+        if !near_its_end {
+            self.source.lease.check_nothing_late(&*stores.source)?;
+        }
+        if !locked {
+            observer.tell(
+                "the source can't be locked (full disk, read-only account or no fsync): nobody may \
+                 write to it until this is over",
+                true,
+            );
+        }
+        Ok(locked)
+    }
+
+    /// The work itself. Both leases are ours.
     fn work(
         &mut self,
         stores: &Stores,
@@ -232,21 +231,21 @@ impl Job<'_> {
             made = Some(self.make(stores, source, locked, observer)?);
             self.publish(stores, source, observer)?;
         } else {
-            self.take_up_published(stores, there, source.as_ref(), observer)?;
+            self.resume_published(stores, there, source.as_ref(), observer)?;
         }
         let pins = match (&made, &source) {
             (Some(made), _) => made.pins.clone(),
             (None, source) => self.pins_of_destination(&*stores.destination, source.as_ref())?,
         };
-        // Before the source goes: whoever opens the copy next must find them.
+        // Before the source is removed: the next one who opens the copy must find these pins.
         let state_dir = &self.destination.options.state_dir;
         identity::store(state_dir, &self.options.destination.target, &pins)?;
         if self.options.remove_source {
             match &source {
                 Some(source) => self.remove_source(stores, source, &pins, observer)?,
-                // The line was lost about the answer.
+                // The connection was lost before the answer to the removal arrived.
                 None if self.removing => self.forget_source(stores, &pins, observer)?,
-                // Its disk may just not be mounted here.
+                // The source's disk may only be unmounted here.
                 None => {}
             }
         }
@@ -274,26 +273,26 @@ impl Job<'_> {
         })
     }
 
-    /// One of `--new-key` and a copy that is near its end without it, or the other way round.
+    /// The earlier run had `--new-key` and this run has not, or the reverse.
     fn has_other_key(&self) -> bool {
         self.note.as_ref().is_some_and(|note| {
             note.identity().new_header.is_some() != self.options.new_key.is_some()
         })
     }
 
-    /// A move that didn't come to the removal isn't over as long as its source isn't there.
+    /// A move that did not reach the removal is not complete while its source is missing.
     fn may_lack_source(&self) -> bool {
         let stage = self.note.as_ref().map(CopyNote::stage);
         !self.options.remove_source || stage == Some(CopyStage::Removing)
     }
 
-    /// Marks a failure as one whose own hint says all.
-    pub(super) fn last_word(&mut self, failure: Failure) -> Failure {
-        self.explained = true;
+    /// Marks a failure whose own hint is complete: no general hint is added.
+    pub(super) fn with_final_hint(&mut self, failure: Failure) -> Failure {
+        self.hint_is_final = true;
         failure
     }
 
-    /// The name of the file that the note was begun with, and is about.
+    /// The name of the unfinished file that belongs to the note.
     pub(super) fn unfinished_name(&self, note: &CopyNote) -> Result<FileName, Failure> {
         let name = reserved_names::unfinished_copy(self.destination.name(), note.token());
         name.map_err(|error| Failure::usage(error.to_string()))
@@ -307,29 +306,4 @@ impl Job<'_> {
         let name = format!("{}-{}.note", record_id(from), record_id(to));
         self.destination.options.state_dir.join("copies").join(name)
     }
-}
-
-pub(super) fn stat_if_there(
-    store: &dyn Store,
-    name: &FileName,
-) -> Result<Option<FileStat>, StoreError> {
-    match store.stat(name) {
-        Ok(stat) => Ok(Some(stat)),
-        Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-pub(super) fn flush_folder(
-    store: &dyn Store,
-    observer: &mut dyn CopyObserver,
-) -> Result<(), StoreError> {
-    if !store.try_flush_folder()? {
-        observer.tell(
-            "this server can't make a rename durable at once; a crash of the server in the next \
-             seconds may undo it",
-            false,
-        );
-    }
-    Ok(())
 }

@@ -1,8 +1,9 @@
-//! A copy with a volume key of its own: its header, and the source as that copy has it.
+//! A copy with a volume key of its own: its header, and the source as the copy stores it.
 //!
-//! The header is made once and kept beside the copy's note, so that every run that goes on with the
-//! copy encrypts with the same key. It is what the server gets, too: the volume key is in it only
-//! wrapped in the key slots. All cryptography is `sprat_luks`'s, as for `init` and for a session.
+//! The header is made once and kept beside the copy's note. Every run that continues the copy
+//! therefore encrypts with the same key. The file is what the server gets, too: it has the volume
+//! key only wrapped in the key slots. All cryptography is `sprat_luks`'s, as for `init` and for a
+//! session.
 
 use std::io;
 use std::ops::Range;
@@ -15,19 +16,21 @@ use sprat_luks::{
 };
 use sprat_store::{FileStat, ReadClass, StoreError, StoreFile, hex};
 
-use crate::copy::attempt::Source;
+use crate::copy::endpoint::Source;
 use crate::copy::{CopyObserver, Job};
+use crate::file_system::{FileSystemState, read_stamp_block};
 use crate::state::{self, file, headers};
 use crate::volume_process::connection::HeaderBytes;
 use crate::{Exit, Failure};
 
-/// Of the volume. One that reads as zeros before it is decrypted was never written: a hole.
+/// Block size of the volume. A block of zeros, before decryption, was never written: it is a hole.
 const BLOCK_BYTES: usize = 4096;
 
 /// How a copy gets a volume key of its own.
 #[derive(Debug, Clone, Copy)]
 pub struct NewKeyOptions {
-    /// What the source's key is: the copy gets a slot for it, and one for a new recovery key.
+    /// The kind of the source's key. The copy gets a slot for it, and a slot for a new recovery
+    /// key.
     pub kind: SlotKind,
     /// Weak key derivation.
     pub fast_kdf_for_tests: bool,
@@ -35,14 +38,14 @@ pub struct NewKeyOptions {
 
 /// The header of a copy with another key.
 pub(super) struct NewHeader {
-    /// The file's beginning up to the last byte that is used; zeros from there to the payload.
+    /// The beginning of the file up to the last byte that is used. Zeros follow up to the payload.
     image: Vec<u8>,
     pub pins: Pins,
     /// SHA-256 of `image`, hexadecimal digits.
     pub digest: String,
 }
 
-/// What makes the source's bytes those of the copy.
+/// What converts the source's bytes to the copy's.
 pub(super) struct NewKey {
     /// The source that the old key opened.
     source: Pins,
@@ -51,7 +54,7 @@ pub(super) struct NewKey {
     new: SectorCipher,
 }
 
-/// The source as the copy has it; it can only be read.
+/// The source as the copy stores it. Read-only.
 struct WithNewKey {
     file: Arc<dyn StoreFile>,
     key: Arc<NewKey>,
@@ -68,7 +71,7 @@ impl NewHeader {
         })
     }
 
-    /// The one that was kept, if it is the one with this digest.
+    /// The kept header, if it has this digest.
     fn load(path: &Path, digest: &str) -> Option<Self> {
         let kept = Self::new(std::fs::read(path).ok()?).ok()?;
         (kept.digest == digest).then_some(kept)
@@ -78,14 +81,14 @@ impl NewHeader {
         Header::load(&&self.image[..])
     }
 
-    /// Where it holds anything.
+    /// The range that holds data.
     pub(super) fn used(&self) -> Range<u64> {
         0..self.image.len() as u64
     }
 }
 
 impl NewKey {
-    /// A piece of the payload, `offset` bytes into it, from the old key to the new one.
+    /// Re-encrypts a piece of the payload, `offset` bytes into it, from the old key to the new one.
     fn change(&self, offset: u64, bytes: &mut [u8]) -> Result<(), LuksError> {
         let mut at = 0;
         while at < bytes.len() {
@@ -125,7 +128,7 @@ impl StoreFile for WithNewKey {
         self.file.stat()
     }
 
-    /// Panics where a range of the payload is not made of whole blocks of 4096 bytes.
+    /// Panics if a range of the payload is not made of whole blocks of 4096 bytes.
     fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
         let header = &self.key.header;
         let payload_at = header.pins.payload_offset_bytes;
@@ -168,8 +171,8 @@ impl StoreFile for WithNewKey {
 }
 
 impl Job<'_> {
-    /// Makes ready what the copy is encrypted with, where it gets a key of its own: the header that an
-    /// earlier run of this copy made, or a new one, of which the sheet is shown.
+    /// Prepares the key of a copy that gets its own: loads the header that an earlier run of this
+    /// copy made, or makes a new one and shows its sheet.
     pub(super) fn prepare_new_key(
         &mut self,
         source: Option<&Source>,
@@ -186,8 +189,8 @@ impl Job<'_> {
             self.new_header = kept.map(Arc::new);
         }
         if copy_is_there && self.new_header.is_none() {
-            // Another header is not the copy's.
-            return Err(self.last_word(self.exists_already()));
+            // A file with another header is not the copy.
+            return Err(self.with_final_hint(self.exists_already()));
         }
         let Some(source) = source else { return Ok(()) };
         if let Some(key) = &self.new_key {
@@ -197,11 +200,11 @@ impl Job<'_> {
             let failure = Failure::new(
                 Exit::Damaged,
                 format!(
-                    "{} is another container than the one that this copy was begun with",
+                    "{} is another container than the one with which this copy began",
                     self.options.source.target
                 ),
             );
-            return Err(self.last_word(failure.with_hint(
+            return Err(self.with_final_hint(failure.with_hint(
                 "nothing was removed, and the copy got no name. Another file was put in the source's \
                  place while the connection was lost: find out why before you run this again",
             )));
@@ -221,8 +224,8 @@ impl Job<'_> {
             Failure::from(&error)
                 .context("the new key of this copy was made with another key of the source")
                 .with_hint(format!(
-                    "nothing was changed. Give the key that the copy was begun with; or remove the \
-                         unfinished file and {}, and run this again",
+                    "nothing was changed. Use the key with which the copy began; or remove the \
+                     unfinished file and {}, and run this again",
                     note_path.display()
                 ))
         })?;
@@ -260,8 +263,8 @@ impl Job<'_> {
         (pins == source).then(|| Arc::clone(cipher))
     }
 
-    /// Makes a header, shows its sheet, and keeps it. The sheet comes first: a copy whose recovery key
-    /// nobody saw must not come about.
+    /// Makes a header, shows its sheet, and keeps it. The sheet comes first: there must be no copy
+    /// whose recovery key nobody saw.
     fn make_header(
         &mut self,
         source: &Source,
@@ -296,15 +299,17 @@ impl Job<'_> {
         self.interrupt.check()?;
         let shown = observer.new_key(&header.pins, &recovery);
         shown.map_err(|failure| {
-            self.last_word(failure.with_more_hint("Nothing was copied, and no key was changed"))
+            self.with_final_hint(
+                failure.with_more_hint("Nothing was copied, and no key was changed"),
+            )
         })?;
         let path = self.header_path();
         file::write_bytes(&path, &header.image).map_err(|error| {
             Failure::failed(format!("can't keep the new header in {}", path.display()))
                 .caused_by(&error)
                 .with_hint(
-                    "make room in the state folder, or make it writable. The sheet that was shown \
-                     opens nothing: throw it away",
+                    "free space in the state folder, or make it writable. The sheet that was \
+                     shown opens nothing: throw it away",
                 )
         })?;
         Ok(header)
@@ -314,7 +319,7 @@ impl Job<'_> {
         self.note_path().with_extension("header")
     }
 
-    /// A file that is, or was, the source, as the copy has it.
+    /// The source, or a file that was the source, as the copy stores it.
     pub(super) fn as_copied(&self, file: &Arc<dyn StoreFile>) -> Arc<dyn StoreFile> {
         let file = Arc::clone(file);
         match &self.new_key {
@@ -334,9 +339,9 @@ impl Job<'_> {
         }
     }
 
-    /// Before the copy gets its name: the header that the destination gives back opens with the key, and
-    /// what it opens is the source's file system. Its header is kept, and what this machine knows of the
-    /// source is noted for the copy.
+    /// Before the copy gets its name: checks that the header on the destination opens with the key,
+    /// and that it opens to the source's file system. The header is kept, and this machine's state
+    /// about the source is recorded for the copy.
     pub(super) fn prove_new_key(
         &mut self,
         file: &dyn StoreFile,
@@ -349,18 +354,18 @@ impl Job<'_> {
         let bytes = HeaderBytes(file);
         let header = Header::load(&bytes)?;
         let cipher = SectorCipher::new(&header.unlock(&bytes, secret)?, &header)?;
-        let (there, _) = state::first_block(file, &header, &cipher)?;
-        let (here, file_bytes) = state::first_block(&*source.file, &source.header, &key.old)?;
-        // Two ciphers that are both wrong agree, too.
-        if there != here || state::FirstBlock::read(&here, file_bytes).is_none() {
+        let (there, _) = read_stamp_block(file, &header, &cipher)?;
+        let (here, file_bytes) = read_stamp_block(&*source.file, &source.header, &key.old)?;
+        // Two wrong ciphers may agree, too.
+        if there != here || FileSystemState::read(&here, file_bytes).is_none() {
             let failure = Failure::new(
                 Exit::Damaged,
                 "the copy does not open to the file system that the source opens to",
             );
-            return Err(self.last_word(failure.with_hint(
-                "the copy got no name, and the source is as it was. This machine's memory, or the \
-                 server, may be faulty: see to both, remove the unfinished file there and run the same \
-                 command again",
+            return Err(self.with_final_hint(failure.with_hint(
+                "the copy got no name, and the source is unchanged. This machine's memory or the \
+                 server may be faulty: check both, remove the unfinished file there and run the \
+                 same command again",
             )));
         }
         let [from, to] = [&self.options.source, &self.options.destination];
@@ -368,7 +373,7 @@ impl Job<'_> {
         let paths = self.paths(to, &header.pins());
         let kept = headers::keep_newest(&paths, &header, &bytes, None).map(drop);
         let noted = known.with_new_key(&paths, &here, file_bytes, header.slot_digests());
-        // Without them nothing is lost: the next session notes both.
+        // If this fails nothing is lost: the next session records both.
         for failure in [kept, noted].into_iter().filter_map(Result::err) {
             observer.tell(&failure.in_one_line(), true);
         }
@@ -376,9 +381,10 @@ impl Job<'_> {
     }
 }
 
-/// What `init` makes is taken: the payload of the copy begins where the source's does.
+/// The header is like that of `init`. So the payload of the copy must begin where the source's
+/// does.
 fn check_geometry(source: &Source) -> Result<(), Failure> {
-    /// As `sprat_luks::format` has it.
+    /// The same value as in `sprat_luks::format`.
     const PAYLOAD_OFFSET_BYTES: u64 = 16 << 20;
     let payload = source.header.geometry(source.stat.len)?;
     let whole = payload.offset_bytes + payload.len_bytes == source.stat.len;
@@ -392,7 +398,7 @@ fn check_geometry(source: &Source) -> Result<(), Failure> {
     .with_hint("nothing was changed. Make a new container with `sprat init`, and back up into it"))
 }
 
-/// The file's beginning up to the last byte that is used.
+/// The beginning of the file up to the last byte that is used.
 fn image(extents: &[Extent]) -> Result<Vec<u8>, Failure> {
     let mut image = Vec::new();
     for extent in extents {
@@ -426,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn the_payload_changes_its_key_holes_stay_and_the_header_is_the_new_one() {
+    fn payload_gets_the_new_key_and_holes_stay() {
         let dir = tempfile::tempdir().unwrap();
         let store = LocalStore::open(dir.path()).unwrap();
         let name = FileName::new("x.luks").unwrap();
@@ -482,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_kept_whole_and_another_one_is_not_taken_for_it() {
+    fn kept_header_is_complete_and_identified_by_its_digest() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("copies/x.header");
         let (made, key) = header();

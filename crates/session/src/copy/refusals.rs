@@ -1,18 +1,17 @@
-//! Why a copy is refused or stopped, in words: what happened, how both containers stand, what to do.
+//! Why a copy is refused or stopped: what happened, the state of both containers, what to do.
 
 use sprat_store::copy::{CopyError, CopyLeft};
 use sprat_store::{Store, StoreErrorKind};
 
-use crate::copy::attempt::Present;
-use crate::copy::side::Side;
+use crate::copy::endpoint::{Endpoint, Present};
 use crate::copy::{FAILURES_APART, FAILURES_MAX, Job};
 use crate::state::{moved, reserved_names};
 use crate::volume_process::open::read_only_account;
 use crate::{Exit, Failure, text};
 
 impl Job<'_> {
-    /// Where the destination is there it may be all that is left of a move that had come to its end:
-    /// nobody may be told to remove it.
+    /// If the destination is there, it may be all that is left of a completed move. No hint may
+    /// suggest to remove it.
     pub(super) fn no_source(&self, there: &Present) -> Failure {
         let (from, to) = (
             &self.options.source.target,
@@ -24,8 +23,8 @@ impl Job<'_> {
                 format!("nothing was changed: {hint}")
             }
             Some(_) => format!(
-                "nothing was changed. {to} is there: if it was to be moved, that is done, or its \
-                 disk isn't mounted. Look at the copy with `sprat snapshots`"
+                "nothing was changed. {to} is there: the move is complete, or the source's disk \
+                 isn't mounted. Check the copy with `sprat snapshots`"
             ),
         };
         Failure::new(Exit::NoContainer, format!("there is no container {from}")).with_hint(hint)
@@ -48,11 +47,11 @@ impl Job<'_> {
             None => "with",
         };
         Failure::usage(format!(
-            "{} was copied by a run {with} --new-key that did not come to its end",
+            "{} was copied by a run {with} --new-key that did not finish",
             self.options.destination.target
         ))
         .with_hint(format!(
-            "nothing was changed. Run the same command {with} --new-key: it finishes what was begun"
+            "nothing was changed. Run the same command {with} --new-key: it finishes that copy"
         ))
     }
 
@@ -65,32 +64,33 @@ impl Job<'_> {
             "{from} was written to after it had been copied to {to}"
         ))
         .with_hint(
-            "nothing was removed. The copy had been read back, but is older than the source. Look \
-             at both with `sprat snapshots`; to have the newer state there, remove the older copy \
-             yourself and run the same command again",
+            "nothing was removed. The copy had been read back, but is older than the source. \
+             Check both with `sprat snapshots`. To have the newer state there, remove the older \
+             copy yourself and run the same command again",
         )
     }
 
     pub(super) fn not_what_was_copied(&self) -> Failure {
         let to = &self.options.destination.target;
         Failure::failed(format!(
-            "{to} is not what was copied: it was written to since, is damaged, or was made by others"
+            "{to} is not what was copied: it was written to since, is damaged, or is another file"
         ))
         .with_hint(
-            "nothing was removed, and the source is as it was when it was copied. Look at both \
-             with `sprat snapshots`, and remove by hand the one that you don't want",
+            "nothing was removed, and the source is unchanged since it was copied. Check both \
+             with `sprat snapshots`, and remove the one yourself that you don't want",
         )
     }
 
-    /// A failed copy; the hint is the last word where the same command would fail the same way.
+    /// A failed copy. Its hint is complete if the same command would fail the same way.
     pub(super) fn failed_copy(&mut self, error: &CopyError) -> Failure {
-        self.explained |= is_unreadable(error);
+        self.hint_is_final |= is_unreadable(error);
         self.unexplained |= is_unexplained(error);
         of_copy(error)
     }
 
-    /// Whether the present attempt ended with a failure that the server didn't explain, and another
-    /// attempt on new connections is due. A piece that always fails is reached at once each time.
+    /// Whether another attempt on new connections is due, because the current attempt ended with a
+    /// failure that the server did not explain. An attempt reaches a piece that always fails at
+    /// once.
     pub(super) fn may_retry(&mut self) -> bool {
         let worked = self.working_since.take();
         if !std::mem::take(&mut self.unexplained) {
@@ -104,13 +104,13 @@ impl Job<'_> {
     }
 }
 
-/// Refuses a destination that can't make anything durable.
-pub(super) fn check_writable(side: &Side, store: &dyn Store) -> Result<(), Failure> {
+/// Refuses a destination that can't make data durable.
+pub(super) fn check_writable(endpoint: &Endpoint, store: &dyn Store) -> Result<(), Failure> {
     let durable = store.capabilities().durable_flush;
-    if !durable && reserved_names::may_not_remove(store, side.name()) {
+    if !durable && reserved_names::may_not_remove(store, endpoint.name()) {
         return Err(read_only_account(store));
     }
-    if !durable && !side.options.allow_no_fsync {
+    if !durable && !endpoint.options.allow_no_fsync {
         return Err(Failure::failed(format!(
             "{} can't make data durable: it has no fsync@openssh.com",
             store.describe()
@@ -136,10 +136,10 @@ pub(super) fn too_little_space(left: CopyLeft, available: u64) -> Failure {
         "the destination has {} left and {left} still to be copied",
         text::bytes(available),
     ))
-    .with_hint("make room there")
+    .with_hint("free space there")
 }
 
-/// A read or a write that failed for a reason that its server, or its disk, doesn't tell.
+/// A read or a write that failed without a reason from its server or disk.
 fn is_unexplained(error: &CopyError) -> bool {
     matches!(
         error,
@@ -148,21 +148,22 @@ fn is_unexplained(error: &CopyError) -> bool {
     )
 }
 
-/// A part of the source that its disk doesn't give: no line is at fault.
+/// A part of the source that its disk can't read. The connection is not the cause.
 fn is_unreadable(error: &CopyError) -> bool {
     matches!(error, CopyError::Source(source) if source.kind() == StoreErrorKind::Failed)
 }
 
-/// The failure that a copy's error amounts to.
+/// The failure for an error of a copy.
 pub(super) fn of_copy(error: &CopyError) -> Failure {
     match error {
         CopyError::Source(source) if is_unreadable(error) => Failure::from(source)
             .context("a part of the source can't be read")
             .with_hint(
-                "the source is as it was, and what had arrived is kept. Its disk may be failing: \
-                 the same command would stop there again. First bring back what can be read, with \
-                 `sprat restore`; then save the file with `ddrescue`, which passes over what can't \
-                 be read, to a good disk, and ask `sprat check --read-data` what is missing in it",
+                "the source is unchanged, and what had arrived is kept. The source's disk may be \
+                 failing: the same command would stop at the same place. First restore what can \
+                 be read, with `sprat restore`. Then save the file to a good disk with \
+                 `ddrescue`, which skips what can't be read, and run `sprat check --read-data` to \
+                 see what is missing in it",
             ),
         CopyError::Source(source) | CopyError::Destination(source) => {
             Failure::from(source).context(error.to_string())
@@ -190,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_source_that_can_not_be_read_is_not_to_be_copied_again_in_vain() {
+    fn unreadable_source_gets_a_hint_instead_of_a_retry() {
         let unreadable = [
             StoreError::Io {
                 op: "read",

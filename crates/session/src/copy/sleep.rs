@@ -1,18 +1,18 @@
-//! What a copy does when its machine is about to sleep: it reads and writes no further piece, waits for
-//! the answers to what it sent, and ends its connections. Once the machine is awake it goes on from its
-//! note, as after a lost connection.
+//! What a copy does before its machine sleeps: it starts no further piece, waits for the answers to
+//! what it sent, and closes its connections. After waking it continues from its note, as after a
+//! lost connection.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 
 use sprat_store::{IgnorePoison, Store};
 
-use crate::copy::attempt::Stores;
-use crate::volume_process::sleep::{Asleep, DRAIN_MAX, Sleeper};
+use crate::copy::endpoint::Stores;
+use crate::volume_process::sleep::{DRAIN_MAX, SleepFlag, SleepListener};
 
-/// Whether the machine is about to sleep, and what the copy sends over.
+/// Whether the machine is about to sleep, and the connections of the copy.
 #[derive(Default)]
 pub(super) struct CopySleep {
-    asleep: Asleep,
+    asleep: SleepFlag,
     /// `None` between two attempts.
     at_work: Mutex<Option<[Arc<dyn Store>; 2]>>,
     ended: Condvar,
@@ -23,18 +23,19 @@ impl CopySleep {
         self.asleep.is_on()
     }
 
-    /// An attempt over these connections begins; it ends with what is returned.
-    pub(super) fn at_work(&self, stores: &Stores) -> AtWork<'_> {
+    /// Begins an attempt over these connections. The attempt ends when the returned value is
+    /// dropped.
+    pub(super) fn at_work(&self, stores: &Stores) -> CurrentAttempt<'_> {
         let both = [&stores.source, &stores.destination].map(Arc::clone);
         *self.stores() = Some(both);
-        AtWork(self)
+        CurrentAttempt(self)
     }
 
     fn stores(&self) -> MutexGuard<'_, Option<[Arc<dyn Store>; 2]>> {
         self.at_work.lock().ignore_poison()
     }
 
-    fn fall_asleep(&self) {
+    fn prepare_for_sleep(&self) {
         self.asleep.begin();
         let waited = self
             .ended
@@ -46,10 +47,10 @@ impl CopySleep {
     }
 }
 
-/// Of the attempt under way.
-pub(super) struct AtWork<'s>(&'s CopySleep);
+/// The current attempt.
+pub(super) struct CurrentAttempt<'s>(&'s CopySleep);
 
-impl Drop for AtWork<'_> {
+impl Drop for CurrentAttempt<'_> {
     fn drop(&mut self) {
         let stores = self.0.stores().take();
         self.0.ended.notify_all();
@@ -57,27 +58,27 @@ impl Drop for AtWork<'_> {
     }
 }
 
-/// The copy, as long as it runs.
-pub(super) struct OfCopy(Weak<CopySleep>);
+/// The copy, while it runs.
+pub(super) struct SleepingCopy(Weak<CopySleep>);
 
-impl OfCopy {
+impl SleepingCopy {
     pub(super) fn new(sleep: &Arc<CopySleep>) -> Self {
         Self(Arc::downgrade(sleep))
     }
 }
 
-impl Sleeper for OfCopy {
-    fn lives(&self) -> bool {
+impl SleepListener for SleepingCopy {
+    fn is_alive(&self) -> bool {
         self.0.strong_count() > 0
     }
 
-    fn falls_asleep(&self) {
+    fn prepare_for_sleep(&self) {
         if let Some(sleep) = self.0.upgrade() {
-            sleep.fall_asleep();
+            sleep.prepare_for_sleep();
         }
     }
 
-    fn wakes(&self) {
+    fn woke(&self) {
         if let Some(sleep) = self.0.upgrade() {
             sleep.asleep.end();
         }
@@ -109,7 +110,7 @@ mod tests {
     use crate::volume_process::sleep::tests::Logind;
     use crate::volume_process::tests::make_container;
 
-    /// Lets the machine fall asleep in the middle of the copying.
+    /// Lets the machine sleep in the middle of the copying.
     struct Observer {
         copying: Option<Sender<()>>,
         sleep: Arc<Mutex<Weak<CopySleep>>>,
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_lets_the_machine_sleep_with_nothing_under_way_and_goes_on_afterwards() {
+    fn copy_sleeps_with_nothing_pending_and_continues_afterwards() {
         requires!(needs::program("dbus-daemon"));
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
@@ -171,7 +172,7 @@ mod tests {
         };
         let mut logind = Logind::start();
         let (copying, begun) = channel();
-        let (watch, watched) = channel::<OfCopy>();
+        let (watch, watched) = channel::<SleepingCopy>();
         let sleep = Arc::new(Mutex::new(Weak::new()));
         let mut observer = Observer {
             copying: Some(copying),
@@ -179,7 +180,7 @@ mod tests {
             said: Vec::new(),
         };
         let copier = std::thread::spawn(move || {
-            let watch = |sleeper: OfCopy| {
+            let watch = |sleeper: SleepingCopy| {
                 *sleep.lock().unwrap() = sleeper.0.clone();
                 watch.send(sleeper).unwrap();
             };
@@ -193,11 +194,11 @@ mod tests {
         let asleep = Instant::now();
         // The inhibitor ends: the machine sleeps.
         assert_eq!(rustix::io::read(&inhibitor, &mut [0]).unwrap(), 0);
-        // Long before the time is over by which it would sleep in any case.
+        // Long before the time limit after which it would sleep in any case.
         assert!(asleep.elapsed() < Duration::from_secs(3), "{asleep:?}");
         std::thread::sleep(Duration::from_millis(300));
         assert!(!copier.is_finished() && !to.exists());
-        // It still holds both, and no other machine sees a difference.
+        // Both leases are still there, and no other machine sees a difference.
         let lease = |folder: &str| leases::held(&path(folder)).len();
         assert_eq!((lease("from"), lease("to")), (1, 1));
         logind.sleeps(false);

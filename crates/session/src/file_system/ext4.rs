@@ -1,17 +1,34 @@
-//! What an ext4 file system says of itself, read without mounting it: whether it is in order, and
-//! which of its blocks hold nothing though they are not free.
+//! ext4 behind the seam. Its super block and tables are read without mounting it.
 //!
-//! Layout: Documentation/filesystems/ext4/{super,group_descr,journal}.rst. Foreign bytes: whatever
-//! does not look as it must gives an error, or no range.
+//! Layout: Documentation/filesystems/ext4/{super,group_descr,journal}.rst. The bytes are foreign:
+//! a structure that is not as it must be gives an error, or no range.
 
-mod in_use;
+pub(super) mod fsck;
+mod used;
 
 use std::ops::Range;
+use std::path::Path;
+
+use sprat_attach::{AttachError, MkfsOptions};
+use sprat_store::hex;
+
+use crate::file_system::{FileSystemKind, FileSystemState, Read, STAMP_BLOCK_BYTES, Stamp};
+use crate::settings::VolumeRoom;
+
+/// The block that holds the super block, which each mount for writing changes.
+pub(super) const STAMP_RANGE: Range<u64> = 0..STAMP_BLOCK_BYTES as u64;
+/// ext4 with blocks of 4 KiB ends at 1 EiB.
+pub(super) const VOLUME_BYTES_MAX: u64 = 1 << 60;
+pub(super) const NOT_FOUND: &str = "no ext4 file system is on the volume";
 
 const BLOCK: u64 = 4096;
-/// More block groups than 1 EiB has are no ext4's.
+/// Where the super block begins in block 0, and its length. Both in bytes.
+const SUPER_BLOCK_AT: usize = 1024;
+const SUPER_BLOCK_BYTES: usize = 1024;
+/// A file system of 1 EiB has fewer block groups.
 const GROUPS_MAX: u64 = 1 << 33;
 
+const MAGIC: u16 = 0xEF53;
 const COMPAT_SPARSE_SUPER2: u32 = 0x200;
 const INCOMPAT_RECOVER: u32 = 0x4;
 const INCOMPAT_META_BG: u32 = 0x10;
@@ -24,41 +41,89 @@ const BG_INODE_UNINIT: u16 = 1;
 const BG_BLOCK_UNINIT: u16 = 2;
 const BG_INODE_ZEROED: u16 = 4;
 
-/// The super block, as far as it is used.
-pub(crate) struct Super {
+/// Makes the file system.
+pub(super) fn make(
+    device: &Path,
+    label: Option<&str>,
+    inodes: Option<u64>,
+) -> Result<(), AttachError> {
+    let mut options = MkfsOptions::labelled(label.unwrap_or_default());
+    options.inodes = inodes;
+    sprat_attach::make_file_system(device, &options)
+}
+
+/// Free space and inodes, as `statvfs` has them.
+pub(super) fn room(root: &Path) -> Option<VolumeRoom> {
+    let found = rustix::fs::statvfs(root).ok()?;
+    Some(VolumeRoom {
+        total_bytes: found.f_blocks * found.f_frsize,
+        available_bytes: found.f_bavail * found.f_frsize,
+        inodes: found.f_files,
+        free_inodes: found.f_ffree,
+    })
+}
+
+/// The counter is `s_kbytes_written`.
+pub(super) const fn life_bytes(counter: u64) -> u64 {
+    counter.saturating_mul(1024)
+}
+
+/// The super block: 1024 bytes with the right magic.
+#[derive(Debug, Clone)]
+pub(crate) struct SuperBlock {
     block: Vec<u8>,
 }
 
-/// Fills the second argument from an offset of the volume, in plaintext.
-pub(crate) type Read<'r> = dyn FnMut(u64, &mut [u8]) -> Result<(), String> + 'r;
-
-impl Super {
-    /// Reads it; an error where there is no ext4.
-    pub(crate) fn read(read: &mut Read<'_>) -> Result<Self, String> {
-        let mut first = vec![0; 4096];
-        read(0, &mut first)?;
-        let block = first.split_off(1024);
-        let found = Self { block };
-        if found.u16(0x38) != 0xEF53 {
-            return Err("no ext4 file system is on the volume".to_owned());
-        }
-        Ok(found)
+impl SuperBlock {
+    /// The super block in the volume's block 0. `None`: that is no ext4.
+    pub(super) fn parse(block: &[u8]) -> Option<Self> {
+        let block = block.get(SUPER_BLOCK_AT..SUPER_BLOCK_AT + SUPER_BLOCK_BYTES)?;
+        let found = Self {
+            block: block.to_vec(),
+        };
+        (found.u16(0x38) == MAGIC).then_some(found)
     }
 
-    /// The file system was found to have errors and was not checked since.
-    pub(crate) fn has_errors(&self) -> bool {
+    /// `s_blocks_count` times the block size.
+    pub(super) fn len_bytes(&self) -> Option<u64> {
+        let shift = self.u32(0x18);
+        // 1 KiB << 6 = 64 KiB, ext4's largest block.
+        (shift <= 6)
+            .then(|| self.blocks().checked_mul(1024 << shift))
+            .flatten()
+    }
+
+    pub(super) fn has_errors(&self) -> bool {
         self.u16(0x3a) & STATE_ERROR != 0
     }
 
-    /// The journal holds what the file system lacks.
-    pub(crate) fn needs_recovery(&self) -> bool {
+    pub(super) fn needs_recovery(&self) -> bool {
         self.u32(0x60) & INCOMPAT_RECOVER != 0
     }
 
-    /// Ranges, in bytes, that hold nothing that anybody reads, though they are not free: inode
-    /// tables and bitmaps that were never initialised, and the log of a journal that is empty. What is not of
-    /// the kind that sprat makes gives no range.
-    pub(crate) fn hollow(&self, read: &mut Read<'_>) -> Result<Vec<Range<u64>>, String> {
+    /// The state, with the length of the container file.
+    pub(super) fn state(&self, file_bytes: u64) -> FileSystemState {
+        let used_blocks = self.blocks().saturating_sub(self.block_count(0xc, 0x158));
+        let block_bytes = 1024_u64.checked_shl(self.u32(0x18)).unwrap_or(0);
+        let wide = |low: usize| u64::from(self.u32(low)) | u64::from(self.u32(low + 4)) << 32;
+        FileSystemState {
+            used_bytes: used_blocks.saturating_mul(block_bytes),
+            stamp: Stamp {
+                file_system: FileSystemKind::Ext4,
+                file_bytes,
+                counter: wide(0x178),
+                // `s_wtime_hi` has the upper 8 bits.
+                written_s: u64::from(self.u32(0x30)) | u64::from(self.block[0x274]) << 32,
+                digest: hex(&openssl::sha::sha256(&self.block)),
+                open: self.needs_recovery(),
+            },
+            errors: self.has_errors().then(|| self.u32(0x194).max(1)),
+        }
+    }
+
+    /// Ranges, in bytes, of inode tables and bitmaps that were never initialised, and of the log of an
+    /// empty journal. They are allocated, and nobody reads them before they are written.
+    pub(super) fn disposable_ranges(&self, read: &mut Read<'_>) -> Result<Vec<Range<u64>>, String> {
         if self.u32(0x18) != 2 || self.needs_recovery() {
             return Ok(Vec::new());
         }
@@ -76,17 +141,22 @@ impl Super {
     }
 
     fn blocks(&self) -> u64 {
-        let high = if self.u32(0x60) & INCOMPAT_64BIT != 0 {
-            u64::from(self.u32(0x150))
-        } else {
-            0
-        };
-        high << 32 | u64::from(self.u32(0x4))
+        self.block_count(0x4, 0x150)
     }
 
-    /// The part of each group's inode table behind its last inode that was ever used
-    /// (`bg_itable_unused`), where the table was not zeroed: nobody reads it before writing it. And
-    /// the bitmaps that were never written, 8 KiB for each 128 MiB: 320 MiB of 5 TiB.
+    /// A count of blocks in two halves. The upper half is there with the feature `64bit` only.
+    fn block_count(&self, low: usize, high: usize) -> u64 {
+        let high = match self.u32(0x60) & INCOMPAT_64BIT {
+            0 => 0,
+            _ => u64::from(self.u32(high)),
+        };
+        high << 32 | u64::from(self.u32(low))
+    }
+
+    /// Two kinds of ranges. First, the part of each group's inode table behind its last inode that
+    /// was ever used (`bg_itable_unused`), where the table was not zeroed. Nobody reads that part
+    /// before writing it. Second, the bitmaps that were never written: 8 KiB for each 128 MiB, which
+    /// is 320 MiB of 5 TiB.
     fn unused_inode_tables(&self, read: &mut Read<'_>) -> Result<Vec<Range<u64>>, String> {
         let known = self.u32(0x64) & RO_COMPAT_METADATA_CSUM != 0
             && self.u32(0x5c) & COMPAT_SPARSE_SUPER2 == 0
@@ -106,7 +176,7 @@ impl Super {
         Ok(ranges)
     }
 
-    /// Bytes of a group's descriptor; `None` where that is none that there can be.
+    /// Length of a group descriptor in bytes. `None`: the super block has an impossible one.
     fn descriptor_bytes(&self) -> Option<usize> {
         let bytes = match self.u32(0x60) & INCOMPAT_64BIT {
             0 => 32,
@@ -119,18 +189,18 @@ impl Super {
         self.blocks().div_ceil(u64::from(self.u32(0x20)).max(1))
     }
 
-    /// Reads the descriptors of all groups; one that does not match its checksum is an error.
+    /// Reads the descriptors of all groups. A descriptor that does not match its checksum is an error.
     fn each_descriptor(
         &self,
         read: &mut Read<'_>,
-        meet: &mut dyn FnMut(u64, &[u8]),
+        visit: &mut dyn FnMut(u64, &[u8]),
     ) -> Result<(), String> {
         let Some(descriptor_bytes) = self.descriptor_bytes() else {
             return Err("the super block has an impossible size of descriptors".to_owned());
         };
         let groups = self.groups();
         if groups > GROUPS_MAX {
-            return Err("the super block tells an impossible size".to_owned());
+            return Err("the super block has an impossible size".to_owned());
         }
         let per_block = 4096 / descriptor_bytes as u64;
         let seed = self.checksum_seed();
@@ -146,7 +216,7 @@ impl Super {
                 if !checksum_fits(descriptor, seed, group) {
                     return Err(format!("the descriptor of block group {group} is damaged"));
                 }
-                meet(group, descriptor);
+                visit(group, descriptor);
             }
         }
         Ok(())
@@ -175,9 +245,9 @@ impl Super {
         crc32c(!0, &self.block[0x68..0x78])
     }
 
-    /// The journal's blocks behind its own super block, where that says that the log is empty: what
-    /// lies there was carried out long ago. Found by the copy of the journal's map that the super
-    /// block keeps (`s_jnl_blocks`), where that is one level of extents.
+    /// The journal's blocks behind its own super block, if the journal's super block says that the log
+    /// is empty: all transactions there were replayed long ago. The super block has a copy of the
+    /// journal's block map (`s_jnl_blocks`). It is used where it is one level of extents.
     fn empty_log(&self, read: &mut Read<'_>) -> Result<Vec<Range<u64>>, String> {
         const EXTENTS: usize = 1;
         let map = &self.block[0x10c..0x10c + 60];
@@ -196,7 +266,7 @@ impl Super {
             let count = u64::from(u16::from_le_bytes(bytes_at(extent, 4)));
             let high = u64::from(u16::from_le_bytes(bytes_at(extent, 6)));
             let start = high << 32 | u64::from(u32::from_le_bytes(bytes_at(extent, 8)));
-            // Unwritten extents have longer counts; a journal has none.
+            // A longer count marks an unwritten extent. A journal has none.
             if count > 0x8000
                 || (ranges.is_empty() && logical != 0)
                 || start + count > self.blocks()
@@ -214,7 +284,7 @@ impl Super {
         // Magic, a super block of either version, blocks of 4096, and `s_start` 0: empty.
         let empty =
             word(0) == 0xC03B_3998 && matches!(word(4), 3 | 4) && word(12) == 4096 && word(28) == 0;
-        // `s_first`: where the log begins; before it lies the super block (and fast commits behind).
+        // `s_first`: where the log begins. The journal's super block lies before it.
         let begin = u64::from(word(20)) * BLOCK;
         if !empty || begin == 0 || begin > first.end - first.start {
             return Ok(Vec::new());
@@ -247,9 +317,9 @@ fn unused_of(descriptor: &[u8], inodes_per_group: u32, inode_bytes: u64) -> Opti
     (!range.is_empty()).then_some(range)
 }
 
-/// The block bitmap and the inode bitmap of a group, where the flags say that they were never
-/// written: the kernel then makes them up instead of reading them (`ext4_read_block_bitmap_nowait`
-/// and `ext4_read_inode_bitmap` in fs/ext4), and so does e2fsck.
+/// The block bitmap and the inode bitmap of a group, if the flags say that they were never written.
+/// The kernel then computes them instead of reading them (`ext4_read_block_bitmap_nowait` and
+/// `ext4_read_inode_bitmap` in fs/ext4), and so does e2fsck.
 fn unwritten_bitmaps(descriptor: &[u8]) -> Vec<Range<u64>> {
     let wide = descriptor.len() >= 64;
     let block_at = |low: usize, high: usize| {
@@ -305,7 +375,7 @@ fn is_power(number: u64, base: u64) -> bool {
         .any(|power| power == number)
 }
 
-/// Bytes of a block whose length is known to reach so far.
+/// Bytes of a block, which is long enough; zeros where it is not.
 fn bytes_at<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
     let mut bytes = [0; N];
     if let Some(found) = block.get(at..at + N) {
@@ -314,35 +384,35 @@ fn bytes_at<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
     bytes
 }
 
-/// The length in bytes that an ext4 super block, at the start of `block`, gives the file system; `None` where it is none.
-pub fn ext4_bytes(block: &[u8]) -> Option<u64> {
-    let u32_at = |at: usize| -> Option<u32> {
-        Some(u32::from_le_bytes(block.get(at..at + 4)?.try_into().ok()?))
-    };
-    let magic = u16::from_le_bytes(block.get(0x38..0x3a)?.try_into().ok()?);
-    if magic != 0xEF53 {
-        return None;
-    }
-    let incompat_64bit = u32_at(0x60)? & 0x80 != 0;
-    let high = if incompat_64bit { u32_at(0x150)? } else { 0 };
-    let blocks = u64::from(high) << 32 | u64::from(u32_at(0x4)?);
-    let shift = u32_at(0x18)?;
-    // 1 KiB << 6 = 64 KiB, ext4's largest block.
-    (shift <= 6)
-        .then(|| blocks.checked_mul(1024 << shift))
-        .flatten()
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs::File;
     use std::os::unix::fs::FileExt;
     use std::process::Command;
 
     use super::*;
 
+    /// A volume's block 0 with these counters in its super block.
+    pub(crate) fn stamp_block(counter: u64, written_s: u32, errors: u32) -> Vec<u8> {
+        let mut block = vec![0; 4096];
+        let mut put = |at: usize, bytes: &[u8]| {
+            block[1024 + at..1024 + at + bytes.len()].copy_from_slice(bytes);
+        };
+        put(0x38, &MAGIC.to_le_bytes());
+        put(
+            0x3a,
+            &u16::from(errors > 0)
+                .wrapping_mul(STATE_ERROR)
+                .to_le_bytes(),
+        );
+        put(0x30, &written_s.to_le_bytes());
+        put(0x178, &counter.to_le_bytes());
+        put(0x194, &errors.to_le_bytes());
+        block
+    }
+
     #[test]
-    fn the_checksum_is_the_castagnoli_one() {
+    fn checksum_is_crc32c() {
         // RFC 3720, B.4: 32 bytes of zeros.
         assert_eq!(!crc32c(!0, &[0; 32]), 0x8A91_36AA);
     }
@@ -354,7 +424,7 @@ mod tests {
         assert_eq!(found, [3, 5, 7, 9, 25, 27, 49, 81, 125]);
     }
 
-    /// Makes an image, fills what is said to be hollow with noise, and has e2fsck look at it.
+    /// Makes an image, fills its disposable ranges with noise, and runs e2fsck on it.
     fn survives_noise(size: &str, features: &[&str]) {
         sprat_testkit::requires!(
             sprat_testkit::needs::program("mkfs.ext4")
@@ -378,16 +448,18 @@ mod tests {
             file.read_exact_at(buf, at)
                 .map_err(|error| error.to_string())
         };
-        let found = Super::read(&mut read).unwrap();
+        let mut first = vec![0; 4096];
+        read(0, &mut first).unwrap();
+        let found = SuperBlock::parse(&first).unwrap();
         assert!(!found.has_errors() && !found.needs_recovery());
-        let hollow = found.hollow(&mut read).unwrap();
-        let bytes: u64 = hollow.iter().map(|range| range.end - range.start).sum();
+        let ranges = found.disposable_ranges(&mut read).unwrap();
+        let bytes: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         assert!(bytes > 10 << 20, "{bytes} of {size} with {features:?}");
         assert!(
-            hollow.iter().any(|range| range.end - range.start == BLOCK),
-            "no bitmap is among {hollow:?}"
+            ranges.iter().any(|range| range.end - range.start == BLOCK),
+            "no bitmap is among {ranges:?}"
         );
-        for range in &hollow {
+        for range in &ranges {
             for at in (range.start..range.end).step_by(4096) {
                 file.write_all_at(&[0xA5; 4096], at).unwrap();
             }
@@ -406,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_in_what_is_hollow_harms_no_file_system() {
+    fn noise_in_disposable_ranges_harms_no_file_system() {
         let ours = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,\
                     sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
         let lazy = "lazy_itable_init=1,lazy_journal_init=1,packed_meta_blocks=1";

@@ -14,6 +14,7 @@ use sprat_snapshot::{
 
 use crate::Failure;
 use crate::address::Target;
+use crate::file_system::FileSystemCheck;
 use crate::settings::{
     Access, ClosedReport, ContainerFacts, IdentityPolicy, Notice, Phase, VolumeRoom, VolumeStats,
 };
@@ -302,13 +303,4 @@ pub(crate) enum WorkerReply {
     Kept,
     /// The last order failed.
     Failed(Failure),
-}
-
-/// What `e2fsck -fn` said.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileSystemCheck {
-    /// Nothing was found.
-    pub clean: bool,
-    /// e2fsck's output, cut to a length for people.
-    pub output: String,
 }

@@ -3,8 +3,9 @@
 use sprat_luks::Secret;
 use sprat_snapshot::{CheckReport, CheckSpec, NameList};
 
+use crate::file_system::FileSystemCheck;
 use crate::interrupt::Interrupt;
-use crate::protocol::messages::{FileSystemCheck, WorkerOrder, WorkerReply};
+use crate::protocol::messages::{WorkerOrder, WorkerReply};
 use crate::session::{MountFor, Session, mount_privately};
 use crate::settings::{ContainerFacts, Notice, Observer, Phase, SessionOptions, SessionProgress};
 use crate::supervisor::Watch;

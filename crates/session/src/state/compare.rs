@@ -8,9 +8,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::file_system::{Age, FileSystemState, Stamp};
 use crate::state::file;
 use crate::state::paths::{KNOWN, StatePaths};
-use crate::state::stamp::{Age, FirstBlock, Stamp};
 use crate::{Exit, Failure};
 
 const FORMAT: u32 = 1;
@@ -106,15 +106,15 @@ impl KnownState {
     }
 
     /// Notes for a copy with another volume key what this is for its source, in the state that
-    /// `first_block` shows: the volume's, in plaintext. `paths` and `slots` are the copy's.
+    /// `stamp_block`, in plaintext, shows. `paths` and `slots` are the copy's.
     pub fn with_new_key(
         &self,
         paths: &StatePaths,
-        first_block: &[u8],
+        stamp_block: &[u8],
         file_bytes: u64,
         slots: Slots,
     ) -> Result<(), Failure> {
-        let found = FirstBlock::read(first_block, file_bytes);
+        let found = FileSystemState::read(stamp_block, file_bytes);
         let stamp = found.as_ref().map(|found| found.stamp.clone());
         let finding = self.compare(stamp.as_ref(), false);
         let mut copy = Self {
@@ -336,11 +336,11 @@ fn path(paths: &StatePaths) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::file_system::stamp_block as block;
     use crate::state::paths::tests::paths;
-    use crate::state::stamp::tests::block;
 
     fn stamp(counter: u64) -> Option<Stamp> {
-        Some(FirstBlock::read(&block(counter, 1, 0), 4096)?.stamp)
+        Some(FileSystemState::read(&block(counter, 1, 0), 4096)?.stamp)
     }
 
     #[test]
@@ -413,7 +413,7 @@ mod tests {
             .with_new_key(&copy, &first, 4096, slots.clone())
             .unwrap();
         let mut of_copy = KnownState::load(&copy);
-        let found = FirstBlock::read(&first, 4096).unwrap().stamp;
+        let found = FileSystemState::read(&first, 4096).unwrap().stamp;
         assert_eq!(of_copy.compare(Some(&found), true), Finding::Same);
         assert!(of_copy.check_slots(&slots, "y").is_ok());
         assert!(of_copy.knows_overwritten(&[7]));

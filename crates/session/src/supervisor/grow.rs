@@ -7,6 +7,7 @@ use serde::Serialize;
 use sprat_luks::Secret;
 
 use crate::Failure;
+use crate::file_system::FileSystemKind;
 use crate::interrupt::Interrupt;
 use crate::protocol::messages::{WorkerOrder, WorkerReply};
 use crate::protocol::spawn::Role;
@@ -37,7 +38,7 @@ pub fn grow(
     interrupt: &Interrupt,
 ) -> Result<Grown, Failure> {
     // Before anything is touched: without it the kernel refuses at the very last step.
-    if !sprat_attach::may_grow() {
+    if !FileSystemKind::DEFAULT.may_grow() {
         return Err(Failure::failed(
             "a mounted file system can't be grown here: sprat has no CAP_SYS_RESOURCE",
         )

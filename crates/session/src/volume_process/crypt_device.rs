@@ -1,4 +1,5 @@
-//! The edge: what FUSE serves is deciphered from, and enciphered into, the volume, unless the kernel does that.
+//! The block device that FUSE serves: decrypts what is read from the volume and encrypts what is
+//! written to it, unless the kernel does that.
 
 use std::cell::RefCell;
 use std::io;
@@ -9,31 +10,32 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use sprat_attach::BlockDevice;
 use sprat_luks::SectorCipher;
 use sprat_store::IgnorePoison;
-use sprat_volume::{BLOCK_BYTES, Flush, Volume};
+use sprat_volume::{Flush, Volume};
 use zeroize::Zeroize;
 
-use crate::volume_process::ranges::merged;
-use crate::volume_process::trim::InOrder;
+use crate::file_system::ranges::merged;
+use crate::file_system::{FileSystemKind, FreeIsTrusted, STAMP_BLOCK_BYTES};
 
-/// The volume: in user mode in plaintext, in kernel mode as it is. Below it everything is ciphertext.
+/// The volume as a block device: plaintext in user mode, ciphertext in kernel mode. Everything
+/// below is ciphertext.
 pub(crate) struct CryptDevice {
     volume: Arc<Volume>,
     cipher: Option<SectorCipher>,
     flush: Flush,
     collected: Mutex<Option<Collected>>,
     refuses_writes: AtomicBool,
-    /// The volume's first block as it was last written from above, before it is enciphered here.
-    first_block: Mutex<Option<Vec<u8>>>,
+    /// The file system's stamp block as it was last written from above, before encryption here.
+    stamp_block: Mutex<Option<Vec<u8>>>,
 }
 
-/// More ranges than this are not kept at a time: 64 MiB of memory.
+/// The most ranges that are kept at a time: 64 MiB of memory.
 const RANGES_MAX: usize = 4 << 20;
 
-/// What a file system that is mounted read-only says that it doesn't need.
+/// The ranges that a file system, mounted read-only, reported as unneeded.
 #[derive(Debug, Default)]
 struct Collected {
     ranges: Vec<Range<u64>>,
-    /// Shorter ranges are left out, so that the number of them stays bounded.
+    /// Shorter ranges are skipped, so that their number stays bounded.
     len_min: u64,
 }
 
@@ -61,42 +63,44 @@ impl CryptDevice {
             flush,
             collected: Mutex::new(None),
             refuses_writes: AtomicBool::new(false),
-            first_block: Mutex::new(None),
+            stamp_block: Mutex::new(None),
         }
     }
 
-    /// Refuses every write from now on. For a volume that is mounted read-only and whose journal is
-    /// replayed: the writes of a read-only session go to a local file that nobody keeps, so after
-    /// `mount -o remount,rw` files could be written that are gone at the end.
+    /// Refuses every write from now on. For a volume that is mounted read-only and whose journal
+    /// was replayed. The writes of a read-only session go to a local file that is discarded. So
+    /// after `mount -o remount,rw` a user could write files that are gone at the end.
     pub(crate) fn refuse_writes(&self) {
         self.refuses_writes.store(true, Ordering::Release);
     }
 
-    /// Takes no write from now on, and notes what the file system, which is in order, does not need.
-    pub(crate) fn begin_collecting(&self, _: &InOrder) {
+    /// Refuses every write from now on, and collects the ranges that the file system does not need.
+    /// The argument proves that the file system has no errors.
+    pub(crate) fn begin_collecting(&self, _: &FreeIsTrusted) {
         *self.collected() = Some(Collected::default());
     }
 
-    /// What was noted, in order; `None` if it was not begun. No write is taken any more, either.
+    /// The collected ranges, in order. `None`: collecting was not begun. Writes stay refused.
     pub(crate) fn take_collected(&self) -> Option<Vec<Range<u64>>> {
         let mut collected = self.collected();
         let ranges = std::mem::take(&mut collected.as_mut()?.ranges);
         Some(merged(ranges))
     }
 
-    /// The volume's first block as it was last written, where it was: in plaintext, unless the
-    /// kernel enciphers.
-    pub(crate) fn first_block(&self) -> Option<Vec<u8>> {
-        let first_block = self.first_block.lock();
-        first_block.ignore_poison().clone()
+    /// The file system's stamp block as this session last wrote it: in plaintext, unless the kernel
+    /// encrypts. `None`: it was not written.
+    pub(crate) fn stamp_block(&self) -> Option<Vec<u8>> {
+        let stamp_block = self.stamp_block.lock();
+        stamp_block.ignore_poison().clone()
     }
 
-    fn note_first_block(&self, offset: u64, data: &[u8]) {
-        if offset == 0
-            && let Some(block) = data.get(..BLOCK_BYTES)
-        {
-            let first_block = self.first_block.lock();
-            *first_block.ignore_poison() = Some(block.to_vec());
+    fn note_stamp_block(&self, offset: u64, data: &[u8]) {
+        let range = FileSystemKind::DEFAULT.stamp_range();
+        let at = range.start.checked_sub(offset);
+        let at = at.and_then(|at| usize::try_from(at).ok());
+        if let Some(block) = at.and_then(|at| data.get(at..at.checked_add(STAMP_BLOCK_BYTES)?)) {
+            let stamp_block = self.stamp_block.lock();
+            *stamp_block.ignore_poison() = Some(block.to_vec());
         }
     }
 
@@ -119,16 +123,16 @@ impl BlockDevice for CryptDevice {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        // What is noted as unneeded must not come into use behind the note's back.
+        // A range that was reported as unneeded must not come into use afterwards.
         if self.refuses_writes.load(Ordering::Acquire) || self.collected().is_some() {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
-        self.note_first_block(offset, data);
+        self.note_stamp_block(offset, data);
         let Some(cipher) = &self.cipher else {
             return self.volume.write_at(offset, data).map_err(io::Error::other);
         };
         thread_local! {
-            /// One request's ciphertext; as large as the largest request, 1 MiB.
+            /// One request's ciphertext. It grows to the largest request, 1 MiB.
             static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         SEALED.with_borrow_mut(|sealed| {
@@ -164,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn collected_ranges_are_joined_and_many_short_ones_give_way_to_long_ones() {
+    fn collected_ranges_are_joined_and_short_ones_dropped_first() {
         let mut collected = Collected::default();
         for range in [8192..12288, 12288..16384, 0..4096] {
             collected.note(range);

@@ -1,4 +1,4 @@
-//! Makes the container file longer, under the lock, before the volume in it is opened.
+//! Extends the container file, under the lease, before the volume in it is opened.
 
 use sprat_store::StoreFile;
 use sprat_volume::{Fenced, SessionHooks as _};
@@ -6,8 +6,9 @@ use sprat_volume::{Fenced, SessionHooks as _};
 use crate::volume_process::lease::ContainerLease;
 use crate::{Failure, text};
 
-/// Gives `file`, which has `file_bytes`, the length `wanted_bytes`; durable when it returns.
-pub(crate) fn lengthen(
+/// Extends `file`, which has `file_bytes`, to `wanted_bytes`. The new length is durable when this
+/// returns.
+pub(crate) fn extend_file(
     file: &dyn StoreFile,
     lease: &ContainerLease,
     file_bytes: u64,
@@ -18,20 +19,20 @@ pub(crate) fn lengthen(
             "the container has {file_bytes} bytes already, more than {wanted_bytes}"
         ))
         .with_hint(
-            "nothing was changed. A container can't be made smaller in its place, and needs not: \
-             it takes only what is written (`sprat trim` gives back what was deleted). To have a \
+            "nothing was changed. A container can't be made smaller in place. It need not be: it \
+             occupies only what is written (`sprat trim` gives back what was deleted). For a \
              smaller limit, make a new container with `sprat init --size` and back up to it",
         ));
     }
     if wanted_bytes == file_bytes {
         return Ok(());
     }
-    lease.still_ours()?;
-    // What a dead session had under way is settled by the volume, not by this.
+    lease.verify()?;
+    // Pending writes of a dead session are recovered by the volume, not here.
     let others = lease.record().in_doubt();
-    // Should the answer be lost, the server may do it late: the next session waits for that. The
-    // first block stands for it; it is no part of the volume, so nothing is written anew. Settled
-    // with all else when the volume is closed.
+    // If the answer is lost, the server may extend the file late. The next session must wait for
+    // that, so a range is recorded. The first block stands for it: it is no part of the volume, so
+    // nothing is written again. It is resolved with everything else when the volume is closed.
     lease
         .before_send(std::slice::from_ref(&(0..4096)))
         .map_err(|fenced| match fenced {
@@ -48,11 +49,11 @@ pub(crate) fn lengthen(
             ));
         }
         if others.is_empty() {
-            lease.all_settled()?;
+            lease.all_resolved()?;
         }
         return Err(Failure::from(&error).with_hint(format!(
-            "the container has its {} as before, and is used as before. The server's file system \
-             may not hold a file of {}, or its quota not allow it",
+            "the container still has {}, and works as before. The server's file system may not \
+             support a file of {}, or a quota may not allow it",
             text::bytes(file_bytes),
             text::bytes(wanted_bytes)
         )));

@@ -1,5 +1,5 @@
-//! Whether the container still lies under its name when a session ends: what was written goes into the
-//! open file, also when somebody has removed that or moved it away.
+//! Checks at the end of a session whether the container still has its name. Writes go into the open
+//! file, even if somebody has removed or renamed it.
 
 use std::os::unix::fs::MetadataExt;
 
@@ -9,12 +9,12 @@ use crate::address::{Location, Target};
 use crate::volume_process::lease::ContainerLease;
 use crate::{Exit, Failure};
 
-/// Which file lies under the container's name, where the system tells.
+/// The file that has the container's name, if the system reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Inode(u64, u64);
 
 impl Inode {
-    /// Of a local container; SFTP doesn't tell.
+    /// For a local container. SFTP does not report it.
     pub(crate) fn of(target: &Target) -> Option<Self> {
         let Location::Local { folder } = &target.place else {
             return None;
@@ -24,7 +24,7 @@ impl Inode {
     }
 }
 
-/// The container as it was opened.
+/// The container as it was when it was opened.
 #[derive(Debug, Clone)]
 pub(crate) struct Opened {
     pub target: Target,
@@ -32,28 +32,30 @@ pub(crate) struct Opened {
     pub file_bytes: u64,
 }
 
-/// Asks once. What the server doesn't answer is no reason to doubt.
+/// Checks once. A question that the server does not answer is no reason for doubt.
 pub(crate) fn check(opened: &Opened, lease: &ContainerLease) -> Result<(), Failure> {
-    let lost =
-        |why: String| {
-            Err(Failure::new(
+    let lost = |why: String| {
+        Err(Failure::new(
             Exit::Damaged,
-            format!("{} is no longer the file that this session wrote to", opened.target),
+            format!(
+                "{} is no longer the file that this session wrote to",
+                opened.target
+            ),
         )
         .because(why)
         .with_hint(
-            "what this run wrote went into the file that had that name, and is lost with it where \
-             that was removed. If it was moved, move it back and run again; else run again with \
-             what lies there now, or make a new container with `sprat init`",
+            "this run wrote to the file that had that name. If that file was removed, these \
+             writes are lost. If it was moved, move it back and run again. Otherwise run again \
+             with the file that is there now, or make a new container with `sprat init`",
         ))
-        };
+    };
     match lease.store().stat(lease.container()) {
         Err(error) if error.kind() == StoreErrorKind::NotFound => {
-            return lost("nothing lies there: it was removed or moved away meanwhile".to_owned());
+            return lost("there is no file: it was removed or moved away meanwhile".to_owned());
         }
         Ok(stat) if stat.len != opened.file_bytes => {
             return lost(format!(
-                "a file of {} bytes lies there, and {} were opened",
+                "there is a file of {} bytes, but the opened one had {}",
                 stat.len, opened.file_bytes
             ));
         }
@@ -61,7 +63,7 @@ pub(crate) fn check(opened: &Opened, lease: &ContainerLease) -> Result<(), Failu
     }
     let now = Inode::of(&opened.target);
     if opened.inode.is_some() && now.is_some() && now != opened.inode {
-        return lost("another file of the same length lies there".to_owned());
+        return lost("there is another file of the same length".to_owned());
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! What this machine knows of the container, over one session: compared before anything is written,
-//! and noted again at the end.
+//! This machine's state about the container during one session: compared before anything is
+//! written, and recorded again at the end.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use sprat_luks::{Header, SectorCipher};
 
+use crate::file_system::{FileSystemKind, FileSystemState};
 use crate::protocol::messages::VolumeStart;
 use crate::settings::{Access, Notice};
 use crate::state::paths::StatePaths;
-use crate::state::{Finding, FirstBlock, KnownState, older};
+use crate::state::{Finding, KnownState, older};
 use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::open::prefetch::Unlocked;
 use crate::volume_process::shutdown::EventSender;
@@ -24,17 +25,17 @@ pub(crate) struct Knowledge {
     /// The key slot that opened.
     opened_by: Option<u32>,
     finding: Finding,
-    found: Option<FirstBlock>,
-    /// Decrypts the first block where the kernel decrypts the rest.
+    found: Option<FileSystemState>,
+    /// Decrypts the stamp block where the kernel decrypts the rest.
     cipher: Option<SectorCipher>,
-    /// What is seen may not be noted: another session may be writing.
+    /// What this session sees must not be recorded: another session may be writing.
     unsure: bool,
-    /// No other machine has held the container since this one did.
+    /// No other machine has had the lease since this machine had it last.
     own: bool,
 }
 
 impl Knowledge {
-    /// Loads what is known.
+    /// Loads this machine's state.
     pub(super) fn new(
         start: &VolumeStart,
         lease: &Arc<ContainerLease>,
@@ -58,7 +59,7 @@ impl Knowledge {
         })
     }
 
-    /// Of a container that is being made: nothing is known.
+    /// For a new container. Nothing is known of it.
     pub(super) fn of_new(
         start: &VolumeStart,
         header: &Header,
@@ -77,16 +78,16 @@ impl Knowledge {
         }
     }
 
-    /// Compares the state that the server shows with the known one. `first_block` is plaintext;
-    /// `None` where its cipher is the kernel's alone, and then nothing is compared.
+    /// Compares the state that the server shows with the known one. `stamp_block` is plaintext.
+    /// `None`: only the kernel has its cipher, and nothing is compared.
     pub(super) fn compare(
         &mut self,
         start: &VolumeStart,
-        first_block: Option<&[u8]>,
+        stamp_block: Option<&[u8]>,
         file_bytes: u64,
         events: &EventSender,
     ) -> Result<(), Failure> {
-        self.found = first_block.and_then(|block| FirstBlock::read(block, file_bytes));
+        self.found = stamp_block.and_then(|block| FileSystemState::read(block, file_bytes));
         let stamp = self.found.as_ref().map(|found| &found.stamp);
         self.finding = self.known.compare(stamp, self.own);
         if let Finding::Older { known, found } = &self.finding {
@@ -108,7 +109,7 @@ impl Knowledge {
         self.found.as_ref()?.errors
     }
 
-    /// Whether a check of this machine has named what these blocks of the volume hold.
+    /// Whether a check on this machine has reported the content of these blocks of the volume.
     pub(super) fn knows_overwritten(&self, blocks: &[u64]) -> bool {
         self.known.knows_overwritten(blocks)
     }
@@ -130,32 +131,34 @@ impl Knowledge {
         }
     }
 
-    /// Notes that this session is about to write; to be called before anything is sent.
+    /// Records that this session is about to write. Must be called before anything is sent.
     pub(super) fn begin_writing(&mut self) -> Result<(), Failure> {
         self.known.begin_writing(&self.paths)
     }
 
-    /// Everything that was written is durable, and the file has this length. `first_block` is the
-    /// volume's as it was last written, in plaintext unless the kernel decrypts. Notes the state
-    /// that the container is left in. An error: the file system has met errors in this session.
+    /// Records the state in which the session leaves the container. All writes are durable, and the
+    /// file has this length. `stamp_block` is the block as it was last written: plaintext, unless the
+    /// kernel decrypts. An error: the file system has met errors in this session.
     pub(super) fn end_writing(
         &mut self,
-        first_block: Option<Vec<u8>>,
+        stamp_block: Option<Vec<u8>>,
         file_bytes: u64,
         newest: Option<BTreeMap<String, String>>,
         events: &EventSender,
     ) -> Result<(), Failure> {
-        let written = first_block.and_then(|mut block| {
+        let written = stamp_block.and_then(|mut block| {
             if let Some(cipher) = &self.cipher {
-                cipher.decrypt(0, &mut block).ok()?;
+                cipher
+                    .decrypt(FileSystemKind::DEFAULT.stamp_range().start, &mut block)
+                    .ok()?;
             }
-            FirstBlock::read(&block, file_bytes)
+            FileSystemState::read(&block, file_bytes)
         });
         let last = written.or_else(|| self.found.clone());
         let errors = last.as_ref().and_then(|last| last.errors);
         let stamp = last.map(|last| last.stamp);
         let noted = self.known.end_writing(&self.paths, stamp, newest);
-        tell(noted.and_then(|()| self.accept_slots()), events);
+        report_unrecorded(noted.and_then(|()| self.accept_slots()), events);
         match errors {
             None => Ok(()),
             Some(errors) => Err(met_errors(errors).with_hint(format!(
@@ -164,10 +167,11 @@ impl Knowledge {
         }
     }
 
-    /// Notes the state that a session which only read has seen. Reading needs no writable state
-    /// folder, so what can't be noted is no failure.
+    /// Records the state that a read-only session has seen. PrefetchThread needs no writable state folder,
+    /// so a failure to record is ignored.
     pub(super) fn end_reading(&mut self) {
-        // What has no file system that is known may be another container's header: it is not believed.
+        // If there is no known file system, this may be another container's header. It is not
+        // trusted.
         if self.unsure || self.found.is_none() {
             return;
         }
@@ -187,8 +191,9 @@ impl Knowledge {
     }
 }
 
-/// The container is whole, and the next session says only less of it.
-pub(super) fn tell(noted: Result<(), Failure>, events: &EventSender) {
+/// Reports what could not be recorded. The container is complete; the next session only knows less
+/// of it.
+pub(super) fn report_unrecorded(noted: Result<(), Failure>, events: &EventSender) {
     if let Err(failure) = noted {
         let causes = failure.causes.join("; ");
         events.notice(Notice::NotNoted {

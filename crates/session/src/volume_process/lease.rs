@@ -1,4 +1,4 @@
-//! What keeps a container this session's own: local record, lock, renewal, safe reconnecting.
+//! A session's lease on its container: local record, lease file, renewal, safe reconnecting.
 
 mod late_writes;
 mod renewal;
@@ -18,83 +18,85 @@ use sprat_store::{
 use sprat_volume::{Fenced, ReconnectError};
 
 use crate::volume_process::connection::{Connection, HeaderBytes};
-use crate::volume_process::late::{Found, Sent};
-use crate::volume_process::trim::Way;
+use crate::volume_process::late::{LateRecords, Sent};
 use crate::{Exit, Failure};
 
 pub(crate) use crate::volume_process::lease::renewal::keep_renewing;
 
-/// The container, held.
+/// A container that this session has acquired.
 pub(crate) struct ContainerLease {
     connection: Connection,
     record: WriteJournal,
-    /// The container, which the lock is about.
+    /// The container that the lease is for.
     container: FileName,
-    /// The file that is open: the container, or the one that is to become it.
+    /// The file that is open: the container, or the file that becomes it.
     file_name: FileName,
     access: Access,
-    /// What its header may ask for.
+    /// Limits for what the header may require.
     opened_by: OpenedBy,
     store: RwLock<Arc<dyn Store>>,
     lock: RwLock<Option<Lock>>,
-    /// A lock that a dead session of this host left, for a read-only session.
+    /// A lease that a dead session of this host left. For a read-only session.
     stale_lock: Option<LockInfo>,
-    /// The highest lease when a session that only reads began: it counts every session that writes.
+    /// The highest lease at the beginning of a read-only session. Each session that writes has a
+    /// higher one.
     highest: Option<u64>,
-    /// That one is this machine's.
+    /// The highest lease is this machine's.
     highest_is_own: bool,
-    /// Renewals that failed, one after another.
+    /// Renewals that failed in a row.
     failed_renewals: AtomicU32,
-    /// What was found first; what a reconnect must find again.
+    /// What the container was when it was opened. A reconnect must find the same.
     known: OnceLock<(Pins, u64)>,
-    /// Since when every process of the session before is surely gone.
+    /// When we learned that all processes of the previous session had exited.
     held_since: Instant,
-    /// Bytes may be on their way that no fsync covers.
-    unsettled: AtomicBool,
-    /// When the lock was last read and ours, as [`since_boot`] counts.
+    /// Writes may be pending that no fsync covers.
+    unresolved: AtomicBool,
+    /// When the lease was last read and ours, by [`since_boot`].
     verified: Mutex<Option<Duration>>,
-    /// What a session that only reads began with.
-    began_with: OnceLock<BeganWith>,
+    /// The state at the beginning of a read-only session.
+    initial_state: OnceLock<InitialState>,
     /// Why nothing may be sent any more.
     lost: Mutex<Option<Failure>>,
-    /// What lay beside the container when this session began.
-    late_found: Found,
+    /// Lists and notes that lay beside the container when this session began.
+    late_records: LateRecords,
     /// What this session sent, once the key is known.
     sent: OnceLock<Sent>,
     /// Whether the machine is about to sleep.
     sleep: sleep::Sleep,
-    /// Who hears how far a dead session's bytes are settled.
-    says: OnceLock<Box<dyn Fn(u64, u64) + Send + Sync>>,
+    /// Receives the progress of the recovery of a dead session's writes.
+    recovery_listener: OnceLock<Box<dyn Fn(u64, u64) + Send + Sync>>,
 }
 
-/// What every session that writes changes: ext4's super block, at each mount for writing.
-struct BeganWith {
+/// What every session that writes changes: the length, or the file system's stamp block.
+struct InitialState {
     file_bytes: u64,
-    offset_bytes: u64,
-    first_block: Vec<u8>,
+    /// Where the stamp block lies in the file.
+    stamp_at: u64,
+    stamp_block: Vec<u8>,
 }
 
-/// What became of the lock at a renewal.
-pub(crate) enum Renewed {
-    /// It is still ours, or nobody writes.
-    Held,
-    /// Nothing is known: the line is gone.
-    LineLost(StoreError),
-    /// The container is no longer held.
+/// The result of a renewal.
+pub(crate) enum Renewal {
+    /// The lease is still ours, or nobody writes.
+    Ours,
+    /// The connection is lost, so the state of the lease is unknown.
+    ConnectionLost(StoreError),
+    /// The container is no longer ours.
     Lost,
 }
 
-/// A lock that was read longer ago is read again before anything is sent: whoever watched it since
-/// may have taken it for a dead session's. A machine that slept has renewed nothing. A quarter of
-/// the time for which `sprat unlock` watches.
+/// If the lease was read longer ago than this, it is read again before anything is sent. A session
+/// that observed it since may have taken it for a dead session's: a machine that slept has renewed
+/// nothing. The age is a quarter of the time for which `sprat unlock` observes a lease.
 fn verified_to_send_age_max(quiet_time: Duration) -> Duration {
     (quiet_time / 2).clamp(Duration::from_secs(2), Duration::from_secs(10))
 }
 
-/// A lease whose counter can't be written looks like a dead session's: then nothing more is sent.
+/// A lease whose counter can't be written looks like a dead session's. After so many failed
+/// renewals nothing more is sent.
 const FAILED_RENEWALS_MAX: u32 = 3;
 
-/// What a [`ContainerLease`] is made of.
+/// The parts of a [`ContainerLease`].
 pub(crate) struct LeaseParts {
     pub connection: Connection,
     pub record: WriteJournal,
@@ -107,12 +109,12 @@ pub(crate) struct LeaseParts {
     pub stale_lock: Option<LockInfo>,
     pub highest: Option<u64>,
     pub highest_is_own: bool,
-    pub late_found: Found,
+    pub late_records: LateRecords,
 }
 
 impl ContainerLease {
     pub(crate) fn new(parts: LeaseParts) -> Self {
-        let unsettled = !parts.record.in_doubt().is_empty();
+        let unresolved = !parts.record.in_doubt().is_empty();
         Self {
             connection: parts.connection,
             record: parts.record,
@@ -128,23 +130,23 @@ impl ContainerLease {
             failed_renewals: AtomicU32::new(0),
             known: OnceLock::new(),
             held_since: Instant::now(),
-            unsettled: AtomicBool::new(unsettled),
+            unresolved: AtomicBool::new(unresolved),
             verified: Mutex::new(None),
-            began_with: OnceLock::new(),
+            initial_state: OnceLock::new(),
             lost: Mutex::new(None),
-            late_found: parts.late_found,
+            late_records: parts.late_records,
             sent: OnceLock::new(),
             sleep: sleep::Sleep::default(),
-            says: OnceLock::new(),
+            recovery_listener: OnceLock::new(),
         }
     }
 
-    /// Calls `events` with the bytes that are settled, and of how many, while the volume is opened.
-    pub(crate) fn while_settling(&self, events: impl Fn(u64, u64) + Send + Sync + 'static) {
-        let _ = self.says.set(Box::new(events));
+    /// Calls `events` while the volume is opened, with the bytes that are recovered and their total.
+    pub(crate) fn on_recovery_progress(&self, events: impl Fn(u64, u64) + Send + Sync + 'static) {
+        let _ = self.recovery_listener.set(Box::new(events));
     }
 
-    /// The store as it is reached now.
+    /// The store, over the current connection.
     pub(crate) fn store(&self) -> Arc<dyn Store> {
         Arc::clone(&self.store.read().ignore_poison())
     }
@@ -161,12 +163,14 @@ impl ContainerLease {
         &self.record
     }
 
-    /// Since when every process of the session before is surely gone: its flock is ours.
+    /// When we learned that all processes of the previous session had exited: we got the local
+    /// record's flock.
     pub(crate) fn held_since(&self) -> Instant {
         self.held_since
     }
 
-    /// For how long what was under way at a loss may still be carried out; zero where nothing can.
+    /// How long the server may still carry out requests that were pending when a connection was
+    /// lost. Zero if it can't.
     pub(crate) fn quiet_time(&self) -> Duration {
         match self.server_outlives_us() {
             true => self.connection.quiet_time(),
@@ -174,36 +178,36 @@ impl ContainerLease {
         }
     }
 
-    /// Whether what a dead session sent may still arrive in the file.
+    /// Whether a dead session's writes may still arrive in the file.
     pub(crate) fn server_outlives_us(&self) -> bool {
         self.connection.outlives_us()
     }
 
-    /// Whether a dead session of this machine has left its lock, and this session only reads.
+    /// Whether a dead session of this machine has left its lease, and this session only reads.
     pub(crate) fn left_by_dead_session(&self) -> bool {
         self.stale_lock.is_some()
     }
 
-    /// Whether the lease was a dead session's of this machine.
+    /// Whether the lease was taken over from a dead session of this machine.
     pub(crate) fn took_over(&self) -> bool {
         let held = self.lock.read().ignore_poison();
         held.as_ref().is_some_and(Lock::took_over)
     }
 
-    /// No other machine has held the container since this one did.
+    /// Whether no other machine has had the lease since this machine had it last.
     pub(crate) fn follows_own(&self) -> bool {
         let held = self.lock.read().ignore_poison();
         held.as_ref().map_or(self.highest_is_own, Lock::follows_own)
     }
 
-    /// Whether something of an earlier session may still arrive: a rename, too.
+    /// Whether a request of an earlier session, such as a rename, may still arrive.
     pub(crate) fn late_requests_may_arrive(&self) -> bool {
         let held = self.lock.read().ignore_poison();
         held.as_ref()
             .is_some_and(|lock| lock.took_over() || lock.may_arrive())
     }
 
-    /// Which of all sessions changes the container's keys here.
+    /// Identifies this session among all sessions that change the container's keys.
     pub(crate) fn turn(&self) -> Turn {
         let held = self.lock.read().ignore_poison();
         let lease = held.as_ref().map_or(0, Lock::ordinal);
@@ -214,7 +218,7 @@ impl ContainerLease {
         }
     }
 
-    /// Removes leases that nobody needs any more. What fails is tried by the next session.
+    /// Removes old leases that nobody needs. If this fails, the next session tries again.
     fn remove_old_leases(&self) {
         let store = self.store();
         if let Some(lock) = &*self.lock.read().ignore_poison() {
@@ -222,18 +226,18 @@ impl ContainerLease {
         }
     }
 
-    /// Notes what the container is; a reconnect accepts nothing else.
+    /// Records what the container is. A reconnect accepts nothing else.
     pub(crate) fn learn(&self, pins: Pins, file_bytes: u64) {
-        // Learnt once: the first word counts.
+        // Only the first value counts.
         let _ = self.known.set((pins, file_bytes));
     }
 
-    /// The container's UUID, as its header tells it; `None` before [`learn`](Self::learn).
+    /// The container's UUID, from its header. `None` before [`learn`](Self::learn).
     pub(crate) fn uuid(&self) -> Option<&str> {
         Some(&self.known.get()?.0.uuid)
     }
 
-    /// Why this session no longer holds the container.
+    /// Why the container is no longer ours.
     pub(crate) fn lost(&self) -> Option<Failure> {
         self.lost.lock().ignore_poison().clone()
     }
@@ -243,9 +247,9 @@ impl ContainerLease {
         lost.get_or_insert(failure);
     }
 
-    /// Renews the lock, or, in a session that only reads, looks whether somebody took one or wrote
+    /// Renews the lease. A read-only session checks instead whether somebody acquired one or wrote
     /// meanwhile.
-    pub(crate) fn renew(&self) -> Renewed {
+    pub(crate) fn renew(&self) -> Renewal {
         let store = self.store();
         let begun = since_boot();
         let held = match &*self.lock.read().ignore_poison() {
@@ -257,67 +261,68 @@ impl ContainerLease {
             Ok(()) => {
                 self.note_verified(begun);
                 self.failed_renewals.store(0, Ordering::SeqCst);
-                Renewed::Held
+                Renewal::Ours
             }
-            // A lost line says nothing of the lock: it is checked again on the new one, which
-            // nobody else may ask for while the session is idle. One that is there by now is not
-            // blamed.
+            // A lost connection recovery_listener nothing about the lease. The lease is checked again on the
+            // next connection, which nobody else may request while the session is idle. If the
+            // connection was replaced meanwhile, this error recovery_listener nothing about the new one.
             Err(LockError::Store { source, .. })
                 if source.kind() == StoreErrorKind::Disconnected
                     && Arc::ptr_eq(&store, &self.store()) =>
             {
-                Renewed::LineLost(source)
+                Renewal::ConnectionLost(source)
             }
             Err(LockError::Store { .. })
                 if self.failed_renewals.fetch_add(1, Ordering::SeqCst) + 1
                     < FAILED_RENEWALS_MAX =>
             {
-                Renewed::Held
+                Renewal::Ours
             }
             Err(error) => {
                 self.lose(Failure::from(&error));
-                Renewed::Lost
+                Renewal::Lost
             }
         }
     }
 
     /// Between two renewals: reads the lease of a session that writes.
-    fn look_early(&self) -> Renewed {
+    fn verify_early(&self) -> Renewal {
         if self.access == Access::ReadWrite
-            && let Err(error) = self.still_ours()
+            && let Err(error) = self.verify()
         {
             return match error {
-                // The next renewal finds the same, and says so.
-                LockError::Store { .. } => Renewed::Held,
+                // The next renewal finds the same error and reports it.
+                LockError::Store { .. } => Renewal::Ours,
                 error => {
                     self.lose(Failure::from(&error));
-                    Renewed::Lost
+                    Renewal::Lost
                 }
             };
         }
-        Renewed::Held
+        Renewal::Ours
     }
 
-    /// Notes what a session that only reads begins with: a session that came and went between two
-    /// looks for locks leaves another super block.
-    pub(crate) fn begin_reading(&self, file_bytes: u64, offset_bytes: u64, first_block: Vec<u8>) {
-        let _ = self.began_with.set(BeganWith {
+    /// Records the state at the beginning of a read-only session. Another session may come and go
+    /// between two checks of the leases; it leaves another stamp block. `stamp_at` is its offset in
+    /// the file.
+    pub(crate) fn begin_reading(&self, file_bytes: u64, stamp_at: u64, stamp_block: Vec<u8>) {
+        let _ = self.initial_state.set(InitialState {
             file_bytes,
-            offset_bytes,
-            first_block,
+            stamp_at,
+            stamp_block,
         });
     }
 
-    /// At the end of a session that only read: whether what it read was of one state. A line that is
-    /// gone just now tells nothing; it was looked a short while ago.
+    /// At the end of a read-only session: whether everything it read belongs to one state. A
+    /// connection that is lost just now recovery_listener nothing, and the last check was a short while ago.
     pub(crate) fn was_undisturbed(&self) -> Result<(), LockError> {
-        match self.still_ours() {
+        match self.verify() {
             Err(LockError::Store { .. }) => Ok(()),
-            looked => looked,
+            other => other,
         }
     }
 
-    /// A read-only session takes no lock, so it must see for itself that nobody writes, or did.
+    /// A read-only session has no lease. So it must check by itself that nobody writes, or wrote.
     fn still_alone(&self, store: &dyn Store) -> Result<(), LockError> {
         let now = lock::inspect_near(store, &self.container, self.highest)?;
         let came_and_went = now.highest != self.highest && !self.ignores_locks();
@@ -327,8 +332,9 @@ impl ContainerLease {
                 info: Box::new(info),
             }),
             _ if came_and_went
-                || self.began_with.get().is_some_and(|began| {
-                    // Locks are looked at first: whoever wrote and is gone wrote before that.
+                || self.initial_state.get().is_some_and(|began| {
+                    // The leases are checked first: a session that wrote and ended had written
+                    // before that.
                     !self.is_as(began, store).unwrap_or(true)
                 }) =>
             {
@@ -340,20 +346,20 @@ impl ContainerLease {
         }
     }
 
-    fn is_as(&self, began: &BeganWith, store: &dyn Store) -> Result<bool, StoreError> {
+    fn is_as(&self, began: &InitialState, store: &dyn Store) -> Result<bool, StoreError> {
         let file = store.open(&self.file_name, Access::ReadOnly)?;
-        let mut block = vec![0; began.first_block.len()];
-        match file.read_at(began.offset_bytes, &mut block, ReadClass::Demand) {
+        let mut block = vec![0; began.stamp_block.len()];
+        match file.read_at(began.stamp_at, &mut block, ReadClass::Demand) {
             Ok(()) => {}
             Err(StoreError::Truncated { .. }) => return Ok(false),
             Err(error) => return Err(error),
         }
-        Ok(block == began.first_block && file.len()? >= began.file_bytes)
+        Ok(block == began.stamp_block && file.len()? >= began.file_bytes)
     }
 
-    /// A session that reads behind a lock that it was asked to ignore.
+    /// Whether this session reads although another one has the lease (`--ignore-lock`).
     fn ignores_locks(&self) -> bool {
-        self.began_with.get().is_none() && self.known.get().is_some()
+        self.initial_state.get().is_none() && self.known.get().is_some()
     }
 
     fn is_stale(&self, info: &LockInfo) -> bool {
@@ -362,19 +368,21 @@ impl ContainerLease {
             .is_some_and(|stale| stale.number == info.number && stale.token == info.token)
     }
 
-    /// Gives the lock back. Only what is settled may be let go: with bytes still under way the
-    /// lock stays, so that the next session settles them first. True if no lock is left.
+    /// Releases the lease. While writes are pending or unresolved the lease stays, so that the next
+    /// session recovers them first. Returns true if no lease is left.
     pub(crate) fn release(&self) -> Result<bool, LockError> {
         let mut held = self.lock.write().ignore_poison();
-        // Under the lock: nothing is sent between this look and the end. A wait for a dead session's
-        // bytes that did not come to its end is still to be waited: the lock says so.
-        let unsettled = self.unsettled.load(Ordering::SeqCst) || self.record.owes_quiet();
-        if unsettled {
+        // Checked under the mutex, so nothing is sent between this check and the end. If the wait
+        // for a dead session's writes did not end, it is still due, and the lease tells the next
+        // session so.
+        let unresolved = self.unresolved.load(Ordering::SeqCst) || self.record.owes_quiet();
+        if unresolved {
             return Ok(false);
         }
         if self.lost().is_some() {
-            // Who took over from a change of keys, or from a session that sent nothing, need not wait. A
-            // session that noted what it sent leaves its list first, and answers then.
+            // A session that took over from a change of keys, or from a session that sent nothing,
+            // need not wait. A session that recorded what it sent leaves its list first, and
+            // answers then.
             if self.sent.get().is_none()
                 && let Some(lock) = held.take()
             {
@@ -393,8 +401,8 @@ impl ContainerLease {
         Ok(true)
     }
 
-    /// Gives the lock back after `last`, before which nothing more is sent and after which nothing
-    /// of it matters.
+    /// Releases the lease after `last`. Nothing is sent before `last` any more, and nothing that
+    /// was sent matters after it.
     pub(crate) fn release_after(
         &self,
         last: impl FnOnce(&dyn Store) -> Result<(), Failure>,
@@ -405,32 +413,31 @@ impl ContainerLease {
             held.take()
         };
         last(&*store)?;
-        self.all_settled()?;
+        self.all_resolved()?;
         if let Some(lock) = lock {
             lock.release(&*store)?;
         }
         Ok(())
     }
 
-    /// Everything sent is durable, by the word of a flush outside the volume (the header's).
-    pub(crate) fn all_settled(&self) -> Result<(), LockError> {
+    /// Everything that was sent is durable, because a flush outside the volume (the header's)
+    /// succeeded.
+    pub(crate) fn all_resolved(&self) -> Result<(), LockError> {
         self.record.all_resolved()?;
-        self.unsettled.store(false, Ordering::SeqCst);
+        self.unresolved.store(false, Ordering::SeqCst);
         Ok(())
     }
 
-    /// A shell on the server that can punch holes into the container; `None` for a local store.
-    pub(crate) fn puncher(&self) -> Result<Option<Puncher>, Way> {
+    /// A shell on the server that can punch holes into the container. `None` for a local store.
+    pub(crate) fn puncher(&self) -> Result<Option<Puncher>, PunchError> {
         let fence = match &*self.lock.read().ignore_poison() {
-            Some(lock) => lock
-                .fence()
-                .map_err(|error| Way::Failed(Failure::from(&error)))?,
+            Some(lock) => lock.fence().map_err(|error| Failure::from(&error))?,
             None => return Ok(None),
         };
         Ok(self.connection.puncher(&self.file_name, fence)?)
     }
 
-    /// Whether a header is that of the container that was opened.
+    /// Checks that a header belongs to the container that was opened.
     pub(crate) fn check_known(&self, header: &Header) -> Result<(), Failure> {
         match self.known.get() {
             Some((pins, _)) => Ok(header.check_pins(pins)?),
@@ -438,24 +445,24 @@ impl ContainerLease {
         }
     }
 
-    /// Reads the lock again before something that can't be undone.
-    pub(crate) fn still_ours(&self) -> Result<(), LockError> {
-        self.verify_lock(&*self.store())
+    /// Reads the lease again, before a step that can't be undone.
+    pub(crate) fn verify(&self) -> Result<(), LockError> {
+        self.verify_on(&*self.store())
     }
 
-    fn verify_lock(&self, store: &dyn Store) -> Result<(), LockError> {
+    fn verify_on(&self, store: &dyn Store) -> Result<(), LockError> {
         let begun = since_boot();
         self.read_lock_again(store)?;
         self.note_verified(begun);
         Ok(())
     }
 
-    /// On a new connection: makes the next lease, or looks once more where there is none.
+    /// On a new connection: makes the next lease, or checks again if this session has none.
     fn reacquire(&self, store: &dyn Store) -> Result<(), LockError> {
         let begun = since_boot();
         match &*self.lock.read().ignore_poison() {
             Some(lock) => lock.reacquire(store)?,
-            None => return self.verify_lock(store),
+            None => return self.verify_on(store),
         }
         self.note_verified(begun);
         Ok(())
@@ -465,18 +472,18 @@ impl ContainerLease {
         let mut verified = self.verified.lock().ignore_poison();
         *verified = (*verified).max(Some(begun));
         if let Some(sent) = self.sent.get() {
-            sent.looked(begun);
+            sent.lease_checked(begun);
         }
     }
 
-    /// The last look at the lock is so long ago.
+    /// Sets the age of the last check.
     #[cfg(test)]
-    pub(crate) fn looked_ago(&self, age: Duration) {
+    pub(crate) fn set_last_check_age(&self, age: Duration) {
         let mut verified = self.verified.lock().ignore_poison();
         *verified = since_boot().checked_sub(age);
     }
 
-    /// Reads the lock again where the last look is too long ago to send by.
+    /// Reads the lease again if the last check is too old to send.
     fn verify_to_send(&self) -> Result<(), Fenced> {
         let verified = *self.verified.lock().ignore_poison();
         match verified {
@@ -501,13 +508,14 @@ impl ContainerLease {
         }
     }
 
-    /// Opens the file on a new connection if it is still the same container, held by us.
+    /// Opens the file on a new connection, if it is still the same container and ours.
     fn reopen(&self) -> Result<Arc<dyn StoreFile>, ReconnectError> {
-        // Whatever is said before the lock was read is waited out: a server that starts answers logins
-        // before its keys, its home or its disk are there, or with another host key (one that asks for
-        // the disk's passphrase). ssh sends nothing to a host that it doesn't know.
+        // Every failure before the lease was read is retried. A server that starts may answer
+        // logins before its keys, its home or its disk are there. It may also have another host
+        // key, for example that of a system that asks for the disk's passphrase. ssh sends nothing
+        // to an unknown host.
         let store = self.connection.connect().map_err(ReconnectError::Retry)?;
-        // No container, and no lock either, which would be taken for lost.
+        // If the container is missing, so is the lease, and it would count as lost.
         store.stat(&self.file_name).map_err(ReconnectError::Retry)?;
         self.reacquire(&*store).map_err(|error| match error {
             LockError::Store { source, .. } => ReconnectError::Retry(source),
@@ -525,7 +533,8 @@ impl ContainerLease {
         };
         if file_bytes != *known_bytes {
             return Err(self.another(&format!(
-                "the container had {known_bytes} bytes before the line was lost, now {file_bytes}"
+                "the container had {known_bytes} bytes before the connection was lost, now \
+                 {file_bytes}"
             )));
         }
         let header = AnyHeader::load(&HeaderBytes(&*file), self.opened_by).map_err(|error| {
@@ -550,7 +559,7 @@ impl ContainerLease {
     fn another(&self, what: &str) -> ReconnectError {
         let failure = Failure::new(
             Exit::Damaged,
-            "after the line was lost another container was found at the target",
+            "after the connection was lost another container was found at the target",
         )
         .because(what)
         .with_hint("nothing was sent to it; find out who changed the file on the server");
@@ -564,7 +573,7 @@ impl sprat_volume::SessionHooks for ContainerLease {
         if let Some(failure) = self.lost() {
             return Err(Fenced::Lost(Box::new(failure)));
         }
-        match self.verify_lock(&*self.store()) {
+        match self.verify_on(&*self.store()) {
             Ok(()) => Ok(()),
             Err(LockError::Store { source, .. })
                 if source.kind() == StoreErrorKind::Disconnected =>
@@ -581,7 +590,8 @@ impl sprat_volume::SessionHooks for ContainerLease {
     fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
         self.wait_until_awake();
         self.verify_to_send()?;
-        // Held until it is noted: a lock that is given back meanwhile would not know of it.
+        // Kept until the ranges are recorded. A lease that is released meanwhile would not know of
+        // them.
         let held = self.lock.read().ignore_poison();
         if held.is_none() {
             return Err(Fenced::Lost(Box::new(LockError::Lost {
@@ -589,7 +599,7 @@ impl sprat_volume::SessionHooks for ContainerLease {
                 reason: "it was given back".to_owned(),
             })));
         }
-        self.unsettled.store(true, Ordering::SeqCst);
+        self.unresolved.store(true, Ordering::SeqCst);
         self.record.before_send(ranges).map_err(|error| {
             self.lose(Failure::from(&error));
             Fenced::Lost(Box::new(error))
@@ -607,16 +617,16 @@ impl sprat_volume::SessionHooks for ContainerLease {
     }
 
     fn resolved(&self) {
-        match self.all_settled() {
+        match self.all_resolved() {
             Ok(()) => {}
-            // The ranges stay suspect, which costs the next session time, never data.
-            Err(_) => self.unsettled.store(true, Ordering::SeqCst),
+            // The ranges stay in doubt. That costs the next session time, but never data.
+            Err(_) => self.unresolved.store(true, Ordering::SeqCst),
         }
     }
 
     fn resolved_in_part(&self, ranges: &[Range<u64>]) {
-        // A record that can't be kept refuses the next `before_send`; until then the ranges stay
-        // suspect, which costs the next session time, never data.
+        // If the record can't be written, it refuses the next `before_send`. Until then the ranges
+        // stay in doubt. That costs the next session time, but never data.
         let _ = self.record.resolved(ranges);
     }
 
@@ -626,7 +636,7 @@ impl sprat_volume::SessionHooks for ContainerLease {
     }
 
     fn recovering(&self, done: u64, whole: u64) {
-        if let Some(events) = self.says.get() {
+        if let Some(events) = self.recovery_listener.get() {
             events(done, whole);
         }
     }
@@ -636,7 +646,30 @@ impl sprat_volume::SessionHooks for ContainerLease {
     }
 }
 
-/// Whether trying again may help, or the server said something that will not change.
+/// Why no holes were punched by one of the methods.
+pub(crate) enum PunchError {
+    /// The method is not available here, for this reason.
+    Unavailable(String),
+    /// The method failed, or nobody knows whether it is available.
+    Failed(Failure),
+}
+
+impl From<StoreError> for PunchError {
+    fn from(error: StoreError) -> Self {
+        match error.kind() {
+            StoreErrorKind::Unsupported => Self::Unavailable(error.to_string()),
+            _ => Self::Failed(Failure::from(&error)),
+        }
+    }
+}
+
+impl From<Failure> for PunchError {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// Whether another attempt may help, or the server's answer is final.
 fn retry_or_give_up(error: StoreError) -> ReconnectError {
     match error.kind().may_pass() {
         true => ReconnectError::Retry(error),
@@ -644,7 +677,7 @@ fn retry_or_give_up(error: StoreError) -> ReconnectError {
     }
 }
 
-/// Looks through an error's sources for one that passes.
+/// Searches an error's sources for one that may pass.
 fn passes(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {

@@ -1,6 +1,6 @@
-//! V, the hidden `volume-process` command: connection, lock, key, volume, and the FUSE server.
+//! V, the hidden `volume-process` command: connection, lease, key, volume, and the FUSE server.
 //!
-//! It never touches a file on the volume, and holds no mount of it.
+//! It never opens a file on the volume and has no mount of it.
 
 mod cache;
 pub(crate) mod connection;
@@ -12,7 +12,6 @@ mod knowledge;
 mod late;
 mod lease;
 pub(crate) mod open;
-pub(crate) mod ranges;
 pub(crate) mod reserve;
 pub(crate) mod rewrite;
 mod shutdown;
@@ -42,24 +41,24 @@ use crate::protocol::spawn::{leave_signals_to_the_session, take_sockets};
 use crate::settings::{Access, ClosedReport, ContainerFacts, Notice, Phase, VolumeStats};
 use crate::supervisor::background;
 use crate::volume_process::crypt_device::CryptDevice;
-use crate::volume_process::header::create::Making;
+use crate::volume_process::header::create::NewContainer;
 use crate::volume_process::knowledge::Knowledge;
 use crate::volume_process::lease::ContainerLease;
-use crate::volume_process::open::{Edge, Opened};
+use crate::volume_process::open::{Decryption, Opened};
 use crate::volume_process::shutdown::{EventSender, StopFlag};
 use crate::{Exit, Failure};
 
-/// How often a failure below is looked for.
+/// How often a failure below is checked for.
 const FAILURE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Runs V; its standard input is the control socket.
+/// Runs V. Its standard input is the control socket.
 pub fn run() -> Exit {
-    // First, while there is one thread and no child: both inherit it. Each is best effort;
-    // `sprat doctor` tells which of them this machine allows.
+    // First, while there is one thread and no child: both inherit these settings. Each is best
+    // effort; `sprat doctor` reports which of them this machine allows.
     let _ = sprat_attach::become_io_flusher();
     let _ = sprat_attach::hide_from_debuggers();
     let _ = sprat_attach::lock_memory();
-    // A background mount's process is not made a session's leader by its parent.
+    // The parent of a background mount's process does not make it a session leader.
     let _ = rustix::process::setsid();
     leave_signals_to_the_session();
     let Ok((control, descriptors)) = take_sockets() else {
@@ -90,7 +89,7 @@ fn converse(
     };
     let Some(VolumeOrder::Start(start)) = receiver.receive().map_err(broken)? else {
         return Err(Failure::failed(
-            "the volume process was not told what to open",
+            "the volume process got no order to open a container",
         ));
     };
     let _span =
@@ -108,7 +107,7 @@ fn converse(
     }
     let opened = open_or_make(&start, secrets, &stop, events);
     match opened {
-        Ok((opened, making)) => {
+        Ok((opened, new_container)) => {
             space_monitor::watch(
                 &start,
                 opened.available_bytes,
@@ -117,7 +116,7 @@ fn converse(
                 events,
             );
             let interval = Duration::from_millis(start.stats_interval_ms);
-            Served::new(&start, opened, making, stop, events.clone()).run(
+            Served::new(&start, opened, new_container, stop, events.clone()).run(
                 &orders,
                 descriptors,
                 interval,
@@ -130,7 +129,7 @@ fn converse(
     }
 }
 
-/// Tells why there is nothing to serve, and waits until that was heard.
+/// Reports why there is nothing to serve, and waits until the session process has read it.
 fn fail(failure: Failure, events: &EventSender, orders: &mpsc::Receiver<VolumeOrder>) {
     events.reply(&VolumeReply::Failed(failure));
     wait_for_abort(orders);
@@ -157,11 +156,12 @@ fn open_or_make(
     mut secrets: Vec<Secret>,
     stop: &Arc<StopFlag>,
     events: &EventSender,
-) -> Result<(Opened, Option<Making>), Failure> {
+) -> Result<(Opened, Option<NewContainer>), Failure> {
     match &start.create {
         Some(create) => {
-            let (opened, making) = header::create::make(start, create, secrets, stop, events)?;
-            Ok((opened, Some(making)))
+            let (opened, new_container) =
+                header::create::make(start, create, secrets, stop, events)?;
+            Ok((opened, Some(new_container)))
         }
         None => {
             let secret = secrets
@@ -172,9 +172,9 @@ fn open_or_make(
     }
 }
 
-/// Reads orders on a thread of its own, so that an abort is heard whatever else blocks. The end
-/// of the socket means that the session is dead: nothing may be sent for it any more, not even
-/// what is buffered, so this process ends on the spot. The volume's epochs make that harmless.
+/// Reads orders on its own thread, so that an abort arrives while another thread is blocked. The
+/// end of the socket means that the session is dead. Nothing may be sent for it any more, not even
+/// buffered writes, so this process ends at once. The volume's epochs make that harmless.
 fn hear_orders(
     mut receiver: Receiver,
     stop: &Arc<StopFlag>,
@@ -188,7 +188,7 @@ fn hear_orders(
                 match order {
                     VolumeOrder::Abort => {
                         stop.request();
-                        if !stop.holding() {
+                        if !stop.cleanup_duty() {
                             end_at_once();
                         }
                     }
@@ -206,7 +206,7 @@ fn hear_orders(
     Ok(orders)
 }
 
-/// Ends this process, and with it every ssh that it started: their shells see it end.
+/// Ends this process and with it every ssh that it started: each sees the end of its input.
 fn end_at_once() {
     use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group, kill_process};
     if getpgrp() == getpid() {
@@ -223,21 +223,21 @@ fn wait_for_abort(orders: &mpsc::Receiver<VolumeOrder>) {
     }
 }
 
-/// A container that is open, and what is to be done with it.
+/// An open container, and what is to be done with it.
 struct Served {
     access: Access,
     reserve_bytes: u64,
     lease: Arc<ContainerLease>,
     volume: Arc<Volume>,
     device: Arc<CryptDevice>,
-    /// For the kernel, until it is given away.
+    /// For the kernel, until it is handed over.
     key: Option<VolumeKey>,
     volume_closed: bool,
     facts: ContainerFacts,
     knowledge: Knowledge,
     as_opened: identity_check::Opened,
     durable: bool,
-    making: Option<Making>,
+    new_container: Option<NewContainer>,
     stop: Arc<StopFlag>,
     events: EventSender,
     serving: Option<Serving>,
@@ -247,13 +247,13 @@ impl Served {
     fn new(
         start: &VolumeStart,
         opened: Opened,
-        making: Option<Making>,
+        new_container: Option<NewContainer>,
         stop: Arc<StopFlag>,
         events: EventSender,
     ) -> Self {
-        let (cipher, key) = match opened.edge {
-            Edge::Sprat(cipher) => (Some(cipher), None),
-            Edge::Kernel(key) => (None, Some(key)),
+        let (cipher, key) = match opened.decryption {
+            Decryption::InProcess(cipher) => (Some(cipher), None),
+            Decryption::InKernel(key) => (None, Some(key)),
         };
         let device = Arc::new(CryptDevice::new(
             Arc::clone(&opened.volume),
@@ -276,22 +276,22 @@ impl Served {
             },
             facts: opened.facts,
             durable: opened.durable,
-            making,
+            new_container,
             stop,
             events,
             serving: None,
         }
     }
 
-    /// Does what it is told until it is told to close or abort.
+    /// Carries out orders until one says close or abort.
     fn run(
         mut self,
         orders: &mpsc::Receiver<VolumeOrder>,
         descriptors: &UnixStream,
         stats_interval: Duration,
     ) -> Result<(), Failure> {
-        // A request that came already arrives as an order, too.
-        let _ = self.stop.begin_holding();
+        // A request that arrived before also comes as an order.
+        let _ = self.stop.begin_cleanup_duty();
         self.events.reply(&VolumeReply::Ready(self.facts.clone()));
         watch(&self.volume, &self.lease, &self.events, stats_interval)?;
         while let Ok(order) = orders.recv() {
@@ -345,14 +345,14 @@ impl Served {
         Ok(())
     }
 
-    /// Gives the volume key to whoever maps the device, through a pipe: its memory is never swapped
-    /// out, and ends with it. It is kept here no longer.
+    /// Hands the volume key to the process that maps the device, through a pipe. A pipe's memory is
+    /// never swapped out, and ends with the pipe. This process drops the key.
     fn give_key(&mut self, descriptors: &UnixStream) -> Result<Mapping, Failure> {
         let failed = |error: std::io::Error| {
-            Failure::failed("can't give the volume key away").caused_by(&error)
+            Failure::failed("can't hand over the volume key").caused_by(&error)
         };
         let key = self.key.take();
-        let key = key.ok_or_else(|| Failure::failed("there is no volume key to give"))?;
+        let key = key.ok_or_else(|| Failure::failed("there is no volume key to hand over"))?;
         let (given, mut giving) = std::io::pipe().map_err(failed)?;
         giving.write_all(key.expose()).map_err(failed)?;
         drop(giving);
@@ -366,8 +366,8 @@ impl Served {
         })
     }
 
-    /// Everything above is down: sends the rest, waits for the server's fsync, lets go. Also returns
-    /// whether the reserve beside the container is missing.
+    /// Everything above is closed. Sends the rest, waits for the server's fsync, releases the
+    /// lease. Also returns whether the reserve beside the container is missing.
     fn close(
         &mut self,
         newest: Option<BTreeMap<String, String>>,
@@ -382,27 +382,28 @@ impl Served {
         if self.access == Access::ReadOnly {
             self.lease.was_undisturbed()?;
         }
-        // A rewrite tells by the server's free space what it gave back.
+        // A rewrite measures by the server's free space what it has freed.
         let keeps_reserve =
             self.access == Access::ReadWrite && self.reserve_bytes > 0 && !self.volume_closed;
-        // A question more while the line is waited for anyway.
+        // This adds a question while the session waits for the connection anyway.
         let asked = keeps_reserve.then(|| {
             let (bytes, lease) = (self.reserve_bytes, Arc::clone(&self.lease));
             std::thread::spawn(move || reserve::is_there(bytes, &lease))
         });
-        // A rewrite has put another file there by itself, and a new container has no name yet.
-        let looked =
-            (self.access == Access::ReadWrite && !self.volume_closed && self.making.is_none())
-                .then(|| {
-                    let (opened, lease) = (self.as_opened.clone(), Arc::clone(&self.lease));
-                    std::thread::spawn(move || identity_check::check(&opened, &lease))
-                });
+        // A rewrite has put another file there itself, and a new container has no name yet.
+        let identity = (self.access == Access::ReadWrite
+            && !self.volume_closed
+            && self.new_container.is_none())
+        .then(|| {
+            let (opened, lease) = (self.as_opened.clone(), Arc::clone(&self.lease));
+            std::thread::spawn(move || identity_check::check(&opened, &lease))
+        });
         self.close_volume()?;
-        if let Some(Ok(found)) = looked.map(std::thread::JoinHandle::join) {
+        if let Some(Ok(found)) = identity.map(std::thread::JoinHandle::join) {
             found?;
         }
-        if let Some(making) = &self.making {
-            making.publish(&self.lease, &self.stop, &self.events)?;
+        if let Some(new_container) = &self.new_container {
+            new_container.publish(&self.lease, &self.stop, &self.events)?;
         }
         let reserve_missing = asked.is_some_and(|asked| !asked.join().unwrap_or(false));
         let noted = self.note_end(newest);
@@ -410,18 +411,21 @@ impl Served {
         self.release()?;
         noted?;
         let mut volume = figures(&self.volume);
-        volume.written_bytes += self.making.as_ref().map_or(0, |making| making.header_bytes);
+        volume.written_bytes += self
+            .new_container
+            .as_ref()
+            .map_or(0, |new_container| new_container.header_bytes);
         let report = ClosedReport {
             volume,
             durable: self.durable,
             differing_blocks: self.volume.differing_blocks(),
-            // Known to the session, which unmounted it.
+            // The session knows it: it has unmounted the file system.
             room: None,
         };
         Ok((report, reserve_missing))
     }
 
-    /// Notes the state that the container is left in.
+    /// Records the state in which the session leaves the container.
     fn note_end(&mut self, newest: Option<BTreeMap<String, String>>) -> Result<(), Failure> {
         if self.access == Access::ReadOnly {
             if self.volume.differing_blocks() == 0 {
@@ -429,13 +433,13 @@ impl Served {
             }
             return Ok(());
         }
-        let first_block = self.device.first_block();
+        let stamp_block = self.device.stamp_block();
         let file_bytes = self.facts.file_bytes;
         self.knowledge
-            .end_writing(first_block, file_bytes, newest, &self.events)
+            .end_writing(stamp_block, file_bytes, newest, &self.events)
     }
 
-    /// Once; a rewrite of the container has closed it before.
+    /// Closes the volume once. A rewrite of the container has closed it before.
     fn close_volume(&mut self) -> Result<(), Failure> {
         if std::mem::replace(&mut self.volume_closed, true) {
             return Ok(());
@@ -449,8 +453,8 @@ impl Served {
         failure_of(&self.volume, &self.lease)
     }
 
-    /// Gives the lock back. Everything is durable by now: a line that is lost here leaves the lock
-    /// to the next session of this machine, and takes nothing from the success.
+    /// Releases the lease. Everything is durable by now. If the connection is lost here, the lease
+    /// stays for the next session of this machine, and the result is still a success.
     fn release(&self) -> Result<(), Failure> {
         match self.lease.release() {
             Ok(_) => Ok(()),
@@ -464,16 +468,16 @@ impl Served {
         }
     }
 
-    /// Sends nothing more. A lock stays where bytes are unsettled: whoever comes next on this
-    /// host takes it over and settles them.
+    /// Sends nothing more. The lease stays if writes are unresolved: the next session on this host
+    /// takes it over and recovers them.
     fn give_up(&mut self) -> AbortReport {
         self.stop.request();
         let mut report = AbortReport::default();
-        if let Some(making) = &self.making {
+        if let Some(new_container) = &self.new_container {
             report.lock_released = header::create::undo(&self.lease).is_ok();
-            // A line that is lost isn't asked once more.
+            // A lost connection gets no further question.
             if report.lock_released {
-                let named = making.is_named(&self.lease);
+                let named = new_container.is_named(&self.lease);
                 report.made = named == Some(true);
                 report.removed = named == Some(false);
             }
@@ -486,7 +490,7 @@ impl Served {
         report
     }
 
-    /// Lives on without the session: until everything above is unmounted, by whomever.
+    /// Runs on without the session until everything above is unmounted.
     fn run_detached(mut self, mount: &BackgroundMount) -> Result<(), Failure> {
         let record = match background::hold_record(mount) {
             Ok(record) => record,
@@ -497,12 +501,12 @@ impl Served {
         };
         background::leave_terminal();
         if self.access == Access::ReadOnly {
-            // It is mounted by now, and so its journal is replayed.
+            // The volume is mounted, so its journal is replayed.
             self.device.refuse_writes();
         }
         self.events.reply(&VolumeReply::Detached);
-        // The reserve is left to the next session: nobody could stop it here, and it would keep the
-        // container from that session.
+        // The reserve is left to the next session. Nobody could stop the work here, and it would
+        // keep the container from that session.
         let result = self.close(None).map(|(report, _)| report);
         if result.is_err() {
             self.give_up();
@@ -514,11 +518,11 @@ impl Served {
 
 fn failure_of(volume: &Volume, lease: &ContainerLease) -> Option<Failure> {
     let failed = volume.failure()?;
-    // Why the container was lost says more than that the volume was stopped because of it.
+    // Why the lease was lost says more than that the volume was stopped because of it.
     Some(lease.lost().unwrap_or_else(|| Failure::from(&*failed)))
 }
 
-/// Tells the figures now and then, a lost line, and once the volume's failure.
+/// Reports figures now and then, a lost connection, and once the volume's failure.
 fn watch(
     volume: &Arc<Volume>,
     lease: &Arc<ContainerLease>,
@@ -536,7 +540,7 @@ fn watch(
         .spawn(move || {
             let mut told = Instant::now();
             let mut last = VolumeStats::default();
-            let mut line = Line::new(quiet_time);
+            let mut line = ConnectionReport::new(quiet_time);
             while let (Some(volume), Some(lease)) = (volume.upgrade(), lease.upgrade()) {
                 if let Some(failure) = failure_of(&volume, &lease) {
                     events.reply(&VolumeReply::Failed(failure));
@@ -559,19 +563,19 @@ fn watch(
         .map_err(|error| Failure::failed("can't start a thread").caused_by(&error))
 }
 
-/// What was said of the connection last.
-struct Line {
+/// What was last reported about the connection.
+struct ConnectionReport {
     quiet_time: Duration,
     losses: u64,
     lost_since: Option<Instant>,
-    /// Each reason once for each loss.
+    /// The reasons that were reported for this loss.
     reasons: Vec<String>,
 }
 
-/// Most reasons that are said for one loss.
+/// The most reasons that are reported for one loss.
 const REASONS_MAX: usize = 5;
 
-impl Line {
+impl ConnectionReport {
     fn new(quiet_time: Duration) -> Self {
         Self {
             quiet_time,
@@ -581,7 +585,7 @@ impl Line {
         }
     }
 
-    /// Says each loss, however short, and what is waited for.
+    /// Reports each loss, however short, and what is waited for.
     fn tell(&mut self, volume: &Volume, events: &EventSender) {
         let stats = volume.stats();
         if stats.losses > self.losses {
@@ -635,7 +639,7 @@ fn figures(volume: &Volume) -> VolumeStats {
     }
 }
 
-/// How a session's flushes are answered.
+/// The kind of flush with which this session answers.
 fn flush_kind(start: &VolumeStart) -> Flush {
     if start.durable_flush {
         Flush::Durable

@@ -1,9 +1,10 @@
-//! The reserve beside a container: space that is given up where a full disk would keep even pruning
-//! from working, and taken again once there is room.
+//! The reserve beside a container: space that a session frees if a full disk would stop even
+//! pruning, and allocates again once there is space.
 //!
-//! Deleting needs space, too: the lock's 512 bytes, and blocks of ext4's journal that were never
-//! written, which are at most as many as the journal has (mkfs makes one of half the reserve). The
-//! file is random bytes, so that no server's compression makes it smaller than it says.
+//! Deleting needs space, too: 512 bytes for the lease, and blocks of the file system's journal that
+//! were never written. There are at most as many of those as the journal has blocks, and mkfs makes
+//! a journal of half the reserve. The file is random bytes, so that no compression on the server
+//! makes it smaller.
 
 use std::sync::Arc;
 
@@ -15,7 +16,8 @@ use crate::settings::{Access, Notice};
 use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::shutdown::EventSender;
 
-/// The reserve is made only where so many times its size is free: it must not be what fills a disk.
+/// The reserve is made only if so many times its size is free. It must not be the file that fills a
+/// disk.
 pub const FREE_TIMES: u64 = 4;
 const PIECE_BYTES: usize = 252 << 10;
 const WRITERS: usize = 8;
@@ -27,22 +29,22 @@ pub fn name(container: &FileName) -> Result<FileName, Failure> {
         .map_err(|error| Failure::usage(format!("{error}")))
 }
 
-/// Gives the reserve up where less than its size is free and this session may use it. The key has
-/// opened the container, and the lock is ours or can't be had without: nobody else's word does it.
+/// Frees the reserve if less than its size is free and this session may use it. The key has opened
+/// the container, and the lease is ours or can't be had without this. No other condition is enough.
 pub(super) fn give_up(
     start: &VolumeStart,
     store: &dyn Store,
     available_bytes: Option<u64>,
     events: &EventSender,
 ) -> Result<(), Failure> {
-    // A server that doesn't tell what is free is found out by trying.
+    // If a server does not report its free space, only an attempt shows it.
     if available_bytes.is_none_or(|bytes| bytes >= start.reserve_bytes) {
         return Ok(());
     }
     remove(start, store, events).map(|_| ())
 }
 
-/// Removes the reserve, if this session may; false where it may not, or there is none.
+/// Removes the reserve if this session may do so. False: it may not, or there is no reserve.
 pub(super) fn remove(
     start: &VolumeStart,
     store: &dyn Store,
@@ -58,16 +60,16 @@ pub(super) fn remove(
     Ok(removed)
 }
 
-/// Whether the reserve lies there whole; false also where the server doesn't say.
+/// Whether the complete reserve is there. Also false if the server does not answer.
 pub(super) fn is_there(bytes: u64, lease: &ContainerLease) -> bool {
     let there = || lease.store().stat(&name(lease.container()).ok()?).ok();
     there().is_some_and(|stat| stat.len >= bytes)
 }
 
-/// Makes the reserve where there is room. The session is over by then: all is durable, the lock is
-/// released, and success was reported. So this may be killed at any moment, and that it can't be made
-/// is no failure; the next session tries again. Another session may make it at the same time: only
-/// one of them creates the file.
+/// Makes the reserve if there is space. The session is over by then: everything is durable, the
+/// lease is released, and success was reported. So this may be killed at any moment, and a failure
+/// is ignored: the next session tries again. Another session may make the reserve at the same time;
+/// only one of them creates the file.
 pub(super) fn make_if_missing(bytes: u64, lease: &Arc<ContainerLease>) {
     if bytes > 0 {
         let _ = make(bytes, lease);
@@ -79,7 +81,7 @@ fn make(bytes: u64, lease: &Arc<ContainerLease>) -> Result<(), Failure> {
     let name = name(lease.container())?;
     match store.stat(&name) {
         Ok(stat) if stat.len >= bytes => return Ok(()),
-        // Left by a session that died while it made it.
+        // A session that died while it made the reserve has left this file.
         Ok(_) => store.remove(&name)?,
         Err(error) if error.kind() == StoreErrorKind::NotFound => {}
         Err(error) => return Err(error.into()),
@@ -96,7 +98,7 @@ fn make(bytes: u64, lease: &Arc<ContainerLease>) -> Result<(), Failure> {
 }
 
 fn fill(store: &dyn Store, file: &dyn StoreFile, bytes: u64) -> Result<(), Failure> {
-    // Several at a time: a slow line would make each of them wait for its answer.
+    // Several writes at a time: on a slow connection each of them waits for its answer.
     std::thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS)
             .map(|first| scope.spawn(move || fill_pieces(file, bytes, first)))
@@ -113,7 +115,7 @@ fn fill(store: &dyn Store, file: &dyn StoreFile, bytes: u64) -> Result<(), Failu
     Ok(())
 }
 
-/// Every [`WRITERS`]th piece, from number `first` on.
+/// Writes every [`WRITERS`]th piece, from number `first` on.
 fn fill_pieces(file: &dyn StoreFile, bytes: u64, first: usize) -> Result<(), Failure> {
     let mut piece = vec![0; PIECE_BYTES];
     let mut at = (first * PIECE_BYTES) as u64;

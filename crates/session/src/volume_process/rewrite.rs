@@ -1,8 +1,9 @@
-//! Writes the container anew beside itself, without what nobody needs, and swaps the two.
+//! Rewrites the container into a new file beside it, without unneeded blocks, and swaps the two.
 //!
-//! `NAME.luks.trim-TOKEN` is made, gets owner and mode, length, and the used ranges; it is fsynced, looked
-//! at, and takes the name by one atomic rename; then the folder is fsynced. Until the rename the old
-//! file is the container and untouched; a leftover is removed by the next trim.
+//! The steps: create `NAME.luks.trim-TOKEN`; set owner, mode and length; copy the used ranges;
+//! fsync; compare; give the new file the container's name by one atomic rename; fsync the folder.
+//! Until the rename the old file is the container and is unchanged. The next trim removes a
+//! leftover.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -19,22 +20,22 @@ use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::shutdown::StopFlag;
 use crate::{Exit, Failure, text};
 
-/// Bytes that are copied between two looks at the lock.
+/// Bytes that are copied between two checks of the lease.
 const GROUP_BYTES: u64 = 1 << 30;
-/// Ranges that are copied between two looks at the lock.
+/// Ranges that are copied between two checks of the lease.
 const GROUP_RANGES: usize = 4096;
 /// One transfer through this machine.
 const CHUNK_BYTES: u64 = 1 << 20;
-/// How many threads copy through this machine, or compare: most pieces are small, and each waits for its
-/// round trips.
+/// How many threads copy through this machine, or compare. Most pieces are small, and each waits
+/// for its round trips.
 const THREADS: usize = 32;
-/// Blocks that are compared after a copy: half at the ends of ranges, half anywhere.
+/// Blocks that are compared after a copy: half of them at the ends of ranges, half anywhere.
 const SAMPLES: u64 = 1024;
-/// What the new file needs beyond its bytes, for the server's file system: one in so many.
+/// The new file needs this part more than its bytes, for the server's file system: 1/256.
 const MARGIN: u64 = 256;
 const BLOCK: u64 = 4096;
 
-/// What is carried over.
+/// What the new file contains.
 #[derive(Debug)]
 pub(super) struct Rewrite {
     file_bytes: u64,
@@ -43,7 +44,7 @@ pub(super) struct Rewrite {
 }
 
 impl Rewrite {
-    /// All of the file but `unneeded`, which are ranges of the volume.
+    /// All of the file except `unneeded`, which are ranges of the volume.
     pub(super) fn new(
         file_bytes: u64,
         offset_bytes: u64,
@@ -75,14 +76,15 @@ impl Rewrite {
         self.kept.iter().map(|range| range.end - range.start).sum()
     }
 
-    /// Of these, what lies behind the header. The header's 16 MiB are nearly all holes.
+    /// The part of these bytes that lies behind the header. The header's 16 MiB are nearly all
+    /// holes.
     pub(super) fn kept_behind_header_bytes(&self) -> u64 {
         let behind =
             |range: &Range<u64>| range.end.saturating_sub(range.start.max(self.offset_bytes));
         self.kept.iter().map(behind).sum()
     }
 
-    /// The ranges behind the header, in groups that are copied between two looks at the lock.
+    /// The ranges behind the header, in groups. The lease is checked after each group.
     fn groups(&self) -> Vec<Vec<Range<u64>>> {
         let mut groups = vec![Vec::new()];
         let mut bytes = 0;
@@ -122,7 +124,7 @@ fn cut(ranges: &[Range<u64>], max: u64) -> Vec<Range<u64>> {
     pieces
 }
 
-/// Removes what earlier rewrites left that did not come to their end.
+/// Removes the files of earlier rewrites that did not complete.
 pub(super) fn remove_leftover(lease: &ContainerLease) -> Result<(), Failure> {
     HalfMade::Rewritten
         .remove_all(&*lease.store(), lease.file_name())
@@ -130,10 +132,10 @@ pub(super) fn remove_leftover(lease: &ContainerLease) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Before a session that took over from a dead one opens the file: that one's last request may have
-/// been the rename, and its server may carry it out late, over what was written since. Without its
-/// source it can't.
-pub(super) fn forestall_rename(lease: &ContainerLease) -> Result<(), Failure> {
+/// Prevents a late rename, before a session that took over from a dead one opens the file. The dead
+/// session's last request may have been the rename. Its server may carry that out late, over what
+/// was written since. It can't without the source file.
+pub(super) fn prevent_late_rename(lease: &ContainerLease) -> Result<(), Failure> {
     let store = lease.store();
     let removed = HalfMade::Rewritten.remove_all(&*store, lease.file_name())?;
     if removed.is_empty() {
@@ -143,7 +145,7 @@ pub(super) fn forestall_rename(lease: &ContainerLease) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes the container anew. The volume is closed: everything is durable and settled.
+/// Rewrites the container. The volume is closed: everything is durable and resolved.
 pub(super) fn run(
     lease: &ContainerLease,
     stop: &StopFlag,
@@ -168,7 +170,7 @@ pub(super) fn run(
         let state = match remove_leftover(lease) {
             Ok(()) => "the container is as it was",
             Err(_) => {
-                "the container is as it was; what was begun beside it is removed by the next trim"
+                "the container is unchanged. The next trim removes the unfinished file beside it"
             }
         };
         match &failure.hint {
@@ -185,12 +187,15 @@ fn check_room(store: &dyn Store, rewrite: &Rewrite) -> Result<(), Failure> {
     let needed = rewrite.kept_bytes() + rewrite.kept_bytes() / MARGIN;
     match store.free_space() {
         Ok(space) if space.available_bytes < needed => Err(Failure::failed(format!(
-            "the server's disk can't hold the container twice for a while: the new one needs {}, \
-             {} are free",
+            "the server's disk has no space for a second copy of the container for a while: the \
+             new one needs {}, {} are free",
             text::bytes(needed),
             text::bytes(space.available_bytes)
         ))
-        .with_hint("nothing was changed. Make room there, or have holes made (fallocate) there")),
+        .with_hint(
+            "nothing was changed. Free space there, or make it possible to punch holes \
+            there (fallocate)",
+        )),
         _ => Ok(()),
     }
 }
@@ -208,29 +213,30 @@ fn make(
     if old.len()? != rewrite.file_bytes {
         return Err(Failure::new(
             Exit::Damaged,
-            "the container's length changed while it was held",
+            "the container's length changed while it was locked",
         ));
     }
     let new = store.create_new(new_name)?;
     store
         .copy_owner_and_mode(old_name, new_name)
-        .map_err(|error| Failure::from(&error).context("can't give the new file its owner"))?;
+        .map_err(|error| Failure::from(&error).context("can't set the new file's owner"))?;
     new.resize(rewrite.file_bytes)?;
-    // A local store has no line: the bytes pass through this machine anyway.
+    // A local store has no server: the bytes pass through this machine anyway.
     let mut local = store.capabilities().discard;
     // The header's 16 MiB are nearly all holes, which the server would fill.
     let header = 0..rewrite.offset_bytes;
     copy_through(&*old, &*new, std::slice::from_ref(&header), stop)?;
     for group in rewrite.groups() {
         stop.check()?;
-        // The second belt of the look in `swap`: a session that lost its lease ends here already.
-        lease.still_ours()?;
+        // In addition to the check in `swap`: a session that lost its lease ends here already.
+        lease.verify()?;
         if !through_client && !local {
             match store.copy_ranges(old_name, new_name, &group) {
                 Ok(()) => continue,
                 Err(error) if error.kind() == StoreErrorKind::Unsupported => {
                     return Err(Failure::from(&error).with_hint(
-                        "--through-client has the bytes cross the line instead, there and back",
+                        "--through-client sends the data through this machine instead, there and \
+                         back",
                     ));
                 }
                 Err(error) => return Err(Failure::from(&error)),
@@ -247,7 +253,7 @@ fn make(
     })
 }
 
-/// Copies what is not zero. Ciphertext never is; holes stay holes.
+/// Copies everything that is not zero. Ciphertext is never zero, and holes stay holes.
 fn copy_through(
     old: &dyn StoreFile,
     new: &dyn StoreFile,
@@ -279,7 +285,7 @@ fn copy_through(
     })
 }
 
-/// Reads back the header, whose bytes all count, and blocks all over the rest.
+/// Reads back all of the header, and sample blocks all over the rest.
 fn compare(
     old: &dyn StoreFile,
     new: &dyn StoreFile,
@@ -314,7 +320,7 @@ fn different(at: u64) -> Failure {
     .with_hint("check the server's disk")
 }
 
-/// The first and last block of ranges all over the file, and blocks from within them.
+/// The first and last blocks of ranges all over the file, and blocks from within them.
 fn samples(kept: &[Range<u64>]) -> Vec<Range<u64>> {
     let block = |at: u64, range: &Range<u64>| {
         let start = (at / BLOCK * BLOCK).max(range.start);
@@ -328,7 +334,7 @@ fn samples(kept: &[Range<u64>]) -> Vec<Range<u64>> {
     }
     let total: u64 = kept.iter().map(|range| range.end - range.start).sum();
     let step = (total / (SAMPLES / 2)).max(BLOCK);
-    // Where the next sample lies, counted in kept bytes; no whole number of anything.
+    // Where the next sample lies, counted in kept bytes. The step is not round on purpose.
     let (mut next, mut passed) = (step / 3, 0);
     for range in kept {
         let len = range.end - range.start;
@@ -341,7 +347,7 @@ fn samples(kept: &[Range<u64>]) -> Vec<Range<u64>> {
     found
 }
 
-/// Does `work` for each range, several at a time; the first failure ends it.
+/// Calls `work` for each range, several at a time. The first failure ends it.
 fn in_threads(
     ranges: Vec<Range<u64>>,
     work: impl Fn(Range<u64>, &mut Vec<u8>) -> Result<(), Failure> + Sync,
@@ -374,7 +380,7 @@ fn in_threads(
     })
 }
 
-/// The new file takes the container's name, if it is the same container and still ours.
+/// Gives the new file the container's name, if it is the same container and still ours.
 pub(super) fn swap(
     lease: &ContainerLease,
     stop: &StopFlag,
@@ -386,10 +392,10 @@ pub(super) fn swap(
     lease.check_known(&header)?;
     drop(new);
     stop.check()?;
-    lease.still_ours()?;
-    // Should the answer be lost, the server may rename late, over a container that another session
-    // has begun to write: the record makes that session wait. The first block stands for it, which
-    // is no part of the volume.
+    lease.verify()?;
+    // If the answer is lost, the server may rename late, over a container that another session has
+    // begun to write. The record makes that session wait. The first block stands for the rename, as
+    // it is no part of the volume.
     lease
         .before_send(std::slice::from_ref(&(0..BLOCK)))
         .map_err(|fenced| Failure::failed(fenced.to_string()))?;
@@ -397,16 +403,16 @@ pub(super) fn swap(
     if let Err(error) = &renamed
         && error.was_answered()
     {
-        lease.all_settled()?;
+        lease.all_resolved()?;
     }
     renamed?;
     check_renamed(&*store, new_name, lease)?;
     store.try_flush_folder()?;
-    lease.all_settled()?;
+    lease.all_resolved()?;
     Ok(())
 }
 
-/// A server may answer that it renamed, and not have done it.
+/// Checks that the rename took place. A server may only answer that it renamed.
 fn check_renamed(
     store: &dyn Store,
     new_name: &FileName,
@@ -416,7 +422,7 @@ fn check_renamed(
         Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
         Err(error) => Err(error.into()),
         Ok(_) => {
-            lease.all_settled()?;
+            lease.all_resolved()?;
             Err(Failure::new(
                 Exit::Damaged,
                 format!(
@@ -436,7 +442,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_is_everything_but_the_unneeded() {
+    fn rewrite_keeps_all_needed_ranges() {
         let rewrite = Rewrite::new(
             100_000,
             4096,
@@ -449,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_hold_every_byte_once_and_are_bounded() {
+    fn groups_contain_every_byte_once_and_are_bounded() {
         let unneeded = (0..20_000).map(|n| n * 8192..n * 8192 + 4096);
         let rewrite = Rewrite::new(5 << 30, 16 << 20, unneeded);
         let groups = rewrite.groups();
@@ -463,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_lie_within_what_is_kept_and_their_number_is_bounded() {
+    fn samples_lie_in_kept_ranges_and_are_bounded() {
         let unneeded = (0..300_000_u64).map(|n| n * 12288..n * 12288 + 4096);
         let rewrite = Rewrite::new(5 << 30, 16 << 20, unneeded);
         let found = samples(&rewrite.kept);

@@ -1,4 +1,5 @@
-//! What the volume process's threads share: the wish to stop, and the line to the session process.
+//! What the volume process's threads share: the request to stop, and the channel to the session
+//! process.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,35 +12,37 @@ use crate::protocol::frames::Sender;
 use crate::protocol::messages::VolumeReply;
 use crate::settings::{Notice, Phase};
 
-/// The session wants no more; set from the thread that hears it, looked at between steps.
+/// The session's request to stop. The thread that receives orders sets it; the others check it
+/// between steps.
 #[derive(Default)]
 pub(crate) struct StopFlag {
     requested: AtomicBool,
-    /// From here on there is something to give back in order: a lock, a file that was begun.
-    holding: AtomicBool,
+    /// From here on the process has something to release or remove: a lease, an unfinished file.
+    cleanup_duty: AtomicBool,
     volume: Mutex<Option<Arc<Volume>>>,
 }
 
 impl StopFlag {
-    /// Stops sending at once; everything above gets EIO.
+    /// Stops sending at once. Everything above gets EIO.
     pub(crate) fn request(&self) {
         self.requested.store(true, Ordering::SeqCst);
         self.abort_volume();
     }
 
-    /// Something is about to be taken that must be given back; fails if a request came already.
-    pub(crate) fn begin_holding(&self) -> Result<(), Failure> {
-        self.holding.store(true, Ordering::SeqCst);
+    /// The process is about to acquire something that must be released. Fails if a request arrived
+    /// before.
+    pub(crate) fn begin_cleanup_duty(&self) -> Result<(), Failure> {
+        self.cleanup_duty.store(true, Ordering::SeqCst);
         self.check()
     }
 
-    /// Whether this process must end in order. Asked after a request: a process that begins to
-    /// hold later sees the request.
-    pub(crate) fn holding(&self) -> bool {
-        self.holding.load(Ordering::SeqCst)
+    /// Whether this process must clean up before it ends. Asked after a request: a process that
+    /// begins to hold something later sees the request.
+    pub(crate) fn cleanup_duty(&self) -> bool {
+        self.cleanup_duty.load(Ordering::SeqCst)
     }
 
-    /// Fails everything that waits for the volume, without anybody having asked to stop.
+    /// Fails everything that waits for the volume, without a request to stop.
     pub(crate) fn abort_volume(&self) {
         let volume = self.volume.lock().ignore_poison();
         if let Some(volume) = &*volume {
@@ -47,15 +50,16 @@ impl StopFlag {
         }
     }
 
-    /// Somebody else found the line lost: the volume seeks it again, though it has nothing to do.
-    pub(crate) fn line_lost(&self, cause: StoreError) {
+    /// Another part found that the connection is lost. The volume reconnects although it has
+    /// nothing to send.
+    pub(crate) fn connection_lost(&self, cause: StoreError) {
         let volume = self.volume.lock().ignore_poison();
         if let Some(volume) = &*volume {
             volume.connection_lost(cause);
         }
     }
 
-    /// From now on a request reaches `volume`, also one that has come already.
+    /// From now on a request reaches `volume`, including a request that has already arrived.
     pub(crate) fn reaches(&self, volume: &Arc<Volume>) {
         let mut known = self.volume.lock().ignore_poison();
         *known = Some(Arc::clone(volume));
@@ -64,7 +68,7 @@ impl StopFlag {
         }
     }
 
-    /// Fails once a request has come.
+    /// Fails once a request has arrived.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         if self.requested.load(Ordering::SeqCst) {
             return Err(Failure::interrupted());
@@ -73,7 +77,7 @@ impl StopFlag {
     }
 }
 
-/// Tells the session process. If it is gone, so is this one in a moment.
+/// Sends events to the session process. If that is gone, this process ends in a moment, too.
 #[derive(Clone)]
 pub(crate) struct EventSender(pub Sender);
 

@@ -1,8 +1,8 @@
-//! The server's free space while a session writes: asked now and then, told when it becomes low,
-//! and the session asked to stop in order before nothing is left.
+//! Monitors the server's free space while a session writes: asks now and then, warns when it
+//! becomes low, and asks the session to stop cleanly before nothing is left.
 //!
-//! A container is sparse, so a session may need room on the server at any write, and others take
-//! of the same disk. Asking is one request on the store's own channel, never on the data's way.
+//! A container is sparse, so each write may need space on the server, and others use the same disk.
+//! The question is one request on the store's own channel, never on a data channel.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -14,34 +14,34 @@ use crate::settings::{Access, Notice};
 use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::shutdown::EventSender;
 
-/// Below this the user is told that the server's disk is nearly full.
+/// Below this the user gets a warning that the server's disk is nearly full.
 pub const LOW_BYTES: u64 = 1 << 30;
 
-/// How often is looked at what the session itself wrote. A local disk takes some 50 MiB in that time.
+/// How often the session's own writes are checked. A local disk takes some 50 MiB in that time.
 const TICK: Duration = Duration::from_millis(50);
 
-/// The most that the page cache holds of what rsync has written: a session that stops in order has to
-/// write that, too. The kernel lets a writer go beyond the limit before it makes it wait
+/// The most that the page cache keeps of what rsync has written: a session that stops cleanly has
+/// to write that, too. The kernel lets a writer exceed the limit before it makes the writer wait
 /// (mm/page-writeback.c, `balance_dirty_pages`).
 const CACHED_BYTES_MAX: u64 = 2 * sprat_attach::DIRTY_BYTES_MAX;
 
-/// rsync fills the page cache some times faster than it is written.
+/// rsync fills the page cache several times faster than it is written back.
 const CACHED_PER_ACCEPTED: u64 = 4;
 
-/// What is known of the room, and what follows from it.
+/// What is known of the free space, and what follows from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct SpaceMonitor {
-    /// A session that began above this ends before it is below it.
+    /// A session that began with more than this ends before less is left.
     floor_bytes: u64,
     available_bytes: u64,
-    /// The session began with more than the floor. Where it did not, what it writes may all lie in
-    /// blocks that the container has already; it goes on until the server says that it is full.
+    /// The session began with more than the floor. If it did not, all its writes may go to blocks
+    /// that the container has already; it continues until the server reports a full disk.
     stops: bool,
-    /// What the session had sent when this was asked.
+    /// What the session had sent when it asked.
     written_bytes: u64,
 }
 
-/// What a new figure means.
+/// The consequence of a new figure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
     Nothing,
@@ -59,7 +59,7 @@ impl SpaceMonitor {
         }
     }
 
-    /// Whether so little may be left by what was sent since that the session has to stop.
+    /// Whether the writes since the last answer may leave so little that the session has to stop.
     fn may_be_gone(&self, written_bytes: u64, unsent_bytes: u64) -> bool {
         let sent = written_bytes.saturating_sub(self.written_bytes);
         self.stops
@@ -67,7 +67,7 @@ impl SpaceMonitor {
                 < self.floor_bytes.saturating_add(unsent_bytes)
     }
 
-    /// Takes in an answer. What is not sent yet needs room, too: it counts as gone.
+    /// Records an answer. What is not sent yet needs space, too, and counts as used.
     fn learn(&mut self, available_bytes: u64, written_bytes: u64, unsent_bytes: u64) -> Change {
         let before = std::mem::replace(&mut self.available_bytes, available_bytes);
         self.written_bytes = written_bytes;
@@ -82,16 +82,16 @@ impl SpaceMonitor {
     }
 }
 
-/// What is still to come: the volume's own, and what the page cache may hold, which the kernel reports only
-/// for the whole machine (`cached_bytes`). It is no more than its limit, and in a session that has hardly
-/// written anything it is hardly anything.
+/// What is still to be written: the volume's own buffer, and what the page cache may hold. The
+/// kernel reports the page cache only for the whole machine (`cached_bytes`). Its share of this
+/// session is at most its limit, and small in a session that has written little.
 fn unsent_bytes(stats: &VolumeStats, cached_bytes: u64) -> u64 {
     let accepted = stats.wire_written_bytes.saturating_add(stats.dirty_bytes);
     let cached = accepted.saturating_mul(CACHED_PER_ACCEPTED);
     stats.dirty_bytes + cached.min(cached_bytes).min(CACHED_BYTES_MAX)
 }
 
-/// What the page cache of this machine has to write, of all file systems.
+/// What the page cache of this machine has to write, for all file systems.
 fn cached_bytes() -> u64 {
     std::fs::read_to_string("/proc/meminfo").map_or(u64::MAX, |text| cached_in(&text))
 }
@@ -108,8 +108,8 @@ fn cached_in(meminfo: &str) -> u64 {
     }
 }
 
-/// Watches for as long as volume and hold live. `available_bytes` is what the server told at the
-/// beginning; one that doesn't tell is not asked again.
+/// Monitors the space while the volume and the lease exist. `available_bytes` is the server's
+/// answer at the beginning; a server that does not report it is not asked again.
 pub(crate) fn watch(
     start: &VolumeStart,
     available_bytes: Option<u64>,
@@ -120,7 +120,7 @@ pub(crate) fn watch(
     let (Access::ReadWrite, Some(available_bytes)) = (start.access, available_bytes) else {
         return;
     };
-    // What makes room may use up the last of it.
+    // A command that frees space may use the last of it.
     let floor_bytes = if start.may_use_reserve {
         0
     } else {
@@ -133,7 +133,7 @@ pub(crate) fn watch(
         events.clone(),
     );
     let room = SpaceMonitor::new(available_bytes, floor_bytes);
-    // Without this thread a full disk is found out by writing to it, which harms nothing either.
+    // Without this thread a write finds out that the disk is full, which harms nothing either.
     let _ = std::thread::Builder::new()
         .name("room".to_owned())
         .spawn(move || keep_asking(room, interval, &volume, &lease, &events));
@@ -163,7 +163,7 @@ fn keep_asking(
             continue;
         }
         asked = Instant::now();
-        // A line that is away is asked again once it is back.
+        // If the connection is lost, this asks again once it is back.
         let Ok(space) = store.free_space() else {
             continue;
         };
@@ -184,7 +184,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn a_session_stops_once_when_less_than_the_reserve_would_be_left() {
+    fn session_stops_once_before_less_than_the_reserve_is_left() {
         let mut room = SpaceMonitor::new(500 * MIB, 64 * MIB);
         assert_eq!(room.learn(100 * MIB, 0, 30 * MIB), Change::Nothing);
         assert_eq!(room.learn(90 * MIB, 0, 30 * MIB), Change::RunsOut);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_began_with_less_may_still_use_blocks_that_are_there() {
+    fn session_that_began_below_the_floor_may_use_its_blocks() {
         let mut room = SpaceMonitor::new(3 * MIB, 64 * MIB);
         assert_eq!(room.learn(MIB, 0, 0), Change::Nothing);
         assert!(!room.may_be_gone(u64::MAX, 0));
@@ -201,14 +201,14 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_becomes_low_is_told_once() {
+    fn low_disk_is_reported_once() {
         let mut room = SpaceMonitor::new(LOW_BYTES, 64 * MIB);
         assert_eq!(room.learn(LOW_BYTES - 1, 0, 0), Change::Low);
         assert_eq!(room.learn(LOW_BYTES - 2, 0, 0), Change::Nothing);
     }
 
     #[test]
-    fn it_asks_sooner_where_the_session_itself_takes_much() {
+    fn space_is_queried_sooner_if_the_session_writes_much() {
         let mut room = SpaceMonitor::new(264 * MIB, 64 * MIB);
         room.learn(264 * MIB, 1000 * MIB, 0);
         assert!(!room.may_be_gone(1050 * MIB, 150 * MIB));
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_in_the_page_cache_counts_where_much_was_written() {
+    fn page_cache_counts_if_much_was_written() {
         let stats = |written: u64, dirty: u64| VolumeStats {
             wire_written_bytes: written * MIB,
             dirty_bytes: dirty * MIB,

@@ -1,4 +1,4 @@
-//! What must be true before something is done that can't be undone, on a local container.
+//! Tests with a local container: what must be true before a step that can't be undone.
 
 mod rules;
 mod takeover;
@@ -29,21 +29,21 @@ use crate::volume_process::*;
 
 const FILE_BYTES: u64 = 20 << 20;
 
-/// A container that a session holds.
-struct Held {
+/// A container that a session has acquired.
+struct TestSession {
     folder: tempfile::TempDir,
     start: VolumeStart,
     lease: Arc<ContainerLease>,
-    /// What the lease says of earlier sessions.
+    /// What the lease says about earlier sessions.
     door: Option<LateUntil>,
 }
 
-impl Held {
+impl TestSession {
     fn new() -> Self {
         Self::on(|store| store)
     }
 
-    /// On a store that `wrap` makes of the local one.
+    /// On the store that `wrap` makes from the local one.
     fn on(wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = folder.path().join("store");
@@ -52,7 +52,7 @@ impl Held {
         Self::in_folder(folder, wrap)
     }
 
-    /// With the container and this machine's state as they are there.
+    /// With the container and this machine's state in this folder.
     fn in_folder(
         folder: tempfile::TempDir,
         wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
@@ -84,7 +84,7 @@ impl Held {
             stale_lock: None,
             highest: None,
             highest_is_own: false,
-            late_found: late::Found::default(),
+            late_records: late::LateRecords::default(),
         }));
         lease.learn(header.pins(), FILE_BYTES);
         Self {
@@ -99,7 +99,7 @@ impl Held {
         self.folder.path().join("store").join(name)
     }
 
-    /// What the next session on this machine must wait for, once this one is gone.
+    /// The ranges that the next session on this machine must wait for, once this session is gone.
     fn suspects_after(self) -> Vec<std::ops::Range<u64>> {
         drop(self.lease);
         let state = self.folder.path().join("state");
@@ -134,8 +134,8 @@ pub(crate) fn make_container(path: &Path) {
     file.set_len(FILE_BYTES).unwrap();
 }
 
-/// What a file was asked for; and it may lose a write, or not answer it.
-struct Recorded {
+/// The requests that a file got. It can lose a write, or not answer it.
+struct RecordingFile {
     below: Arc<dyn StoreFile>,
     asked: Arc<Mutex<Vec<String>>>,
     loses: Option<u64>,
@@ -150,13 +150,13 @@ fn no_answer() -> StoreError {
     }
 }
 
-impl Recorded {
+impl RecordingFile {
     fn note(&self, what: String) {
         self.asked.lock().unwrap().push(what);
     }
 }
 
-impl StoreFile for Recorded {
+impl StoreFile for RecordingFile {
     fn len(&self) -> Result<u64, StoreError> {
         self.below.len()
     }
@@ -201,12 +201,12 @@ fn header_writes() -> [HeaderWrite; 4] {
     ]
 }
 
-fn recorded(held: &Held, loses: Option<u64>) -> Recorded {
-    let below = held
+fn recording_file(session: &TestSession, loses: Option<u64>) -> RecordingFile {
+    let below = session
         .lease
         .store()
-        .open(held.lease.file_name(), StoreAccess::ReadWrite);
-    Recorded {
+        .open(session.lease.file_name(), StoreAccess::ReadWrite);
+    RecordingFile {
         below: below.unwrap(),
         asked: Arc::default(),
         loses,
@@ -214,18 +214,18 @@ fn recorded(held: &Held, loses: Option<u64>) -> Recorded {
     }
 }
 
-/// A local store that notes what it was asked for, and may refuse a rename or not answer it.
-struct Noted {
+/// A local store that records its requests. It can refuse a rename, or not answer it.
+struct RecordingStore {
     below: Arc<dyn Store>,
     asked: Arc<Mutex<Vec<String>>>,
     rename: fn() -> Option<StoreError>,
-    /// Nothing is opened.
+    /// Every open is refused.
     refused: Arc<AtomicBool>,
 }
 
-impl Noted {
+impl RecordingStore {
     fn file(&self, below: Arc<dyn StoreFile>) -> Arc<dyn StoreFile> {
-        Arc::new(Recorded {
+        Arc::new(RecordingFile {
             below,
             asked: Arc::clone(&self.asked),
             loses: None,
@@ -237,7 +237,7 @@ impl Noted {
     }
 }
 
-impl Store for Noted {
+impl Store for RecordingStore {
     fn describe(&self) -> String {
         self.below.describe()
     }
@@ -289,99 +289,99 @@ impl Store for Noted {
     }
 }
 
-/// A container on such a store, and what that was asked for.
-fn noted(rename: fn() -> Option<StoreError>) -> (Held, Arc<Mutex<Vec<String>>>) {
+/// A container on such a store, and the requests of the store.
+fn recording_store(rename: fn() -> Option<StoreError>) -> (TestSession, Arc<Mutex<Vec<String>>>) {
     let asked: Arc<Mutex<Vec<String>>> = Arc::default();
     let log = Arc::clone(&asked);
-    let held = Held::on(|below| {
-        Arc::new(Noted {
+    let session = TestSession::on(|below| {
+        Arc::new(RecordingStore {
             below,
             asked,
             rename,
             refused: Arc::default(),
         })
     });
-    (held, log)
+    (session, log)
 }
 
 #[test]
-fn one_header_copy_is_durable_before_the_other_is_written_and_both_are_read_back() {
-    let held = Held::new();
-    let file = recorded(&held, None);
-    edit::write_in_order(&held.lease, &file, &header_writes()).unwrap();
+fn first_header_copy_is_durable_before_the_second_is_written() {
+    let session = TestSession::new();
+    let file = recording_file(&session, None);
+    edit::write_in_order(&session.lease, &file, &header_writes()).unwrap();
     let asked = file.asked.lock().unwrap().clone();
     let order = ["write 16384", "flush", "write 0", "flush"];
     assert_eq!(asked[..4], order);
     assert_eq!(asked[4..], ["read 16384", "read 0"]);
     for loses in [0, 16384] {
-        let held = Held::new();
-        let file = recorded(&held, Some(loses));
-        let lost = edit::write_in_order(&held.lease, &file, &header_writes());
+        let session = TestSession::new();
+        let file = recording_file(&session, Some(loses));
+        let lost = edit::write_in_order(&session.lease, &file, &header_writes());
         assert_eq!(lost.unwrap_err().exit, Exit::Damaged);
     }
 }
 
 #[test]
-fn no_header_is_written_once_the_lock_is_lost() {
-    let held = Held::new();
-    let before = std::fs::read(held.path("x.luks")).unwrap();
-    held.lose_the_lock();
-    let file = recorded(&held, None);
-    let refused = edit::write_in_order(&held.lease, &file, &header_writes());
+fn no_header_is_written_after_the_lease_is_lost() {
+    let session = TestSession::new();
+    let before = std::fs::read(session.path("x.luks")).unwrap();
+    session.lose_the_lock();
+    let file = recording_file(&session, None);
+    let refused = edit::write_in_order(&session.lease, &file, &header_writes());
     assert_eq!(refused.unwrap_err().exit, Exit::Locked);
     assert_eq!(*file.asked.lock().unwrap(), [""; 0]);
-    assert!(std::fs::read(held.path("x.luks")).unwrap() == before);
+    assert!(std::fs::read(session.path("x.luks")).unwrap() == before);
 }
 
 #[test]
-fn a_rewritten_container_takes_the_name_only_while_the_lock_is_ours() {
+fn rewritten_container_gets_its_name_only_with_the_lease() {
     for is_ours in [true, false] {
-        let held = Held::new();
-        let container = held.path("x.luks");
-        let new_name = HalfMade::Rewritten.name(held.lease.file_name()).unwrap();
-        let rewritten = held.path(new_name.as_str());
+        let session = TestSession::new();
+        let container = session.path("x.luks");
+        let new_name = HalfMade::Rewritten.name(session.lease.file_name()).unwrap();
+        let rewritten = session.path(new_name.as_str());
         std::fs::copy(&container, &rewritten).unwrap();
         let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
         let (old, new) = (inode(&container), inode(&rewritten));
         if !is_ours {
-            held.lose_the_lock();
+            session.lose_the_lock();
         }
-        let swapped = rewrite::swap(&held.lease, &StopFlag::default(), &new_name);
+        let swapped = rewrite::swap(&session.lease, &StopFlag::default(), &new_name);
         assert_eq!(swapped.is_ok(), is_ours, "{swapped:?}");
         assert_eq!(inode(&container), if is_ours { new } else { old });
     }
 }
 
 #[test]
-fn a_file_of_another_length_is_refused_after_a_lost_connection() {
-    let held = Held::new();
-    let file = held.lease.reconnect(0);
+fn reconnect_refuses_a_file_of_another_length() {
+    let session = TestSession::new();
+    let file = session.lease.reconnect(0);
     assert!(file.is_ok_and(|file| file.len().is_ok_and(|len| len == FILE_BYTES)));
     for file_bytes in [FILE_BYTES - 4096, FILE_BYTES + 4096] {
-        let held = Held::new();
+        let session = TestSession::new();
         let file = std::fs::File::options()
             .write(true)
-            .open(held.path("x.luks"));
+            .open(session.path("x.luks"));
         file.unwrap().set_len(file_bytes).unwrap();
-        let refused = held.lease.reconnect(0).map(drop);
+        let refused = session.lease.reconnect(0).map(drop);
         assert!(
             matches!(refused, Err(ReconnectError::GiveUp(_))),
             "{refused:?}"
         );
-        let lost = held.lease.lost().unwrap();
+        let lost = session.lease.lost().unwrap();
         assert_eq!(lost.exit, Exit::Damaged, "{lost:?}");
-        // And nothing may be sent by this session any more.
-        assert!(held.lease.before_epoch().is_err());
+        // The session may not send anything any more.
+        assert!(session.lease.before_epoch().is_err());
     }
 }
 
 #[test]
-fn the_reserve_is_given_up_only_without_room_and_by_who_may() {
+fn reserve_is_freed_only_on_a_full_disk_and_if_allowed() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
     let events = EventSender(Sender::new(ours));
-    let mut held = Held::new();
-    held.start.reserve_bytes = 1000;
-    let name = reserve::name(&held.start.target.name).unwrap();
+    let mut session = TestSession::new();
+    session.start.reserve_bytes = 1000;
+    let name = reserve::name(&session.start.target.name).unwrap();
     let cases = [
         (true, Some(1000), true),
         (true, Some(999), false),
@@ -389,10 +389,10 @@ fn the_reserve_is_given_up_only_without_room_and_by_who_may() {
         (false, Some(999), true),
     ];
     for (may, available_bytes, stays) in cases {
-        held.start.may_use_reserve = may;
+        session.start.may_use_reserve = may;
         let store = MemoryStore::new();
         store.create_new(&name).unwrap();
-        reserve::give_up(&held.start, &store, available_bytes, &events).unwrap();
+        reserve::give_up(&session.start, &store, available_bytes, &events).unwrap();
         assert_eq!(
             store.stat(&name).is_ok(),
             stays,
@@ -402,54 +402,61 @@ fn the_reserve_is_given_up_only_without_room_and_by_who_may() {
 }
 
 #[test]
-fn bytes_are_sent_only_by_a_look_at_the_lock_that_is_not_too_old() {
-    let held = Held::new();
+fn writes_need_a_recent_lease_check() {
+    let session = TestSession::new();
     let range = std::slice::from_ref(&(0..4096));
-    held.lease.still_ours().unwrap();
-    held.lease.looked_ago(Duration::from_secs(60));
-    held.lease.before_send(range).unwrap();
-    held.lease.looked_ago(Duration::from_secs(60));
-    held.lose_the_lock();
-    let refused = held.lease.before_send(range);
+    session.lease.verify().unwrap();
+    session.lease.set_last_check_age(Duration::from_secs(60));
+    session.lease.before_send(range).unwrap();
+    session.lease.set_last_check_age(Duration::from_secs(60));
+    session.lose_the_lock();
+    let refused = session.lease.before_send(range);
     assert!(matches!(refused, Err(Fenced::Lost(_))), "{refused:?}");
-    assert_eq!(held.lease.lost().unwrap().exit, Exit::Locked);
-    // And from then on at once.
-    assert!(held.lease.before_epoch().is_err());
-    assert!(!held.lease.release().unwrap());
+    assert_eq!(session.lease.lost().unwrap().exit, Exit::Locked);
+    // From then on the session fails at once.
+    assert!(session.lease.before_epoch().is_err());
+    assert!(!session.lease.release().unwrap());
 }
 
 #[test]
-fn the_lock_is_given_back_only_with_everything_settled() {
-    let held = Held::new();
+fn lease_is_released_only_with_all_writes_resolved() {
+    let session = TestSession::new();
     let is_free = || {
-        let found = sprat_store::lock::inspect(&*held.lease.store(), held.lease.container(), None);
+        let found =
+            sprat_store::lock::inspect(&*session.lease.store(), session.lease.container(), None);
         found.unwrap().held.is_none()
     };
-    held.lease
+    session
+        .lease
         .before_send(std::slice::from_ref(&(0..4096)))
         .unwrap();
-    assert!(!held.lease.release().unwrap());
+    assert!(!session.lease.release().unwrap());
     assert!(!is_free());
-    held.lease.all_settled().unwrap();
-    assert!(held.lease.release().unwrap());
+    session.lease.all_resolved().unwrap();
+    assert!(session.lease.release().unwrap());
     assert!(is_free());
     // Nothing can be sent any more.
-    let refused = held.lease.before_send(std::slice::from_ref(&(0..4096)));
+    let refused = session.lease.before_send(std::slice::from_ref(&(0..4096)));
     assert!(matches!(refused, Err(Fenced::Lost(_))), "{refused:?}");
 }
 
 #[test]
-fn what_got_no_answer_stays_in_the_record_and_what_was_answered_does_not() {
-    let held = Held::new();
-    edit::write_in_order(&held.lease, &recorded(&held, None), &header_writes()).unwrap();
-    assert_eq!(held.suspects_after(), []);
-    let held = Held::new();
-    let file = Recorded {
+fn record_keeps_only_writes_without_an_answer() {
+    let session = TestSession::new();
+    edit::write_in_order(
+        &session.lease,
+        &recording_file(&session, None),
+        &header_writes(),
+    )
+    .unwrap();
+    assert_eq!(session.suspects_after(), []);
+    let session = TestSession::new();
+    let file = RecordingFile {
         no_answer_at: Some(0),
-        ..recorded(&held, None)
+        ..recording_file(&session, None)
     };
-    edit::write_in_order(&held.lease, &file, &header_writes()).unwrap_err();
-    assert_eq!(held.suspects_after(), std::slice::from_ref(&(0..32768)));
+    edit::write_in_order(&session.lease, &file, &header_writes()).unwrap_err();
+    assert_eq!(session.suspects_after(), std::slice::from_ref(&(0..32768)));
 
     // A rename that is carried out late would bring an old container back.
     let refused = || {
@@ -462,69 +469,69 @@ fn what_got_no_answer_stays_in_the_record_and_what_was_answered_does_not() {
     type Rename = fn() -> Option<StoreError>;
     let unanswered: Rename = || Some(no_answer());
     for (rename, suspects) in [(unanswered, first_block), (refused as Rename, Vec::new())] {
-        let (held, _) = noted(rename);
-        let new_name = HalfMade::Rewritten.name(held.lease.file_name()).unwrap();
-        std::fs::copy(held.path("x.luks"), held.path(new_name.as_str())).unwrap();
-        rewrite::swap(&held.lease, &StopFlag::default(), &new_name).unwrap_err();
-        assert_eq!(held.suspects_after(), suspects);
+        let (session, _) = recording_store(rename);
+        let new_name = HalfMade::Rewritten.name(session.lease.file_name()).unwrap();
+        std::fs::copy(session.path("x.luks"), session.path(new_name.as_str())).unwrap();
+        rewrite::swap(&session.lease, &StopFlag::default(), &new_name).unwrap_err();
+        assert_eq!(session.suspects_after(), suspects);
     }
 }
 
 #[test]
-fn another_container_never_takes_the_name() {
-    let held = Held::new();
-    let container = held.path("x.luks");
-    let new_name = HalfMade::Rewritten.name(held.lease.file_name()).unwrap();
-    make_container(&held.path(new_name.as_str()));
+fn another_container_never_gets_the_name() {
+    let session = TestSession::new();
+    let container = session.path("x.luks");
+    let new_name = HalfMade::Rewritten.name(session.lease.file_name()).unwrap();
+    make_container(&session.path(new_name.as_str()));
     let before = std::fs::metadata(&container).unwrap().ino();
-    let refused = rewrite::swap(&held.lease, &StopFlag::default(), &new_name).unwrap_err();
+    let refused = rewrite::swap(&session.lease, &StopFlag::default(), &new_name).unwrap_err();
     assert_eq!(refused.exit, Exit::Damaged);
     assert_eq!(std::fs::metadata(&container).unwrap().ino(), before);
 }
 
 #[test]
-fn a_rewritten_container_is_durable_before_it_takes_the_name_and_the_name_afterwards() {
-    let (held, asked) = noted(|| None);
+fn rewritten_container_is_durable_before_its_name_is() {
+    let (session, asked) = recording_store(|| None);
     let file = std::fs::File::options()
         .write(true)
-        .open(held.path("x.luks"));
+        .open(session.path("x.luks"));
     file.unwrap().write_all_at(&[7; 65536], 17 << 20).unwrap();
-    let before = std::fs::read(held.path("x.luks")).unwrap();
+    let before = std::fs::read(session.path("x.luks")).unwrap();
     let rewrite = rewrite::Rewrite::new(FILE_BYTES, 16 << 20, std::iter::empty());
-    rewrite::run(&held.lease, &StopFlag::default(), &rewrite, true).unwrap();
+    rewrite::run(&session.lease, &StopFlag::default(), &rewrite, true).unwrap();
     let asked = asked.lock().unwrap().clone();
     let at = |what: &str| asked.iter().rposition(|one| one.starts_with(what)).unwrap();
     let flushed = asked.iter().rposition(|one| one == "flush").unwrap();
     let order = [at("write"), flushed, at("rename"), at("flush folder")];
     assert!(order.is_sorted(), "{asked:?}");
-    assert!(std::fs::read(held.path("x.luks")).unwrap() == before);
-    // Nothing of a rewrite that did not come to its end may take the name later.
-    let leftover = HalfMade::Rewritten.name(held.lease.file_name()).unwrap();
-    let leftover = held.path(leftover.as_str());
-    std::fs::copy(held.path("x.luks"), &leftover).unwrap();
-    rewrite::forestall_rename(&held.lease).unwrap();
+    assert!(std::fs::read(session.path("x.luks")).unwrap() == before);
+    // Nothing of a rewrite that did not complete may take the name later.
+    let leftover = HalfMade::Rewritten.name(session.lease.file_name()).unwrap();
+    let leftover = session.path(leftover.as_str());
+    std::fs::copy(session.path("x.luks"), &leftover).unwrap();
+    rewrite::prevent_late_rename(&session.lease).unwrap();
     assert!(!leftover.exists());
 }
 
 #[test]
-fn a_lock_that_was_lost_is_not_given_back() {
-    let held = Held::new();
-    held.lose_the_lock();
-    assert!(held.lease.before_epoch().is_err());
-    assert!(!held.lease.release().unwrap());
+fn lost_lease_is_not_released() {
+    let session = TestSession::new();
+    session.lose_the_lock();
+    assert!(session.lease.before_epoch().is_err());
+    assert!(!session.lease.release().unwrap());
 }
 
 #[test]
-fn before_the_machine_sleeps_all_is_answered_and_nothing_more_is_sent() {
-    let held = Held::new();
-    let lease = &held.lease;
+fn before_sleep_all_is_answered_and_nothing_more_is_sent() {
+    let session = TestSession::new();
+    let lease = &session.lease;
     lease.notes_sent(late::Sent::new(late::some_key(1)));
     let range = std::slice::from_ref(&(0..4096));
     lease.before_send(range).unwrap();
     let number = lease.sends(0, &[1; 4096]);
     let moment = Duration::from_millis(100);
     std::thread::scope(|scope| {
-        let falling = scope.spawn(|| lease.fall_asleep());
+        let falling = scope.spawn(|| lease.prepare_for_sleep());
         std::thread::sleep(moment);
         let sending = scope.spawn(|| lease.before_send(range));
         let connecting = scope.spawn(|| lease.reconnect(0).is_ok());
@@ -538,10 +545,10 @@ fn before_the_machine_sleeps_all_is_answered_and_nothing_more_is_sent() {
         sending.join().unwrap().unwrap();
         assert!(connecting.join().unwrap());
     });
-    // What is never answered does not keep the machine awake.
+    // A request that is never answered does not keep the machine awake.
     lease.sends(0, &[1; 4096]);
     let begun = Instant::now();
-    lease.fall_asleep();
+    lease.prepare_for_sleep();
     assert!((4..6).contains(&begun.elapsed().as_secs()));
     lease.wake();
 }

@@ -1,4 +1,5 @@
-//! Gives back what a read-only mount said that it doesn't need, by the first way that exists.
+//! Gives back the blocks that a read-only mount reported as unneeded, by the first method that
+//! works.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,42 +8,43 @@ use sprat_attach::BlockDevice as _;
 use sprat_store::{Puncher, ReadClass, StoreError, StoreErrorKind, StoreFile};
 use sprat_volume::{Flush, VolumeError};
 
-use crate::file_system::ext4::Super;
+use crate::file_system::{FreeIsTrusted, SuperBlock};
 use crate::settings::{Notice, Phase};
 use crate::supervisor::trim::{Measure, TrimHow, TrimReport, TrimRoute, no_way};
 use crate::volume_process::Served;
 use crate::volume_process::crypt_device::CryptDevice;
+use crate::volume_process::lease::PunchError;
 use crate::volume_process::rewrite::{self, Rewrite};
 use crate::{Exit, Failure, text};
 
-/// Holes between two looks at the lock, and two chances to stop.
+/// Holes between two checks of the lease. A request to stop is checked then, too.
 const BATCH_RANGES: usize = 2048;
 
 impl Served {
-    /// Nothing is mounted: makes everything durable, and begins to take note.
+    /// Nothing is mounted: makes everything durable, and begins to collect unneeded ranges.
     pub(super) fn collect(&mut self) -> Result<(), Failure> {
         self.wait_until_unmounted()?;
         self.events.phase(Phase::Syncing);
-        // So that the holes are taken by the volume, which refuses them while a write waits; a rewrite
-        // closes it before.
+        // So the volume itself can punch the holes: it refuses them while a write waits. A rewrite
+        // closes the volume before.
         self.volume.flush(Flush::Durable)?;
-        let in_order = InOrder::check(&read_super(&self.device)?)?;
-        self.device.begin_collecting(&in_order);
+        let trusted = FreeIsTrusted::check(&read_super(&self.device)?)?;
+        self.device.begin_collecting(&trusted);
         Ok(())
     }
 
-    /// Nothing is mounted any more: gives back what was noted.
+    /// Nothing is mounted any more: gives back the collected ranges.
     pub(super) fn trim(&mut self, how: TrimHow) -> Result<TrimReport, Failure> {
         self.wait_until_unmounted()?;
-        // What is given back reads as zeros, and would count as overwritten.
+        // Blocks that are given back read as zeros, and would count as overwritten.
         if !self.lease.may_give_back() {
             return Err(Failure::new(
                 Exit::Locked,
                 "the container was taken over less than 2:15 h ago",
             )
             .with_hint(
-                "nothing was changed. Until then what is written is compared, as the session before \
-                 may overwrite it; trim later",
+                "nothing was changed. Until then writes are compared, because the previous \
+                 session may overwrite them. Trim later",
             ));
         }
         let free = self
@@ -83,8 +85,8 @@ impl Served {
         }
     }
 
-    /// What the container takes on its disk, and what measured it; `None` where that can't be
-    /// found out. The free space of the server's disk says nothing: others write there too.
+    /// What the container occupies on its disk, and what measured it. `None` if that can't be found
+    /// out. The free space of the server's disk is no measure: others write there too.
     fn allocated(&self) -> Option<(u64, &'static str)> {
         let store = self.lease.store();
         if store.capabilities().discard {
@@ -117,66 +119,57 @@ impl Served {
                 ranges
                     .iter()
                     .try_for_each(|range| file.discard(range.start, range.end - range.start))
-            })?;
+            });
             match punched {
                 Ok(()) => return Ok((TrimRoute::LocalPunch, measure(before, allocated(), "stat"))),
-                Err(reason) => self.pass_over(&mut reasons, reason),
+                Err(error) => self.skip_route(&mut reasons, error)?,
             }
         }
-        match self.start_puncher()? {
-            Ok(mut puncher) => {
-                let before = puncher.allocated_bytes().ok();
-                self.events.phase(Phase::Punching);
-                match self.punch_by_shell(free, &mut puncher)? {
-                    Ok(()) => {
-                        let after = puncher.allocated_bytes().ok();
-                        let measure = measure(before, after, "du on the server");
-                        return Ok((TrimRoute::ShellPunch, measure));
-                    }
-                    Err(reason) => self.pass_over(&mut reasons, reason),
-                }
-            }
-            Err(reason) => self.pass_over(&mut reasons, reason),
+        match self.punch_in_shell(free) {
+            Ok(measure) => return Ok((TrimRoute::ShellPunch, measure)),
+            Err(error) => self.skip_route(&mut reasons, error)?,
         }
         let needed_bytes = self.plan_rewrite(free)?.kept_bytes();
         let available = store.free_space().ok().map(|space| space.available_bytes);
         Err(no_way(&reasons, needed_bytes, available))
     }
 
-    fn pass_over(&self, reasons: &mut Vec<String>, reason: String) {
-        if reason.is_empty() {
-            return;
-        }
-        self.events.notice(Notice::TrimRoutePassed {
-            reason: reason.clone(),
-        });
-        reasons.push(reason);
+    /// Punches through a shell on the server, and measures what that gave back.
+    fn punch_in_shell(&self, free: &[Range<u64>]) -> Result<Option<Measure>, PunchError> {
+        let puncher = self.lease.puncher()?;
+        let mut puncher = puncher.ok_or_else(|| PunchError::Unavailable(String::new()))?;
+        let before = puncher.allocated_bytes().ok();
+        self.events.phase(Phase::Punching);
+        self.punch_by_shell(free, &mut puncher)?;
+        let after = puncher.allocated_bytes().ok();
+        Ok(measure(before, after, "du on the server"))
     }
 
-    /// The inner error says why this way does not exist.
-    fn start_puncher(&self) -> Result<Result<Puncher, String>, Failure> {
-        match self.lease.puncher() {
-            Ok(Some(puncher)) => Ok(Ok(puncher)),
-            Ok(None) => Ok(Err(String::new())),
-            Err(Way::Missing(reason)) => Ok(Err(reason)),
-            Err(Way::Failed(failure)) => Err(failure),
+    /// Notes why a method is not available. A failure of the method itself is returned.
+    fn skip_route(&self, reasons: &mut Vec<String>, error: PunchError) -> Result<(), Failure> {
+        let reason = match error {
+            PunchError::Unavailable(reason) => reason,
+            PunchError::Failed(failure) => return Err(failure),
+        };
+        if !reason.is_empty() {
+            self.events.notice(Notice::TrimRoutePassed {
+                reason: reason.clone(),
+            });
+            reasons.push(reason);
         }
+        Ok(())
     }
 
-    fn punch_by_shell(
-        &self,
-        free: &[Range<u64>],
-        puncher: &mut Puncher,
-    ) -> Result<Result<(), String>, Failure> {
-        let mut looked = false;
+    fn punch_by_shell(&self, free: &[Range<u64>], puncher: &mut Puncher) -> Result<(), PunchError> {
+        let mut is_seen = false;
         self.punch_by(free, &mut |file, ranges| {
-            if looked {
+            if is_seen {
                 puncher.punch(ranges)?;
             } else if let Some((first, rest)) = ranges.split_first() {
-                // SFTP must see the first hole, or the shell has another file.
+                // SFTP must see the first hole. If not, the shell has another file.
                 puncher.punch(std::slice::from_ref(first))?;
-                see_hole(file, first)?;
-                looked = true;
+                check_hole_visible(file, first)?;
+                is_seen = true;
                 puncher.punch(rest)?;
             }
             file.changed_elsewhere();
@@ -184,12 +177,12 @@ impl Served {
         })
     }
 
-    /// The inner error says why this way does not exist; nothing has changed then.
+    /// Punches all ranges in batches. If the method is not available, nothing has changed.
     fn punch_by(
         &self,
         free: &[Range<u64>],
         punch: &mut sprat_volume::Punch<'_>,
-    ) -> Result<Result<(), String>, Failure> {
+    ) -> Result<(), PunchError> {
         for batch in free.chunks(BATCH_RANGES) {
             self.stop.check()?;
             match self.volume.discard_by(batch, punch) {
@@ -197,12 +190,12 @@ impl Served {
                 Err(VolumeError::Store { source, .. })
                     if source.kind() == StoreErrorKind::Unsupported =>
                 {
-                    return Ok(Err(source.to_string()));
+                    return Err(PunchError::Unavailable(source.to_string()));
                 }
-                Err(error) => return Err(self.unfinished(&error)),
+                Err(error) => return Err(self.unfinished(&error).into()),
             }
         }
-        Ok(Ok(()))
+        Ok(())
     }
 
     fn unfinished(&self, error: &VolumeError) -> Failure {
@@ -210,70 +203,28 @@ impl Served {
         match failure.hint {
             Some(_) => failure,
             None => failure.with_hint(
-                "no snapshot is harmed: only what the file system does not use was touched. Run \
-                 it again for the rest",
+                "no snapshot is harmed: only blocks that the file system does not use were \
+                 changed. Run it again for the rest",
             ),
         }
     }
 
     fn plan_rewrite(&self, free: &[Range<u64>]) -> Result<Rewrite, Failure> {
         let found = read_super(&self.device)?;
-        let hollow = found
-            .hollow(&mut reader(&self.device))
+        let disposable = found
+            .disposable_ranges(&mut reader(&self.device))
             .map_err(|what| Failure::new(Exit::Damaged, what))?;
         Ok(Rewrite::new(
             self.facts.file_bytes,
             self.facts.pins.payload_offset_bytes,
-            free.iter().cloned().chain(hollow),
+            free.iter().cloned().chain(disposable),
         ))
-    }
-}
-
-/// Proof that what the file system calls free is free.
-pub(super) struct InOrder(());
-
-impl InOrder {
-    fn check(found: &Super) -> Result<Self, Failure> {
-        if found.has_errors() {
-            return Err(Failure::new(
-                Exit::Damaged,
-                "the file system in the container is marked as damaged",
-            )
-            .with_hint(
-                "nothing was given back: what a damaged file system calls free may be in use. \
-                 Restore what you need, then have it repaired",
-            ));
-        }
-        // The mount before this has replayed the journal, or failed: it is checked all the same.
-        if found.needs_recovery() {
-            return Err(Failure::failed(
-                "the journal was not replayed by the mount before",
-            ));
-        }
-        Ok(Self(()))
-    }
-}
-
-/// Why there is no puncher.
-pub(crate) enum Way {
-    /// This way does not exist here.
-    Missing(String),
-    /// It can't be told.
-    Failed(Failure),
-}
-
-impl From<StoreError> for Way {
-    fn from(error: StoreError) -> Self {
-        match error.kind() {
-            StoreErrorKind::Unsupported => Self::Missing(error.to_string()),
-            _ => Self::Failed(Failure::from(&error)),
-        }
     }
 }
 
 fn nothing_to_gain(allocated_bytes: u64, rewrite: &Rewrite) -> Failure {
     Failure::failed(format!(
-        "a rewrite would give nothing back: the container takes {} on its disk, and {} of it are in \
+        "a rewrite would free nothing: the container occupies {} on its disk, and {} of it are in \
          use",
         text::bytes(allocated_bytes),
         text::bytes(rewrite.kept_behind_header_bytes()),
@@ -288,7 +239,7 @@ fn measure(before: Option<u64>, after: Option<u64>, by: &str) -> Option<Measure>
     })
 }
 
-fn see_hole(file: &dyn StoreFile, hole: &Range<u64>) -> Result<(), StoreError> {
+fn check_hole_visible(file: &dyn StoreFile, hole: &Range<u64>) -> Result<(), StoreError> {
     let mut block = [1; 4096];
     file.read_at(hole.start, &mut block, ReadClass::Demand)?;
     if block.iter().all(|byte| *byte == 0) {
@@ -316,8 +267,8 @@ fn reader(device: &Arc<CryptDevice>) -> impl FnMut(u64, &mut [u8]) -> Result<(),
     }
 }
 
-fn read_super(device: &Arc<CryptDevice>) -> Result<Super, Failure> {
-    Super::read(&mut reader(device)).map_err(Failure::failed)
+fn read_super(device: &Arc<CryptDevice>) -> Result<SuperBlock, Failure> {
+    SuperBlock::read(&mut reader(device)).map_err(Failure::failed)
 }
 
 #[cfg(test)]
@@ -327,32 +278,14 @@ mod tests {
 
     use super::*;
 
-    /// A super block with `value` at `at`.
-    fn found(at: usize, value: u8) -> Super {
-        Super::read(&mut |_, buf| {
-            buf[1024 + 0x38..1024 + 0x3a].copy_from_slice(&[0x53, 0xEF]);
-            buf[1024 + at] = value;
-            Ok(())
-        })
-        .unwrap()
-    }
-
     #[test]
-    fn only_a_file_system_in_order_says_what_is_free() {
-        let check = |at, value| InOrder::check(&found(at, value)).map(drop);
-        check(0x3a, 1).unwrap();
-        assert_eq!(check(0x3a, 3).unwrap_err().exit, Exit::Damaged);
-        assert_eq!(check(0x60, 4).unwrap_err().exit, Exit::Failed);
-    }
-
-    #[test]
-    fn a_hole_that_is_not_seen_over_sftp_is_one_in_another_file() {
+    fn hole_that_sftp_does_not_show_is_in_another_file() {
         let store = MemoryStore::new();
         let file = store.create_new(&FileName::new("x.luks").unwrap()).unwrap();
         file.resize(3 * 4096).unwrap();
         file.write_at(2 * 4096 - 1, &[1]).unwrap();
-        see_hole(&*file, &(0..4096)).unwrap();
-        let refused = see_hole(&*file, &(4096..3 * 4096));
+        check_hole_visible(&*file, &(0..4096)).unwrap();
+        let refused = check_hole_visible(&*file, &(4096..3 * 4096));
         assert!(matches!(refused, Err(StoreError::Refused { .. })));
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! Everything that it does may block for as long as the volume does; it is killed then.
 
-pub(crate) mod fsck;
 pub mod mount_keeper;
 
 use std::collections::BTreeMap;
@@ -14,11 +13,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
-use sprat_attach::{AttachError, AttachOptions, Attachment, MkfsOptions, MountOptions};
+use sprat_attach::{AttachError, AttachOptions, Attachment, MountOptions};
 use sprat_snapshot::{Cancel, Progress, SnapshotError};
 use sprat_volume::BLOCK_BYTES;
 use zeroize::Zeroizing;
 
+use crate::file_system::FileSystemKind;
 use crate::protocol::frames::{Receiver, Sender};
 use crate::protocol::messages::{Mapping, WorkerOrder, WorkerReply};
 use crate::protocol::spawn::{leave_signals_to_the_session, take_sockets};
@@ -179,10 +179,8 @@ impl Worker {
                 WorkerReply::Mapped
             }
             WorkerOrder::MakeFileSystem { label, inodes } => {
-                let mut options = MkfsOptions::labelled(label.as_deref().unwrap_or_default());
-                options.inodes = inodes;
                 let device = self.attachment()?.device().to_owned();
-                sprat_attach::make_file_system(&device, &options)?;
+                FileSystemKind::DEFAULT.make(&device, label.as_deref(), inodes)?;
                 WorkerReply::FileSystemMade
             }
             WorkerOrder::Mount {
@@ -198,7 +196,7 @@ impl Worker {
                 options.browse = browse;
                 options.grow = grow;
                 sprat_attach::keep_only(&[&dir])?;
-                self.attachment()?.mount(&dir, &options)?;
+                FileSystemKind::DEFAULT.mount(self.attachment()?, &dir, &options)?;
                 let gone = sprat_snapshot::missing(&dir, &expected);
                 self.mounted = Some(dir);
                 self.writes = !read_only;
@@ -209,11 +207,11 @@ impl Worker {
             }
             WorkerOrder::CheckFileSystem => {
                 let device = self.attachment()?.device().to_owned();
-                WorkerReply::Checked(fsck::check(&device, &self.cancel)?)
+                WorkerReply::Checked(FileSystemKind::DEFAULT.check(&device, &self.cancel)?)
             }
             WorkerOrder::Trim => WorkerReply::Trimmed(self.attachment()?.trim()?),
             WorkerOrder::Grow { volume_bytes } => {
-                self.attachment()?.grow(volume_bytes)?;
+                FileSystemKind::DEFAULT.grow(self.attachment()?, volume_bytes)?;
                 WorkerReply::Grown
             }
             WorkerOrder::TakeSnapshot(spec) => {
@@ -333,13 +331,7 @@ impl Worker {
 
     /// What is left in the mounted volume; asks the kernel's memory only.
     fn room(&self) -> Option<VolumeRoom> {
-        let about = rustix::fs::statvfs(self.mounted.as_deref()?).ok()?;
-        Some(VolumeRoom {
-            total_bytes: about.f_blocks * about.f_frsize,
-            available_bytes: about.f_bavail * about.f_frsize,
-            inodes: about.f_files,
-            free_inodes: about.f_ffree,
-        })
+        FileSystemKind::DEFAULT.room(self.mounted.as_deref()?)
     }
 
     fn progress(&self, progress: Progress) {

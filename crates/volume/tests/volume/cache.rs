@@ -155,6 +155,7 @@ fn cache_options(dir: &Path, bytes_max: usize) -> CacheOptions {
         dir: dir.to_owned(),
         bytes_max: bytes_max as u64,
         only_compare: false,
+        stamp_offset_bytes: 0,
     }
 }
 

@@ -331,7 +331,9 @@ impl Scene {
             left
         };
         let left = of_container();
-        let reported = ran.stderr.contains("could not be given back");
+        let reported = ["could not be given back", "could not be released"]
+            .iter()
+            .any(|text| ran.stderr.contains(text));
         assert!(
             left.is_empty() || ran.code != 0 || reported,
             "{at}: {left:?}\n{}",

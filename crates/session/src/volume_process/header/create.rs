@@ -1,4 +1,5 @@
-//! Makes a container under another name, and gives it its own once it is whole and durable.
+//! Makes a container under a temporary name, and gives it its own name once it is complete and
+//! durable.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use sprat_luks::{
 use sprat_store::{Access, ReadClass, Store, StoreErrorKind, StoreFile};
 
 use crate::address::Target;
+use crate::file_system::FileSystemKind;
 use crate::protocol::messages::{CreateStart, VolumeReply, VolumeStart};
 use crate::server_probe::{self, Holes};
 use crate::settings::{Notice, Phase, SIZE_BYTES_MIN};
@@ -18,17 +20,17 @@ use crate::state::paths::StatePaths;
 use crate::state::reserved_names::{self, HalfMade};
 use crate::volume_process::connection::HeaderBytes;
 use crate::volume_process::knowledge::Knowledge;
-use crate::volume_process::late::Found;
+use crate::volume_process::late::LateRecords;
 use crate::volume_process::lease::{ContainerLease, LeaseParts, keep_renewing};
 use crate::volume_process::open::{
-    Edge, Known, Opened, check_writable, facts, open_volume, opened_by, reach, take_lock,
-    tell_overcommit,
+    Decryption, Opened, VolumeHints, acquire_lock, check_writable, connect_store, facts,
+    open_volume, opened_by, report_overcommit,
 };
 use crate::volume_process::shutdown::{EventSender, StopFlag};
 use crate::{Exit, Failure, text};
 
 /// A container that is being made.
-pub(crate) struct Making {
+pub(crate) struct NewContainer {
     header: Vec<Extent>,
     pins: Pins,
     secrets: Vec<Secret>,
@@ -39,37 +41,37 @@ pub(crate) struct Making {
     naming: AtomicBool,
 }
 
-/// Makes the file, its header and an empty volume. What fails leaves neither file nor lock.
+/// Makes the file, its header and an empty volume. After a failure neither file nor lease is left.
 pub(crate) fn make(
     start: &VolumeStart,
     create: &CreateStart,
     secrets: Vec<Secret>,
     stop: &Arc<StopFlag>,
     events: &EventSender,
-) -> Result<(Opened, Making), Failure> {
+) -> Result<(Opened, NewContainer), Failure> {
     check_size(create.size_bytes)?;
     events.phase(Phase::Connecting);
-    let (record, connection, store) = reach(start)?;
+    let (record, connection, store) = connect_store(start)?;
     stop.check()?;
     refuse_existing(start, &*store)?;
     let available_bytes = check_writable(start, &*store, events)?;
-    // The file of the trial is the first that must not stay.
-    stop.begin_holding()?;
+    // The trial file is the first one that must be removed.
+    stop.begin_cleanup_duty()?;
     if reserved_names::may_not_remove(&*store, &start.target.name) {
         events.notice(Notice::NothingRemoved);
-        tell_overcommit(available_bytes, create.size_bytes, events);
+        report_overcommit(available_bytes, create.size_bytes, events);
     } else if server_probe::run(&*store, &start.target.name)? == Holes::Filled {
         server_probe::check_room(create.size_bytes, available_bytes)?;
         events.notice(Notice::HolesFilled {
             size_bytes: create.size_bytes,
         });
     } else {
-        tell_overcommit(available_bytes, create.size_bytes, events);
+        report_overcommit(available_bytes, create.size_bytes, events);
     }
     stop.check()?;
-    let lock = take_lock(start, &*store, &record, stop, events)?;
-    // What a dead init sent may still arrive in the file that it made, which is removed: never in
-    // the new one. So there is nothing to wait for.
+    let lock = acquire_lock(start, &*store, &record, stop, events)?;
+    // What a dead init sent may still arrive in the file that it made. That file is removed, so
+    // nothing can arrive in the new one, and there is nothing to wait for.
     record.quiet()?;
     let lease = Arc::new(ContainerLease::new(LeaseParts {
         connection,
@@ -83,7 +85,7 @@ pub(crate) fn make(
         stale_lock: None,
         highest: None,
         highest_is_own: false,
-        late_found: Found::default(),
+        late_records: LateRecords::default(),
     }));
     keep_renewing(&lease, stop)?;
     let made = fill(start, create, secrets, &lease, stop, events);
@@ -109,8 +111,8 @@ fn check_size(size_bytes: u64) -> Result<(), Failure> {
             "a container of {size_bytes} bytes is too small; the least is {SIZE_BYTES_MIN}"
         )));
     }
-    // ext4 with 4 KiB blocks ends at 1 EiB; a file offset at 8 EiB.
-    if size_bytes > 1 << 60 {
+    // No kind of file system has volumes as large as the largest file offset, 8 EiB.
+    if size_bytes > FileSystemKind::DEFAULT.volume_bytes_max() {
         return Err(Failure::usage(format!(
             "a container of {size_bytes} bytes is too large"
         )));
@@ -118,7 +120,7 @@ fn check_size(size_bytes: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-/// There is a container where one is to be made.
+/// A container exists already at the target of an `init`.
 pub fn exists_already(target: &Target) -> Failure {
     Failure::failed(format!("{target} exists already")).with_hint(
         "init never overwrites, and nothing was changed. Choose another name, or remove the old \
@@ -144,13 +146,13 @@ fn fill(
     lease: &Arc<ContainerLease>,
     stop: &StopFlag,
     events: &EventSender,
-) -> Result<(Opened, Making), Failure> {
+) -> Result<(Opened, NewContainer), Failure> {
     let store = lease.store();
-    // Under the lock: another init may have finished meanwhile.
+    // Checked again under the lease: another init may have finished meanwhile.
     refuse_existing(start, &*store)?;
     HalfMade::New.remove_all(&*store, lease.container())?;
-    // What a dead init may have under way goes into a file that has no name any more.
-    lease.all_settled()?;
+    // Pending writes of a dead init go into a file that has no name any more.
+    lease.all_resolved()?;
     stop.check()?;
     events.phase(Phase::Creating);
     let slots: Vec<(Secret, SlotKind)> = secrets
@@ -176,11 +178,11 @@ fn fill(
         OpenedBy::Kernel => Some(SectorCipher::new(&new.volume_key, &header)?),
         OpenedBy::Sprat => None,
     };
-    let edge = Edge::new(opened_by(start), new.volume_key, Some(cipher))?;
+    let decryption = Decryption::new(opened_by(start), new.volume_key, Some(cipher))?;
     lease.learn(new.pins.clone(), file_bytes);
-    let known = Known {
+    let known = VolumeHints {
         seen: None,
-        // All of a new file but the header is a hole.
+        // All of a new file except the header is a hole.
         hole_from_bytes: 0,
     };
     let volume = open_volume(start, lease, file, payload, known)?;
@@ -190,16 +192,16 @@ fn fill(
         knowledge,
         lease: Arc::clone(lease),
         volume,
-        edge,
+        decryption,
         facts: facts(new.pins.clone(), file_bytes, payload),
         flush: crate::volume_process::flush_kind(start),
         durable: store.capabilities().durable_flush,
-        // What is made is small, and removed again where it finds no room.
+        // The content is small, and is removed if it does not fit.
         available_bytes: None,
     };
     let state_dir = Path::new(&start.state_dir);
     let paths = StatePaths::new(state_dir, &new.pins.uuid, &start.target);
-    let making = Making {
+    let new_container = NewContainer {
         header: new.header,
         pins: new.pins,
         secrets: slots.into_iter().map(|(secret, _)| secret).collect(),
@@ -207,7 +209,7 @@ fn fill(
         header_bytes,
         naming: AtomicBool::new(false),
     };
-    Ok((opened, making))
+    Ok((opened, new_container))
 }
 
 fn write_header(file: &dyn StoreFile, header: &[Extent], size_bytes: u64) -> Result<u64, Failure> {
@@ -217,20 +219,20 @@ fn write_header(file: &dyn StoreFile, header: &[Extent], size_bytes: u64) -> Res
         sent += extent.bytes.len() as u64;
     }
     file.resize(size_bytes).map_err(|error| {
-        // EFBIG, for which SFTP has no word. A line that is lost says so itself.
+        // EFBIG, which SFTP can't express. A lost connection has its own error.
         if matches!(
             error.kind(),
             StoreErrorKind::Failed | StoreErrorKind::Unsupported
         ) {
             Failure::from(&error)
                 .context(format!(
-                    "the server can't hold a file of {}",
+                    "the server can't store a file of {}",
                     text::bytes(size_bytes)
                 ))
                 .with_hint(
-                    "what was made is removed. Each file system has a limit for the size of a file \
-                     (ext4: 16 TiB, with blocks of 1 KiB 4 TiB; FAT: 4 GiB), and so may the account. \
-                     Choose a smaller --size",
+                    "the new file was removed. Each file system has a limit for the size of a \
+                     file (ext4: 16 TiB, with blocks of 1 KiB 4 TiB; FAT: 4 GiB), and the account \
+                     may have one. Choose a smaller --size",
                 )
         } else {
             Failure::from(&error)
@@ -240,11 +242,12 @@ fn write_header(file: &dyn StoreFile, header: &[Extent], size_bytes: u64) -> Res
     Ok(sent)
 }
 
-/// A server that keeps another length, or gives other bytes back than were written, can't hold a
-/// container: file systems without sparse files or large ones, servers that convert text.
+/// Whether the server can store a container. A server that keeps another length, or returns other
+/// bytes than were written, can't: its file system lacks sparse or large files, or it converts
+/// text.
 fn can_hold(file: &dyn StoreFile, header: &[Extent], size_bytes: u64) -> Result<(), Failure> {
     let unfit = |why: String| {
-        Failure::failed("this server can't hold a container")
+        Failure::failed("this server can't store a container")
             .because(why)
             .with_hint("choose another server, or another file system on this one")
     };
@@ -259,7 +262,7 @@ fn can_hold(file: &dyn StoreFile, header: &[Extent], size_bytes: u64) -> Result<
         file.read_at(extent.offset, &mut found, ReadClass::Demand)?;
         if found != extent.bytes {
             return Err(unfit(format!(
-                "what was written at offset {} does not read back as it was written",
+                "the bytes at offset {} do not read back as they were written",
                 extent.offset
             )));
         }
@@ -274,7 +277,7 @@ fn flush_folder(store: &dyn Store, events: &EventSender) -> Result<(), Failure> 
     Ok(())
 }
 
-impl Making {
+impl NewContainer {
     /// Reads the header back from the server, opens it with every secret, and gives the container
     /// its name. The volume must be closed by now.
     pub(crate) fn publish(
@@ -307,7 +310,7 @@ impl Making {
             stop.check()?;
             header.unlock(&bytes, secret)?;
         }
-        // Without it nothing is lost yet; the next change of keys tries again.
+        // If this fails nothing is lost yet. The next change of keys tries again.
         if let Err(failure) = headers::keep_newest(&self.paths, &header, &bytes, None) {
             let causes = failure.causes.join("; ");
             events.notice(Notice::HeaderNotKept {
@@ -316,13 +319,13 @@ impl Making {
         }
         drop(file);
         stop.check()?;
-        lease.still_ours()?;
+        lease.verify()?;
         self.give_name(&*store, lease, events)?;
         flush_folder(&*store, events)?;
         self.check_named(&*store, lease)
     }
 
-    /// A server may answer that it renamed, and not have done it.
+    /// Checks that the rename took place. A server may only answer that it renamed.
     fn check_named(&self, store: &dyn Store, lease: &ContainerLease) -> Result<(), Failure> {
         let not_named = |why: String| {
             Failure::new(
@@ -348,7 +351,7 @@ impl Making {
             .map_err(|error| not_named(error.to_string()))
     }
 
-    /// From the request on the container may have its name, whatever becomes of the answer.
+    /// Once the request is sent, the container may have its name, even if the answer is lost.
     fn give_name(
         &self,
         store: &dyn Store,
@@ -374,7 +377,7 @@ impl Making {
         }
     }
 
-    /// Whether the container has its name; `None`: the server doesn't tell.
+    /// Whether the container has its name. `None`: the server does not answer.
     pub(crate) fn is_named(&self, lease: &ContainerLease) -> Option<bool> {
         if !self.naming.load(Ordering::SeqCst) {
             return Some(false);
@@ -387,8 +390,8 @@ impl Making {
     }
 }
 
-/// Removes what was made and gives the lock back. Bytes that are still under way go into a file
-/// without a name, so nothing needs to be settled.
+/// Removes the unfinished container and releases the lease. Pending writes go into a file without a
+/// name, so nothing needs to be recovered.
 pub(crate) fn undo(lease: &ContainerLease) -> Result<(), Failure> {
     if let Some(failure) = lease.lost() {
         return Err(failure);

@@ -1,4 +1,5 @@
-//! Changes the header of a container: under its lock, one whole copy at every instant.
+//! Changes the header of a container, under its lease. At every instant at least one copy is
+//! complete.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use sprat_luks::{
 use sprat_store::{Access, ReadClass, Store, StoreFile};
 use sprat_volume::{Fenced, SessionHooks as _};
 
-use crate::file_system::ext4::ext4_bytes;
+use crate::file_system::{file_system_bytes, read_stamp_block};
 use crate::protocol::messages::{ChangeStart, VolumeStart};
 use crate::settings::{IdentityPolicy, Notice, Phase};
 use crate::state::headers::{self, Kept};
@@ -22,20 +23,20 @@ use crate::volume_process::connection::HeaderBytes;
 use crate::volume_process::knowledge;
 use crate::volume_process::lease::{ContainerLease, keep_renewing};
 use crate::volume_process::open::{
-    Known as KnownOfVolume, Reached, check_writable, facts, lease, open_volume, reach,
+    ConnectedStore, VolumeHints, acquire, check_writable, connect_store, facts, open_volume,
     stat_container, wait_for_quiet,
 };
-use crate::volume_process::rewrite::forestall_rename;
+use crate::volume_process::rewrite::prevent_late_rename;
 use crate::volume_process::shutdown::{EventSender, StopFlag};
 use crate::{Exit, Failure};
 
-const HALF_WAY: &str = "The container opens with every key that stays, and holds every snapshot; the \
-                        same command run again goes on where this one stopped";
+const HALF_WAY: &str = "The container opens with every key that stays, and has every snapshot. \
+    Run the same command again: it continues where this one stopped";
 
-/// As many as LUKS2 has (cryptsetup: lib/luks2/luks2.h, `LUKS2_KEYSLOTS_MAX`).
+/// The number of slots in LUKS2 (cryptsetup: lib/luks2/luks2.h, `LUKS2_KEYSLOTS_MAX`).
 const SLOTS_MAX: usize = 32;
 
-/// Carries the change out. What fails leaves no lock, unless bytes may still be under way.
+/// Carries the change out. After a failure no lease is left, unless writes may still be pending.
 pub(crate) fn change(
     start: &VolumeStart,
     what: &ChangeStart,
@@ -44,26 +45,26 @@ pub(crate) fn change(
     events: &EventSender,
 ) -> Result<HeaderChanged, Failure> {
     events.phase(Phase::Connecting);
-    let (record, connection, store) = reach(start)?;
+    let (record, connection, store) = connect_store(start)?;
     stop.check()?;
     check_writable(start, &*store, events)?;
     stat_container(start, &*store)?;
-    let reached = Reached {
+    let reached = ConnectedStore {
         record,
         connection,
         store,
         first: None,
     };
-    let lease = lease(start, reached, stop, events, || {})?;
-    // The lock is read again before each write, so its loss needs no other answer.
+    let lease = acquire(start, reached, stop, events, || {})?;
+    // The lease is read again before each write, so its loss needs no other handling.
     keep_renewing(&lease, stop)?;
     let may_come_late = lease.record().may_arrive();
     let mut changed = wait_for_quiet(start, &lease, stop, events).and_then(|()| {
         // A late rename would bring the old header back, and a removed key with it.
         if may_come_late || lease.late_requests_may_arrive() {
-            forestall_rename(&lease)?;
+            prevent_late_rename(&lease)?;
         }
-        Work::begin(start, &lease, stop, events)?.carry_out(what, secrets)
+        HeaderEdit::begin(start, &lease, stop, events)?.carry_out(what, secrets)
     });
     match (lease.release(), &mut changed) {
         (Ok(true), _) | (_, Err(_)) => {}
@@ -74,7 +75,7 @@ pub(crate) fn change(
 }
 
 /// A container whose header is being changed.
-pub(crate) struct Work<'w> {
+pub(crate) struct HeaderEdit<'w> {
     pub(crate) start: &'w VolumeStart,
     pub(crate) lease: &'w Arc<ContainerLease>,
     store: Arc<dyn Store>,
@@ -83,18 +84,18 @@ pub(crate) struct Work<'w> {
     events: &'w EventSender,
 }
 
-/// What the change came to.
+/// The result of the change.
 #[derive(Default)]
-pub(crate) struct Done {
+pub(crate) struct EditOutcome {
     slot: u32,
     as_before: bool,
     repaired: bool,
-    /// Where what lay there before a restore is kept.
+    /// The file that keeps the header which a restore replaced.
     replaced: Option<PathBuf>,
 }
 
-impl Done {
-    /// A header was put back, and what lay there before is kept in that file.
+impl EditOutcome {
+    /// A header was restored, and the replaced one is kept in this file.
     pub(crate) fn put_back(replaced: PathBuf) -> Self {
         Self {
             replaced: Some(replaced),
@@ -103,7 +104,7 @@ impl Done {
     }
 }
 
-impl<'w> Work<'w> {
+impl<'w> HeaderEdit<'w> {
     pub(crate) fn begin(
         start: &'w VolumeStart,
         lease: &'w Arc<ContainerLease>,
@@ -162,14 +163,15 @@ impl<'w> Work<'w> {
         };
         let opened_by = self.read_again()?.unlock_by(&self.bytes(), proof)?.0;
         let slot = opened_by;
-        self.report(&Done { slot, ..done }, None)
+        self.report(&EditOutcome { slot, ..done }, None)
     }
 
     pub(crate) fn bytes(&self) -> HeaderBytes<'_> {
         HeaderBytes(&*self.file)
     }
 
-    /// The header as it lies there, both copies good, and what a dead session left settled.
+    /// The current header, with both copies repaired and a dead session's writes recovered. The
+    /// flag: a copy was repaired.
     fn present(&self) -> Result<(Header, bool), Failure> {
         let header = Header::load(&self.bytes()).map_err(|error| match error.kind() {
             LuksErrorKind::NoContainer | LuksErrorKind::Damaged => state::header_unreadable(
@@ -181,7 +183,7 @@ impl<'w> Work<'w> {
             _ => Failure::of_key_work(&error),
         })?;
         compare_with_pins(self.start, &header, self.events)?;
-        self.settle(&header)?;
+        self.recover(&header)?;
         let repair = header.repair()?;
         if repair.is_empty() {
             return Ok((header, false));
@@ -190,13 +192,13 @@ impl<'w> Work<'w> {
         Ok((self.read_again()?, true))
     }
 
-    /// Keys are not changed in an old copy of the container, nor under a header that is seen for the
-    /// first time and does not belong to what lies behind it: it would be pinned.
+    /// Refuses to change keys in an old copy of the container. Also refuses a header that is seen
+    /// for the first time and does not belong to the volume behind it, because it would be pinned.
     fn refuse_older(&self, header: &Header, key: &VolumeKey) -> Result<(), Failure> {
         let cipher = SectorCipher::new(key, header)?;
-        let (block, file_bytes) = state::first_block(&*self.file, header, &cipher)?;
+        let (block, file_bytes) = read_stamp_block(&*self.file, header, &cipher)?;
         if matches!(self.start.pins, IdentityPolicy::TrustOnce)
-            && ext4_bytes(&block[1024..2048]).is_none()
+            && file_system_bytes(&block).is_none()
         {
             return Err(Failure::new(
                 Exit::Damaged,
@@ -204,7 +206,7 @@ impl<'w> Work<'w> {
             )
             .with_hint(
                 "nothing was changed, and the header was not pinned. Compare its fingerprint with \
-                 the recovery sheet; if it is right, give it with --fingerprint",
+                 the recovery sheet. If it is right, pass it with --fingerprint",
             ));
         }
         if self.start.accept_older_state {
@@ -214,15 +216,15 @@ impl<'w> Work<'w> {
         state::refuse_older(&self.state_dir(), target, header.uuid(), &block, file_bytes)
     }
 
-    /// The bytes that a dead session had under way in the volume are the volume's business.
-    pub(crate) fn settle(&self, header: &Header) -> Result<(), Failure> {
+    /// Recovers a dead session's writes to the volume. The volume does that.
+    pub(crate) fn recover(&self, header: &Header) -> Result<(), Failure> {
         let file_bytes = self.file.len()?;
         self.lease.learn(header.pins(), file_bytes);
         if self.lease.record().in_doubt().is_empty() {
             return Ok(());
         }
         let payload = header.geometry(file_bytes)?;
-        let known = KnownOfVolume::default();
+        let known = VolumeHints::default();
         let volume = open_volume(
             self.start,
             self.lease,
@@ -234,7 +236,7 @@ impl<'w> Work<'w> {
         volume
             .close()
             .map_err(|error| self.lease.lost().unwrap_or_else(|| Failure::from(&error)))?;
-        self.lease.all_settled()?;
+        self.lease.all_resolved()?;
         Ok(())
     }
 
@@ -244,50 +246,50 @@ impl<'w> Work<'w> {
         new: &Secret,
         kind: SlotKind,
         options: &FormatOptions,
-    ) -> Result<Done, Failure> {
+    ) -> Result<EditOutcome, Failure> {
         let (header, repaired) = self.present()?;
         let opened = header.unlock_by(&self.bytes(), present);
         let (_, key) = opened.map_err(|error| Failure::of_key_work(&error))?;
         self.refuse_older(&header, &key)?;
         if let Some(slot) = self.opened_by(&header, new, kind)? {
-            return Ok(Done {
+            return Ok(EditOutcome {
                 slot,
                 as_before: true,
                 repaired,
-                ..Done::default()
+                ..EditOutcome::default()
             });
         }
         if header.slots().len() >= SLOTS_MAX {
             return Err(
                 Failure::usage(format!("all {SLOTS_MAX} key slots are used")).with_hint(
-                    "nothing was changed. `sprat key list` shows them, `sprat key remove` makes \
-                     room",
+                    "nothing was changed. `sprat key list` shows them, `sprat key remove` frees \
+                     one",
                 ),
             );
         }
         let writes = header.add_slot(&key, new, kind, options, self.lease.turn())?;
         drop(key);
         self.change(&header, None, &writes)?;
-        Ok(Done {
+        Ok(EditOutcome {
             repaired,
-            ..Done::default()
+            ..EditOutcome::default()
         })
     }
 
-    /// The slot that a key which is to be added opens already.
+    /// The slot that a key opens which is to be added.
     fn opened_by(
         &self,
         header: &Header,
         new: &Secret,
         kind: SlotKind,
     ) -> Result<Option<u32>, Failure> {
-        // Nobody has had that one before.
+        // A new recovery key was never used before.
         if kind == SlotKind::Recovery {
             return Ok(None);
         }
         match header.unlock_by(&self.bytes(), new) {
             Ok((slot, _)) => Ok(Some(slot)),
-            // A slot that can't be tried is no reason against another one.
+            // A slot that can't be tried is no reason to refuse another one.
             Err(
                 LuksError::KdfTooCostly { .. }
                 | LuksError::KernelOnly { .. }
@@ -304,21 +306,21 @@ impl<'w> Work<'w> {
         although_in_use: bool,
         present: &Secret,
         used_here: Option<&Secret>,
-    ) -> Result<(Done, String), Failure> {
+    ) -> Result<(EditOutcome, String), Failure> {
         let (header, repaired) = self.present()?;
         let slots = header.slots();
         let opened = header.unlock_by(&self.bytes(), present);
         let (opened_by, key) = opened.map_err(|error| Failure::of_key_work(&error))?;
         self.refuse_older(&header, &key)?;
         drop(key);
-        let done = |as_before| Done {
+        let done = |as_before| EditOutcome {
             slot,
             as_before,
             repaired,
-            ..Done::default()
+            ..EditOutcome::default()
         };
         let Some(found) = slots.iter().find(|found| found.number == slot) else {
-            // The session that died may have come to its end: it kept the header as it was first.
+            // The dead session may have completed: it kept the header, as it was, first.
             if (repaired || self.lease.took_over())
                 && let Some(mark) = self.mark_kept(&header, slot)
             {
@@ -361,7 +363,7 @@ impl<'w> Work<'w> {
         Ok((done(false), found.mark.clone()))
     }
 
-    /// The mark of that slot in the newest header that this machine keeps, if it had it.
+    /// The mark of that slot in the newest header that this machine keeps, if the slot is there.
     fn mark_kept(&self, header: &Header, slot: u32) -> Option<String> {
         let path = headers::newest(&self.paths(header));
         let kept = headers::load(&headers::open(&path).ok()?, &path).ok()?;
@@ -369,7 +371,7 @@ impl<'w> Work<'w> {
         slots.find_map(|kept| (kept.number == slot).then_some(kept.mark))
     }
 
-    /// Where this machine files what it keeps of the container.
+    /// Where this machine keeps its state about the container.
     pub(crate) fn paths(&self, header: &Header) -> StatePaths {
         StatePaths::new(&self.state_dir(), header.uuid(), &self.start.target)
     }
@@ -378,7 +380,7 @@ impl<'w> Work<'w> {
         PathBuf::from(&self.start.state_dir)
     }
 
-    /// Keeps the present header on this machine, then writes.
+    /// Keeps the current header on this machine, then writes.
     fn change(
         &self,
         present: &Header,
@@ -394,7 +396,7 @@ impl<'w> Work<'w> {
         headers::keep_newest(&self.paths(header), header, &self.bytes(), going)
     }
 
-    /// Keeps it as the newest, and warns where slots are not what they were.
+    /// Keeps the header as the newest, and warns if slots have changed.
     fn keep_newest(&self, header: &Header, going: Option<u32>) -> Result<PathBuf, Failure> {
         let Kept { path, aside } = self.keep_quietly(header, going)?;
         if let Some(aside) = aside {
@@ -408,15 +410,16 @@ impl<'w> Work<'w> {
         Ok(path)
     }
 
-    /// As [`write_in_order`]. From the first write on nobody is asked whether to stop: what follows
-    /// is short.
+    /// As [`write_in_order`]. After the first write a request to stop is ignored: the rest is
+    /// short.
     pub(crate) fn write(&self, writes: &[HeaderWrite]) -> Result<(), Failure> {
         self.note_slots_to_be(writes)?;
         self.events.phase(Phase::Syncing);
         write_in_order(self.lease, &*self.file, writes)
     }
 
-    /// A change that is interrupted must not look like one of the server's to the next session.
+    /// Records the slots as they will be. If the change is interrupted, the next session must not
+    /// take it for a change by the server.
     fn note_slots_to_be(&self, writes: &[HeaderWrite]) -> Result<(), Failure> {
         let changed = Header::load(&Changed {
             present: self.bytes(),
@@ -426,7 +429,7 @@ impl<'w> Work<'w> {
         KnownState::load(&paths).begin_changing_slots(&paths, changed.slot_digests())
     }
 
-    /// The header as the server gives it on a handle of its own.
+    /// The header as the server returns it on a new handle.
     fn read_again(&self) -> Result<Header, Failure> {
         let file = self.store.open(self.lease.file_name(), Access::ReadOnly)?;
         let header = Header::load(&HeaderBytes(&*file))?;
@@ -440,11 +443,11 @@ impl<'w> Work<'w> {
         Ok(header)
     }
 
-    /// `mark`: of the slot that was removed.
-    fn report(&self, done: &Done, mark: Option<String>) -> Result<HeaderChanged, Failure> {
+    /// `mark`: that of the removed slot.
+    fn report(&self, done: &EditOutcome, mark: Option<String>) -> Result<HeaderChanged, Failure> {
         let header = self.read_again()?;
         let removed = mark.as_ref().map(|_| done.slot);
-        // After a restore it was shown before what goes, and what goes is kept.
+        // A restore has shown the header before it replaced the current one, which is kept.
         let kept = match &done.replaced {
             Some(_) => self.keep_quietly(&header, removed).map(|kept| kept.path),
             None => self.keep_newest(&header, removed),
@@ -456,7 +459,7 @@ impl<'w> Work<'w> {
         let payload = header.geometry(file_bytes)?;
         let paths = self.paths(&header);
         let noted = KnownState::load(&paths).accept_slots(&paths, header.slot_digests());
-        knowledge::tell(noted, self.events);
+        knowledge::report_unrecorded(noted, self.events);
         Ok(HeaderChanged {
             facts: facts(header.pins(), file_bytes, payload),
             slot: done.slot,
@@ -470,7 +473,7 @@ impl<'w> Work<'w> {
     }
 }
 
-/// The header's bytes as they are when all of `writes` is done.
+/// The header's bytes after all of `writes`.
 struct Changed<'a> {
     present: HeaderBytes<'a>,
     writes: &'a [HeaderWrite],
@@ -501,7 +504,7 @@ impl HeaderRead for Changed<'_> {
     }
 }
 
-/// Writes in order, each step durable before the next; then reads it back.
+/// Writes in order, each step durable before the next, then reads back.
 pub(crate) fn write_in_order(
     lease: &ContainerLease,
     file: &dyn StoreFile,
@@ -529,13 +532,13 @@ pub(crate) fn write_in_order(
                     ),
                 )
                 .with_hint(
-                    "the header as it was before is kept on this machine: `sprat key \
-                     header-restore` puts it back. Check the server's disk",
+                    "the previous header is kept on this machine: `sprat key header-restore` \
+                     restores it. Check the server's disk",
                 ));
             }
         }
     }
-    lease.all_settled()?;
+    lease.all_resolved()?;
     Ok(())
 }
 
@@ -544,7 +547,7 @@ fn write_extent(
     file: &dyn StoreFile,
     extent: &Extent,
 ) -> Result<(), Failure> {
-    lease.still_ours()?;
+    lease.verify()?;
     let range = extent.offset..extent.offset + extent.bytes.len() as u64;
     lease
         .before_send(std::slice::from_ref(&range))
@@ -557,7 +560,7 @@ fn write_extent(
     Ok(file.write_at(extent.offset, &extent.bytes)?)
 }
 
-/// Before the key comes near the header.
+/// Checked before the key is used with the header.
 fn compare_with_pins(
     start: &VolumeStart,
     header: &Header,

@@ -1,8 +1,10 @@
-//! The comparison at an opening, and the beginning of a session that is watched.
+//! The comparison at an opening, and the start of a session whose writes must be compared later.
 
-use sprat_store::lock::PendingComparison;
+use sprat_store::lock::{LateUntil, PendingComparison};
 use sprat_store::{FileName, StoreErrorKind, StoreFile};
 
+use crate::file_system::FileSystemKind;
+use crate::file_system::ranges::merged;
 use crate::protocol::messages::VolumeStart;
 use crate::settings::{Access, NotCompared, Notice};
 use crate::volume_process::knowledge::Knowledge;
@@ -11,11 +13,10 @@ use crate::volume_process::late::compare::{Compared, compare};
 use crate::volume_process::late::digest::DigestKey;
 use crate::volume_process::late::sent::{Replaced, Scope, Sent};
 use crate::volume_process::lease::ContainerLease;
-use crate::volume_process::ranges::merged;
 use crate::volume_process::shutdown::EventSender;
 use crate::{Exit, Failure, text};
 
-/// What an opening found of late writes.
+/// What an opening found about late writes.
 #[derive(Debug, Default)]
 pub(crate) struct Late {
     /// Blocks of the volume that were overwritten late, ascending.
@@ -25,10 +26,10 @@ pub(crate) struct Late {
 }
 
 /// The lists beside a container, and the notes in its lease.
-pub(crate) type Found = (Vec<FileName>, Vec<PendingComparison>);
+pub(crate) type LateRecords = (Vec<FileName>, Vec<PendingComparison>);
 
-/// Compares, before anything of the volume is used. A session that writes refuses what is overwritten
-/// and was not named by a check yet; from here on it notes what it sends.
+/// Compares before anything of the volume is used. A session that writes refuses if blocks were
+/// overwritten that no check has reported yet. From here on it records what it sends.
 pub(crate) fn begin(
     start: &VolumeStart,
     lease: &ContainerLease,
@@ -38,10 +39,10 @@ pub(crate) fn begin(
     events: &EventSender,
 ) -> Result<Late, Failure> {
     let sent = Sent::new(key);
-    // Who insists on reading what another holds gets what it gets.
+    // With --ignore-lock the data may change while we read; nothing checks consistency.
     let found = match start.ignore_lock {
-        true => Found::default(),
-        false => lease.late_found(),
+        true => LateRecords::default(),
+        false => lease.late_records(),
     };
     let late_until = lease.late_until();
     let writes = start.access == Access::ReadWrite;
@@ -75,6 +76,18 @@ pub(crate) fn begin(
         lease.notes_sent(sent);
         return Ok(late);
     };
+    begin_recording(lease, &until, compared, &sent)?;
+    lease.notes_sent(sent);
+    Ok(late)
+}
+
+/// Begins to record the session's writes, for a later comparison.
+fn begin_recording(
+    lease: &ContainerLease,
+    until: &LateUntil,
+    compared: Compared,
+    sent: &Sent,
+) -> Result<(), Failure> {
     let scope = match until.own_only {
         false => Scope::All,
         true => Scope::Within(merged(
@@ -89,11 +102,12 @@ pub(crate) fn begin(
     };
     if scope != Scope::Within(Vec::new()) {
         // A session that dies after this leaves a note without a list: nobody knows what it wrote.
-        // Where nobody compares anything, and this machine died before, that is not worth a note.
+        // If nothing would be compared, and it was this machine that died before, a note is not
+        // worth that.
         if scope == Scope::All || !compared.listed.is_empty() {
             lease.record_comparison(until.until_s)?;
         }
-        // While a list is missing nobody knows what the others are worth.
+        // While a list is missing, nobody knows whether the others are still valid.
         let replaced = match compared.uncompared.is_empty() {
             true => Replaced {
                 tokens: compared.compared,
@@ -103,22 +117,21 @@ pub(crate) fn begin(
         };
         sent.watch(scope, compared.expected, replaced);
     }
-    lease.notes_sent(sent);
-    Ok(late)
+    Ok(())
 }
 
-/// The failure of an opening that found an older state. Where the blocks that were overwritten after they had
-/// been made durable have the file system's first among them, a late write made the state older, and not
-/// the server: the failure says so. It stays a failure, since a server that shows an old copy of the
-/// container beside newer lists looks the same.
-pub(crate) fn why_older(
+/// The failure of an opening that found an older state. A late write may have made the state older,
+/// and not the server: then the file system's stamp block is among the blocks that were overwritten
+/// after they were durable, and the failure says so. It stays a failure, because a server that
+/// shows an old copy of the container beside newer lists looks the same.
+pub(crate) fn explain_older(
     older: Failure,
     start: &VolumeStart,
     lease: &ContainerLease,
     file: &dyn StoreFile,
     (key, offset_bytes): (DigestKey, u64),
 ) -> Failure {
-    let (lists, notes) = lease.late_found();
+    let (lists, notes) = lease.late_records();
     if start.ignore_lock || (lists.is_empty() && notes.is_empty()) {
         return older;
     }
@@ -126,25 +139,27 @@ pub(crate) fn why_older(
         return older;
     };
     let overwritten = of_volume(&compared.overwritten, offset_bytes);
-    if overwritten.first() != Some(&0) {
+    let stamp = FileSystemKind::DEFAULT.stamp_range().start / BLOCK;
+    if overwritten.binary_search(&stamp).is_err() {
         return older;
     }
     let blocks = text::counted(overwritten.len() as u64, "block", "blocks");
     older
         .because(format!(
-            "{blocks} hold other bytes than were made durable there, the file system's first block among \
-             them: a machine that slept or lost its connection has probably written late"
+            "{blocks} have other bytes than were made durable there, and the file system's super \
+             block is among them: a machine that slept or lost its connection has probably \
+             written late"
         ))
         .with_hint(format!(
-            "nothing was written. Run `sprat check {} --accept-older-state` on this machine: it names the \
-             files that may be damaged. Then back up again: what is damaged is read from its source again, \
-             never from a snapshot. But if the server shows an old copy of the file, put the newer one \
-             back first",
+            "nothing was written. Run `sprat check {} --accept-older-state` on this machine: it \
+             names the files that may be damaged. Then back up again: damaged files are read from \
+             their source again, never from a snapshot. But if the server shows an old copy of \
+             the container, restore the newer one first",
             start.target
         ))
 }
 
-/// Container blocks as the volume's.
+/// Converts blocks of the container to blocks of the volume.
 fn of_volume(blocks: &[u64], offset_bytes: u64) -> Vec<u64> {
     let first = offset_bytes / BLOCK;
     blocks
@@ -160,8 +175,8 @@ fn not_compared(note: &PendingComparison) -> NotCompared {
     }
 }
 
-/// Nothing can arrive any more and all that could was compared: notes and lists go. A list without
-/// a note is of no use, so it goes last.
+/// Nothing can arrive any more, and everything that could be compared was compared: removes notes
+/// and lists. A list without a note has no effect, so the lists go last.
 fn end_watches(
     lease: &ContainerLease,
     lists: &[FileName],
@@ -176,7 +191,8 @@ fn end_watches(
             Err(error) if error.kind() == StoreErrorKind::Disconnected => {
                 return Err(Failure::from(&error));
             }
-            // One that stays, as with an account that may not remove, is of no account without its note.
+            // A list may stay, for example if the account may not remove files. It has no effect
+            // without its note.
             _ => {}
         }
     }
@@ -193,12 +209,12 @@ fn overwritten(target: &str, blocks: usize) -> Failure {
         ),
     )
     .because(
-        "the container was taken over from a session that still had bytes on their way: its \
-         machine was not off",
+        "the container was taken over from a session that still had pending writes: its machine \
+         was not off",
     )
     .with_hint(format!(
-        "nothing was written. Files in finished snapshots may be damaged. Run `sprat check {target}` \
-         on this machine: it names them. Then back up again: what is damaged is read from its source \
-         again, never from a snapshot"
+        "nothing was written. Files in finished snapshots may be damaged. Run `sprat check \
+         {target}` on this machine: it names them. Then back up again: damaged files are read \
+         from their source again, never from a snapshot"
     ))
 }

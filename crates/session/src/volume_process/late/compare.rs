@@ -14,37 +14,38 @@ use crate::volume_process::late::{BLOCK, BLOCK_BYTES};
 
 /// Blocks that are read together.
 const BATCH_BLOCKS: usize = 1024;
-/// A longer list is compared as a whole at the end of its time and by `check`; else so many blocks of
-/// it by chance: a session each hour must not read back each time what the first one wrote.
+/// A longer list is compared completely at the end of its time and by `check`. Otherwise so many
+/// random blocks of it are compared: a session each hour must not read back each time what the
+/// first one wrote.
 const SAMPLE_BLOCKS: usize = 64 << 10;
 
-/// What a comparison came to.
+/// The result of a comparison.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Compared {
-    /// Blocks of the container file, ascending, that hold other bytes than the last session that
-    /// wrote them left there.
+    /// Blocks of the container file, ascending, whose bytes differ from what the last session wrote
+    /// there.
     pub overwritten: Vec<u64>,
     /// Tokens of the sessions whose writes were compared.
     pub compared: Vec<String>,
-    /// Sessions whose writes can't be compared, for their list is missing.
+    /// Sessions whose writes can't be compared, because their list is missing.
     pub uncompared: Vec<PendingComparison>,
-    /// The lists of what was written.
+    /// The files of the write lists.
     pub files: Vec<FileName>,
-    /// The blocks in lists of writes.
+    /// The blocks in the write lists.
     pub listed: Vec<Range<u64>>,
-    /// Those blocks with the digests of the newest lists, ascending; none where a list is missing.
+    /// Those blocks with the digests of the newest lists, ascending. Empty if a list is missing.
     pub expected: Vec<(u64, u64)>,
 }
 
-/// Reads what the lists are about. `whole`: all of it, however much that is.
+/// Reads the blocks that the lists name. `whole`: all of them, however many.
 ///
-/// A list of what was written counts only while its note stands in the lease: without one the
-/// time is over, and sessions that wrote later left no lists. While a session of a note has left no
-/// list nobody knows what it wrote, so nothing that differs is known to be wrong.
+/// A list of writes is valid only while its note is in the lease. Without a note its time is over,
+/// and sessions that wrote later left no lists. If a session with a note has left no list, nobody
+/// knows what it wrote, so a difference proves nothing.
 ///
-/// A list of what was sent late says the exact bytes. A block that holds them, though a session with a
-/// later lease wrote others there and none since, was overwritten: that is compared whatever the
-/// length of the lists, and also where a list of an earlier session is missing.
+/// A late-write list has the exact bytes. If a block holds them although a session with a later
+/// lease wrote others there, and no session wrote since, then the block was overwritten. This is
+/// compared whatever the length of the lists, and also if a list of an earlier session is missing.
 pub(crate) fn compare(
     store: &dyn Store,
     file: &dyn StoreFile,
@@ -88,7 +89,7 @@ pub(crate) fn compare(
     } else {
         overwritten.extend(differing(file, key, &sample(&expected), false)?);
     }
-    // Nobody knows what a session without a list wrote, nor those before it any more.
+    // Nobody knows what a session without a list wrote, so the lists before it are no longer valid.
     let last_unknown = watched.iter().rposition(|note| !has_list(note));
     let is_last_word = |token: &str| {
         let place = watched.iter().position(|note| note.token == token);
@@ -97,7 +98,7 @@ pub(crate) fn compare(
     for list in of_kind(Kind::Sent) {
         let head = &list.head;
         let is_late = |(block, digest): &&(u64, u64)| {
-            // A copy of a process wrote what its twin knows nothing of.
+            // A copy of a process wrote blocks that its twin knows nothing of.
             head.twin
                 || newest.get(block).is_some_and(|of| {
                     of.lease > head.lease && of.digest != *digest && is_last_word(of.token)
@@ -118,14 +119,14 @@ pub(crate) fn compare(
     })
 }
 
-/// What the newest list says of a block.
+/// What the newest list says about a block.
 struct Written<'l> {
     lease: u64,
     token: &'l str,
     digest: u64,
 }
 
-/// Each block with what the newest list says of it.
+/// Each block with what the newest list says about it.
 fn newest<'l>(written: &[&'l List]) -> BTreeMap<u64, Written<'l>> {
     let mut newest = BTreeMap::<u64, Written<'l>>::new();
     for list in written {
@@ -167,7 +168,7 @@ fn ranges(blocks: impl Iterator<Item = u64>) -> Vec<Range<u64>> {
     ranges
 }
 
-/// The blocks whose digest is another one, or with `same` those whose digest it is.
+/// The blocks whose digest differs, or with `same` the blocks whose digest is equal.
 fn differing(
     file: &dyn StoreFile,
     key: &DigestKey,
@@ -183,7 +184,7 @@ fn differing(
             .zip(bytes.chunks_exact_mut(BLOCK_BYTES))
             .collect();
         match file.read_parts_at(&mut parts, ReadClass::Demand) {
-            // The file was cut: those who look at its length say so.
+            // The file was cut. The check of its length reports that.
             Err(StoreError::Truncated { .. }) => continue,
             read => read?,
         }
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_is_not_what_its_last_writer_left_was_overwritten() {
+    fn block_that_differs_from_its_last_write_was_overwritten() {
         let mut bench = Bench::new(8);
         bench.list(Kind::Written, 2, false, &[(1, 1), (2, 9), (3, 9)]);
         bench.note(2);
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_counts_as_overwritten_that_another_session_may_have_written() {
+    fn blocks_of_an_unlisted_session_do_not_count_as_overwritten() {
         let mut bench = Bench::new(4);
         bench.list(Kind::Written, 2, false, &[(1, 9)]);
         bench.note(2);
@@ -280,14 +281,14 @@ mod tests {
         let compared = bench.compare();
         assert!(compared.overwritten.is_empty());
         assert_eq!(compared.uncompared, bench.watched[1..]);
-        // A list without a note is of a time that is over.
+        // The time of a list without a note is over.
         bench.watched.clear();
         let compared = bench.compare();
         assert!(compared.overwritten.is_empty() && compared.expected.is_empty());
     }
 
     #[test]
-    fn what_a_lost_twin_sent_is_found_by_its_own_bytes() {
+    fn writes_of_a_twin_process_are_found_by_their_bytes() {
         let mut bench = Bench::new(4);
         bench.list(Kind::Sent, 2, false, &[(1, 1)]);
         assert!(bench.compare().overwritten.is_empty(), "it was the holder");
@@ -296,22 +297,23 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_late_is_found_by_its_own_bytes_where_a_later_session_wrote_others() {
+    fn late_writes_over_a_later_session_are_found_by_their_bytes() {
         let mut bench = Bench::new(8);
-        // The loser; all of it lies there now.
+        // The list of the session that lost its lease. All of its writes are in the file now.
         bench.list(Kind::Sent, 5, false, &[(1, 1), (2, 2), (3, 3), (4, 4)]);
         bench.list(Kind::Written, 6, false, &[(1, 9), (2, 2), (5, 9)]);
         bench.note(4);
         bench.note(6);
         let compared = bench.compare();
         assert_eq!(compared.uncompared, bench.watched[..1]);
-        // Block 2 was written with the same bytes, 3 and 4 by nobody since, and 5 may hold what the
-        // unknown session wrote.
+        // Block 2 was written with the same bytes. Nobody has written 3 and 4 since. Block 5 may
+        // hold what the unknown session wrote.
         assert_eq!(compared.overwritten, [1]);
-        // One whose writes nobody knows may have written that.
+        // A session whose writes nobody knows may have written that.
         bench.note(7);
         assert!(bench.compare().overwritten.is_empty());
-        // The loser's own bytes are older than the session that it lost to, not than one before it.
+        // The bytes of the session that lost its lease are older than the session that took over,
+        // but not older than one before it.
         bench.watched.truncate(2);
         bench.list(Kind::Sent, 8, false, &[(1, 1)]);
         bench.names.remove(0);
@@ -319,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_late_is_compared_however_long_the_lists_are() {
+    fn late_writes_are_compared_however_long_the_lists_are() {
         let mut bench = Bench::new(4);
         let many: Vec<(u64, u8)> = (10..3 * SAMPLE_BLOCKS as u64).map(|n| (n, 0)).collect();
         bench.list(
@@ -337,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_long_list_a_part_is_looked_at_in_between() {
+    fn part_of_a_long_list_is_compared_in_between() {
         let entries: Vec<(u64, u64)> = (0..4 * SAMPLE_BLOCKS as u64).map(|n| (n, n)).collect();
         let part = sample(&entries).len();
         assert!(

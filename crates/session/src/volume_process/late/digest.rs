@@ -9,11 +9,11 @@ use zeroize::Zeroizing;
 
 use crate::Failure;
 
-/// What the key is for; another purpose gets another key.
+/// What the key is for. Another purpose gets another key.
 const PURPOSE: &[u8] = b"sprat: digests of written blocks, 1";
 
-/// Derived from the volume key: every machine that can open the container computes the same digests,
-/// and its server none.
+/// Derived from the volume key. So every machine that can open the container computes the same
+/// digests, and its server computes none.
 pub(crate) struct DigestKey(Zeroizing<[u8; 32]>);
 
 impl DigestKey {
@@ -21,7 +21,8 @@ impl DigestKey {
         Ok(Self(Zeroizing::new(hmac(key.expose(), PURPOSE)?)))
     }
 
-    /// Of a block's number and bytes. The length is fixed, so a key in front of them is enough.
+    /// The digest of a block's number and bytes. The length is fixed, so a key in front of them is
+    /// enough.
     pub(super) fn digest(&self, block: u64, bytes: &[u8]) -> u64 {
         let mut hash = Sha256::new();
         hash.update(&*self.0);
@@ -51,13 +52,13 @@ fn hmac(key: &[u8], bytes: &[u8]) -> Result<[u8; 32], Failure> {
 pub(super) mod tests {
     use super::*;
 
-    /// Some volume's.
+    /// The key of some volume.
     pub(crate) fn key(number: u8) -> DigestKey {
         DigestKey(Zeroizing::new([number; 32]))
     }
 
     #[test]
-    fn a_digest_depends_on_key_block_and_bytes() {
+    fn digest_depends_on_key_block_and_bytes() {
         let block = [5; 4096];
         let one = key(1).digest(3, &block);
         assert_eq!(one, key(1).digest(3, &block));

@@ -1,8 +1,8 @@
 //! A list of blocks as a file beside the container.
 //!
-//! One line of JSON, then 16 bytes for each block, little endian: its number, counted from the
-//! beginning of the container file, and its digest; then 32 bytes of HMAC-SHA-256 of all before.
-//! A list that is torn, or that the server changed, is no list.
+//! One line of JSON; then 16 bytes for each block, little endian: its number, counted from the
+//! beginning of the container file, and its digest; then 32 bytes of HMAC-SHA-256 of everything
+//! before. A list that is torn, or that the server changed, is ignored.
 
 use serde::{Deserialize, Serialize};
 use sprat_store::{Access, FileName, ReadClass, Store, StoreError, StoreErrorKind};
@@ -16,16 +16,16 @@ const HEAD_BYTES_MAX: usize = 1024;
 const ENTRY_BYTES: usize = 16;
 const MAC_BYTES: usize = 32;
 const BYTES_MAX: u64 = (HEAD_BYTES_MAX + BLOCKS_MAX * ENTRY_BYTES + MAC_BYTES) as u64;
-/// One write or read.
+/// Size of one write or read.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// What a list is about.
+/// The kind of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Kind {
-    /// What a session sent that lost its lease: it may arrive, or have arrived, late.
+    /// Writes that a session sent before it lost its lease. They may arrive late, or have arrived.
     Sent,
-    /// What a session wrote and made durable while something of an earlier one could arrive.
+    /// Writes that a session made durable while writes of an earlier session could still arrive.
     Written,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Head {
     /// The number of the session's last lease, and its token.
     pub(super) lease: u64,
     pub(super) token: String,
-    /// Another copy of the process goes on under the same token.
+    /// Another copy of the process continues with the same token.
     pub(super) twin: bool,
     blocks: u64,
 }
@@ -126,7 +126,7 @@ impl List {
         Ok(())
     }
 
-    /// Reads one; `None` where it is gone, torn, or not by a machine that has the volume key.
+    /// Reads a list. `None`: it is missing, torn, or not by a machine that has the volume key.
     pub(super) fn read(
         store: &dyn Store,
         name: &FileName,
@@ -168,7 +168,7 @@ mod tests {
     use crate::volume_process::late::digest::tests::key;
 
     #[test]
-    fn a_list_reads_back_and_a_changed_or_torn_one_is_none() {
+    fn list_reads_back_and_a_changed_or_torn_one_is_ignored() {
         let store = sprat_testkit::memory::MemoryStore::new();
         let name = FileName::new("x.luks.late-0123456789abcdef").unwrap();
         let entries = vec![(4096, 7), (4097, u64::MAX)];

@@ -1,4 +1,5 @@
-//! What this session sent: what may arrive late of it, and what it wrote while it is watched.
+//! What this session sent: its writes that may arrive late, and its writes that must be compared
+//! later.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,16 +14,16 @@ use crate::volume_process::late::digest::DigestKey;
 use crate::volume_process::late::file::{Kind, List};
 use crate::volume_process::late::{BLOCK, BLOCK_BYTES, BLOCKS_MAX};
 
-/// The blocks of which a watched session keeps digests.
+/// The blocks for which a session keeps digests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// All that it writes.
+    /// All blocks that it writes.
     All,
-    /// Those in these ranges of blocks, which are in order.
+    /// The blocks in these ranges, which are in order.
     Within(Vec<Range<u64>>),
 }
 
-/// What this session sent. All of it is digests: memory for all the bytes would not do.
+/// What this session sent, as digests. All the bytes would not fit in memory.
 pub(crate) struct Sent {
     key: DigestKey,
     log: Mutex<Log>,
@@ -31,7 +32,8 @@ pub(crate) struct Sent {
 #[derive(Default)]
 struct Log {
     next: u64,
-    /// Sent since the last good look at the lease was asked for, or never answered.
+    /// Writes that were sent since the last successful lease check began, or that were never
+    /// answered.
     recent: BTreeMap<u64, Write>,
     watched: Option<Watched>,
 }
@@ -44,7 +46,7 @@ struct Write {
     answered: bool,
 }
 
-/// Lists whose blocks are in a newer one.
+/// Lists whose blocks are in a newer list.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Replaced {
     /// The tokens of their sessions.
@@ -56,9 +58,9 @@ pub(crate) struct Replaced {
 struct Watched {
     scope: Scope,
     replaced: Replaced,
-    /// In the order of sending: the last of a block counts.
+    /// In the order of sending. The last write of a block counts.
     writes: Vec<(u64, u64)>,
-    /// There were more than a list takes.
+    /// There were more than a list can have.
     too_many: bool,
 }
 
@@ -74,8 +76,8 @@ impl Sent {
         &self.key
     }
 
-    /// From now on digests are kept for a list of what was written. What earlier lists say of other
-    /// blocks, `before`, goes into it, too: it takes the place of them.
+    /// From now on digests are kept for a list of writes. `before` is what earlier lists say about
+    /// other blocks: the new list replaces them, so it includes them.
     pub(crate) fn watch(&self, scope: Scope, before: Vec<(u64, u64)>, replaced: Replaced) {
         self.log().watched = Some(Watched {
             scope,
@@ -85,7 +87,7 @@ impl Sent {
         });
     }
 
-    /// The lists that the one of this session takes the place of.
+    /// The lists that this session's list replaces.
     pub(crate) fn replaced(&self) -> Replaced {
         let log = self.log();
         let watched = log.watched.as_ref();
@@ -94,12 +96,12 @@ impl Sent {
             .unwrap_or_default()
     }
 
-    /// No list is kept any more.
+    /// Stops keeping a list.
     pub(crate) fn end_watch(&self) {
         self.log().watched = None;
     }
 
-    /// These bytes are sent to an offset of the container file. Returns a number for
+    /// Records that these bytes are sent to an offset of the container file. Returns a number for
     /// [`answered`](Self::answered).
     pub(crate) fn note(&self, offset: u64, bytes: &[u8]) -> u64 {
         let at = since_boot();
@@ -131,26 +133,26 @@ impl Sent {
         }
     }
 
-    /// The lease was ours at a look that was asked for at `begun`: what was answered before is no
-    /// concern any more.
-    pub(crate) fn looked(&self, begun: Duration) {
+    /// A lease check that began at `begun` succeeded. Writes that were answered before can't arrive
+    /// late.
+    pub(crate) fn lease_checked(&self, begun: Duration) {
         self.log()
             .recent
             .retain(|_, write| !write.answered || write.at >= begun);
     }
 
-    /// How many times something was noted.
+    /// How many writes were recorded.
     pub(crate) fn noted(&self) -> u64 {
         self.log().next
     }
 
-    /// Whether something that was sent has no answer yet, on this or an earlier connection.
+    /// Whether every write that was sent was answered, on this and on earlier connections.
     pub(crate) fn is_answered(&self) -> bool {
         self.log().recent.values().all(|write| write.answered)
     }
 
-    /// Leaves a list of what may arrive late, or has arrived since the lease was lost. False where
-    /// there is nothing to list.
+    /// Leaves a list of writes that may arrive late, or have arrived since the lease was lost.
+    /// Returns false if there is nothing to list.
     pub(crate) fn leave_late_list(&self, lock: &Lock, store: &dyn Store) -> Result<bool, Failure> {
         let mut entries: Vec<(u64, u64)> = self
             .log()
@@ -167,8 +169,8 @@ impl Sent {
         self.leave(Kind::Sent, entries, lock, store).map(|()| true)
     }
 
-    /// Leaves a list of what was written, if this session is watched. False where there is nothing
-    /// to list. Everything must be durable.
+    /// Leaves a list of what was written, if this session's writes must be compared. Everything
+    /// must be durable. Returns false if there is nothing to list.
     pub(crate) fn leave_written_list(
         &self,
         lock: &Lock,
@@ -215,7 +217,7 @@ impl Watched {
                 self.writes.push((block, *digest));
             }
         }
-        // What was written again counts once.
+        // A block that was written again counts once.
         if self.writes.len() > 2 * BLOCKS_MAX {
             self.writes = self.last_of_each();
             if self.writes.len() > BLOCKS_MAX {
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_look_ends_what_was_answered_before_it_was_asked() {
+    fn lease_check_drops_writes_that_were_answered_before_it() {
         let sent = Sent::new(key(1));
         let block = [0; 4096];
         let (one, _two) = (sent.note(4096, &block), sent.note(8192, &block));
@@ -267,12 +269,12 @@ mod tests {
         std::thread::sleep(Duration::from_millis(2));
         let three = sent.note(12288, &block);
         sent.answered(three);
-        sent.looked(asked);
+        sent.lease_checked(asked);
         assert_eq!(recent(&sent), [2, 3], "unanswered, or sent since");
     }
 
     #[test]
-    fn the_last_bytes_of_each_watched_block_are_kept() {
+    fn last_bytes_of_each_recorded_block_are_kept() {
         let sent = Sent::new(key(1));
         let before = vec![(1, 7), (9, 8)];
         sent.watch(Scope::Within(vec![1..2, 5..7]), before, Replaced::default());

@@ -1,5 +1,5 @@
-//! What a session does about writes that arrive late: its own after the lease was lost, and those of
-//! earlier sessions.
+//! What a session does about late writes: its own, after it lost the lease, and those of earlier
+//! sessions.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,31 +10,31 @@ use sprat_store::{IgnorePoison, Lock, LockError, Store};
 use crate::Failure;
 use crate::protocol::messages::{DRAIN_MAX, VolumeReply};
 use crate::settings::Notice;
-use crate::volume_process::late::{Found, Replaced, Sent};
+use crate::volume_process::late::{LateRecords, Replaced, Sent};
 use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::shutdown::EventSender;
 
 impl ContainerLease {
     /// The lists beside the container and the notes in its lease, as this session found them.
-    pub(crate) fn late_found(&self) -> Found {
-        self.late_found.clone()
+    pub(crate) fn late_records(&self) -> LateRecords {
+        self.late_records.clone()
     }
 
-    /// Until when something of an earlier session may arrive. `None` where nothing can, and for a
-    /// session that only reads.
+    /// Until when a write of an earlier session may arrive. `None`: nothing can arrive, or this
+    /// session only reads.
     pub(crate) fn late_until(&self) -> Option<LateUntil> {
         let held = self.lock.read().ignore_poison();
         let until = held.as_ref()?.late_until()?;
-        // On a disk of this machine nothing outlives the process that wrote it.
+        // On a disk of this machine no write outlives the process that sent it.
         (!until.own_only || self.server_outlives_us()).then_some(until)
     }
 
-    /// Whether blocks may be given back to the server: not while lists say what they hold. After a
-    /// session of this machine that died this one ends being watched.
+    /// Whether blocks may be given back to the server. They may not while lists name their content.
+    /// After a dead session of this machine, this ends the recording of this session's writes.
     pub(crate) fn may_give_back(&self) -> bool {
         match self.late_until() {
             None => true,
-            Some(until) if until.own_only && self.late_found.1.is_empty() => {
+            Some(until) if until.own_only && self.late_records.1.is_empty() => {
                 if let Some(sent) = self.sent.get() {
                     sent.end_watch();
                 }
@@ -44,13 +44,13 @@ impl ContainerLease {
         }
     }
 
-    /// From now on what is sent is noted. Before anything is.
+    /// From now on every write is recorded. Called before anything is sent.
     pub(crate) fn notes_sent(&self, sent: Sent) {
-        // Learnt once: the first word counts.
+        // Only the first value counts.
         let _ = self.sent.set(sent);
     }
 
-    /// Notes in the lease that what this session writes is to be compared.
+    /// Records in the lease that this session's writes must be compared.
     pub(crate) fn record_comparison(&self, until_s: u64) -> Result<(), LockError> {
         let held = self.lock.read().ignore_poison();
         match &*held {
@@ -59,7 +59,7 @@ impl ContainerLease {
         }
     }
 
-    /// Drops the notes of sessions whose writes were compared for the last time.
+    /// Removes the notes of sessions whose writes were compared for the last time.
     pub(crate) fn drop_comparisons(&self, tokens: &[String]) -> Result<(), LockError> {
         let held = self.lock.read().ignore_poison();
         let Some(lock) = &*held else { return Ok(()) };
@@ -67,14 +67,14 @@ impl ContainerLease {
         lock.confirm(&*self.store())
     }
 
-    /// Leaves the list of what this session wrote, if it is watched and all of that is durable.
-    /// Without it the note stays, and says that nobody can compare.
+    /// Leaves the list of this session's writes, if they must be compared and all of them are
+    /// durable. Without the list the note stays: it says that nobody can compare.
     pub(crate) fn leave_written_list(&self, events: &EventSender) {
         let held = self.lock.read().ignore_poison();
         let (Some(lock), Some(sent)) = (&*held, self.sent.get()) else {
             return;
         };
-        let settled = !self.unsettled.load(std::sync::atomic::Ordering::SeqCst);
+        let settled = !self.unresolved.load(std::sync::atomic::Ordering::SeqCst);
         if !settled || self.lost().is_some() {
             return;
         }
@@ -98,7 +98,7 @@ impl ContainerLease {
         }
     }
 
-    /// The list of this session, which lies there, takes the place of older ones. Their notes go first:
+    /// The list of this session is in place and replaces older ones. Their notes are removed first:
     /// a note without a list would say that nobody can compare.
     fn end_replaced(&self, lock: &Lock, replaced: &Replaced) -> Result<(), Failure> {
         if replaced.tokens.is_empty() {
@@ -108,17 +108,17 @@ impl ContainerLease {
         lock.drop_comparisons(&replaced.tokens);
         lock.confirm(&*store)?;
         for list in &replaced.lists {
-            // One that stays is of no account without its note.
+            // A list that stays has no effect without its note.
             let _ = store.remove_if_there(list);
         }
         Ok(())
     }
 
-    /// After the lease was lost to a session that took over: leaves the list of what may have arrived
-    /// too late, waits for the answers to what was sent, and says "free" where nothing can arrive any
-    /// more. The list comes first, so that it is there if this process is ended before the answers come.
-    /// False where the lease was not lost so. What fails leaves the other session to wait and to
-    /// compare.
+    /// After another session took the lease over. First leaves the list of writes that may have
+    /// arrived too late, so that the list is there if this process is killed before the answers
+    /// come. Then waits for the answers to what was sent, and reports to the other session that
+    /// nothing can arrive any more. False: the lease was not lost to a takeover. If a step fails,
+    /// the other session has to wait and to compare.
     pub(crate) fn answer_takeover(&self, events: &EventSender) -> bool {
         let held = self.lock.read().ignore_poison();
         let (Some(lock), true) = (&*held, self.lost().is_some()) else {

@@ -5,16 +5,16 @@ use std::sync::{Arc, Weak};
 use sprat_store::lock;
 
 use crate::Failure;
-use crate::volume_process::lease::{ContainerLease, Renewed};
+use crate::volume_process::lease::{ContainerLease, Renewal};
 use crate::volume_process::shutdown::StopFlag;
 
-/// Renews the lease for as long as `lease` lives; where it can't, the volume is aborted. Every other
-/// time the lease is only read, so that a look is seldom so old that sending waits for another.
+/// Renews the lease while `lease` exists. If that fails, the volume is aborted. Every other time the
+/// lease is only read, so that the last check is seldom so old that sending waits for another one.
 pub(crate) fn keep_renewing(
     lease: &Arc<ContainerLease>,
     stop: &Arc<StopFlag>,
 ) -> Result<(), Failure> {
-    lease.will_bear_sleep();
+    lease.register_for_sleep();
     let end = EndOfRenewing {
         lease: Arc::downgrade(lease),
         stop: Arc::clone(stop),
@@ -26,7 +26,8 @@ pub(crate) fn keep_renewing(
         .map_err(|error| Failure::failed("can't start a thread").caused_by(&error))
 }
 
-/// Without renewals the session looks like a dead one: however the thread ends, the sending ends.
+/// Without renewals the session looks like a dead one. So however the thread ends, the sending
+/// ends.
 struct EndOfRenewing {
     lease: Weak<ContainerLease>,
     stop: Arc<StopFlag>,
@@ -57,11 +58,11 @@ fn renew_until_the_end(end: &EndOfRenewing) {
         match if turn % 2 == 0 {
             lease.renew()
         } else {
-            lease.look_early()
+            lease.verify_early()
         } {
-            Renewed::Held => {}
-            Renewed::LineLost(cause) => end.stop.line_lost(cause),
-            Renewed::Lost => return,
+            Renewal::Ours => {}
+            Renewal::ConnectionLost(cause) => end.stop.connection_lost(cause),
+            Renewal::Lost => return,
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What a session does when its machine is about to sleep: it sends nothing more, waits for the answers
-//! to what it sent, and ends its connections. After waking it goes on as after a lost connection.
+//! What a session does before its machine sleeps: it sends nothing more, waits for the answers to
+//! what it sent, and closes its connections. After waking it continues as after a lost connection.
 
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
@@ -8,12 +8,12 @@ use sprat_store::IgnorePoison;
 
 use crate::volume_process::late::Sent;
 use crate::volume_process::lease::ContainerLease;
-use crate::volume_process::sleep::{self, Asleep, DRAIN_MAX, Sleeper};
+use crate::volume_process::sleep::{self, DRAIN_MAX, SleepFlag, SleepListener};
 
-/// Whether the machine is about to sleep, and who has to be asked.
+/// Whether the machine is about to sleep, and whether logind was subscribed to.
 #[derive(Default)]
 pub(crate) struct Sleep {
-    asleep: Asleep,
+    asleep: SleepFlag,
     watched: Mutex<Option<Weak<ContainerLease>>>,
 }
 
@@ -32,24 +32,24 @@ impl Sleep {
 }
 
 impl ContainerLease {
-    /// From the first write on logind is asked to wait for us before the machine sleeps.
-    pub(crate) fn will_bear_sleep(self: &Arc<Self>) {
+    /// From the first write on logind waits for this session before the machine sleeps.
+    pub(crate) fn register_for_sleep(self: &Arc<Self>) {
         *self.sleep.watched() = Some(Arc::downgrade(self));
     }
 
     /// Before something is sent: waits while the machine is about to sleep.
     pub(crate) fn wait_until_awake(&self) {
         if let Some(lease) = self.sleep.watched().take() {
-            sleep::watch(LeaseSleeper(lease));
+            sleep::listen(SleepingLease(lease));
         }
         self.sleep.wait_until_awake();
     }
 
-    pub(crate) fn fall_asleep(&self) {
+    pub(crate) fn prepare_for_sleep(&self) {
         self.sleep.asleep.begin();
         let until = Instant::now() + DRAIN_MAX;
-        // A change of the header is one write after another, and none of them is begun any more: its
-        // connection stays, as it can't go on over another one.
+        // A change of the header is a series of writes, and none of them is begun any more. Its
+        // connection stays, because the change can't continue over another one.
         let Some(sent) = self.sent.get() else { return };
         while !Sent::is_answered(sent) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(10));
@@ -62,21 +62,21 @@ impl ContainerLease {
     }
 }
 
-/// The session, as long as it lives.
-struct LeaseSleeper(Weak<ContainerLease>);
+/// The session, while it exists.
+struct SleepingLease(Weak<ContainerLease>);
 
-impl Sleeper for LeaseSleeper {
-    fn lives(&self) -> bool {
+impl SleepListener for SleepingLease {
+    fn is_alive(&self) -> bool {
         self.0.strong_count() > 0
     }
 
-    fn falls_asleep(&self) {
+    fn prepare_for_sleep(&self) {
         if let Some(lease) = self.0.upgrade() {
-            lease.fall_asleep();
+            lease.prepare_for_sleep();
         }
     }
 
-    fn wakes(&self) {
+    fn woke(&self) {
         if let Some(lease) = self.0.upgrade() {
             lease.wake();
         }

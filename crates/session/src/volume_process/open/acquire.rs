@@ -1,4 +1,5 @@
-//! Takes the lock for a session that writes; for one that only reads, makes sure that nobody writes.
+//! Acquires the lease for a session that writes. For a read-only session, verifies that nobody
+//! writes.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,33 +13,33 @@ use crate::Failure;
 use crate::protocol::messages::VolumeStart;
 use crate::settings::{Access, Notice, Phase, TAKEOVER_QUIET_TIMES};
 use crate::volume_process::connection::owner_note;
-use crate::volume_process::late::Found;
+use crate::volume_process::late::LateRecords;
 use crate::volume_process::lease::{ContainerLease, LeaseParts};
-use crate::volume_process::open::{Reached, opened_by};
+use crate::volume_process::open::{ConnectedStore, opened_by};
 use crate::volume_process::shutdown::{EventSender, StopFlag};
 
-/// Takes the lock, or for a read-only session makes sure that nobody writes; `meanwhile` as in
+/// Acquires the lease, or verifies for a read-only session that nobody writes. `meanwhile`: as in
 /// [`Lock::acquire_after`].
-pub(crate) fn lease(
+pub(crate) fn acquire(
     start: &VolumeStart,
-    reached: Reached,
+    reached: ConnectedStore,
     stop: &StopFlag,
     events: &EventSender,
     meanwhile: impl FnOnce() + Send,
 ) -> Result<Arc<ContainerLease>, Failure> {
-    hold_making_room(start, reached, stop, events, &mut || Ok(false), meanwhile)
+    acquire_making_space(start, reached, stop, events, &mut || Ok(false), meanwhile)
 }
 
-/// As [`lease`]; `make_room` is asked once where the lock's file can't be made.
-pub(crate) fn hold_making_room(
+/// As [`acquire`]. `make_space` is called once if the lease file can't be created.
+pub(crate) fn acquire_making_space(
     start: &VolumeStart,
-    reached: Reached,
+    reached: ConnectedStore,
     stop: &StopFlag,
     events: &EventSender,
-    make_room: &mut dyn FnMut() -> Result<bool, Failure>,
+    make_space: &mut dyn FnMut() -> Result<bool, Failure>,
     meanwhile: impl FnOnce() + Send,
 ) -> Result<Arc<ContainerLease>, Failure> {
-    let Reached {
+    let ConnectedStore {
         record,
         connection,
         store,
@@ -47,22 +48,23 @@ pub(crate) fn hold_making_room(
     let name = start.target.name.clone();
     let (lock, stale_lock, seen) = match start.access {
         Access::ReadWrite => {
-            stop.begin_holding()?;
+            stop.begin_cleanup_duty()?;
             let lock =
-                match take_lock_while(start, &*store, &record, first, (stop, events), meanwhile) {
-                    Err(error) if finds_no_room(&error) && make_room()? => {
-                        take_lock(start, &*store, &record, stop, events)?
+                match acquire_lock_while(start, &*store, &record, first, (stop, events), meanwhile)
+                {
+                    Err(error) if lacks_space(&error) && make_space()? => {
+                        acquire_lock(start, &*store, &record, stop, events)?
                     }
                     taken => taken?,
                 };
-            let seen = Seen {
-                late_found: (lock.late_lists(), lock.pending_comparisons()),
-                ..Seen::default()
+            let seen = SeenLeases {
+                late_records: (lock.late_lists(), lock.pending_comparisons()),
+                ..SeenLeases::default()
             };
             (Some(lock), None, seen)
         }
         Access::ReadOnly => {
-            let (stale_lock, seen) = look_at_lock(start, &*store, &record, events)?;
+            let (stale_lock, seen) = check_lock(start, &*store, &record, events)?;
             (None, stale_lock, seen)
         }
     };
@@ -78,18 +80,18 @@ pub(crate) fn hold_making_room(
         stale_lock,
         highest: seen.highest,
         highest_is_own: seen.highest_is_own,
-        late_found: seen.late_found,
+        late_records: seen.late_records,
     })))
 }
 
-pub(crate) fn take_lock(
+pub(crate) fn acquire_lock(
     start: &VolumeStart,
     store: &dyn Store,
     record: &WriteJournal,
     stop: &StopFlag,
     events: &EventSender,
 ) -> Result<Lock, Failure> {
-    Ok(take_lock_while(
+    Ok(acquire_lock_while(
         start,
         store,
         record,
@@ -99,8 +101,8 @@ pub(crate) fn take_lock(
     )?)
 }
 
-fn finds_no_room(error: &TakeError) -> bool {
-    let TakeError::Lock(LockError::Store { source, .. }) = error else {
+fn lacks_space(error: &AcquireError) -> bool {
+    let AcquireError::Lock(LockError::Store { source, .. }) = error else {
         return false;
     };
     matches!(
@@ -109,37 +111,37 @@ fn finds_no_room(error: &TakeError) -> bool {
     )
 }
 
-/// Why a lock was not taken.
-enum TakeError {
+/// Why a lease was not acquired.
+enum AcquireError {
     Lock(LockError),
     Other(Failure),
 }
 
-impl From<LockError> for TakeError {
+impl From<LockError> for AcquireError {
     fn from(error: LockError) -> Self {
         Self::Lock(error)
     }
 }
 
-impl From<TakeError> for Failure {
-    fn from(error: TakeError) -> Self {
+impl From<AcquireError> for Failure {
+    fn from(error: AcquireError) -> Self {
         match error {
-            TakeError::Lock(error) => Self::from(&error),
-            TakeError::Other(failure) => failure,
+            AcquireError::Lock(error) => Self::from(&error),
+            AcquireError::Other(failure) => failure,
         }
     }
 }
 
-fn take_lock_while(
+fn acquire_lock_while(
     start: &VolumeStart,
     store: &dyn Store,
     record: &WriteJournal,
     first: Option<LeaseCheck>,
     (stop, events): (&StopFlag, &EventSender),
     meanwhile: impl FnOnce() + Send,
-) -> Result<Lock, TakeError> {
+) -> Result<Lock, AcquireError> {
     events.phase(Phase::Locking);
-    let owner = owner_note(&PathBuf::from(&start.state_dir)).map_err(TakeError::Other)?;
+    let owner = owner_note(&PathBuf::from(&start.state_dir)).map_err(AcquireError::Other)?;
     let mut first = match first {
         Some(first) => first,
         None => Lock::check_leases(store, &start.target.name, record)?,
@@ -148,7 +150,7 @@ fn take_lock_while(
     while let Some(wait) = first.wait_for_empty(record, patience) {
         let until = Instant::now() + wait;
         while Instant::now() < until {
-            stop.check().map_err(TakeError::Other)?;
+            stop.check().map_err(AcquireError::Other)?;
             std::thread::sleep(wait.min(Duration::from_millis(100)));
         }
         first = first.again(store)?;
@@ -160,29 +162,30 @@ fn take_lock_while(
     Ok(lock)
 }
 
-/// What a session that only reads has seen of leases, and what lies beside the container.
+/// The leases that a read-only session saw, and what lies beside the container.
 #[derive(Default)]
-struct Seen {
+struct SeenLeases {
     highest: Option<u64>,
     highest_is_own: bool,
-    late_found: Found,
+    late_records: LateRecords,
 }
 
-/// Reading while somebody writes gives a mixture of two states; a lock is therefore respected,
-/// unless its holder is known to be dead: it took the lock by this record, whose flock we have now.
-/// That it was this host says nothing: it may hold the container under another spelling.
-fn look_at_lock(
+/// Reading while another session writes would give a mixture of two states, so its lease is
+/// respected. The exception is a session that is known to be dead: it got the lease with this local
+/// record, and we have the record's flock now. It is not enough that it was this host: the host may
+/// have the container open under another spelling.
+fn check_lock(
     start: &VolumeStart,
     store: &dyn Store,
     record: &WriteJournal,
     events: &EventSender,
-) -> Result<(Option<LockInfo>, Seen), Failure> {
+) -> Result<(Option<LockInfo>, SeenLeases), Failure> {
     let name = &start.target.name;
     let found = lock::inspect(store, name, Some(record))?;
-    let seen = Seen {
+    let seen = SeenLeases {
         highest: found.highest,
         highest_is_own: found.highest_is_own,
-        late_found: (found.late_lists, found.pending_comparisons),
+        late_records: (found.late_lists, found.pending_comparisons),
     };
     let Some(info) = found.held else {
         return Ok((None, seen));
@@ -204,10 +207,10 @@ fn look_at_lock(
     }))
 }
 
-/// A dead session's server process may still write what it was sent: with its ssh gone, which the
-/// flock tells, for the quiet time at most. Counted from when the flock was ours and on a clock
-/// that nobody sets; what a killed ssh sent last, and when, is known to nobody. A session that only
-/// reads waits, too: what it reads must not change under its eyes.
+/// Waits until a dead session's server process can no longer write what it was sent. Its ssh has
+/// exited, as the flock shows, so this takes the quiet time at most. It is measured on the
+/// monotonic clock from when we got the flock, because nobody knows what a killed ssh sent last,
+/// and when. A read-only session waits, too: the data must not change while it reads.
 pub(crate) fn wait_for_quiet(
     start: &VolumeStart,
     lease: &ContainerLease,

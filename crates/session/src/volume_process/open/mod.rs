@@ -1,4 +1,4 @@
-//! Opens an existing container: store, lock, header, pins, key, volume.
+//! Opens an existing container: store, lease, header, pins, key, volume.
 
 pub(crate) mod acquire;
 pub(crate) mod prefetch;
@@ -18,59 +18,60 @@ use sprat_store::{
 use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Seen, Volume, VolumeOptions};
 
 use crate::address::Location;
-use crate::file_system::ext4::ext4_bytes;
+use crate::file_system::{FileSystemKind, file_system_bytes};
 use crate::protocol::messages::VolumeStart;
 use crate::settings::{Access, ContainerFacts, IdentityPolicy, Notice, Phase};
 use crate::state::paths::StatePaths;
 use crate::state::{headers, moved, reserved_names};
 use crate::volume_process::cache::cache_options;
 use crate::volume_process::connection::{Connection, HeaderBytes, open_record};
-use crate::volume_process::extend_file::lengthen;
+use crate::volume_process::extend_file::extend_file;
 use crate::volume_process::knowledge::Knowledge;
 use crate::volume_process::late::{self, DigestKey};
 use crate::volume_process::lease::{ContainerLease, keep_renewing};
-use crate::volume_process::open::acquire::hold_making_room;
-use crate::volume_process::open::prefetch::{Ahead, Looked, Unlocked, joined};
-use crate::volume_process::rewrite::forestall_rename;
+use crate::volume_process::open::acquire::acquire_making_space;
+use crate::volume_process::open::prefetch::{InspectedFile, Prefetch, Unlocked, joined};
+use crate::volume_process::rewrite::prevent_late_rename;
 use crate::volume_process::shutdown::{EventSender, StopFlag};
 use crate::volume_process::{reserve, space_monitor};
 use crate::{Exit, Failure};
 
-pub(crate) use crate::volume_process::open::acquire::{lease, take_lock, wait_for_quiet};
+pub(crate) use crate::volume_process::open::acquire::{acquire, acquire_lock, wait_for_quiet};
 
 /// A container that is ready to be served.
 pub(crate) struct Opened {
     pub lease: Arc<ContainerLease>,
     pub volume: Arc<Volume>,
-    pub edge: Edge,
+    pub decryption: Decryption,
     pub facts: ContainerFacts,
-    /// How a flush from above is answered.
+    /// The kind of flush that answers a flush from above.
     pub flush: Flush,
-    /// The server's fsync stands behind a durable flush.
+    /// A durable flush includes the server's fsync.
     pub durable: bool,
-    /// What was free on the server before, for a session that writes, where the server tells.
+    /// Free space on the server at the beginning, for a session that writes, if the server reports
+    /// it.
     pub available_bytes: Option<u64>,
-    /// What this machine knows of the container.
+    /// This machine's state about the container.
     pub knowledge: Knowledge,
 }
 
-/// Where ciphertext becomes plaintext.
-pub(crate) enum Edge {
+/// Where decryption takes place.
+pub(crate) enum Decryption {
     /// In this process.
-    Sprat(SectorCipher),
+    InProcess(SectorCipher),
     /// In the kernel, which gets this key.
-    Kernel(VolumeKey),
+    InKernel(VolumeKey),
 }
 
-impl Edge {
+impl Decryption {
     pub(crate) fn new(
         opened_by: OpenedBy,
         key: VolumeKey,
         cipher: Option<SectorCipher>,
     ) -> Result<Self, Failure> {
         match (opened_by, cipher) {
-            (OpenedBy::Kernel, _) => Ok(Self::Kernel(key)),
-            (OpenedBy::Sprat, Some(cipher)) => Ok(Self::Sprat(cipher)),
+            (OpenedBy::Kernel, _) => Ok(Self::InKernel(key)),
+            (OpenedBy::Sprat, Some(cipher)) => Ok(Self::InProcess(cipher)),
             (OpenedBy::Sprat, None) => Err(Failure::failed("a cipher that sprat does not have")),
         }
     }
@@ -84,8 +85,8 @@ pub(crate) fn opened_by(start: &VolumeStart) -> OpenedBy {
     }
 }
 
-/// Opens the container. What fails leaves no lock, unless a dead session's bytes are unsettled.
-/// What overlaps, and what must not, stands at the head of `ahead`.
+/// Opens the container. After a failure no lease is left, unless a dead session's writes are
+/// unresolved. The head of `prefetch` says which steps overlap and which must not.
 pub(crate) fn open(
     start: &VolumeStart,
     secret: &Secret,
@@ -93,35 +94,36 @@ pub(crate) fn open(
     events: &EventSender,
 ) -> Result<Opened, Failure> {
     events.phase(Phase::Connecting);
-    let (record, connection, store) = reach(start)?;
+    let (record, connection, store) = connect_store(start)?;
     stop.check()?;
     let given_up = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reading = Arc::clone(&store);
-        let mut ahead = Reading::by(scope.spawn(|| {
+        let mut prefetch = PrefetchThread::by(scope.spawn(|| {
             let reading = reading;
-            Ahead::read(start, secret, &*reading, &given_up)
+            Prefetch::read(start, secret, &*reading, &given_up)
         }));
         let opened = check_container(start, &*store, &record, events).and_then(
             |(available_bytes, first)| {
-                let reached = Reached {
+                let reached = ConnectedStore {
                     record,
                     connection,
                     store,
                     first,
                 };
-                let (lease, looked) = hold_and_look(start, reached, &mut ahead, stop, events)?;
+                let (lease, inspected) =
+                    acquire_and_inspect(start, reached, &mut prefetch, stop, events)?;
                 let opened = open_held(
                     start,
                     secret,
                     &lease,
-                    (ahead, looked),
+                    (prefetch, inspected),
                     available_bytes,
                     stop,
                     events,
                 );
                 if opened.is_err() {
-                    // Should this fail too, the next session of this host takes the lock over.
+                    // If this fails too, the next session of this host takes the lease over.
                     let _ = lease.release();
                 }
                 opened
@@ -132,40 +134,40 @@ pub(crate) fn open(
     })
 }
 
-/// What is read ahead on a thread of its own.
-struct Reading<'scope> {
-    thread: Option<ScopedJoinHandle<'scope, Option<Ahead>>>,
-    found: Option<Ahead>,
+/// The prefetch, on its own thread.
+struct PrefetchThread<'scope> {
+    thread: Option<ScopedJoinHandle<'scope, Option<Prefetch>>>,
+    found: Option<Prefetch>,
 }
 
-impl<'scope> Reading<'scope> {
-    fn by(thread: ScopedJoinHandle<'scope, Option<Ahead>>) -> Self {
+impl<'scope> PrefetchThread<'scope> {
+    fn by(thread: ScopedJoinHandle<'scope, Option<Prefetch>>) -> Self {
         Self {
             thread: Some(thread),
             found: None,
         }
     }
 
-    /// Waits for it.
-    fn wait(&mut self) -> Option<&Ahead> {
+    /// Waits for the result.
+    fn wait(&mut self) -> Option<&Prefetch> {
         if let Some(thread) = self.thread.take() {
             self.found = thread.join().ok().flatten();
         }
         self.found.as_ref()
     }
 
-    fn end(mut self) -> Option<Ahead> {
+    fn end(mut self) -> Option<Prefetch> {
         self.wait();
         self.found
     }
 }
 
-/// Opens a container that is held.
+/// Opens a container that this session has acquired.
 fn open_held(
     start: &VolumeStart,
     secret: &Secret,
     lease: &Arc<ContainerLease>,
-    (ahead, mut looked): (Reading<'_>, Option<Looked>),
+    (prefetch, mut inspected): (PrefetchThread<'_>, Option<InspectedFile>),
     available_bytes: Option<u64>,
     stop: &Arc<StopFlag>,
     events: &EventSender,
@@ -174,13 +176,21 @@ fn open_held(
     let may_come_late = lease.record().may_arrive();
     wait_for_quiet(start, lease, stop, events)?;
     if start.access == Access::ReadWrite && (may_come_late || lease.late_requests_may_arrive()) {
-        forestall_rename(lease)?;
-        // A rename may have come in between.
-        looked = None;
+        prevent_late_rename(lease)?;
+        // A rename may have happened in between.
+        inspected = None;
     }
-    let opened = unlock(start, secret, lease, ahead.end(), looked, stop, events)?;
+    let opened = unlock(
+        start,
+        secret,
+        lease,
+        prefetch.end(),
+        inspected,
+        stop,
+        events,
+    )?;
     if let Some(size_bytes) = start.grow_to {
-        tell_overcommit(available_bytes, size_bytes, events);
+        report_overcommit(available_bytes, size_bytes, events);
     }
     reserve::give_up(start, &*lease.store(), available_bytes, events)?;
     Ok(Opened {
@@ -189,7 +199,7 @@ fn open_held(
     })
 }
 
-/// All questions at once; where a lock will be taken, what locks there are, too.
+/// Sends all questions at once. If a lease will be acquired, this includes which leases there are.
 fn check_container(
     start: &VolumeStart,
     store: &dyn Store,
@@ -209,17 +219,17 @@ fn check_container(
     Ok((available_bytes, locks.transpose()?))
 }
 
-/// A store that was reached, and what is needed to hold a container in it.
-pub(crate) struct Reached {
+/// A connected store, and what is needed to acquire a container in it.
+pub(crate) struct ConnectedStore {
     pub record: WriteJournal,
     pub connection: Connection,
     pub store: Arc<dyn Store>,
-    /// The locks that were seen a moment ago, if somebody looked.
+    /// The leases that were just read, if they were.
     pub first: Option<LeaseCheck>,
 }
 
-/// Takes the local record and connects.
-pub(crate) fn reach(
+/// Acquires the local record and connects.
+pub(crate) fn connect_store(
     start: &VolumeStart,
 ) -> Result<(WriteJournal, Connection, Arc<dyn Store>), Failure> {
     let record = open_record(
@@ -232,8 +242,12 @@ pub(crate) fn reach(
     Ok((record, connection, store))
 }
 
-/// Says it where the server has less than a container may need.
-pub(crate) fn tell_overcommit(available_bytes: Option<u64>, size_bytes: u64, events: &EventSender) {
+/// Warns if the server has less space than the container may need.
+pub(crate) fn report_overcommit(
+    available_bytes: Option<u64>,
+    size_bytes: u64,
+    events: &EventSender,
+) {
     if let Some(available_bytes) = available_bytes.filter(|bytes| *bytes < size_bytes) {
         events.notice(Notice::MoreThanServerHas {
             available_bytes,
@@ -242,8 +256,8 @@ pub(crate) fn tell_overcommit(available_bytes: Option<u64>, size_bytes: u64, eve
     }
 }
 
-/// Refuses to write where nothing can be made durable. Returns what is free there, for a session
-/// that writes, where the server tells it.
+/// Refuses to write if nothing can be made durable. Returns the free space there, for a session
+/// that writes, if the server reports it.
 pub(crate) fn check_writable(
     start: &VolumeStart,
     store: &dyn Store,
@@ -268,7 +282,7 @@ pub(crate) fn check_writable(
         }
         events.notice(Notice::NoDurableFlush);
     }
-    // A server that can't tell its free space will say so when it is full.
+    // A server that can't report its free space will report a full disk.
     let Ok(space) = store.free_space() else {
         return Ok(None);
     };
@@ -287,7 +301,7 @@ pub(crate) fn check_writable(
     Ok(Some(space.available_bytes))
 }
 
-/// A server that lets an account only read offers it no fsync either (`sftp-server -R`).
+/// A server that limits an account to reading offers it no fsync either (`sftp-server -R`).
 pub(crate) fn read_only_account(store: &dyn Store) -> Failure {
     Failure::failed(format!(
         "{} seems to let this account only read: it offers no fsync and refuses removals",
@@ -317,11 +331,11 @@ pub(crate) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<F
                 .find(|found| reserved_names::is_set_aside(found, name));
             Err(if let Some(unfinished) = unfinished {
                 failure.with_hint(format!(
-                    "{unfinished} lies there: an init that did not finish. Run `sprat init` again"
+                    "there is {unfinished}: an init did not finish. Run `sprat init` again"
                 ))
             } else if let Some(aside) = aside {
                 failure.with_hint(format!(
-                    "{aside} lies there: the source of a move that did not finish. Run the same \
+                    "there is {aside}: the source of a move that did not finish. Run the same \
                      `sprat copy --move` again on the machine where it ran; or give the file its \
                      name back"
                 ))
@@ -333,8 +347,9 @@ pub(crate) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<F
     }
 }
 
-/// Refuses to write to a local file that has a second name: the lock lies beside one of them, so a
-/// session under the other would write at the same time. SFTP does not say how many names there are.
+/// Refuses to write to a local file that has a second name. The lease lies beside one of the names,
+/// so a session under the other name would write at the same time. SFTP does not report how many
+/// names there are.
 fn refuse_second_name(start: &VolumeStart) -> Result<(), Failure> {
     let (Access::ReadWrite, Location::Local { folder }) = (start.access, &start.target.place)
     else {
@@ -356,40 +371,40 @@ fn refuse_second_name(start: &VolumeStart) -> Result<(), Failure> {
     )))
 }
 
-/// Holds the container, and reads of it while the lock is being settled; nothing behind a dead
-/// session, whose bytes may still arrive.
-fn hold_and_look(
+/// Acquires the container, and reads from it while the lease is being confirmed. Behind a dead
+/// session it reads nothing, because that session's writes may still arrive.
+fn acquire_and_inspect(
     start: &VolumeStart,
-    reached: Reached,
-    ahead: &mut Reading<'_>,
+    reached: ConnectedStore,
+    prefetch: &mut PrefetchThread<'_>,
     stop: &StopFlag,
     events: &EventSender,
-) -> Result<(Arc<ContainerLease>, Option<Looked>), Failure> {
+) -> Result<(Arc<ContainerLease>, Option<InspectedFile>), Failure> {
     let quiet = !reached.record.may_arrive();
     let reading = Arc::clone(&reached.store);
-    let mut looked = None;
+    let mut inspected = None;
     let mut taken_later = false;
-    // Where there is no room for the lock's file either. The server may say so in other words
-    // (a quota, or no inodes left), so its reserve is tried.
-    let mut make_room = || {
+    // For a disk that has no space for the lease file either. The server may report that in another
+    // way (a quota, or no inodes left), so the reserve is tried.
+    let mut make_space = || {
         taken_later = true;
-        match ahead.wait().map(Ahead::refusal) {
+        match prefetch.wait().map(Prefetch::refusal) {
             Some(None) => reserve::remove(start, &*reading, events),
             Some(Some(failure)) => Err(failure.clone()),
             None => Ok(false),
         }
     };
-    let lease = hold_making_room(start, reached, stop, events, &mut make_room, || {
+    let lease = acquire_making_space(start, reached, stop, events, &mut make_space, || {
         if quiet {
-            // What can't be read is asked for once more, and its error told.
-            looked = reading
+            // What can't be read is requested again, and that error is reported.
+            inspected = reading
                 .open(&start.target.name, start.access.into())
-                .and_then(|file| Looked::at(file, start))
+                .and_then(|file| InspectedFile::at(file, start))
                 .ok();
         }
     })?;
-    // What was read below a lock that was withdrawn is of unknown age.
-    Ok((lease, looked.filter(|_| !taken_later)))
+    // If the lease was broken meanwhile, the prefetched data may be stale: drop it.
+    Ok((lease, inspected.filter(|_| !taken_later)))
 }
 
 /// Header, pins, key, and the volume behind them.
@@ -397,58 +412,52 @@ fn unlock(
     start: &VolumeStart,
     secret: &Secret,
     lease: &Arc<ContainerLease>,
-    ahead: Option<Ahead>,
-    looked: Option<Looked>,
+    prefetch: Option<Prefetch>,
+    inspected: Option<InspectedFile>,
     stop: &StopFlag,
     events: &EventSender,
 ) -> Result<Opened, Failure> {
     stop.check()?;
     events.phase(Phase::Unlocking);
     let store = lease.store();
-    let looked = match looked {
-        Some(looked) => looked,
-        None => {
-            let file = match (&ahead, start.access) {
-                (Some(ahead), Access::ReadOnly) => Arc::clone(&ahead.file),
-                _ => store.open(lease.file_name(), start.access.into())?,
-            };
-            Looked::at(file, start)?
-        }
+    let inspected = match inspected {
+        Some(inspected) => inspected,
+        None => inspect(start, lease, prefetch.as_ref())?,
     };
-    let unlocked = looked.unlocked(ahead, start, secret)?;
+    let unlocked = inspected.unlocked(prefetch, start, secret)?;
     let mut knowledge = Knowledge::new(start, lease, &unlocked)?;
     let Unlocked { header, key, .. } = unlocked;
-    tell_copies(&header, events);
+    report_copies(&header, events);
     if start.past_cache {
-        tell_slot_areas(start, &header, &*looked.file, events)?;
+        report_slot_areas(start, &header, &*inspected.file, events)?;
     }
     if let IdentityPolicy::TrustOnce = &start.pins {
         events.notice(Notice::TrustedOnce {
             fingerprint: header.pins().fingerprint(),
         });
     }
-    let mut file_bytes = looked.file_bytes;
+    let mut file_bytes = inspected.file_bytes;
     let mut payload = header.geometry(file_bytes)?;
     let pins = header.pins();
     let cipher = SectorCipher::of_pins(&key, &pins)?;
-    // Without the cipher it is left to mount, which looks at the length, too.
-    let first_block = match &cipher {
-        Some(cipher) => Some(check_not_truncated(&looked, &payload, cipher)?),
+    // Without the cipher the mount checks the length.
+    let stamp_block = match &cipher {
+        Some(cipher) => Some(check_not_truncated(&inspected, &payload, cipher)?),
         None => None,
     };
     let digests = (DigestKey::of(&key)?, payload.offset_bytes);
-    if let Err(failure) = knowledge.compare(start, first_block.as_deref(), file_bytes, events) {
+    if let Err(failure) = knowledge.compare(start, stamp_block.as_deref(), file_bytes, events) {
         return Err(match knowledge.found_older() {
-            true => late::why_older(failure, start, lease, &*looked.file, digests),
+            true => late::explain_older(failure, start, lease, &*inspected.file, digests),
             false => failure,
         });
     }
-    let late = late::begin(start, lease, &*looked.file, digests, &knowledge, events)?;
-    let edge = Edge::new(opened_by(start), key, cipher)?;
+    let late = late::begin(start, lease, &*inspected.file, digests, &knowledge, events)?;
+    let decryption = Decryption::new(opened_by(start), key, cipher)?;
     stop.check()?;
     let mut hole_from_bytes = u64::MAX;
     if let Some(wanted_bytes) = start.grow_to {
-        lengthen(&*looked.file, lease, file_bytes, wanted_bytes)?;
+        extend_file(&*inspected.file, lease, file_bytes, wanted_bytes)?;
         if wanted_bytes > file_bytes {
             hole_from_bytes = payload.len_bytes;
         }
@@ -459,20 +468,14 @@ fn unlock(
     if start.access == Access::ReadWrite {
         knowledge.begin_writing()?;
     }
-    // Who insists on reading what another holds gets what it gets.
-    if start.access == Access::ReadOnly
-        && !start.ignore_lock
-        && let Ok(first_block) = looked.first_block(payload.offset_bytes)
-    {
-        lease.begin_reading(file_bytes, payload.offset_bytes, first_block);
-    }
-    let seen = looked.seen(payload.offset_bytes);
-    let known = Known {
+    note_initial_state(start, lease, &inspected, file_bytes, &payload);
+    let seen = inspected.seen(payload.offset_bytes);
+    let known = VolumeHints {
         seen: seen.filter(|_| start.grow_to.is_none()),
         hole_from_bytes,
     };
-    tell_settling(lease, events);
-    let volume = open_volume(start, lease, looked.file, payload, known)?;
+    report_recovery(lease, events);
+    let volume = open_volume(start, lease, inspected.file, payload, known)?;
     if volume.cache_was_outdated() {
         events.notice(Notice::CacheOutdated);
     } else if knowledge.written_elsewhere() {
@@ -482,7 +485,7 @@ fn unlock(
     Ok(Opened {
         lease: Arc::clone(lease),
         volume,
-        edge,
+        decryption,
         facts: ContainerFacts {
             newest_known: knowledge.expected(start),
             file_system_errors: knowledge.errors(),
@@ -497,13 +500,44 @@ fn unlock(
     })
 }
 
-/// Says how far a dead session's bytes are settled, every few seconds.
-fn tell_settling(lease: &ContainerLease, events: &EventSender) {
+/// Opens the file and reads what a session needs first.
+fn inspect(
+    start: &VolumeStart,
+    lease: &ContainerLease,
+    prefetch: Option<&Prefetch>,
+) -> Result<InspectedFile, Failure> {
+    let file = match (prefetch, start.access) {
+        (Some(prefetch), Access::ReadOnly) => Arc::clone(&prefetch.file),
+        _ => lease.store().open(lease.file_name(), start.access.into())?,
+    };
+    Ok(InspectedFile::at(file, start)?)
+}
+
+/// Records the state with which a read-only session begins.
+fn note_initial_state(
+    start: &VolumeStart,
+    lease: &ContainerLease,
+    inspected: &InspectedFile,
+    file_bytes: u64,
+    payload: &Payload,
+) {
+    // With --ignore-lock the data may change while we read; nothing checks consistency.
+    if start.access == Access::ReadOnly
+        && !start.ignore_lock
+        && let Ok(stamp_block) = inspected.stamp_block(payload.offset_bytes)
+    {
+        let stamp_at = payload.offset_bytes + FileSystemKind::DEFAULT.stamp_range().start;
+        lease.begin_reading(file_bytes, stamp_at, stamp_block);
+    }
+}
+
+/// Reports the progress of the recovery of a dead session's writes, every few seconds.
+fn report_recovery(lease: &ContainerLease, events: &EventSender) {
     let events = events.clone();
     let told = Mutex::new(Instant::now());
-    lease.while_settling(move |done_bytes, whole_bytes| {
+    lease.on_recovery_progress(move |done_bytes, whole_bytes| {
         let mut told = told.lock().ignore_poison();
-        if told.elapsed() >= SETTLING_INTERVAL {
+        if told.elapsed() >= RECOVERY_REPORT_INTERVAL {
             *told = Instant::now();
             events.notice(Notice::Settling {
                 done_bytes,
@@ -513,8 +547,8 @@ fn tell_settling(lease: &ContainerLease, events: &EventSender) {
     });
 }
 
-/// How often a takeover says how far it is.
-const SETTLING_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a takeover reports its progress.
+const RECOVERY_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(crate) fn facts(pins: Pins, file_bytes: u64, payload: Payload) -> ContainerFacts {
     ContainerFacts {
@@ -529,7 +563,7 @@ pub(crate) fn facts(pins: Pins, file_bytes: u64, payload: Payload) -> ContainerF
     }
 }
 
-fn tell_copies(header: &AnyHeader, events: &EventSender) {
+fn report_copies(header: &AnyHeader, events: &EventSender) {
     let Some(copies) = header.copies() else {
         return;
     };
@@ -540,9 +574,9 @@ fn tell_copies(header: &AnyHeader, events: &EventSender) {
                 format!("{which}: older than the other (sequence {sequence_id})")
             }
             CopyState::Contradicts { sequence_id } => format!(
-                "{which}: it is of the same sequence as the other ({sequence_id}) and says something \
-                 else: two machines changed keys at once. Check with `sprat key list` and `sprat \
-                 key rehearse` which keys open"
+                "{which}: it has the same sequence as the other ({sequence_id}) and other \
+                 content: two machines changed keys at once. Check with `sprat key list` and \
+                 `sprat key rehearse` which keys open"
             ),
             _ => continue,
         };
@@ -550,8 +584,9 @@ fn tell_copies(header: &AnyHeader, events: &EventSender) {
     }
 }
 
-/// A change of keys that arrived late may have hit the area of a slot, which no metadata show.
-fn tell_slot_areas(
+/// A change of keys that arrived late may have overwritten the area of a slot, which no metadata
+/// show.
+fn report_slot_areas(
     start: &VolumeStart,
     header: &AnyHeader,
     file: &dyn StoreFile,
@@ -573,14 +608,14 @@ fn tell_slot_areas(
 }
 
 /// What is known of a container before its volume is opened.
-pub(crate) struct Known {
-    /// Its present state, where somebody has looked under the lock.
+pub(crate) struct VolumeHints {
+    /// Its current state, if it was read under the lease.
     pub seen: Option<Seen>,
     /// As in [`VolumeOptions`].
     pub hole_from_bytes: u64,
 }
 
-impl Default for Known {
+impl Default for VolumeHints {
     fn default() -> Self {
         Self {
             seen: None,
@@ -594,7 +629,7 @@ pub(crate) fn open_volume(
     lease: &Arc<ContainerLease>,
     file: Arc<dyn StoreFile>,
     payload: Payload,
-    known: Known,
+    known: VolumeHints,
 ) -> Result<Arc<Volume>, Failure> {
     let geometry = Geometry {
         offset_bytes: payload.offset_bytes,
@@ -620,8 +655,8 @@ pub(crate) fn open_volume(
                 old_server_dead: true,
                 zeros_are_holes: true,
                 hole_from_bytes: known.hole_from_bytes,
-                // All others are mounted, and the snapshots that must be there are looked for before
-                // anything is sent.
+                // All other sessions mount the volume, and check that the expected snapshots are
+                // there before anything is sent.
                 hold_back: start.create.is_none() && start.change.is_none(),
                 ..VolumeOptions::default()
             };
@@ -631,24 +666,24 @@ pub(crate) fn open_volume(
     Ok(Arc::new(volume))
 }
 
-/// The length of a LUKS2 payload is whatever the file has, so a file that was cut short opens all
-/// the same. The file system in it knows its length (`s_blocks_count`, `s_log_block_size`,
-/// `s_magic`: Documentation/filesystems/ext4/super.rst); one that is no ext4 is left to mount.
-/// Returns the volume's first block in plaintext.
+/// A LUKS2 payload reaches to the end of the file, so a file that was cut short opens all the same.
+/// The file system inside knows its length. If its kind is not known, the mount reports that.
+/// Returns the file system's stamp block in plaintext.
 fn check_not_truncated(
-    looked: &Looked,
+    inspected: &InspectedFile,
     payload: &Payload,
     cipher: &SectorCipher,
 ) -> Result<Vec<u8>, Failure> {
-    let file_bytes = looked.file_bytes;
-    if payload.len_bytes < 4096 {
-        return Err(truncated(file_bytes, payload.offset_bytes + 4096));
+    let file_bytes = inspected.file_bytes;
+    let stamp = FileSystemKind::DEFAULT.stamp_range();
+    if payload.len_bytes < stamp.end {
+        return Err(truncated(file_bytes, payload.offset_bytes + stamp.end));
     }
-    let mut block = looked
-        .first_block(payload.offset_bytes)
+    let mut block = inspected
+        .stamp_block(payload.offset_bytes)
         .map_err(|error| super_block_unread(&error))?;
-    cipher.decrypt(0, &mut block)?;
-    if let Some(needed) = ext4_bytes(&block[1024..2048])
+    cipher.decrypt(stamp.start, &mut block)?;
+    if let Some(needed) = file_system_bytes(&block)
         && needed > payload.len_bytes
     {
         return Err(truncated(
@@ -659,7 +694,7 @@ fn check_not_truncated(
     Ok(block)
 }
 
-/// A server that answers, but can't give the block back, has a disk that lost it.
+/// A server that answers but can't return the block has a disk that lost it.
 fn super_block_unread(error: &StoreError) -> Failure {
     if error.kind() != StoreErrorKind::Failed {
         return error.into();
@@ -682,7 +717,7 @@ pub fn truncated(file_bytes: u64, needed_bytes: u64) -> Failure {
         format!("the container is cut short: it has {file_bytes} bytes and needs {needed_bytes}"),
     )
     .with_hint(
-        "nothing was changed. Data behind the cut is lost on this server; look for a copy of the \
-         file there before you write to it again",
+        "nothing was changed. Data behind the cut is lost on this server. Find a copy of the file \
+         before you write to it again",
     )
 }

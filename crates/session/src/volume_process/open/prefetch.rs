@@ -1,15 +1,15 @@
-//! What of a container is read before it is held, or while its lock is still being settled, so
-//! that a slow line's round trips and the key derivation pass together.
+//! Reads from a container before its lease is acquired, or while the lease is being confirmed. So
+//! the round trips of a slow connection and the key derivation overlap.
 //!
-//! What must follow what, however the rest overlaps:
-//! 1. The pins are checked before the key is asked for anything: [`Unlocked::read`].
-//! 2. A lock file is made only in a folder that holds the container and may be written to.
-//! 3. The handle that is written through is opened after the lock file was made: before, another
-//!    session could still have put another file at the name.
-//! 4. Length, super block and the state that the cache is compared with are read after that, too,
-//!    and, behind a dead session, after its quiet time.
-//! 5. A header that was read earlier counts only if it reads the same then.
-//! 6. Nothing is written before the lock's second look has found nobody else.
+//! The order that must be kept:
+//! 1. The pins are checked before the key is used: [`Unlocked::read`].
+//! 2. A lease file is created only in a folder that has the container and can be written to.
+//! 3. The handle for writing is opened after the lease file was created. Before that, another
+//!    session could still put another file under the name.
+//! 4. Length, super block and the state that the cache is compared with are also read after that.
+//!    Behind a dead session they are read after its quiet time.
+//! 5. A header that was read earlier counts only if a second read returns the same.
+//! 6. Nothing is written before the second check of the leases has found nobody else.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use sprat_luks::{AnyHeader, HeaderRead, Secret, UnlockOptions, VolumeKey};
 use sprat_store::{FileStat, ReadClass, Store, StoreError, StoreFile};
 use sprat_volume::Seen;
 
+use crate::file_system::{FileSystemKind, STAMP_BLOCK_BYTES};
 use crate::protocol::messages::VolumeStart;
 use crate::settings::IdentityPolicy;
 use crate::volume_process::open::opened_by;
 use crate::{Failure, state};
 
-/// Both copies of a header of the usual size. Of larger ones the first copy's checksum lies in it
-/// (LUKS2 on-disk format, `csum`), so that any change of the header shows.
+/// Both copies of a header of the usual size. A larger header has the first copy's checksum here
+/// (LUKS2 on-disk format, `csum`), so every change of the header shows.
 const COPIES_BYTES: usize = 32 << 10;
-/// With the area of the first key slot, cryptsetup's 252 KiB.
+/// With the area of the first key slot: cryptsetup makes it 252 KiB.
 const HEAD_BYTES: usize = COPIES_BYTES + (252 << 10);
-const BLOCK_BYTES: usize = 4096;
 
 /// A header that matches the pins, and its volume key.
 pub(crate) struct Unlocked {
@@ -69,22 +69,22 @@ impl Unlocked {
     }
 }
 
-/// What was read of the header before the container was held.
-pub(crate) struct Ahead {
+/// The part of the header that was read before the container was acquired.
+pub(crate) struct Prefetch {
     /// Open for reading only.
     pub file: Arc<dyn StoreFile>,
     copies: Vec<u8>,
     unlocked: Result<Unlocked, Failure>,
 }
 
-impl Ahead {
-    /// Why it doesn't open: another key, or other pins.
+impl Prefetch {
+    /// Why the header doesn't open: a wrong key, or other pins.
     pub(crate) fn refusal(&self) -> Option<&Failure> {
         self.unlocked.as_ref().err()
     }
 
-    /// Reads it, unless `given_up` meanwhile. Whatever can't be read will be told by those who
-    /// read it again.
+    /// Reads the header, unless `given_up` is set meanwhile. Errors are not reported: the read
+    /// after acquiring the lease reports them.
     pub(crate) fn read(
         start: &VolumeStart,
         secret: &Secret,
@@ -109,7 +109,7 @@ impl Ahead {
     }
 }
 
-/// A container's first bytes, kept, and the rest of its header read from the file.
+/// The first bytes of a container, kept. The rest of its header is read from the file.
 struct Head<'a> {
     file: &'a dyn StoreFile,
     file_bytes: u64,
@@ -157,34 +157,29 @@ impl HeaderRead for Head<'_> {
 }
 
 /// The container as it is while nobody else may change it.
-pub(crate) struct Looked {
+pub(crate) struct InspectedFile {
     pub file: Arc<dyn StoreFile>,
     pub file_bytes: u64,
     stat: FileStat,
     copies: Vec<u8>,
-    /// The volume's first block, as ciphertext, and where it was taken to lie.
-    first_block: Option<(u64, Vec<u8>)>,
+    /// The file system's stamp block, as ciphertext, and where the volume was assumed to begin.
+    stamp_block: Option<(u64, Vec<u8>)>,
 }
 
-impl Looked {
-    /// Asks for everything at once. Where the volume begins is known from the pins, or not yet.
+impl InspectedFile {
+    /// Sends all requests at once. The pins say where the volume begins, if they are known.
     pub(crate) fn at(file: Arc<dyn StoreFile>, start: &VolumeStart) -> Result<Self, StoreError> {
         let first_at = match &start.pins {
             IdentityPolicy::Known(pins) => Some(pins.payload_offset_bytes),
             IdentityPolicy::Expect(_) | IdentityPolicy::TrustOnce => None,
         };
-        let block = |offset: u64, len: usize| {
-            let mut bytes = vec![0; len];
-            file.read_at(offset, &mut bytes, ReadClass::Demand)
-                .map(|()| bytes)
-        };
-        let (stat, copies, first_block) = std::thread::scope(|scope| {
+        let (stat, copies, stamp_block) = std::thread::scope(|scope| {
             let stat = scope.spawn(|| file.stat());
             let first = scope.spawn(|| {
                 let offset = first_at?;
-                Some((offset, block(offset, BLOCK_BYTES).ok()?))
+                Some((offset, read_stamp_block(&*file, offset).ok()?))
             });
-            let copies = block(0, COPIES_BYTES);
+            let copies = read_range(&*file, 0, COPIES_BYTES);
             (joined(stat), copies, joined(first))
         });
         let stat = stat?;
@@ -192,20 +187,22 @@ impl Looked {
             file_bytes: stat.len,
             stat,
             copies: copies.unwrap_or_default(),
-            first_block,
+            stamp_block,
             file,
         })
     }
 
-    /// What was found `ahead`, if it holds; else read now.
+    /// The prefetched header, if it is still valid. Otherwise it is read now.
     pub(crate) fn unlocked(
         &self,
-        ahead: Option<Ahead>,
+        prefetch: Option<Prefetch>,
         start: &VolumeStart,
         secret: &Secret,
     ) -> Result<Unlocked, Failure> {
-        match ahead {
-            Some(ahead) if !self.copies.is_empty() && ahead.copies == self.copies => ahead.unlocked,
+        match prefetch {
+            Some(prefetch) if !self.copies.is_empty() && prefetch.copies == self.copies => {
+                prefetch.unlocked
+            }
             _ => Unlocked::read(
                 start,
                 secret,
@@ -214,30 +211,39 @@ impl Looked {
         }
     }
 
-    /// What a volume that begins there would otherwise ask for once more.
+    /// The state that a volume which begins at `offset` would otherwise read again.
     pub(crate) fn seen(&self, offset: u64) -> Option<Seen> {
-        let (at, first_block) = self.first_block.as_ref()?;
+        let (at, stamp_block) = self.stamp_block.as_ref()?;
         (*at == offset).then(|| Seen {
             stat: self.stat,
-            first_block: first_block.clone(),
+            stamp_block: stamp_block.clone(),
         })
     }
 
-    /// The volume's first block, as ciphertext.
-    pub(crate) fn first_block(&self, offset: u64) -> Result<Vec<u8>, StoreError> {
-        if let Some((at, bytes)) = &self.first_block
+    /// The stamp block of a volume that begins at `offset`, as ciphertext.
+    pub(crate) fn stamp_block(&self, offset: u64) -> Result<Vec<u8>, StoreError> {
+        if let Some((at, bytes)) = &self.stamp_block
             && *at == offset
         {
             return Ok(bytes.clone());
         }
-        let mut bytes = vec![0; BLOCK_BYTES];
-        self.file
-            .read_at(offset, &mut bytes, ReadClass::Demand)
-            .map(|()| bytes)
+        read_stamp_block(&*self.file, offset)
     }
 }
 
-/// What a thread came to; its panic goes on here.
+/// Reads the stamp block of a volume that begins at `offset`, as ciphertext.
+fn read_stamp_block(file: &dyn StoreFile, offset: u64) -> Result<Vec<u8>, StoreError> {
+    let range = FileSystemKind::DEFAULT.stamp_range();
+    read_range(file, offset + range.start, STAMP_BLOCK_BYTES)
+}
+
+fn read_range(file: &dyn StoreFile, offset: u64, len: usize) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = vec![0; len];
+    file.read_at(offset, &mut bytes, ReadClass::Demand)?;
+    Ok(bytes)
+}
+
+/// The result of a thread. A panic of the thread continues here.
 pub(crate) fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
     match thread.join() {
         Ok(result) => result,

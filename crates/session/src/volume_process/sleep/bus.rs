@@ -1,8 +1,8 @@
-//! A small client of the system's message bus: method calls with texts, and signals.
+//! A small client of the system's message bus: method calls with strings, and signals.
 //!
 //! The D-Bus specification, versions 0.38 and later: "Message Protocol" (header and alignment),
-//! "Authentication Protocol" (EXTERNAL, and descriptors). What a message may have is bounded; what is
-//! not understood ends the connection.
+//! "Authentication Protocol" (EXTERNAL, and descriptors). The size of a message is bounded. A
+//! message that can't be parsed ends the connection.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -18,11 +18,11 @@ use rustix::net::{
 };
 use sprat_store::hex;
 
-/// Longer messages than logind and the bus itself ever send us.
+/// logind and the bus send shorter messages than this.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
-/// The part of a header whose length is known.
+/// The part of a header that has a fixed length.
 const HEAD_BYTES: usize = 16;
-/// How long an answer is waited for.
+/// How long to wait for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 const BUS: &str = "org.freedesktop.DBus";
 
@@ -32,7 +32,7 @@ const RETURN: u8 = 2;
 const ERROR: u8 = 3;
 const SIGNAL: u8 = 4;
 
-/// A message, as far as it counts here.
+/// A message, with the fields that matter here.
 #[derive(Debug, Default)]
 pub(super) struct Message {
     pub kind: u8,
@@ -53,13 +53,13 @@ impl Message {
         self.kind == SIGNAL && self.interface == interface && self.member == member
     }
 
-    /// The first value, where it is a boolean.
+    /// The first value, if it is a boolean.
     pub(super) fn boolean(&self) -> Option<bool> {
         let bytes = self.body.get(..4).filter(|_| self.signature == "b")?;
         Some(u32::from_le_bytes(bytes.try_into().ok()?) != 0)
     }
 
-    /// The first value, where it is a text.
+    /// The first value, if it is a string.
     pub(super) fn text(&self) -> Option<String> {
         let mut reader = Reader {
             bytes: &self.body,
@@ -75,12 +75,12 @@ impl Message {
 pub(super) struct Bus {
     socket: UnixStream,
     serial: u32,
-    /// Messages that came while an answer was waited for.
+    /// Messages that arrived during the wait for an answer.
     waiting: Vec<Message>,
 }
 
 impl Bus {
-    /// Connects to the system's bus, or to the one that the environment names.
+    /// Connects to the system's bus, or to the bus that the environment names.
     pub(super) fn system() -> io::Result<Self> {
         let address = std::env::var("DBUS_SYSTEM_BUS_ADDRESS").ok();
         let path = address
@@ -111,12 +111,12 @@ impl Bus {
         Ok(bus)
     }
 
-    /// Asks the bus itself.
+    /// Calls a method of the bus itself.
     pub(super) fn ask_bus(&mut self, member: &str, texts: &[&str]) -> io::Result<Message> {
         self.call(BUS, "/org/freedesktop/DBus", BUS, member, texts)
     }
 
-    /// Calls a method with texts, and waits for its answer.
+    /// Calls a method with strings, and waits for its answer.
     pub(super) fn call(
         &mut self,
         destination: &str,
@@ -154,7 +154,7 @@ impl Bus {
         }
     }
 
-    /// The next message, or none within `patience`.
+    /// The next message, or `None` after `patience`.
     pub(super) fn next(&mut self, patience: Duration) -> io::Result<Option<Message>> {
         if !self.waiting.is_empty() {
             return Ok(Some(self.waiting.remove(0)));
@@ -196,7 +196,7 @@ impl Bus {
             let bytes = [head[at], head[at + 1], head[at + 2], head[at + 3]];
             usize::try_from(u32::from_le_bytes(bytes)).unwrap_or(usize::MAX)
         };
-        // Of this machine, whose every program has the same order of bytes.
+        // The sender is on this machine, so all programs have the same byte order.
         if head[0] != b'l' || head[3] != 1 {
             return Err(unknown());
         }
@@ -254,7 +254,7 @@ fn unknown() -> io::Error {
     )
 }
 
-/// Reads a line of the authentication, byte by byte: a message may follow it.
+/// Reads a line of the authentication, byte by byte, because a message may follow it.
 fn expect_line(socket: &mut UnixStream, begins: &str) -> io::Result<()> {
     let mut line = Vec::new();
     let mut byte = [0];
@@ -295,7 +295,7 @@ fn encode(message: &Message, serial: u32, has_fd: bool) -> Vec<u8> {
         }
     }
     let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-    // Nobody is to be started for it, and an answer is wanted of a call only.
+    // No service is to be started for it, and only a call wants an answer.
     let mut head = Writer(vec![
         b'l',
         message.kind,
@@ -338,7 +338,7 @@ fn decode_fields(bytes: &[u8]) -> io::Result<Message> {
     Ok(message)
 }
 
-/// Values, each aligned from the beginning.
+/// Values, each aligned relative to the beginning.
 #[derive(Default)]
 struct Writer(Vec<u8>);
 
@@ -408,7 +408,7 @@ impl Reader<'_> {
         self.ended(len)
     }
 
-    /// So many bytes and a zero.
+    /// A string of so many bytes, and a zero.
     fn ended(&mut self, len: usize) -> io::Result<String> {
         let bytes = self.take(len)?.to_vec();
         match self.byte()? {
@@ -422,13 +422,13 @@ impl Reader<'_> {
 pub(super) mod tests {
     use super::*;
 
-    /// Connects to the bus at that socket.
+    /// Connects to the bus at this socket.
     pub(crate) fn bus_at(path: &Path) -> io::Result<Bus> {
         Bus::at(path)
     }
 
     impl Bus {
-        /// Takes a well-known name.
+        /// Acquires a well-known name.
         pub(crate) fn request_name(&mut self, name: &str) -> io::Result<()> {
             let mut body = Writer::default();
             body.text(name);
@@ -448,7 +448,7 @@ pub(super) mod tests {
             Ok(())
         }
 
-        /// Answers a call, with a descriptor or without.
+        /// Answers a call, with or without a descriptor.
         pub(crate) fn answer(&mut self, call: &Message, fd: Option<&OwnedFd>) -> io::Result<()> {
             let mut body = Writer::default();
             if fd.is_some() {
@@ -514,7 +514,7 @@ pub(super) mod tests {
         );
         assert_eq!(read.signature, "ss");
         for end in 0..fields.len() {
-            // No panic; what is whole so far is taken.
+            // There is no panic, and the complete fields so far are parsed.
             let _ = decode_fields(&fields[..end]);
         }
         for at in 0..fields.len() {

@@ -1,10 +1,10 @@
-//! Sleep in order: before the machine sleeps nothing that was sent is unanswered, and no connection is
+//! Prepares for the machine's sleep: before it, every request is answered and no connection is
 //! open.
 //!
-//! logind asks those who hold a *delay* inhibitor before it lets the machine sleep, and waits for them
-//! for 5 s (`InhibitDelayMaxSec`, logind.conf(5); org.freedesktop.login1(5)). Where there is no logind,
-//! or it does not answer, nothing happens and nothing is said: this proves nothing of what arrives
-//! late, it only makes it seldom.
+//! logind notifies the processes that have a *delay* inhibitor before it lets the machine sleep,
+//! and waits for them for 5 s (`InhibitDelayMaxSec`, logind.conf(5); org.freedesktop.login1(5)).
+//! Without logind, or without its answer, nothing happens and nothing is reported: this does not
+//! prevent late writes, it only makes them rare.
 
 mod bus;
 
@@ -20,34 +20,34 @@ use crate::volume_process::sleep::bus::Bus;
 const LOGIND: &str = "org.freedesktop.login1";
 const PATH: &str = "/org/freedesktop/login1";
 const MANAGER: &str = "org.freedesktop.login1.Manager";
-/// How often it is looked whether the session still lives.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often this checks whether the session still exists.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A machine that is awake for so long after it said that it sleeps does not sleep.
+/// If a machine stays awake for so long after it announced its sleep, it does not sleep.
 const AWAKE_MAX: Duration = Duration::from_secs(60);
 
-/// logind waits for 5 s by default; so long is waited for answers.
+/// How long to wait for answers. logind waits for 5 s by default.
 pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(4);
 
 /// Whether the machine is about to sleep.
 #[derive(Default)]
-pub(crate) struct Asleep {
-    /// Since when, on a clock that stands still while the machine sleeps.
+pub(crate) struct SleepFlag {
+    /// Since when, on a clock that stops while the machine sleeps.
     since: Mutex<Option<Instant>>,
     changed: Condvar,
 }
 
-impl Asleep {
+impl SleepFlag {
     fn since(&self) -> MutexGuard<'_, Option<Instant>> {
         self.since.lock().ignore_poison()
     }
 
-    /// It is about to sleep.
+    /// The machine is about to sleep.
     pub(crate) fn begin(&self) {
         *self.since() = Some(Instant::now());
     }
 
-    /// It is awake.
+    /// The machine is awake.
     pub(crate) fn end(&self) {
         *self.since() = None;
         self.changed.notify_all();
@@ -58,7 +58,7 @@ impl Asleep {
         since.is_some_and(|begun| begun.elapsed() < AWAKE_MAX)
     }
 
-    /// Waits for as long as the machine is about to sleep, sleeps, or wakes.
+    /// Waits while the machine is about to sleep, sleeps, or wakes.
     pub(crate) fn wait_until_awake(&self) {
         let mut since = self.since();
         while let Some(begun) = *since {
@@ -72,38 +72,38 @@ impl Asleep {
     }
 }
 
-/// Who is asked.
-pub(crate) trait Sleeper {
-    /// False once nobody is to be asked any more.
-    fn lives(&self) -> bool;
-    /// The machine is about to sleep, as soon as this returns; in 4 s at most.
-    fn falls_asleep(&self);
-    /// It woke, or does not sleep after all.
-    fn wakes(&self);
+/// Receives the announcements.
+pub(crate) trait SleepListener {
+    /// False once no further announcement is wanted.
+    fn is_alive(&self) -> bool;
+    /// The machine sleeps once this returns, and in 4 s at the latest.
+    fn prepare_for_sleep(&self);
+    /// The machine woke, or does not sleep after all.
+    fn woke(&self);
 }
 
-/// Starts a thread that watches for as long as the session lives.
-pub(crate) fn watch(sleeper: impl Sleeper + Send + 'static) {
+/// Starts a thread that follows logind while the session exists.
+pub(crate) fn listen(sleeper: impl SleepListener + Send + 'static) {
     let thread = std::thread::Builder::new().name("sleep".to_owned());
-    // Without it the machine sleeps as it does without logind.
+    // Without the thread the machine sleeps as it does without logind.
     let _ = thread.spawn(move || {
         if let Ok(bus) = Bus::system() {
             let _ = follow(bus, &sleeper);
         }
-        sleeper.wakes();
+        sleeper.woke();
     });
 }
 
-/// Ends with the session, or with the bus.
-fn follow(mut bus: Bus, sleeper: &dyn Sleeper) -> io::Result<()> {
+/// Follows logind until the session or the bus ends.
+fn follow(mut bus: Bus, sleeper: &dyn SleepListener) -> io::Result<()> {
     bus.ask_bus(
         "AddMatch",
         &["type='signal',sender='org.freedesktop.login1',\
            interface='org.freedesktop.login1.Manager',member='PrepareForSleep'"],
     )?;
     let mut inhibitor = Some(inhibit(&mut bus)?);
-    while sleeper.lives() {
-        let Some(message) = bus.next(LOOK)? else {
+    while sleeper.is_alive() {
+        let Some(message) = bus.next(CHECK_INTERVAL)? else {
             continue;
         };
         if !message.is_signal(MANAGER, "PrepareForSleep") || !is_from_logind(&mut bus, &message) {
@@ -111,14 +111,14 @@ fn follow(mut bus: Bus, sleeper: &dyn Sleeper) -> io::Result<()> {
         }
         match message.boolean() {
             Some(true) => {
-                sleeper.falls_asleep();
-                // Its end is the word that the machine may sleep.
+                sleeper.prepare_for_sleep();
+                // Closing the inhibitor lets the machine sleep.
                 inhibitor = None;
             }
             Some(false) => {
-                // First of all: it may be about to sleep again.
+                // This comes first: the machine may be about to sleep again.
                 inhibitor = inhibit(&mut bus).ok();
-                sleeper.wakes();
+                sleeper.woke();
             }
             None => {}
         }
@@ -137,7 +137,7 @@ fn inhibit(bus: &mut Bus) -> io::Result<OwnedFd> {
         .ok_or_else(|| io::Error::other("logind gave no descriptor"))
 }
 
-/// Anybody may send a signal to one connection.
+/// Any program may send a signal to one connection.
 fn is_from_logind(bus: &mut Bus, message: &bus::Message) -> bool {
     let owner = bus.ask_bus("GetNameOwner", &[LOGIND]);
     owner.is_ok_and(|owner| owner.text().is_some_and(|owner| owner == message.sender))
@@ -154,7 +154,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// A bus of our own, on which this test is logind.
+    /// A private bus, on which the test plays logind.
     pub(crate) struct Logind {
         daemon: Daemon,
         bus: Bus,
@@ -168,23 +168,24 @@ pub(crate) mod tests {
             Self { daemon, bus }
         }
 
-        /// Asks for `sleeper` on a thread, as [`watch`] does.
+        /// Follows this bus for `sleeper` on a thread, as [`listen`] does.
         pub(crate) fn follow(
             &self,
-            sleeper: impl Sleeper + Send + 'static,
+            sleeper: impl SleepListener + Send + 'static,
         ) -> JoinHandle<Result<(), String>> {
             let bus = self.daemon.connect();
             std::thread::spawn(move || follow(bus, &sleeper).map_err(|error| error.to_string()))
         }
 
-        /// Says that the machine is about to sleep, or that it woke.
+        /// Announces that the machine is about to sleep, or that it woke.
         pub(crate) fn sleeps(&mut self, sleeps: bool) {
             self.bus
                 .emit(PATH, MANAGER, "PrepareForSleep", sleeps)
                 .unwrap();
         }
 
-        /// Answers `Inhibit`; the end of the inhibitor shows as the end of what can be read here.
+        /// Answers `Inhibit`. When the inhibitor is closed, the returned descriptor reaches its
+        /// end.
         pub(crate) fn inhibited(&mut self) -> OwnedFd {
             loop {
                 let Some(call) = self.bus.next(Duration::from_secs(10)).unwrap() else {
@@ -248,17 +249,17 @@ pub(crate) mod tests {
         ended: Arc<Mutex<bool>>,
     }
 
-    impl Sleeper for Noting {
-        fn lives(&self) -> bool {
+    impl SleepListener for Noting {
+        fn is_alive(&self) -> bool {
             !*self.ended.lock().unwrap()
         }
-        fn falls_asleep(&self) {
+        fn prepare_for_sleep(&self) {
             self.said.send("falls asleep").unwrap();
             std::thread::sleep(Duration::from_millis(200));
             self.said.send("is done").unwrap();
         }
-        fn wakes(&self) {
-            self.said.send("wakes").unwrap();
+        fn woke(&self) {
+            self.said.send("woke").unwrap();
         }
     }
 
@@ -267,7 +268,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn logind_waits_until_all_is_answered_and_the_inhibitor_is_taken_again() {
+    fn logind_waits_for_answers_and_inhibitor_is_acquired_again() {
         requires!(needs::program("dbus-daemon"));
         let mut logind = Logind::start();
         let (said, heard) = channel();
@@ -278,19 +279,19 @@ pub(crate) mod tests {
         };
         let follower = logind.follow(sleeper);
         let mut inhibitor = logind.inhibited();
-        // Anybody else may say that the machine sleeps.
+        // Any other program may announce a sleep.
         let mut other = logind.daemon.connect();
         other.emit(PATH, MANAGER, "PrepareForSleep", true).unwrap();
         for _ in 0..2 {
             logind.sleeps(true);
             assert_eq!(next(&heard), "falls asleep");
             let mut byte = [0];
-            // It ends only when all is done.
+            // It ends only when everything is done.
             assert_eq!(rustix::io::read(&inhibitor, &mut byte).unwrap(), 0);
             assert_eq!(heard.try_recv(), Ok("is done"));
             logind.sleeps(false);
             inhibitor = logind.inhibited();
-            assert_eq!(next(&heard), "wakes");
+            assert_eq!(next(&heard), "woke");
         }
         *ended.lock().unwrap() = true;
         follower.join().unwrap().unwrap();

@@ -1,12 +1,13 @@
-//! Rules without which nothing fails at once: what a dead session of this machine leaves, what a
-//! reader must notice, and what is noted at the end.
+//! Rules whose violation causes no immediate failure: what a dead session of this machine leaves,
+//! what a reader must notice, and what is recorded at the end.
 
 use sprat_store::{LockError, lock};
 
+use crate::file_system::{FileSystemState, stamp_block};
 use crate::protocol::messages::{ChangeStart, Slot};
 use crate::settings::IdentityPolicy;
 use crate::state::paths::StatePaths;
-use crate::state::{Finding, FirstBlock, KnownState, headers};
+use crate::state::{Finding, KnownState, headers};
 use crate::volume_process::tests::*;
 
 /// Where the volume of [`make_container`] begins.
@@ -14,13 +15,13 @@ const OFFSET: u64 = 16 << 20;
 
 pub(super) fn events() -> EventSender {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    // Nobody listens, and nobody misses anything.
+    // Nobody reads these events.
     std::mem::forget(theirs);
     EventSender(Sender::new(ours))
 }
 
-impl Held {
-    /// This session is killed, and the next one of this machine takes the container.
+impl TestSession {
+    /// This session is killed, and the next one of this machine acquires the container.
     fn killed_and_taken_again(self) -> Self {
         drop(self.lease);
         Self::in_folder(self.folder, |store| store)
@@ -32,7 +33,7 @@ impl Held {
         Header::load(&HeaderBytes(&*file.unwrap())).unwrap()
     }
 
-    /// A session that only reads the container, which nobody holds now.
+    /// A read-only session on the container, which nobody has acquired now.
     fn reader(&self) -> ContainerLease {
         assert!(self.lease.release().unwrap());
         let state = self.folder.path().join("reader");
@@ -54,14 +55,14 @@ impl Held {
             stale_lock: None,
             highest: seen.highest,
             highest_is_own: false,
-            late_found: late::Found::default(),
+            late_records: late::LateRecords::default(),
         });
         lease.learn(self.header().pins(), FILE_BYTES);
         lease.begin_reading(FILE_BYTES, OFFSET, vec![0; 4096]);
         lease
     }
 
-    /// Another machine takes the lock.
+    /// Another machine acquires the lease.
     fn taken_by_another(&self) -> (Lock, Arc<dyn Store>) {
         let state = self.folder.path().join("other");
         let record = open_record(&state, &self.start.target, Access::ReadWrite).unwrap();
@@ -72,7 +73,7 @@ impl Held {
         (lock, store)
     }
 
-    /// Keeps the header as it is, and puts that one back.
+    /// Keeps the header as it is, and returns the order that restores it.
     fn kept_to_be_put_back(&self) -> ChangeStart {
         let header = self.header();
         let file = std::fs::File::open(self.path("x.luks")).unwrap();
@@ -88,8 +89,8 @@ impl Held {
         StatePaths::new(&state, self.header().uuid(), &self.start.target)
     }
 
-    /// Gives both copies of the header another sequence, as later changes do that leave the keys as
-    /// they are. Layout: the LUKS2 On-Disk Format Specification, 2.1.
+    /// Gives both copies of the header another sequence, as later changes do that leave the keys
+    /// unchanged. Layout: the LUKS2 On-Disk Format Specification, 2.1.
     fn set_sequence(&self, sequence: u64) {
         let path = self.path("x.luks");
         let bytes = std::fs::read(&path).unwrap();
@@ -112,7 +113,7 @@ impl Held {
     }
 }
 
-/// A change that adds a key, with the present one and the new one.
+/// A change that adds a key, with the current key and the new one.
 fn another_key() -> (ChangeStart, [Secret; 2]) {
     let add = ChangeStart::Add {
         slot: Slot::KeyFile,
@@ -122,39 +123,40 @@ fn another_key() -> (ChangeStart, [Secret; 2]) {
 }
 
 #[test]
-fn what_a_killed_session_wrote_to_a_disk_of_this_machine_is_not_waited_for() {
-    let held = Held::new();
+fn no_wait_for_a_killed_session_on_a_local_disk() {
+    let session = TestSession::new();
     let range = std::slice::from_ref(&(0..4096));
-    held.lease.before_send(range).unwrap();
-    let next = held.killed_and_taken_again();
-    // On a server something of it might still arrive.
+    session.lease.before_send(range).unwrap();
+    let next = session.killed_and_taken_again();
+    // On a server a write might still arrive.
     assert!(next.door.unwrap().own_only);
     assert_eq!(next.lease.late_until(), None);
     assert!(next.lease.may_give_back());
 }
 
 #[test]
-fn a_change_of_keys_after_a_killed_session_settles_what_that_one_left() {
-    let held = Held::new();
-    held.lease
+fn key_change_recovers_writes_of_a_killed_session() {
+    let session = TestSession::new();
+    session
+        .lease
         .before_send(std::slice::from_ref(&(OFFSET..OFFSET + 4096)))
         .unwrap();
-    let leftover = HalfMade::Rewritten.name(held.lease.file_name()).unwrap();
-    let leftover = held.path(leftover.as_str());
-    std::fs::copy(held.path("x.luks"), &leftover).unwrap();
-    let before = held.header();
-    let Held {
+    let leftover = HalfMade::Rewritten.name(session.lease.file_name()).unwrap();
+    let leftover = session.path(leftover.as_str());
+    std::fs::copy(session.path("x.luks"), &leftover).unwrap();
+    let before = session.header();
+    let TestSession {
         folder,
         mut start,
         lease,
         ..
-    } = held;
+    } = session;
     drop(lease);
     start.pins = IdentityPolicy::Known(before.pins());
     let (add, secrets) = another_key();
     let stop = Arc::new(StopFlag::default());
     let changed = edit::change(&start, &add, &secrets, &stop, &events()).unwrap();
-    // A late rename finds nothing any more.
+    // A late rename finds no source.
     assert!(!leftover.exists());
     assert_eq!(changed.lock_left, None);
     let path = folder.path().join("store").join("x.luks");
@@ -169,33 +171,34 @@ fn a_change_of_keys_after_a_killed_session_settles_what_that_one_left() {
 }
 
 #[test]
-fn what_a_killed_session_had_under_way_is_settled_before_a_header_is_written() {
+fn pending_writes_are_recovered_before_a_header_is_written() {
     for restores in [false, true] {
-        let held = Held::new();
+        let session = TestSession::new();
         let under_way = OFFSET + (1 << 20);
         let range = under_way..under_way + 4096;
-        held.lease
+        session
+            .lease
             .before_send(std::slice::from_ref(&range))
             .unwrap();
-        drop(held.lease);
+        drop(session.lease);
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
         let log = Arc::clone(&asked);
-        let mut held = Held::in_folder(held.folder, |below| {
-            Arc::new(Noted {
+        let mut session = TestSession::in_folder(session.folder, |below| {
+            Arc::new(RecordingStore {
                 below,
                 asked,
                 rename: || None,
                 refused: Arc::default(),
             })
         });
-        held.start.pins = IdentityPolicy::Known(held.header().pins());
+        session.start.pins = IdentityPolicy::Known(session.header().pins());
         let (add, secrets) = another_key();
         let what = match restores {
-            true => held.kept_to_be_put_back(),
+            true => session.kept_to_be_put_back(),
             false => add,
         };
         let (stop, events) = (StopFlag::default(), events());
-        let work = edit::Work::begin(&held.start, &held.lease, &stop, &events).unwrap();
+        let work = edit::HeaderEdit::begin(&session.start, &session.lease, &stop, &events).unwrap();
         log.lock().unwrap().clear();
         work.carry_out(&what, &secrets).unwrap();
         let log = log.lock().unwrap().clone();
@@ -212,32 +215,32 @@ fn what_a_killed_session_had_under_way_is_settled_before_a_header_is_written() {
 }
 
 #[test]
-fn a_kept_header_goes_back_only_over_the_one_that_was_shown() {
-    let mut held = Held::new();
-    let what = held.kept_to_be_put_back();
-    held.start.pins = IdentityPolicy::Known(held.header().pins());
+fn kept_header_is_restored_only_over_the_shown_one() {
+    let mut session = TestSession::new();
+    let what = session.kept_to_be_put_back();
+    session.start.pins = IdentityPolicy::Known(session.header().pins());
     let (_, secrets) = another_key();
     // Another machine changes the keys while a person decides.
-    held.set_sequence(held.header().sequence_id() + 3);
-    let before = std::fs::read(held.path("x.luks")).unwrap();
+    session.set_sequence(session.header().sequence_id() + 3);
+    let before = std::fs::read(session.path("x.luks")).unwrap();
     let (stop, events) = (StopFlag::default(), events());
-    let work = edit::Work::begin(&held.start, &held.lease, &stop, &events).unwrap();
+    let work = edit::HeaderEdit::begin(&session.start, &session.lease, &stop, &events).unwrap();
     let refused = work.carry_out(&what, &secrets).unwrap_err();
     assert!(refused.what.contains("in the meantime"), "{refused:?}");
-    assert!(std::fs::read(held.path("x.luks")).unwrap() == before);
+    assert!(std::fs::read(session.path("x.luks")).unwrap() == before);
 }
 
 #[test]
-fn a_reader_that_nobody_disturbed_has_seen_one_state() {
-    let held = Held::new();
-    held.reader().was_undisturbed().unwrap();
+fn undisturbed_reader_has_seen_one_state() {
+    let session = TestSession::new();
+    session.reader().was_undisturbed().unwrap();
 }
 
 #[test]
-fn a_reader_notices_a_session_of_another_machine_that_came_and_went() {
-    let held = Held::new();
-    let reader = held.reader();
-    let (lock, store) = held.taken_by_another();
+fn reader_notices_a_session_that_came_and_went() {
+    let session = TestSession::new();
+    let reader = session.reader();
+    let (lock, store) = session.taken_by_another();
     lock.release(&*store).unwrap();
     let noticed = reader.was_undisturbed();
     assert!(
@@ -247,10 +250,10 @@ fn a_reader_notices_a_session_of_another_machine_that_came_and_went() {
 }
 
 #[test]
-fn a_reader_notices_a_lock_that_was_taken_meanwhile() {
-    let held = Held::new();
-    let reader = held.reader();
-    let (_lock, _store) = held.taken_by_another();
+fn reader_notices_a_lease_that_was_acquired_meanwhile() {
+    let session = TestSession::new();
+    let reader = session.reader();
+    let (_lock, _store) = session.taken_by_another();
     let noticed = reader.was_undisturbed();
     assert!(
         matches!(noticed, Err(LockError::TakenMeanwhile { .. })),
@@ -258,20 +261,23 @@ fn a_reader_notices_a_lock_that_was_taken_meanwhile() {
     );
 }
 
-/// Also where it took no lock that this one can see.
+/// Also without a lease that this reader can see.
 #[test]
-fn a_reader_notices_that_the_first_block_or_the_length_became_another() {
-    let held = Held::new();
-    let reader = held.reader();
-    held.container().write_all_at(&[1], OFFSET + 4095).unwrap();
+fn reader_notices_changed_stamp_block_or_length() {
+    let session = TestSession::new();
+    let reader = session.reader();
+    session
+        .container()
+        .write_all_at(&[1], OFFSET + 4095)
+        .unwrap();
     let noticed = reader.was_undisturbed();
     assert!(
         matches!(noticed, Err(LockError::Disturbed { .. })),
         "{noticed:?}"
     );
-    let held = Held::new();
-    let reader = held.reader();
-    held.container().set_len(FILE_BYTES - 4096).unwrap();
+    let session = TestSession::new();
+    let reader = session.reader();
+    session.container().set_len(FILE_BYTES - 4096).unwrap();
     let noticed = reader.was_undisturbed();
     assert!(
         matches!(noticed, Err(LockError::Disturbed { .. })),
@@ -279,28 +285,25 @@ fn a_reader_notices_that_the_first_block_or_the_length_became_another() {
     );
 }
 
-/// The volume's first block with ext4's counter of written KiB.
-fn first_block(counter: u64) -> Vec<u8> {
-    let mut block = vec![0; 4096];
-    block[1024 + 0x38..1024 + 0x3a].copy_from_slice(&0xEF53_u16.to_le_bytes());
-    block[1024 + 0x178..1024 + 0x180].copy_from_slice(&counter.to_le_bytes());
-    block
+/// The file system's stamp block with this counter.
+fn stamped(counter: u64) -> Vec<u8> {
+    stamp_block(counter, 0, 0)
 }
 
 #[test]
-fn a_session_notes_the_state_that_it_leaves_with_its_length_also_where_it_wrote_no_first_block() {
-    let held = Held::new();
-    let header = held.header();
-    let paths = held.paths();
+fn session_records_its_final_state_even_if_it_wrote_no_stamp_block() {
+    let session = TestSession::new();
+    let header = session.header();
+    let paths = session.paths();
     let stamp = |counter: u64, bytes: u64| {
-        FirstBlock::read(&first_block(counter), bytes)
+        FileSystemState::read(&stamped(counter), bytes)
             .unwrap()
             .stamp
     };
     let now = |counter, bytes| KnownState::load(&paths).compare(Some(&stamp(counter, bytes)), true);
-    let mut knowledge = Knowledge::of_new(&held.start, &header, None);
+    let mut knowledge = Knowledge::of_new(&session.start, &header, None);
     knowledge
-        .compare(&held.start, Some(&first_block(5)), FILE_BYTES, &events())
+        .compare(&session.start, Some(&stamped(5)), FILE_BYTES, &events())
         .unwrap();
     knowledge
         .end_writing(None, FILE_BYTES, None, &events())
@@ -308,12 +311,12 @@ fn a_session_notes_the_state_that_it_leaves_with_its_length_also_where_it_wrote_
     assert_eq!(now(5, FILE_BYTES), Finding::Same);
     assert_eq!(now(6, FILE_BYTES), Finding::WrittenElsewhere);
     assert!(matches!(now(4, FILE_BYTES), Finding::Older { .. }));
-    // What a session wrote that was killed is nobody else's.
+    // What a killed session of this machine wrote counts as this machine's.
     knowledge.begin_writing().unwrap();
     assert_eq!(now(6, FILE_BYTES), Finding::OwnInterrupted);
     let longer = FILE_BYTES + 4096;
     knowledge
-        .end_writing(Some(first_block(6)), longer, None, &events())
+        .end_writing(Some(stamped(6)), longer, None, &events())
         .unwrap();
     assert_eq!(now(6, longer), Finding::Same);
     assert_eq!(now(7, longer), Finding::WrittenElsewhere);
@@ -321,21 +324,21 @@ fn a_session_notes_the_state_that_it_leaves_with_its_length_also_where_it_wrote_
 }
 
 #[test]
-fn a_kept_header_is_not_replaced_by_an_older_one_with_the_same_keys() {
-    let held = Held::new();
-    let (paths, before) = (held.paths(), held.header().sequence_id());
+fn kept_header_is_not_replaced_by_an_older_one() {
+    let session = TestSession::new();
+    let (paths, before) = (session.paths(), session.header().sequence_id());
     let keep = |sequence| {
-        held.set_sequence(sequence);
-        let header = held.header();
+        session.set_sequence(sequence);
+        let header = session.header();
         assert_eq!(header.sequence_id(), sequence);
-        let file = std::fs::File::open(held.path("x.luks")).unwrap();
+        let file = std::fs::File::open(session.path("x.luks")).unwrap();
         let kept = headers::keep_newest(&paths, &header, &file, None).unwrap();
         assert!(kept.aside.is_none());
     };
     keep(before + 4);
     keep(before + 5);
     assert!(headers::others(&paths).is_empty());
-    // A server that shows an older header must not end what a newer one alone may still open.
+    // A server that shows an older header must not end a newer one that alone may still open.
     keep(before + 3);
     let [other] = &headers::others(&paths)[..] else {
         panic!("the newer one is gone");

@@ -1,20 +1,20 @@
-//! Takes a lost line up again: a server that has just come back may not have mounted its disk yet.
+//! Reconnects after a lost connection: a server that has just restarted may not have mounted its
+//! disk yet.
 
 use sprat_store::{FileName, LockError, Store, StoreError, StoreErrorKind, lock};
 
 use crate::address::Target;
 use crate::copy::Job;
-use crate::copy::attempt::{Present, Stores, stat_if_there};
-use crate::copy::side::Side;
+use crate::copy::endpoint::{Endpoint, Present, Stores, stat_if_there};
 use crate::{Exit, Failure};
 
 impl Job<'_> {
-    /// Connects to both.
+    /// Connects to both endpoints.
     pub(super) fn connect(&mut self) -> Result<Stores, Failure> {
         let began = self.began;
-        let connect = |side: &mut Side| {
-            let store = side.connect();
-            store.map_err(|error| explained(&error, began, &side.options.target))
+        let connect = |endpoint: &mut Endpoint| {
+            let store = endpoint.connect();
+            store.map_err(|error| connect_failure(&error, began, &endpoint.options.target))
         };
         Ok(Stores {
             source: connect(&mut self.source)?,
@@ -22,12 +22,13 @@ impl Job<'_> {
         })
     }
 
-    /// Looks what there is. Once this run has held both, what isn't there any more may be back in a
-    /// moment, if the lock beside it is gone, too: no disk is mounted there. Otherwise a source would
-    /// count as removed, a copy as to be begun anew, and a lock as taken by others.
-    pub(super) fn look(&self, stores: &Stores) -> Result<Present, Failure> {
+    /// Finds out what the two names refer to. After this run had acquired both leases, a file may
+    /// be missing for a moment only: if its lease file is missing too, no disk is mounted there.
+    /// Without this check a source would count as removed, a copy would be started over, and a
+    /// lease would count as taken by others.
+    pub(super) fn inspect(&self, stores: &Stores) -> Result<Present, Failure> {
         let (from, to) = (&self.source, &self.destination);
-        // The locks first: a disk may be mounted between two looks.
+        // The leases come first: a disk may be mounted between the two checks.
         let locked = match self.began {
             true => Some((
                 has_lock(&*stores.source, from.name())?,
@@ -35,9 +36,9 @@ impl Job<'_> {
             )),
             false => None,
         };
-        let stat = |side: &Side, store: &dyn Store| {
-            let stat = stat_if_there(store, side.name());
-            stat.map_err(|error| explained(&error, self.began, &side.options.target))
+        let stat = |endpoint: &Endpoint, store: &dyn Store| {
+            let stat = stat_if_there(store, endpoint.name());
+            stat.map_err(|error| connect_failure(&error, self.began, &endpoint.options.target))
         };
         let mut there = Present {
             source: stat(from, &*stores.source)?,
@@ -78,7 +79,7 @@ fn has_lock(store: &dyn Store, name: &FileName) -> Result<bool, Failure> {
     match lock::inspect(store, name, None) {
         Ok(found) => Ok(found.held.is_some()),
         Err(LockError::Store { source, .. }) if is_absent(&source) => Ok(false),
-        // Asked only once both sides were held.
+        // This run asks only after it had acquired both leases.
         Err(LockError::Store { source, .. }) => {
             let mut failure = Failure::from(&source);
             failure.exit = Exit::Unreachable;
@@ -88,10 +89,11 @@ fn has_lock(store: &dyn Store, name: &FileName) -> Result<bool, Failure> {
     }
 }
 
-/// Once this run has held both sides, whatever the server says before the lock was read is waited out: a
-/// server that starts answers logins before its keys, its home or its disk are there, or with another
-/// host key (one that asks for the disk's passphrase). ssh sends nothing to a host that it doesn't know.
-fn explained(error: &StoreError, began: bool, target: &Target) -> Failure {
+/// Once this run has acquired both leases, it waits and retries after any answer of the server that
+/// comes before the lease was read. A server that starts may answer logins before its keys, its
+/// home or its disk are there. It may also have another host key, for example that of a system that
+/// asks for the disk's passphrase. ssh sends nothing to an unknown host.
+fn connect_failure(error: &StoreError, began: bool, target: &Target) -> Failure {
     if began && is_absent(error) {
         return absent(target).caused_by(error);
     }
@@ -109,10 +111,10 @@ fn is_absent(error: &StoreError) -> bool {
     )
 }
 
-/// A line counts as lost for as long as nothing can be done behind it.
+/// The connection counts as lost while the files behind it are not there.
 fn absent(target: &Target) -> Failure {
     Failure::new(
         Exit::Unreachable,
-        format!("{target} is not there since the line was lost: its disk may not be mounted"),
+        format!("{target} is missing since the connection was lost: its disk may not be mounted"),
     )
 }

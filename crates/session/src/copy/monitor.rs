@@ -1,48 +1,47 @@
-//! Watches a copy for its session: progress, interrupt, locks, room at the destination.
+//! Monitors a copy for its session: progress, interrupt, leases, free space at the destination.
 
 use sprat_store::Store;
 use sprat_store::copy::{CopyLeft, CopyProgress, CopyStep, CopyWatch};
 
-use crate::copy::attempt::Stores;
+use crate::copy::endpoint::{Endpoint, Stores};
 use crate::copy::refusals::too_little_space;
-use crate::copy::side::Side;
 use crate::copy::sleep::CopySleep;
 use crate::copy::{CopyObserver, CopyPhase};
 use crate::interrupt::Interrupt;
 use crate::{Exit, Failure};
 
-/// A destination with less than this is full: the account may need some for its own files.
+/// A destination with less free space is full: the account may need some for its own files.
 const FREE_BYTES_MIN: u64 = 16 << 20;
 
-/// Watches a copy.
-pub(super) struct Watch<'a> {
+/// Monitors a copy.
+pub(super) struct Monitor<'a> {
     pub observer: &'a mut dyn CopyObserver,
     pub interrupt: &'a Interrupt,
-    pub sides: [&'a Side; 2],
+    pub endpoints: [&'a Endpoint; 2],
     pub stores: &'a Stores,
     sleep: &'a CopySleep,
     step: Option<CopyStep>,
     /// Why the copy was stopped.
     pub failure: Option<Failure>,
-    /// Something was read back and found right: it is noted, so a next attempt goes on behind it. What
-    /// was written counts once it is durable, which the note shows.
+    /// Something was read back and was right. The note records it, so the next attempt continues
+    /// behind it. A write counts once it is durable, which the note shows.
     pub moved: bool,
-    /// Why it is to be stopped, as it looked at the last checkpoint.
+    /// Why the copy must stop, by the last checkpoint.
     no_room: Option<Failure>,
 }
 
-impl<'a> Watch<'a> {
+impl<'a> Monitor<'a> {
     pub(super) fn new(
         observer: &'a mut dyn CopyObserver,
         interrupt: &'a Interrupt,
-        sides: [&'a Side; 2],
+        endpoints: [&'a Endpoint; 2],
         stores: &'a Stores,
         sleep: &'a CopySleep,
     ) -> Self {
         Self {
             observer,
             interrupt,
-            sides,
+            endpoints,
             stores,
             sleep,
             step: None,
@@ -58,7 +57,7 @@ impl<'a> Watch<'a> {
     }
 }
 
-impl CopyWatch for Watch<'_> {
+impl CopyWatch for Monitor<'_> {
     fn progress(&mut self, progress: &CopyProgress) -> bool {
         if self.step.replace(progress.step) != Some(progress.step) {
             self.observer.phase(match progress.step {
@@ -68,13 +67,17 @@ impl CopyWatch for Watch<'_> {
         }
         self.moved |= progress.verified_bytes > 0;
         self.observer.progress(progress);
-        if let Some(failure) = self.sides.iter().find_map(|side| side.lease.lost()) {
+        if let Some(failure) = self
+            .endpoints
+            .iter()
+            .find_map(|endpoint| endpoint.lease.lost())
+        {
             return self.stop(failure);
         }
         if let Some(failure) = self.no_room.take() {
             return self.stop(failure);
         }
-        // What has arrived is made durable and noted; the next attempt begins when it is awake.
+        // What has arrived is made durable and recorded. The next attempt begins after waking.
         if self.sleep.is_on() {
             let what = "the machine is about to sleep";
             return self.stop(Failure::new(Exit::Unreachable, what));
@@ -83,24 +86,24 @@ impl CopyWatch for Watch<'_> {
     }
 
     fn checkpoint(&mut self, left: CopyLeft) -> bool {
-        let [from, to] = self.sides;
-        match from.lease.still_ours(&*self.stores.source) {
+        let [from, to] = self.endpoints;
+        match from.lease.verify(&*self.stores.source) {
             Err(failure) if failure.exit == Exit::Locked => return self.stop(failure),
-            // A lost line says nothing of the lock, and what has arrived is noted all the same. Both
-            // are looked at again before the copy goes on or gets its name.
+            // A lost connection says nothing about the lease, and what has arrived is recorded all
+            // the same. Both are checked again before the copy continues or gets its name.
             _ => {}
         }
-        if let Err(failure) = to.lease.still_ours(&*self.stores.destination) {
+        if let Err(failure) = to.lease.verify(&*self.stores.destination) {
             return self.stop(failure);
         }
-        // What has arrived is noted all the same, and then it stops.
+        // What has arrived is recorded all the same. Then the copy stops.
         self.no_room = no_room(&*self.stores.destination, left);
         true
     }
 }
 
-/// Why what is left to be written doesn't fit. Where it isn't known how much that is, a disk on
-/// which little is free counts as full; not where even all of it fits.
+/// Why the rest of the copy does not fit. If it is not known how much is left, a disk with little
+/// free space counts as full, unless all of the rest fits.
 fn no_room(destination: &dyn Store, left: CopyLeft) -> Option<Failure> {
     let available = destination.free_space().ok()?.available_bytes;
     let needed = match left {
@@ -117,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_is_missed_only_for_what_is_left_to_be_written() {
+    fn space_is_needed_only_for_what_is_left_to_write() {
         let dir = tempfile::tempdir().unwrap();
         let store = LocalStore::open(dir.path()).unwrap();
         assert!(no_room(&store, CopyLeft::Bytes(0)).is_none());

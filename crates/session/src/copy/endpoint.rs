@@ -1,13 +1,15 @@
-//! One end of a copy: its local record, its lock, and the store as it is reached now.
+//! One endpoint of a copy: its local record, its lease, and its store.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
+use sprat_luks::{Header, Pins};
 use sprat_store::lock::{self, RENEW_INTERVAL};
 use sprat_store::{
-    FileName, IgnorePoison, Lock, LockError, Store, StoreError, StoreErrorKind, WriteJournal,
+    FileName, FileStat, IgnorePoison, Lock, LockError, Store, StoreError, StoreErrorKind,
+    StoreFile, WriteJournal,
 };
 
 use crate::address::Target;
@@ -17,40 +19,62 @@ use crate::settings::{Access, SessionOptions, TAKEOVER_QUIET_TIMES};
 use crate::volume_process::connection::{Connection, open_record, owner_note};
 use crate::{Exit, Failure};
 
-/// Renewals that may fail, one after another.
+/// How many renewals in a row may fail.
 const FAILED_RENEWALS_MAX: u32 = 3;
 
-/// One end.
-pub(super) struct Side {
+/// One endpoint.
+pub(super) struct Endpoint {
     pub options: SessionOptions,
     pub connection: Connection,
-    pub lease: Arc<SideLease>,
-    leased_since: Instant,
-    /// When a line to it was lost last: until a quiet time later its server's old process may
-    /// still write.
+    pub lease: Arc<EndpointLease>,
+    acquired_at: Instant,
+    /// When a connection to it was last lost. For a quiet time after that the server's old process
+    /// may still write.
     pub lost_at: Option<Instant>,
-    /// It was reached when it was tried last.
-    answers: bool,
+    /// The last attempt to connect succeeded.
+    is_reachable: bool,
 }
 
-/// A container, or the place of one, that this process holds.
-pub(super) struct SideLease {
+/// A container that this process has acquired, or the place of one.
+pub(super) struct EndpointLease {
     target: Target,
     state_dir: PathBuf,
     quiet_time: Duration,
     allow_no_fsync: bool,
     pub record: WriteJournal,
     lock: RwLock<Option<Lock>>,
-    /// Why nothing may be done any more.
+    /// Why this process may do nothing more.
     lost: Mutex<Option<Failure>>,
 }
 
-impl Side {
-    /// Takes the local record; nothing is asked of the server yet.
+/// Both stores, over the connections of this attempt.
+pub(super) struct Stores {
+    pub source: Arc<dyn Store>,
+    pub destination: Arc<dyn Store>,
+}
+
+/// The source, open.
+pub(super) struct Source {
+    pub file: Arc<dyn StoreFile>,
+    pub stat: FileStat,
+    pub header: Header,
+    pub pins: Pins,
+}
+
+/// What the two names refer to.
+pub(super) struct Present {
+    pub source: Option<FileStat>,
+    pub destination: Option<FileStat>,
+    /// The source was set aside for removal, and its name is free.
+    pub set_aside: bool,
+}
+
+impl Endpoint {
+    /// Acquires the local record. Sends nothing to the server yet.
     pub(super) fn new(options: &SessionOptions) -> Result<Self, Failure> {
         let record = open_record(&options.state_dir, &options.target, Access::ReadWrite)?;
         let connection = Connection::to(options, &record)?;
-        let lease = SideLease {
+        let lease = EndpointLease {
             target: options.target.clone(),
             state_dir: options.state_dir.clone(),
             quiet_time: options.quiet_time,
@@ -63,9 +87,9 @@ impl Side {
             options: options.clone(),
             connection,
             lease: Arc::new(lease),
-            leased_since: Instant::now(),
+            acquired_at: Instant::now(),
             lost_at: None,
-            answers: false,
+            is_reachable: false,
         })
     }
 
@@ -77,25 +101,26 @@ impl Side {
     /// Connects.
     pub(super) fn connect(&mut self) -> Result<Arc<dyn Store>, StoreError> {
         let store = self.connection.connect();
-        self.answers = store.is_ok();
+        self.is_reachable = store.is_ok();
         store
     }
 
-    /// Gives the lock back once no line is sought any more, where this side still answers. Only
-    /// for a side at which nothing of ours can be done late.
+    /// Releases the lease when no further attempt to reconnect follows, if the endpoint still
+    /// answers. Only for an endpoint at which no request of ours can be carried out late.
     pub(super) fn give_up(&mut self, settled: bool) -> Result<(), Failure> {
-        if !self.answers || !self.lease.has_lock() {
+        if !self.is_reachable || !self.lease.has_lock() {
             return Ok(());
         }
         let store = self.connect()?;
-        if let Err(failure) = self.lease.still_ours(&*store) {
-            self.lease.answer(&*store);
+        if let Err(failure) = self.lease.verify(&*store) {
+            self.lease.answer_takeover(&*store);
             return Err(failure);
         }
         self.lease.release(&*store, settled).map(drop)
     }
 
-    /// Waits until nothing of a session that died, or of a line that was lost, can arrive any more.
+    /// Waits until nothing that a dead session sent, or that was sent before a connection was lost,
+    /// can arrive any more.
     pub(super) fn wait_for_quiet(
         &mut self,
         observer: &mut dyn CopyObserver,
@@ -104,13 +129,14 @@ impl Side {
         let quiet_time = self.options.quiet_time;
         let mut until = self.lost_at.map(|at| at + quiet_time);
         if self.lease.record.owes_quiet() {
-            let takeover = self.leased_since + quiet_time * TAKEOVER_QUIET_TIMES;
+            let takeover = self.acquired_at + quiet_time * TAKEOVER_QUIET_TIMES;
             until = Some(until.map_or(takeover, |until| until.max(takeover)));
         }
         let Some(until) = until else { return Ok(()) };
         if self.connection.outlives_us() && Instant::now() < until {
             observer.tell(
-                "waiting until what was under way when a line was lost can't arrive any more",
+                "waiting until writes that were pending when a connection was lost can't arrive \
+                 any more",
                 false,
             );
             while Instant::now() < until {
@@ -126,19 +152,21 @@ impl Side {
     }
 }
 
-impl SideLease {
-    /// Takes the lock, or makes sure that it is still ours.
-    pub(super) fn lease(
+impl EndpointLease {
+    /// Acquires the lease, or verifies that it is still ours.
+    pub(super) fn acquire(
         &self,
         store: &dyn Store,
         observer: &mut dyn CopyObserver,
     ) -> Result<(), Failure> {
         let mut lease = self.lock.write().ignore_poison();
         if let Some(lock) = &*lease {
-            // On a new connection.
-            return lock.reacquire(store).map_err(|error| waited_out(&error));
+            // This is a new connection.
+            return lock
+                .reacquire(store)
+                .map_err(|error| as_unreachable(&error));
         }
-        let lock = self.acquire(store)?;
+        let lock = self.acquire_new(store)?;
         if lock.took_over() {
             observer.tell(
                 &format!(
@@ -152,9 +180,10 @@ impl SideLease {
         Ok(())
     }
 
-    /// As [`Self::lease`], for a source on a full disk, a read-only account or a server without fsync,
-    /// where no lock can be made: nobody else may hold one. False then.
-    pub(super) fn hold_or_look(
+    /// As [`Self::acquire`], for a source on a full disk, a read-only account or a server without
+    /// fsync. If no lease can be made there, this checks that nobody else has one, and returns
+    /// false.
+    pub(super) fn acquire_or_check(
         &self,
         store: &dyn Store,
         observer: &mut dyn CopyObserver,
@@ -163,16 +192,16 @@ impl SideLease {
         if lease.is_none() {
             if !store.capabilities().durable_flush && !self.allow_no_fsync {
                 drop(lease);
-                self.look(store)?;
+                self.check_free(store)?;
                 return Ok(false);
             }
-            match self.acquire(store) {
+            match self.acquire_new(store) {
                 Ok(lock) => *lease = Some(lock),
                 Err(AcquireError::Lock(LockError::Store { source, .. }))
                     if cannot_write(source.kind()) =>
                 {
                     drop(lease);
-                    self.look(store)?;
+                    self.check_free(store)?;
                     return Ok(false);
                 }
                 Err(error) => return Err(Failure::from(error)),
@@ -180,16 +209,16 @@ impl SideLease {
             return Ok(true);
         }
         drop(lease);
-        self.lease(store, observer)?;
+        self.acquire(store, observer)?;
         Ok(true)
     }
 
-    /// Refuses a source that was taken over from a session which may still have bytes on their way, or
-    /// whose blocks were not compared since: the copy would hold what was overwritten, and nobody would
-    /// compare it there, as the lists of writes belong to the source.
+    /// Refuses a source that was taken over from a session whose writes may still be pending, or
+    /// whose blocks were not compared since. The copy would contain blocks that were overwritten
+    /// late. Nobody would compare them there, because the lists of writes belong to the source.
     pub(super) fn check_nothing_late(&self, store: &dyn Store) -> Result<(), Failure> {
         let late = match &*self.lock.read().ignore_poison() {
-            // What was under way from a session of this machine was waited for.
+            // This run has waited for pending writes of a session of this machine.
             Some(lock) => {
                 lock.late_until().is_some_and(|until| !until.own_only)
                     || !lock.pending_comparisons().is_empty()
@@ -203,8 +232,8 @@ impl SideLease {
         }
         let target = &self.target;
         let what = format!(
-            "{target} was taken over from a session that may still have writes on their way, or what was \
-             written after that was not compared yet"
+            "{target} was taken over from a session that may still have pending writes, or writes \
+             after the takeover were not compared yet"
         );
         Err(Failure::new(Exit::Locked, what).with_hint(format!(
             "nothing was copied. Two and a quarter hours after the takeover run `sprat check {target}` \
@@ -212,8 +241,9 @@ impl SideLease {
         )))
     }
 
-    /// Takes the lease. One that was made and never filled is waited for.
-    fn acquire(&self, store: &dyn Store) -> Result<Lock, AcquireError> {
+    /// Acquires a new lease. Waits for a lease file that another session made and has not filled
+    /// yet.
+    fn acquire_new(&self, store: &dyn Store) -> Result<Lock, AcquireError> {
         let owner = owner_note(&self.state_dir).map_err(AcquireError::Other)?;
         let mut first = Lock::check_leases(store, &self.target.name, &self.record)?;
         let patience = lock::EMPTY_WAIT.min(self.quiet_time);
@@ -230,8 +260,8 @@ impl SideLease {
         )?)
     }
 
-    /// Fails if anybody else holds the container.
-    pub(super) fn look(&self, store: &dyn Store) -> Result<(), Failure> {
+    /// Fails if another session has the container.
+    pub(super) fn check_free(&self, store: &dyn Store) -> Result<(), Failure> {
         match lock::inspect(store, &self.target.name, Some(&self.record))?.held {
             Some(info) if !info.is_left_by(&self.record) || !info.waits_for.is_empty() => {
                 Err(Failure::from(&LockError::HeldElsewhere {
@@ -243,14 +273,15 @@ impl SideLease {
         }
     }
 
-    /// Makes sure that the lock is still ours, or, without one, that nobody took it.
-    pub(super) fn still_ours(&self, store: &dyn Store) -> Result<(), Failure> {
+    /// Verifies that the lease is still ours. Without a lease, verifies that nobody has acquired
+    /// one.
+    pub(super) fn verify(&self, store: &dyn Store) -> Result<(), Failure> {
         if let Some(failure) = self.lost() {
             return Err(failure);
         }
         match &*self.lock.read().ignore_poison() {
             Some(lock) => Ok(lock.verify(store)?),
-            None => self.look(store),
+            None => self.check_free(store),
         }
     }
 
@@ -259,8 +290,9 @@ impl SideLease {
         lease.is_some()
     }
 
-    /// Tells whoever took over that all we sent was answered; who can't be told waits longer.
-    fn answer(&self, store: &dyn Store) {
+    /// Reports to the session that took over that all our requests were answered. If this fails,
+    /// that session waits longer.
+    fn answer_takeover(&self, store: &dyn Store) {
         if let Some(lock) = &*self.lock.read().ignore_poison() {
             let _ = lock.answer(store);
         }
@@ -272,7 +304,7 @@ impl SideLease {
         lost.clone()
     }
 
-    /// Renews the lock until `done`.
+    /// Renews the lease until `done`.
     pub(super) fn keep_renewing(&self, store: &dyn Store, done: &AtomicBool) {
         let mut renewed_at = Instant::now();
         let mut failed = 0;
@@ -288,7 +320,8 @@ impl SideLease {
             };
             match renewed {
                 Ok(()) => failed = 0,
-                // A lost line says nothing of the lock: it is verified on the new one.
+                // A lost connection says nothing about the lease. It is verified on the new
+                // connection.
                 Err(LockError::Store { source, .. })
                     if source.kind() == StoreErrorKind::Disconnected => {}
                 // A lease whose counter can't be written looks like a dead session's.
@@ -302,9 +335,9 @@ impl SideLease {
         }
     }
 
-    /// Gives the lock back; everything sent is answered, and `settled` says that nothing of a dead
-    /// session is open either. False where it is left to the next session of this host, which takes
-    /// it over and settles what is.
+    /// Releases the lease. Every request that was sent has been answered. `settled`: nothing of a
+    /// dead session is unresolved either. Returns false if the lease is left to the next session of
+    /// this host, which takes it over and recovers what is unresolved.
     pub(super) fn release(&self, store: &dyn Store, settled: bool) -> Result<bool, Failure> {
         if !self.has_lock() {
             return Ok(true);
@@ -324,9 +357,34 @@ impl SideLease {
     }
 }
 
-/// A server that starts is waited for until the lease was read on a new connection: what it says before
-/// that counts as a connection that is not there yet.
-fn waited_out(error: &LockError) -> Failure {
+pub(super) fn stat_if_there(
+    store: &dyn Store,
+    name: &FileName,
+) -> Result<Option<FileStat>, StoreError> {
+    match store.stat(name) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn flush_folder(
+    store: &dyn Store,
+    observer: &mut dyn CopyObserver,
+) -> Result<(), StoreError> {
+    if !store.try_flush_folder()? {
+        observer.tell(
+            "this server can't make a rename durable at once; a crash of the server in the next \
+             seconds may undo it",
+            false,
+        );
+    }
+    Ok(())
+}
+
+/// Until the lease was read on a new connection, every answer of a starting server counts as a
+/// failure to connect, and the copy retries.
+fn as_unreachable(error: &LockError) -> Failure {
     let mut failure = Failure::from(error);
     if matches!(error, LockError::Store { .. }) {
         failure.exit = Exit::Unreachable;
@@ -334,7 +392,7 @@ fn waited_out(error: &LockError) -> Failure {
     failure
 }
 
-/// Why a lease was not taken.
+/// Why a lease was not acquired.
 enum AcquireError {
     Lock(LockError),
     Other(Failure),
@@ -384,25 +442,25 @@ mod tests {
         }
     }
 
-    /// One end on a server, as far as it knows.
-    fn on_a_server(folder: &Path) -> Side {
+    /// One endpoint that counts as being on a server.
+    fn on_a_server(folder: &Path) -> Endpoint {
         let target = Target::parse("ssh://no.host/srv/x.luks", Path::new("/")).unwrap();
         let (state, run) = (folder.join("state"), folder.join("run"));
         let mut options = SessionOptions::new(target, Access::ReadWrite, state, run);
         options.quiet_time = Duration::from_millis(250);
-        Side::new(&options).unwrap()
+        Endpoint::new(&options).unwrap()
     }
 
     #[test]
-    fn a_copy_after_a_killed_one_waits_two_quiet_times_and_gives_nothing_back_before() {
+    fn copy_after_a_killed_one_waits_before_it_releases_a_lease() {
         let (folder, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
         let killed = on_a_server(folder.path());
-        killed.lease.lease(&store, &mut Silent).unwrap();
+        killed.lease.acquire(&store, &mut Silent).unwrap();
         let range = std::slice::from_ref(&(0..4096));
         killed.lease.record.before_send(range).unwrap();
         drop(killed);
         let mut next = on_a_server(folder.path());
-        next.lease.lease(&store, &mut Silent).unwrap();
+        next.lease.acquire(&store, &mut Silent).unwrap();
         assert!(!next.lease.release(&store, false).unwrap(), "suspects");
         next.lease.record.all_resolved().unwrap();
         assert!(
@@ -411,7 +469,7 @@ mod tests {
         );
         let never = Interrupt::never().unwrap();
         next.wait_for_quiet(&mut Silent, &never).unwrap();
-        let waited = next.leased_since.elapsed();
+        let waited = next.acquired_at.elapsed();
         assert!(waited >= 2 * next.options.quiet_time, "{waited:?}");
         assert!(next.lease.release(&store, false).unwrap());
         drop(next);

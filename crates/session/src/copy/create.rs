@@ -1,28 +1,43 @@
-//! Makes the copy: an unfinished file that only its note knows, read back, and then named.
+//! Makes the copy: writes an unfinished file that only its note names, reads it back, and gives it
+//! its name.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use sprat_luks::{Header, LuksErrorKind, SectorCipher, UnlockOptions};
-use sprat_store::copy::{self, CopyError, CopyIdentity, CopyLeft, CopyNote, CopySides, CopyStage};
+use sprat_store::copy::{
+    self, CopyError, CopyIdentity, CopyLeft, CopyNote, CopySides, CopyStage, DataMap,
+};
 use sprat_store::{Access, FileName, Store, StoreErrorKind, StoreFile};
 
-use crate::copy::attempt::{Made, Source, Stores, flush_folder, stat_if_there};
+use crate::copy::attempt::NewCopy;
+use crate::copy::endpoint::{Source, Stores, flush_folder, stat_if_there};
+use crate::copy::monitor::Monitor;
 use crate::copy::refusals::{of_copy, too_little_space};
-use crate::copy::watch::Watch;
-use crate::copy::{CopyObserver, CopyPhase, Job, finding, in_use};
+use crate::copy::{CopyObserver, CopyPhase, HolesBy, Job, data_map, used_blocks};
+use crate::file_system::read_stamp_block;
 use crate::settings::{IdentityPolicy, SessionOptions};
 use crate::state::{self, identity, reserved_names};
 use crate::volume_process::connection::HeaderBytes;
 use crate::{Exit, Failure};
 
-/// Why an earlier run is not continued: only one of the two was to have a new key.
-const OTHER_KEY: &str = "an earlier run copied with another key (--new-key was given to one of the two only; a \
-                         sheet that it showed opens nothing)";
+/// Why an earlier run is not continued: only one of the two runs had `--new-key`.
+const OTHER_KEY: &str = "an earlier run copied with another key (only one of the two runs had \
+    --new-key; a sheet that the earlier run showed opens nothing)";
+
+/// What an earlier run of this copy has left.
+enum Earlier {
+    /// The file with which this run continues.
+    Continues(Arc<dyn StoreFile>),
+    /// The copy must be started over, for this reason.
+    Outdated(&'static str),
+    /// Nothing: no earlier run began.
+    Missing,
+}
 
 impl Job<'_> {
-    /// Opens the source and judges its header. A source that is older than this machine knows it is
-    /// refused: its copy would be taken for the newest state.
+    /// Opens the source and checks its header. A source that is older than this machine knows it is
+    /// refused, because its copy would pass for the newest state.
     pub(super) fn open_source(
         &mut self,
         store: &dyn Store,
@@ -36,7 +51,7 @@ impl Job<'_> {
         match &options.pins {
             IdentityPolicy::Known(pins) => header.check_pins(pins)?,
             IdentityPolicy::Expect(fingerprint) => header.check_fingerprint(fingerprint)?,
-            // The copy is believed as much as the source was.
+            // The copy is trusted as much as the source was.
             IdentityPolicy::TrustOnce => {}
         }
         if !matches!(options.pins, IdentityPolicy::Known(_)) {
@@ -49,7 +64,7 @@ impl Job<'_> {
         if !self.compared && !options.accept_older_state {
             self.compare_state(&*file, &header, observer)?;
         }
-        // Only now: a comparison that a lost connection ended is made again by the next attempt.
+        // Set only now. If a lost connection ends the comparison, the next attempt repeats it.
         self.compared = true;
         Ok(Source {
             stat: file.stat()?,
@@ -59,7 +74,7 @@ impl Job<'_> {
         })
     }
 
-    /// Compares the state that the source shows with the one that this machine knows.
+    /// Compares the source's state with the state that this machine knows.
     fn compare_state(
         &mut self,
         file: &dyn StoreFile,
@@ -80,7 +95,7 @@ impl Job<'_> {
         let why = match opened {
             Some(Ok((_, key))) => {
                 let cipher = Arc::new(SectorCipher::new(&key, header)?);
-                let (block, file_bytes) = state::first_block(file, header, &cipher)?;
+                let (block, file_bytes) = read_stamp_block(file, header, &cipher)?;
                 self.cipher = Some((header.pins(), cipher));
                 return state::refuse_older(state_dir, target, header.uuid(), &block, file_bytes);
             }
@@ -88,17 +103,18 @@ impl Job<'_> {
                 return Err(Failure::from(&error));
             }
             Some(Err(error)) => error.to_string(),
-            None => "no key was given, and none lies in a file of this machine".to_owned(),
+            None => "no key was given, and there is none in a file of this machine".to_owned(),
         };
         let text = format!(
-            "can't tell whether {target} is in the newest state that this machine knows: {why}. The \
-             next command that opens the copy or the source says so"
+            "can't check whether {target} is in the newest state that this machine knows: {why}. \
+             The next command that opens the copy or the source checks it"
         );
         observer.tell(&text, true);
         Ok(())
     }
 
-    /// A server may answer that it renamed, and not have done it: with `--move` the source would go.
+    /// Checks that the rename took place. If a server only answers that it renamed, `--move` would
+    /// remove the source.
     fn check_named(
         &self,
         store: &dyn Store,
@@ -128,7 +144,7 @@ impl Job<'_> {
         source: &Source,
         locked: bool,
         observer: &mut dyn CopyObserver,
-    ) -> Result<Made, Failure> {
+    ) -> Result<NewCopy, Failure> {
         let identity = CopyIdentity {
             source: self.options.source.target.identity(),
             destination: self.options.destination.target.identity(),
@@ -139,60 +155,46 @@ impl Job<'_> {
         };
         let destination = self.unfinished(&*stores.destination, source, identity, observer)?;
         observer.phase(CopyPhase::Mapping);
-        let from = &self.options.source;
-        let opened = self
-            .options
-            .source_key
-            .as_ref()
-            .map(|secret| in_use::Opened {
-                header: &source.header,
-                secret,
-                cipher: self.cipher_of(&source.pins),
-                last: state::opened_last(&from.state_dir, &from.target, &source.pins.uuid),
-            });
-        let (mut map, holes_by) =
-            finding::find(from, &*source.file, &source.stat, opened.as_ref(), observer)?;
-        if let (Some(map), Some(new)) = (&mut map, &self.new_header) {
-            map.add(new.used());
-        }
+        let (map, holes_by) = self.map_source(source, observer)?;
         let as_copied = self.as_copied(&source.file);
         let pins = self.pins_of_copy(source);
         let Some(note) = &mut self.note else {
             unreachable!("it was begun with the unfinished file");
         };
-        let sides = CopySides {
+        let endpoints = CopySides {
             source: Arc::clone(&as_copied),
             destination,
             len: source.stat.len,
             map,
         };
-        if let (Some(map), Ok(space)) = (&sides.map, stores.destination.free_space()) {
+        if let (Some(map), Ok(space)) = (&endpoints.map, stores.destination.free_space()) {
             let needed = map.data_bytes().saturating_sub(note.copied_bytes());
             if needed > space.available_bytes {
                 let needed = CopyLeft::Bytes(needed);
                 return Err(too_little_space(needed, space.available_bytes));
             }
         }
-        // From here on bytes of ours may be under way to the destination.
-        let whole = 0..sides.len;
+        // From here on writes of this run may be pending at the destination.
+        let whole = 0..endpoints.len;
         self.under_way = true;
         self.destination.lease.record.before_send(&[whole])?;
         let both = [&self.source, &self.destination];
-        let mut watch = Watch::new(observer, self.interrupt, both, stores, &self.sleep);
+        let mut monitor = Monitor::new(observer, self.interrupt, both, stores, &self.sleep);
         self.working_since = Some(Instant::now());
-        let copied = copy::copy(&sides, note, &mut watch);
-        self.moved |= watch.moved;
-        let figures = match (copied, watch.failure.take()) {
-            // First: whatever else was seen by then came of it, or is seen again.
+        let copied = copy::copy(&endpoints, note, &mut monitor);
+        self.moved |= monitor.moved;
+        let figures = match (copied, monitor.failure.take()) {
+            // This comes first: a failure that was also seen by now is a consequence of it, or will
+            // be seen again.
             (Err(error @ CopyError::Source(_)), _) => {
-                // What was sent is answered, on every connection, or this fails.
-                self.under_way = sides.destination.flush().is_err();
+                // If the flush succeeds, every request on every connection has been answered.
+                self.under_way = endpoints.destination.flush().is_err();
                 return Err(self.failed_copy(&error));
             }
             (_, Some(failure)) => {
                 if self.sleep.is_on() {
                     // As above.
-                    self.under_way = sides.destination.flush().is_err();
+                    self.under_way = endpoints.destination.flush().is_err();
                 }
                 return Err(failure);
             }
@@ -207,16 +209,41 @@ impl Job<'_> {
                 "{} was written to while it was copied",
                 self.options.source.target
             ))
-            .with_hint("the copy is begun anew at the next run; see who writes to the source"));
+            .with_hint("the next run starts the copy over. Find out who writes to the source"));
         }
-        Ok(Made {
+        Ok(NewCopy {
             pins,
             figures,
             holes_by,
         })
     }
 
-    /// The unfinished copy that the note was made with, or a new one with a new note.
+    /// Where the source holds data, including the new header. `None`: all of it must be read.
+    fn map_source(
+        &self,
+        source: &Source,
+        observer: &mut dyn CopyObserver,
+    ) -> Result<(Option<DataMap>, HolesBy), Failure> {
+        let from = &self.options.source;
+        let opened = self
+            .options
+            .source_key
+            .as_ref()
+            .map(|secret| used_blocks::UnlockedSource {
+                header: &source.header,
+                secret,
+                cipher: self.cipher_of(&source.pins),
+                last: state::opened_last(&from.state_dir, &from.target, &source.pins.uuid),
+            });
+        let (mut map, holes_by) =
+            data_map::find(from, &*source.file, &source.stat, opened.as_ref(), observer)?;
+        if let (Some(map), Some(new)) = (&mut map, &self.new_header) {
+            map.add(new.used());
+        }
+        Ok((map, holes_by))
+    }
+
+    /// The unfinished copy that belongs to the note, or a new file with a new note.
     fn unfinished(
         &mut self,
         store: &dyn Store,
@@ -224,19 +251,16 @@ impl Job<'_> {
         identity: CopyIdentity,
         observer: &mut dyn CopyObserver,
     ) -> Result<Arc<dyn StoreFile>, Failure> {
-        match self.may_go_on(store, source, &identity)? {
-            Ok(file) => return Ok(file),
-            Err(Some(why)) => {
-                observer.tell(
-                    &format!("{why}, so the copy is begun anew"),
-                    why == OTHER_KEY,
-                );
+        match self.find_earlier(store, source, &identity)? {
+            Earlier::Continues(file) => return Ok(file),
+            Earlier::Outdated(why) => {
+                observer.tell(&format!("{why}, so the copy starts over"), why == OTHER_KEY);
             }
-            Err(None) => {}
+            Earlier::Missing => {}
         }
         (self.resumed_bytes, self.named) = (0, false);
-        // Nobody's note is about them any more, as we hold the lock, or will find its file gone.
-        // What an older copy may have under way goes into a file that has no name then.
+        // The lease is ours, so no valid note names these files; a run that has one will find its
+        // file gone. Pending writes of an older copy go into a file that has no name then.
         for name in store.list()? {
             if reserved_names::is_unfinished_copy(&name, self.destination.name()) {
                 store.remove_if_there(&name)?;
@@ -250,15 +274,15 @@ impl Job<'_> {
         Ok(file)
     }
 
-    /// The file to go on with, or why there is none; no reason is needed where nothing had begun.
-    fn may_go_on(
+    /// Whether an earlier run can be continued.
+    fn find_earlier(
         &mut self,
         store: &dyn Store,
         source: &Source,
         identity: &CopyIdentity,
-    ) -> Result<Result<Arc<dyn StoreFile>, Option<&'static str>>, Failure> {
+    ) -> Result<Earlier, Failure> {
         let Some(note) = &self.note else {
-            return Ok(Err(None));
+            return Ok(Earlier::Missing);
         };
         let same = *note.identity() == *identity
             && match copy::same_beginning(&*self.as_copied(&source.file), note) {
@@ -270,15 +294,16 @@ impl Job<'_> {
                 true => "the source has changed",
                 false => OTHER_KEY,
             };
-            return Ok(Err(Some(why)));
+            return Ok(Earlier::Outdated(why));
         }
         let name = self.unfinished_name(note)?;
         let there = stat_if_there(store, &name)?;
         if there.is_none_or(|stat| stat.len != identity.source_bytes) {
-            return Ok(Err(Some("what had been copied is gone")));
+            return Ok(Earlier::Outdated("what had been copied is gone"));
         }
         self.resumed_bytes = self.resumed_bytes.max(note.copied_bytes());
-        Ok(Ok(store.open(&name, Access::ReadWrite)?))
+        let file = store.open(&name, Access::ReadWrite)?;
+        Ok(Earlier::Continues(file))
     }
 
     /// Gives the copy its name, durably.
@@ -298,14 +323,15 @@ impl Job<'_> {
         let file = store.open(&unfinished, Access::ReadOnly)?;
         let pins = self.pins_of_copy(source);
         Header::load(&HeaderBytes(&*file))?.check_pins(&pins)?;
-        self.destination.lease.still_ours(store)?;
-        self.source.lease.still_ours(&*stores.source)?;
+        self.destination.lease.verify(store)?;
+        self.source.lease.verify(&*stores.source)?;
         self.interrupt.check()?;
-        // Nothing has that name, so what is known of that place is of a file that is gone.
+        // The name is free, so the state that this machine has for it belongs to a file that is
+        // gone.
         if let Err(error) = self.paths(&self.options.destination, &pins).make_way() {
             observer.tell(
                 &format!(
-                    "what this machine knew of an earlier {} may be taken for the copy's: {error}",
+                    "this machine's state about an earlier {} may be taken for the copy's: {error}",
                     self.options.destination.target
                 ),
                 true,
@@ -313,21 +339,22 @@ impl Job<'_> {
         }
         self.prove_new_key(&*file, source, observer)?;
         drop(file);
-        // Both before the name is given: whoever opens the copy next, after a kill just now, finds
-        // its pins and no suspects. All of it was read back, and the server's old processes are gone.
+        // Both before the copy gets its name: if this run is killed then, the next one who opens
+        // the copy finds its pins and no writes in doubt. All of the copy was read back, and the
+        // server's old processes are gone.
         let state_dir = &self.destination.options.state_dir;
         identity::store(state_dir, &self.options.destination.target, &pins)?;
         self.destination.lease.record.all_resolved()?;
         self.under_way = true;
         match store.rename_new(&unfinished, self.destination.name()) {
             Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
-                self.put_pins_back()?;
-                return Err(self.last_word(self.exists_already()));
+                self.restore_pins()?;
+                return Err(self.with_final_hint(self.exists_already()));
             }
             other => other?,
         }
         if let Err(failure) = self.check_named(store, &unfinished, source) {
-            self.put_pins_back()?;
+            self.restore_pins()?;
             return Err(failure);
         }
         (self.named, self.under_way) = (true, false);
@@ -335,8 +362,8 @@ impl Job<'_> {
         self.mark(CopyStage::Published)
     }
 
-    /// Somebody else's file has the name: what was known of it before is known again.
-    fn put_pins_back(&self) -> Result<(), Failure> {
+    /// Another file has the name. Restores the pins that were known for it.
+    fn restore_pins(&self) -> Result<(), Failure> {
         let target = &self.options.destination.target;
         let state_dir = &self.destination.options.state_dir;
         match &self.options.destination.pins {

@@ -1,4 +1,4 @@
-//! e2fsck on the attached device: the journal's replay, as any mount does it, then a look at all.
+//! Runs e2fsck on the attached device: first the journal replay that any mount does, then a full check.
 
 use std::io::{self, PipeReader, Read};
 use std::path::Path;
@@ -8,68 +8,68 @@ use std::time::Duration;
 use sprat_snapshot::Cancel;
 
 use crate::Failure;
-use crate::protocol::messages::FileSystemCheck;
+use crate::file_system::FileSystemCheck;
 
-/// What is kept of e2fsck's output, which has no end where everything is damaged.
+/// How much of e2fsck's output is kept. The output is unbounded if everything is damaged.
 const REPORT_BYTES_MAX: usize = 16 << 10;
 
-/// How often the wish to stop is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// How often a cancel is checked.
+const CANCEL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Bits of e2fsck's exit code (e2fsck(8)): errors corrected, corrected and a reboot is needed, left
-/// uncorrected, operational error. The last one is that of a device that can't be read.
+/// uncorrected, operational error. A device that can't be read gives the last one.
 const FOUND: i32 = 1 | 2 | 4 | 8;
 
-/// What e2fsck says, with code 0, of a journal whose checksums don't fit: it leaves the rest of it
-/// out, and the kernel refuses to mount. (e2fsck/unix.c, where it returns from the replay.)
+/// What e2fsck prints about a journal with wrong checksums. Its exit code is 0: it skips the rest of
+/// the journal, and the kernel then refuses to mount. (e2fsck/unix.c, after the replay.)
 const JOURNAL_DAMAGED: [&str; 2] = ["Journal checksum error found", "Journal corrupted in"];
 
-/// Its code is then the same as where it can't read the device.
+/// What e2fsck prints if it lacks memory. Its exit code is the same as for a device that can't be read.
 const NO_MEMORY: [&str; 2] = ["Memory allocation failed", "Cannot allocate memory"];
 
 /// How one run of e2fsck ended.
-struct Ended {
+struct FsckRun {
     /// `None`: by a signal.
     code: Option<i32>,
     output: String,
 }
 
-/// Replays the journal, then only looks. With a read-only volume what the replay writes stays in a
-/// local overlay. A cancel kills e2fsck.
+/// Replays the journal, then checks without changing anything. With a read-only volume the replay
+/// writes to a local overlay. A cancel kills e2fsck.
 pub(crate) fn check(device: &Path, cancel: &Cancel) -> Result<FileSystemCheck, Failure> {
-    // Preen: a replay that is only that ends with 0. `-y` would repair a file system whose journal
-    // can't be found, and the look after it would find nothing.
+    // Preen (`-p`): a plain replay ends with 0. `-y` would repair a file system whose journal can't be
+    // found, and the check after it would find nothing.
     let replay = e2fsck(&["-p", "-E", "journal_only"], device, cancel)?;
-    let look = e2fsck(&["-f", "-n"], device, cancel)?;
-    judge(&replay, &look)
+    let found = e2fsck(&["-f", "-n"], device, cancel)?;
+    judge(&replay, &found)
 }
 
-/// Whatever e2fsck found is damage; that it could not do its work is a failure.
-fn judge(replay: &Ended, look: &Ended) -> Result<FileSystemCheck, Failure> {
-    let output = format!("{}{}", replay.output, look.output);
-    for ended in [replay, look] {
-        let worked = ended.code.is_some_and(|code| code & !FOUND == 0);
-        let no_memory = NO_MEMORY.iter().any(|said| ended.output.contains(said));
+/// What e2fsck found is damage. If it could not finish, that is a failure.
+fn judge(replay: &FsckRun, check_run: &FsckRun) -> Result<FileSystemCheck, Failure> {
+    let output = format!("{}{}", replay.output, check_run.output);
+    for run in [replay, check_run] {
+        let worked = run.code.is_some_and(|code| code & !FOUND == 0);
+        let no_memory = NO_MEMORY.iter().any(|said| run.output.contains(said));
         if !worked || no_memory {
-            let how = ended.code.map_or("by a signal".to_owned(), |code| {
+            let how = run.code.map_or("by a signal".to_owned(), |code| {
                 format!("with exit status {code}")
             });
             return Err(Failure::failed(format!("e2fsck ended {how}"))
                 .because(output)
                 .with_hint(
-                    "nothing was changed, and nothing is known of the file system. e2fsck may lack \
-                     memory; its last words are above",
+                    "nothing was changed, and the state of the file system is unknown. e2fsck may \
+                     lack memory; its output is above",
                 ));
         }
     }
     let replayed = !JOURNAL_DAMAGED.iter().any(|it| replay.output.contains(it));
     Ok(FileSystemCheck {
-        clean: replayed && replay.code == Some(0) && look.code == Some(0),
+        clean: replayed && replay.code == Some(0) && check_run.code == Some(0),
         output,
     })
 }
 
-fn e2fsck(arguments: &[&str], device: &Path, cancel: &Cancel) -> Result<Ended, Failure> {
+fn e2fsck(arguments: &[&str], device: &Path, cancel: &Cancel) -> Result<FsckRun, Failure> {
     let cannot = |error: io::Error| {
         Failure::failed("can't run e2fsck")
             .caused_by(&error)
@@ -86,9 +86,9 @@ fn e2fsck(arguments: &[&str], device: &Path, cancel: &Cancel) -> Result<Ended, F
         .stderr(to);
     let mut child = command.spawn().map_err(cannot)?;
     tracing::debug!(program = "e2fsck", pid = child.id(), "started");
-    // It holds the pipe's other end.
+    // The command has the pipe's other end open.
     drop(command);
-    let reading = std::thread::spawn(move || beginning_of(output));
+    let reading = std::thread::spawn(move || first_bytes(output));
     let status = loop {
         if let Some(status) = child.try_wait().map_err(cannot)? {
             break status;
@@ -98,16 +98,16 @@ fn e2fsck(arguments: &[&str], device: &Path, cancel: &Cancel) -> Result<Ended, F
             child.wait().map_err(cannot)?;
             return Err(Failure::interrupted().with_hint("nothing was changed"));
         }
-        std::thread::sleep(LOOK_INTERVAL);
+        std::thread::sleep(CANCEL_INTERVAL);
     };
-    Ok(Ended {
+    Ok(FsckRun {
         code: status.code(),
         output: reading.join().unwrap_or_default(),
     })
 }
 
-/// Reads to the end, and keeps as much as anybody reads.
-fn beginning_of(mut output: PipeReader) -> String {
+/// Reads to the end, and keeps the first [`REPORT_BYTES_MAX`] bytes.
+fn first_bytes(mut output: PipeReader) -> String {
     let mut kept = Vec::new();
     let mut buffer = [0; 4096];
     while let Ok(some @ 1..) = output.read(&mut buffer) {
@@ -126,41 +126,45 @@ mod tests {
 
     use super::*;
 
-    fn ended(code: i32, output: &str) -> Ended {
-        Ended {
+    fn run_of(code: i32, output: &str) -> FsckRun {
+        FsckRun {
             code: Some(code),
             output: output.to_owned(),
         }
     }
 
-    fn clean(replay: i32, look: i32) -> Option<bool> {
-        judge(&ended(replay, ""), &ended(look, ""))
+    fn clean(replay: i32, check_run: i32) -> Option<bool> {
+        judge(&run_of(replay, ""), &run_of(check_run, ""))
             .ok()
             .map(|check| check.clean)
     }
 
     #[test]
-    fn only_a_replay_and_a_look_that_found_nothing_are_clean() {
+    fn clean_needs_replay_and_check_without_findings() {
         assert_eq!(clean(0, 0), Some(true));
-        for (replay, look) in [(0, 4), (0, 8), (0, 12), (1, 0), (4, 0), (8, 0), (8, 8)] {
-            assert_eq!(clean(replay, look), Some(false), "{replay}, {look}");
+        for (replay, check_run) in [(0, 4), (0, 8), (0, 12), (1, 0), (4, 0), (8, 0), (8, 8)] {
+            assert_eq!(
+                clean(replay, check_run),
+                Some(false),
+                "{replay}, {check_run}"
+            );
         }
-        let journal = ended(0, "Journal checksum error found in /dev/loop0\n");
-        assert!(!judge(&journal, &ended(0, "")).unwrap().clean);
+        let journal = run_of(0, "Journal checksum error found in /dev/loop0\n");
+        assert!(!judge(&journal, &run_of(0, "")).unwrap().clean);
     }
 
     #[test]
-    fn what_kept_e2fsck_from_its_work_is_a_failure_and_no_damage() {
-        for (replay, look) in [(0, 16), (0, 128), (16, 0), (0, 32)] {
-            assert_eq!(clean(replay, look), None, "{replay}, {look}");
+    fn e2fsck_that_could_not_work_is_a_failure_and_no_damage() {
+        for (replay, check_run) in [(0, 16), (0, 128), (16, 0), (0, 32)] {
+            assert_eq!(clean(replay, check_run), None, "{replay}, {check_run}");
         }
-        let killed = Ended {
+        let killed = FsckRun {
             code: None,
             output: String::new(),
         };
-        assert!(judge(&ended(0, ""), &killed).is_err());
+        assert!(judge(&run_of(0, ""), &killed).is_err());
         let memory = "Error allocating block bitmap: Memory allocation failed\n";
-        assert!(judge(&ended(0, ""), &ended(8, memory)).is_err());
+        assert!(judge(&run_of(0, ""), &run_of(8, memory)).is_err());
     }
 
     /// An ext4 in a file, with a transaction in its journal that was not yet replayed.
@@ -191,7 +195,7 @@ mod tests {
         String::from_utf8(ran.stdout).unwrap()
     }
 
-    /// The block that debugfs names after `before`.
+    /// The block number that debugfs prints after `before`.
     fn block_of(image: &Path, request: &str, before: &str) -> u64 {
         let said = tool("debugfs", &["-R", request, image.to_str().unwrap()]);
         let (_, after) = said.split_once(before).unwrap();
@@ -206,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dirty_journal_is_replayed_and_is_no_damage() {
+    fn dirty_journal_is_replayed_and_is_no_damage() {
         requires!(missing());
         let dir = tempfile::tempdir().unwrap();
         let image = with_dirty_journal(dir.path());
@@ -220,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn structures_that_were_garbled_are_damage_and_not_repaired_into_a_clean_file_system() {
+    fn garbled_structures_are_reported_and_not_repaired() {
         requires!(missing());
         let dir = tempfile::tempdir().unwrap();
         let image = with_dirty_journal(dir.path());
@@ -243,10 +247,10 @@ mod tests {
     }
 
     #[test]
-    fn a_cancel_ends_e2fsck() {
+    fn cancel_ends_e2fsck() {
         requires!(missing());
         let dir = tempfile::tempdir().unwrap();
-        // Opening it for reading waits for somebody who writes.
+        // Opening a FIFO for reading waits for a writer.
         let pipe = dir.path().join("pipe");
         tool("mkfifo", &[pipe.to_str().unwrap()]);
         let cancel = Cancel::new();

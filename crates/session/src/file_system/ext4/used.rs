@@ -1,16 +1,19 @@
-//! Which blocks of an ext4 file system are in use, as its own bitmaps say: for a copy of a container of
-//! which nothing else says where it holds data.
+//! Which blocks of an ext4 file system are in use, by its own bitmaps. A copy of a container needs this
+//! if nothing else tells where the container holds data.
 //!
-//! What is left out of a copy is lost, so everything that the answer rests on must prove itself by its
-//! checksum: super block, group descriptors and bitmaps. One that does not, or a feature that is not known
-//! here, is an error, and then all of the container counts as in use.
+//! A block that a copy leaves out is lost. So everything that the answer depends on must match its
+//! checksum: super block, group descriptors and bitmaps. A wrong checksum or an unknown feature is an
+//! error, and the caller then treats the whole container as in use.
 
 use std::ops::Range;
 
-use crate::file_system::ext4::{BG_BLOCK_UNINIT, BLOCK, Read, Super, bytes_at, crc32c};
-use crate::volume_process::ranges::merged;
+use crate::file_system::Read;
+use crate::file_system::ext4::{
+    BG_BLOCK_UNINIT, BLOCK, RO_COMPAT_METADATA_CSUM, SuperBlock, bytes_at, crc32c,
+};
+use crate::file_system::ranges::{merged, without};
 
-/// Features under which bitmaps mean what they mean here (`EXT4_FEATURE_INCOMPAT_…` in fs/ext4/ext4.h):
+/// Features that do not change the meaning of the bitmaps (`EXT4_FEATURE_INCOMPAT_…` in fs/ext4/ext4.h):
 /// `filetype`, `extent`, `64bit`, `mmp`, `flex_bg`, `ea_inode`, `metadata_csum_seed`, `large_dir`,
 /// `inline_data`, `encrypt`, `casefold`.
 const INCOMPAT_KNOWN: u32 =
@@ -19,7 +22,7 @@ const INCOMPAT_KNOWN: u32 =
 /// `project`, `verity`. Not `bigalloc`, where a bit stands for several blocks.
 const RO_COMPAT_KNOWN: u32 = 0x1 | 0x2 | 0x8 | 0x20 | 0x40 | 0x100 | 0x400 | 0x2000 | 0x8000;
 
-/// A group as its descriptor has it.
+/// A block group, by its descriptor.
 struct Group {
     number: u64,
     first: u64,
@@ -31,12 +34,15 @@ struct Group {
     free: u64,
 }
 
-impl Super {
-    /// Ranges of the volume, in bytes and in order, of all blocks that are in use, but for those that are
-    /// [hollow](Super::hollow). An error where anything does not prove itself; `read` is asked for blocks
-    /// that mostly lie side by side.
-    pub(crate) fn in_use(&self, read: &mut Read<'_>) -> Result<Vec<Range<u64>>, String> {
-        self.must_be_known()?;
+impl SuperBlock {
+    /// Ranges of the volume, in bytes and in order, of all blocks that are in use, without the
+    /// [disposable](Self::disposable_ranges) ones. `read` gets one call for each block; most of the blocks
+    /// lie side by side.
+    pub(in crate::file_system) fn used_ranges(
+        &self,
+        read: &mut Read<'_>,
+    ) -> Result<Vec<Range<u64>>, String> {
+        self.require_known_features()?;
         let mut used = Vec::new();
         let mut groups = Vec::new();
         self.each_descriptor(read, &mut |number, descriptor| {
@@ -58,10 +64,10 @@ impl Super {
         for range in &mut used {
             *range = range.start * BLOCK..range.end * BLOCK;
         }
-        Ok(without(&used, &merged(self.hollow(read)?)))
+        Ok(without(&used, &merged(self.disposable_ranges(read)?)))
     }
 
-    fn must_be_known(&self) -> Result<(), String> {
+    fn require_known_features(&self) -> Result<(), String> {
         if self.u32(0x3fc) != crc32c(!0, &self.block[..0x3fc]) {
             return Err("the super block does not match its checksum".to_owned());
         }
@@ -74,7 +80,7 @@ impl Super {
         let (incompat, ro_compat) = (self.u32(0x60), self.u32(0x64));
         let known = incompat & !INCOMPAT_KNOWN == 0
             && ro_compat & !RO_COMPAT_KNOWN == 0
-            && ro_compat & crate::file_system::ext4::RO_COMPAT_METADATA_CSUM != 0
+            && ro_compat & RO_COMPAT_METADATA_CSUM != 0
             // Blocks of 4096 bytes, the first of which is block 0.
             && self.u32(0x18) == 2
             && self.u32(0x14) == 0
@@ -86,7 +92,7 @@ impl Super {
         }
     }
 
-    /// The group's bitmap; `None` where none was written: then nothing but metadata is in use.
+    /// The group's bitmap. `None`: it was never written, so only metadata is in use.
     fn group(&self, number: u64, descriptor: &[u8]) -> Option<Group> {
         let low = |at: usize| u16::from_le_bytes(bytes_at(descriptor, at));
         let wide = descriptor.len() >= 64;
@@ -107,8 +113,9 @@ impl Super {
         })
     }
 
-    /// What the file system itself has in a group, wherever it lies: a group without a bitmap says it
-    /// nowhere else (`ext4_init_block_bitmap` in fs/ext4/balloc.c).
+    /// The metadata of a group: bitmaps and inode table, wherever they lie, and a copy of the super block.
+    /// For a group without a written bitmap there is no other record of them (`ext4_init_block_bitmap` in
+    /// fs/ext4/balloc.c).
     fn metadata_of(&self, number: u64, descriptor: &[u8], used: &mut Vec<Range<u64>>) {
         let one = |block: u64| block..block.saturating_add(1);
         used.push(one(block_number(descriptor, 0x0, 0x20)));
@@ -125,7 +132,8 @@ impl Super {
         }
     }
 
-    /// Adds what the bitmap of a group has, if it is the one that the descriptor knows.
+    /// Adds the blocks that the bitmap of a group marks as used. An error: the bitmap does not match its
+    /// checksum or the count of free blocks in the descriptor.
     fn add_used(
         &self,
         group: &Group,
@@ -175,32 +183,6 @@ fn block_number(descriptor: &[u8], low: usize, high: usize) -> u64 {
     }
 }
 
-/// `ranges` without `out`, both as [`merged`] leaves them.
-fn without(ranges: &[Range<u64>], out: &[Range<u64>]) -> Vec<Range<u64>> {
-    let mut rest = Vec::new();
-    let mut out = out.iter().peekable();
-    for range in ranges {
-        let mut at = range.start;
-        while let Some(next) = out.peek() {
-            if next.start >= range.end {
-                break;
-            }
-            if at < next.start {
-                rest.push(at..next.start);
-            }
-            at = at.max(next.end);
-            if next.end > range.end {
-                break;
-            }
-            out.next();
-        }
-        if at < range.end {
-            rest.push(at..range.end);
-        }
-    }
-    rest
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::File;
@@ -241,20 +223,26 @@ mod tests {
             "-q", "-F", "-b", "4096", "-O", features, "-E", extended, "-d", folder,
         ];
         run("mkfs.ext4", &[&made[..], &[path, size]].concat());
-        // Holes between what is in use.
+        // Free blocks between the used ones.
         for n in (0..40).step_by(3) {
             run("debugfs", &["-w", "-R", &format!("rm {n}"), path]);
         }
         image
     }
 
-    fn in_use(image: &File) -> Result<Vec<Range<u64>>, String> {
+    fn super_block(read: &mut Read<'_>) -> Result<SuperBlock, String> {
+        let mut first = vec![0; 4096];
+        read(0, &mut first)?;
+        SuperBlock::parse(&first).ok_or_else(|| "no super block".to_owned())
+    }
+
+    fn used_ranges(image: &File) -> Result<Vec<Range<u64>>, String> {
         let mut read = |at: u64, buf: &mut [u8]| {
             image
                 .read_exact_at(buf, at)
                 .map_err(|error| error.to_string())
         };
-        Super::read(&mut read)?.in_use(&mut read)
+        super_block(&mut read)?.used_ranges(&mut read)
     }
 
     const OURS: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,\
@@ -262,7 +250,7 @@ mod tests {
     const LAZY: &str = "lazy_itable_init=1,lazy_journal_init=1,packed_meta_blocks=1";
 
     #[test]
-    fn a_file_system_of_its_used_blocks_alone_is_whole() {
+    fn file_system_of_its_used_blocks_alone_is_complete() {
         requires!(missing());
         let narrow = OURS.replace(",64bit", "");
         for (size, features, extended) in [
@@ -271,10 +259,10 @@ mod tests {
             ("300M", &narrow, "lazy_itable_init=0"),
         ] {
             let image = image(size, features, extended);
-            let used = in_use(image.as_file()).unwrap();
+            let used = used_ranges(image.as_file()).unwrap();
             let bytes: u64 = used.iter().map(|range| range.end - range.start).sum();
             assert!(bytes < 150 << 20, "{bytes} of {size} with {features}");
-            // Noise in place of all else: a reader that needs any of it sees it.
+            // All other bytes are noise: a reader that needs one of them notices.
             let copy = tempfile::NamedTempFile::new().unwrap();
             let len = image.as_file().metadata().unwrap().len();
             copy.as_file().set_len(len).unwrap();
@@ -309,29 +297,29 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_prove_itself_gives_no_answer() {
+    fn wrong_checksum_or_state_gives_no_answer() {
         requires!(missing());
         let image = image("300M", OURS, LAZY);
         let file = image.as_file();
-        in_use(file).unwrap();
+        used_ranges(file).unwrap();
         let mut read = |at: u64, buf: &mut [u8]| {
             file.read_exact_at(buf, at)
                 .map_err(|error| error.to_string())
         };
-        let found = Super::read(&mut read).unwrap();
+        let found = super_block(&mut read).unwrap();
         let mut table = vec![0; 4096];
         read(BLOCK, &mut table).unwrap();
         let bitmap = block_number(&table[..64], 0x0, 0x20) * BLOCK;
-        // Super block, descriptor, bitmap (a bit that takes a block away, and one far behind).
+        // Super block, descriptor, bitmap (a bit that removes a block, and a bit far behind).
         for at in [1024 + 0x80, BLOCK + 0xc, bitmap, bitmap + 2000] {
             let mut byte = [0];
             file.read_exact_at(&mut byte, at).unwrap();
             file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
-            assert!(in_use(file).is_err(), "damage at {at} was not noticed");
+            assert!(used_ranges(file).is_err(), "damage at {at} was not noticed");
             file.write_all_at(&byte, at).unwrap();
         }
-        in_use(file).unwrap();
-        // A count that does not fit, with right checksums: an older bitmap, for example.
+        used_ranges(file).unwrap();
+        // A wrong count with right checksums, for example of an older bitmap.
         let group = found.group(0, &table[..64]).unwrap();
         let mut older = vec![0; 4096];
         read(bitmap, &mut older).unwrap();
@@ -340,7 +328,7 @@ mod tests {
             ..group
         };
         assert!(found.add_used(&wrong, &older, &mut Vec::new()).is_err());
-        // With a journal that waits, the bitmaps may be older than what is in use; and marks of damage.
+        // Before the journal is replayed the bitmaps may be outdated. The second state marks damage.
         for (flag, value) in [
             ("feature needs_recovery", ""),
             ("set_super_value state", " 3"),
@@ -348,23 +336,8 @@ mod tests {
             let path = image.path().to_str().unwrap();
             let command = format!("{flag}{value}");
             run("debugfs", &["-w", "-R", &command, path]);
-            assert!(in_use(file).is_err(), "{flag}");
+            assert!(used_ranges(file).is_err(), "{flag}");
             run("debugfs", &["-w", "-R", "feature ^needs_recovery", path]);
         }
-    }
-
-    #[test]
-    fn ranges_are_merged_and_taken_out() {
-        let all = merged(vec![5..9, 0..2, 2..3, 8..12, 20..20]);
-        assert_eq!(all, [0..3, 5..12]);
-        assert_eq!(
-            without(&all, &[1..2, 6..7, 11..30]),
-            [0..1, 2..3, 5..6, 7..11]
-        );
-        assert_eq!(without(&all, std::slice::from_ref(&(0..40))), []);
-        assert_eq!(
-            without(&[0..10, 20..30], std::slice::from_ref(&(2..25))),
-            [0..2, 25..30]
-        );
     }
 }

@@ -1,4 +1,4 @@
-//! The end of a copy: what has its name already is taken up, and the source of a move removed.
+//! The end of a copy: verifies a copy that has its name already, and removes the source of a move.
 
 use std::time::Instant;
 
@@ -6,8 +6,8 @@ use sprat_luks::{Header, Pins};
 use sprat_store::copy::{self, CopyError, CopyStage};
 use sprat_store::{Access, FileName, Store, StoreFile};
 
-use crate::copy::attempt::{Present, Source, Stores, flush_folder, stat_if_there};
-use crate::copy::watch::Watch;
+use crate::copy::endpoint::{Present, Source, Stores, flush_folder, stat_if_there};
+use crate::copy::monitor::Monitor;
 use crate::copy::{CopyObserver, CopyPhase, Job};
 use crate::settings::{IdentityPolicy, SessionOptions};
 use crate::state::paths::StatePaths;
@@ -16,15 +16,15 @@ use crate::volume_process::connection::{HeaderBytes, record_id};
 use crate::volume_process::reserve;
 use crate::{Exit, Failure};
 
-/// What a container of LUKS begins with.
+/// The first bytes of a LUKS container.
 const LUKS_MAGIC: &[u8] = b"LUKS\xba\xbe";
 
 impl Job<'_> {
-    /// A run before gave the copy its name, or was about to note that it had. Others may have put
-    /// something else there since, so all of it is read back once more. A session may have died
-    /// there: what it sent is waited for, but not settled, as some of it may have arrived where the
-    /// copy has holes, which are not read.
-    pub(super) fn take_up_published(
+    /// Continues with a copy that has its name. An earlier run gave it the name, or was about to
+    /// note that it had. Since then another program may have put another file there, so all of it
+    /// is read back again. A session may have died on it. Its pending writes are waited for, but
+    /// they stay in doubt: some may have landed in holes of the copy, which are not read.
+    pub(super) fn resume_published(
         &mut self,
         stores: &Stores,
         there: &Present,
@@ -34,7 +34,7 @@ impl Job<'_> {
         let store = &*stores.destination;
         self.destination.wait_for_quiet(observer, self.interrupt)?;
         let Some(note) = &self.note else {
-            return Err(self.last_word(self.exists_already()));
+            return Err(self.with_final_hint(self.exists_already()));
         };
         let (stage, unfinished) = (note.stage(), self.unfinished_name(note)?);
         let file = store.open(self.destination.name(), Access::ReadOnly)?;
@@ -45,19 +45,20 @@ impl Job<'_> {
             None => &note.identity().uuid,
         };
         if header.uuid() != uuid || !whole {
-            // Without a source it may be all that is left: nobody is told to remove it.
+            // Without a source the file may be the only copy. No hint may suggest to remove it.
             let other = match source {
                 Some(_) => self.exists_already(),
                 None => self.no_source(there),
             };
-            return Err(self.last_word(other));
+            return Err(self.with_final_hint(other));
         }
         if let Some(source) = source
             && !self.is_as_copied(source)?
         {
-            return Err(self.last_word(self.older_than_source()));
+            return Err(self.with_final_hint(self.older_than_source()));
         }
-        // Backups may go on there once the source was about to be removed, and it is gone.
+        // The source was about to be removed, and is gone now. Backups may already go to the copy,
+        // so it may differ.
         let over = source.is_none() && stage == CopyStage::Removing;
         if !self.named && !over {
             self.read_back(stores, &*file, observer)?;
@@ -65,13 +66,13 @@ impl Job<'_> {
         if stage >= CopyStage::Published {
             return Ok(());
         }
-        // Where a rename is a link and an unlink, the old name may have stayed.
+        // On some servers a rename is a link and an unlink. Then the old name may still be there.
         store.remove_if_there(&unfinished)?;
         flush_folder(store, observer)?;
         self.mark(CopyStage::Published)
     }
 
-    /// Compares what has the copy's name with what was read from the source.
+    /// Compares the file that has the copy's name with what was read from the source.
     fn read_back(
         &mut self,
         stores: &Stores,
@@ -82,19 +83,19 @@ impl Job<'_> {
             unreachable!("there is nothing to be taken up without it");
         };
         let both = [&self.source, &self.destination];
-        let mut watch = Watch::new(observer, self.interrupt, both, stores, &self.sleep);
+        let mut monitor = Monitor::new(observer, self.interrupt, both, stores, &self.sleep);
         self.working_since = Some(Instant::now());
-        let read = copy::read_back(file, note, &mut watch);
-        self.moved |= watch.moved;
-        match (read, watch.failure.take()) {
+        let read = copy::read_back(file, note, &mut monitor);
+        self.moved |= monitor.moved;
+        match (read, monitor.failure.take()) {
             (_, Some(failure)) => Err(failure),
             (Err(error), None) => Err(self.failed_copy(&error)),
-            (Ok(None), None) => Err(self.last_word(self.not_what_was_copied())),
+            (Ok(None), None) => Err(self.with_final_hint(self.not_what_was_copied())),
             (Ok(Some(_)), None) => Ok(()),
         }
     }
 
-    /// Whether the source is still what it was when it was copied.
+    /// Whether the source is unchanged since it was copied.
     fn is_as_copied(&mut self, source: &Source) -> Result<bool, Failure> {
         let Some(note) = &self.note else {
             return Ok(false);
@@ -110,8 +111,8 @@ impl Job<'_> {
         }
     }
 
-    /// The pins of what has the copy's name, which this run didn't make: compared with all that is
-    /// known of it.
+    /// The pins of the file that has the copy's name. This run did not make that file, so it is
+    /// compared with everything that is known of it.
     pub(super) fn pins_of_destination(
         &self,
         store: &dyn Store,
@@ -130,7 +131,8 @@ impl Job<'_> {
             (None, IdentityPolicy::TrustOnce) => {}
         }
         match &self.options.destination.pins {
-            // With the source's header compared, those of another container are of one that is gone.
+            // The source's header was compared. So pins of another container belong to a file that
+            // is gone.
             IdentityPolicy::Known(pins) if source.is_none() || pins.uuid == header.uuid() => {
                 header.check_pins(pins)?;
             }
@@ -140,8 +142,8 @@ impl Job<'_> {
         Ok(header.pins())
     }
 
-    /// Removes the source, which is what it was when it was copied, and what this machine knew of
-    /// it.
+    /// Removes the source and this machine's state about it. The source must be unchanged since it
+    /// was copied.
     pub(super) fn remove_source(
         &mut self,
         stores: &Stores,
@@ -152,17 +154,17 @@ impl Job<'_> {
         observer.phase(CopyPhase::Removing);
         let store = &*stores.source;
         if !self.is_as_copied(source)? {
-            return Err(self.last_word(self.older_than_source()));
+            return Err(self.with_final_hint(self.older_than_source()));
         }
-        self.source.lease.still_ours(store)?;
-        self.destination.lease.still_ours(&*stores.destination)?;
+        self.source.lease.verify(store)?;
+        self.destination.lease.verify(&*stores.destination)?;
         self.mark(CopyStage::Removing)?;
         self.removing = true;
-        // First: without its container nobody would look for it.
+        // The reserve goes first: without its container nobody would look for it.
         self.remove_reserve(store)?;
-        // Before, too: whatever ends this run, they are found at the new place.
+        // Also before the removal: if this run ends now, the state is found at the new place.
         if let Err(error) = self.hand_over(pins) {
-            self.tell_unmoved(&error, observer);
+            self.report_unmoved(&error, observer);
         }
         let aside = self.aside_name()?;
         store.rename_new(self.source.name(), &aside)?;
@@ -170,14 +172,14 @@ impl Job<'_> {
             .map_err(Failure::from)
             .and_then(|()| self.may_remove(stores, &aside));
         if let Err(failure) = may_remove {
-            return Err(self.put_back(stores, failure));
+            return Err(self.undo_set_aside(stores, failure));
         }
         store.remove_if_there(&aside)?;
         self.forget_source(stores, pins, observer)
     }
 
-    /// The name under which nobody but this copy looks for the source. A machine that sleeps between
-    /// its last look and the removal removes nothing else when it wakes.
+    /// A name for the source that only this copy uses. If the machine sleeps between its last check
+    /// and the removal, it can only remove this file when it woke.
     pub(super) fn aside_name(&self) -> Result<FileName, Failure> {
         let Some(note) = &self.note else {
             unreachable!("nothing is removed without it");
@@ -186,12 +188,12 @@ impl Job<'_> {
         name.map_err(|error| Failure::usage(error.to_string()))
     }
 
-    /// Once more, after the source was set aside: it is what was copied, both leases are ours, and
-    /// nobody has put anything in its place.
+    /// Checks again, after the source was set aside: the file is what was copied, both leases are
+    /// ours, and nobody has put another file in its place.
     fn may_remove(&mut self, stores: &Stores, aside: &FileName) -> Result<(), Failure> {
         let store = &*stores.source;
-        self.source.lease.still_ours(store)?;
-        self.destination.lease.still_ours(&*stores.destination)?;
+        self.source.lease.verify(store)?;
+        self.destination.lease.verify(&*stores.destination)?;
         let file = store.open(aside, Access::ReadOnly)?;
         let header = Header::load(&HeaderBytes(&*file))?;
         let now = Source {
@@ -202,18 +204,19 @@ impl Job<'_> {
         };
         let unchanged = self.is_as_copied(&now)?;
         if !unchanged || stat_if_there(store, self.source.name())?.is_some() {
-            return Err(self.last_word(self.older_than_source()));
+            return Err(self.with_final_hint(self.older_than_source()));
         }
         Ok(())
     }
 
-    /// Gives the source its name back; a failure of that is said with the one that led to it.
-    fn put_back(&mut self, stores: &Stores, failure: Failure) -> Failure {
+    /// Gives the source its name back. If this fails, the failure that led to it is reported as
+    /// well.
+    fn undo_set_aside(&mut self, stores: &Stores, failure: Failure) -> Failure {
         if failure.exit == Exit::Unreachable {
-            // The next attempt, or the next run, does that first.
+            // The next attempt or the next run does that first.
             return failure;
         }
-        match self.name_again(&*stores.source) {
+        match self.restore_name(&*stores.source) {
             Ok(()) => {
                 self.removing = false;
                 failure
@@ -222,21 +225,21 @@ impl Job<'_> {
                 let aside = self.aside_name();
                 let aside = aside.map_or_else(|_| String::new(), |name| name.to_string());
                 let failure = failure.because(error.in_one_line());
-                self.last_word(failure.with_more_hint(&format!(
-                    "The source lies there under the name {aside}: rename it back by hand"
+                self.with_final_hint(failure.with_more_hint(&format!(
+                    "The source is there under the name {aside}: rename it back yourself"
                 )))
             }
         }
     }
 
-    /// A source that was set aside gets its name back.
-    pub(super) fn name_again(&self, store: &dyn Store) -> Result<(), Failure> {
+    /// Gives a source that was set aside its name back.
+    pub(super) fn restore_name(&self, store: &dyn Store) -> Result<(), Failure> {
         store.rename_new(&self.aside_name()?, self.source.name())?;
         store.try_flush_folder()?;
         Ok(())
     }
 
-    /// Removes the source's reserve, unless a container has that name.
+    /// Removes the source's reserve, unless the file of that name is a container.
     fn remove_reserve(&self, store: &dyn Store) -> Result<(), Failure> {
         let Ok(name) = reserve::name(self.source.name()) else {
             return Ok(());
@@ -251,38 +254,38 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Where this machine files what it keeps of one of the two.
+    /// Where this machine keeps its state about one of the two containers.
     pub(super) fn paths(&self, end: &SessionOptions, pins: &Pins) -> StatePaths {
         StatePaths::new(&end.state_dir, &pins.uuid, &end.target)
     }
 
-    /// Files what this machine keeps of the source as that of the copy, too.
+    /// Links this machine's state about the source to the copy.
     fn hand_over(&self, pins: &Pins) -> std::io::Result<()> {
         let (from, to) = (
             self.filed_source(pins),
             self.paths(&self.options.destination, pins),
         );
         match &self.new_header {
-            // Headers and slots are of the old key; the copy has its own.
+            // Kept headers and key slots belong to the old key. The copy has its own.
             Some(_) => from.link_content_to(&to),
             None => from.link_to(&to),
         }
     }
 
-    /// Where this machine files what it keeps of the source of a copy with these pins.
+    /// Where this machine keeps its state about the source of a copy with these pins.
     fn filed_source(&self, copy: &Pins) -> StatePaths {
         let from = &self.options.source;
         let uuid = self.uuid_of_source(copy);
         StatePaths::new(&from.state_dir, &uuid, &from.target)
     }
 
-    /// The source's UUID, which a copy with a key of its own does not have.
+    /// The source's UUID. A copy with a key of its own has another one.
     fn uuid_of_source(&self, copy: &Pins) -> String {
         let note = self.note.as_ref();
         note.map_or_else(|| copy.uuid.clone(), |note| note.identity().uuid.clone())
     }
 
-    fn tell_unmoved(&self, error: &std::io::Error, observer: &mut dyn CopyObserver) {
+    fn report_unmoved(&self, error: &std::io::Error, observer: &mut dyn CopyObserver) {
         observer.tell(
             &format!(
                 "kept headers and what `sprat status` shows stay under {}: {error}",
@@ -292,7 +295,7 @@ impl Job<'_> {
         );
     }
 
-    /// Makes the removal of the source durable, and forgets what this machine knew of it.
+    /// Makes the removal of the source durable, and removes this machine's state about it.
     pub(super) fn forget_source(
         &mut self,
         stores: &Stores,
@@ -305,7 +308,7 @@ impl Job<'_> {
             .hand_over(pins)
             .and_then(|()| self.filed_source(pins).forget());
         if let Err(error) = forgotten {
-            self.tell_unmoved(&error, observer);
+            self.report_unmoved(&error, observer);
         }
         let target = &self.options.source.target;
         identity::forget(&self.source.options.state_dir, target)?;
@@ -313,7 +316,7 @@ impl Job<'_> {
         moved::note(state_dir, target, &self.options.destination.target);
         let uuid = self.uuid_of_source(pins);
         let cache = format!("{uuid}-{}", record_id(&self.options.source.target));
-        // Of no use any more, and no harm.
+        // It is useless now. If it stays, it does no harm.
         let _ = std::fs::remove_dir_all(self.source.options.cache_dir.join(cache));
         Ok(())
     }

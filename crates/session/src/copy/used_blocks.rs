@@ -1,5 +1,5 @@
-//! Asks the file system inside the container which of its blocks are in use: for a source of which nothing
-//! else says where it holds data.
+//! Reads from the file system inside the container which of its blocks are in use, for a source
+//! that has no other record of where it holds data.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,64 +8,72 @@ use sprat_luks::{Header, LuksError, Secret, SectorCipher, UnlockOptions};
 use sprat_store::copy::DataMap;
 use sprat_store::{ReadClass, StoreError, StoreFile};
 
-use crate::file_system::ext4::Super;
+use crate::file_system::SuperBlock;
 use crate::volume_process::connection::HeaderBytes;
 
-/// Read at once: bitmaps and descriptors of ext4 lie side by side, 4 KiB each.
+/// Size of one read. The bitmaps and descriptors of a file system lie side by side, 4 KiB each.
 const CHUNK_BYTES: u64 = 1 << 20;
-/// Chunks that are kept.
+/// How many chunks are kept.
 const CHUNKS_MAX: usize = 16;
 
-/// A container and what opens it.
-pub(super) struct Opened<'a> {
+/// A container and the secret that opens it.
+pub(super) struct UnlockedSource<'a> {
     pub header: &'a Header,
     pub secret: &'a Secret,
-    /// Where it was opened already.
+    /// The cipher, if the container was opened already.
     pub cipher: Option<Arc<SectorCipher>>,
-    /// The key slot that opened it the last time.
+    /// The key slot that opened the container the last time.
     pub last: Option<u32>,
 }
 
-/// The header, and all blocks that the file system says are in use. The inner error says why that is not
-/// known.
-pub(super) fn map(
-    opened: &Opened<'_>,
+/// What the file system says about its blocks.
+pub(super) enum UsedBlocks {
+    /// The header, and all blocks that the file system uses.
+    Known(DataMap),
+    /// The file system gives no answer, for this reason.
+    Unknown(String),
+}
+
+/// Reads which blocks are in use. An error: the source could not be read.
+pub(super) fn read(
+    opened: &UnlockedSource<'_>,
     file: &dyn StoreFile,
-) -> Result<Result<DataMap, String>, StoreError> {
+) -> Result<UsedBlocks, StoreError> {
     let len = file.len()?;
-    let mut plain = match Plain::open(opened, file, len) {
+    let mut plain = match PlainVolume::open(opened, file, len) {
         Ok(plain) => plain,
-        Err(error) => return Ok(Err(error.to_string())),
+        Err(error) => return Ok(UsedBlocks::Unknown(error.to_string())),
     };
     let found = plain.ranges();
     if let Some(error) = plain.failed {
         return Err(error);
     }
-    let offset = plain.offset;
-    Ok(found.map(|ranges| {
-        let mut map = DataMap::empty(len);
-        map.add(0..offset);
-        for range in ranges {
-            map.add(offset + range.start..offset + range.end);
-        }
-        map
-    }))
+    let ranges = match found {
+        Ok(ranges) => ranges,
+        Err(reason) => return Ok(UsedBlocks::Unknown(reason)),
+    };
+    let mut map = DataMap::empty(len);
+    map.add(0..plain.offset);
+    for range in ranges {
+        map.add(plain.offset + range.start..plain.offset + range.end);
+    }
+    Ok(UsedBlocks::Known(map))
 }
 
 /// The volume in plaintext.
-struct Plain<'a> {
+struct PlainVolume<'a> {
     file: &'a dyn StoreFile,
     cipher: Arc<SectorCipher>,
     offset: u64,
     len: u64,
     chunks: BTreeMap<u64, Vec<u8>>,
-    /// The source could not be read.
+    /// The source could not be read, for this reason.
     failed: Option<StoreError>,
 }
 
-impl<'a> Plain<'a> {
+impl<'a> PlainVolume<'a> {
     fn open(
-        opened: &Opened<'_>,
+        opened: &UnlockedSource<'_>,
         file: &'a dyn StoreFile,
         file_bytes: u64,
     ) -> Result<Self, LuksError> {
@@ -95,7 +103,7 @@ impl<'a> Plain<'a> {
     fn ranges(&mut self) -> Result<Vec<std::ops::Range<u64>>, String> {
         let len = self.len;
         let mut read = |at: u64, buf: &mut [u8]| self.read(at, buf);
-        let ranges = Super::read(&mut read)?.in_use(&mut read)?;
+        let ranges = SuperBlock::read(&mut read)?.used_ranges(&mut read)?;
         match ranges.last() {
             Some(last) if last.end > len => {
                 Err("the file system is larger than the container".to_owned())
@@ -105,7 +113,7 @@ impl<'a> Plain<'a> {
         }
     }
 
-    /// Whole blocks of 4096 bytes, none of them over the end of a chunk.
+    /// Reads whole blocks of 4096 bytes, within one chunk.
     fn read(&mut self, at: u64, buf: &mut [u8]) -> Result<(), String> {
         let beyond = || "the file system points beyond the container".to_owned();
         let chunk = at / CHUNK_BYTES;

@@ -1,4 +1,4 @@
-//! Finds out where the source holds data, as well as its store allows.
+//! Finds out where the source holds data, as precisely as its store allows.
 
 use std::thread::Builder;
 use std::time::{Duration, Instant};
@@ -7,36 +7,38 @@ use sprat_store::copy::{DataMap, read_remote_map};
 use sprat_store::{FileStat, ReadClass, SshTarget, StoreError, StoreFile};
 
 use crate::address::Location;
-use crate::copy::{CopyObserver, HolesBy, in_use};
+use crate::copy::used_blocks::UsedBlocks;
+use crate::copy::{CopyObserver, HolesBy, used_blocks};
 use crate::{SessionOptions, patience, text};
 
-/// How long the server's shell may think about it.
+/// How long the server's shell may take to answer.
 const SHELL_LIMIT: Duration = Duration::from_secs(120);
-/// The header's two copies: data in every container.
+/// The header's two copies. Every container has data there.
 const HEADER_BYTES: u64 = 32 << 10;
-/// So many alleged holes are read.
+/// How many of the reported holes are read.
 const HOLES_READ: u64 = 16;
-/// Below this, reading all of it is not worth a word.
-const WORTH_A_WORD_BYTES: u64 = 1 << 30;
-/// What to do about it.
-const OFFER: &str = ". With the source's key (--key-file, --passphrase-file) only what the file system inside \
-     uses is read: Ctrl-C, and the same command with the key goes on from here";
-/// What is read to tell how fast the line is.
-const TRIAL_BYTES: usize = 8 << 20;
+/// Below this size a full read is not reported.
+const REPORT_BYTES_MIN: u64 = 1 << 30;
+/// The advice that follows.
+const KEY_HINT: &str = ". With the source's key (--key-file, --passphrase-file) only blocks that \
+    the file system inside uses are read: press Ctrl-C and run the same command with the key, it \
+    continues from here";
+/// How much is read to measure the speed of the connection.
+const RATE_BYTES: usize = 8 << 20;
 
-/// The map, or `None` where all of the source must be read.
+/// The map. `None`: all of the source must be read.
 pub(super) fn find(
     options: &SessionOptions,
     file: &dyn StoreFile,
     stat: &FileStat,
-    opened: Option<&in_use::Opened<'_>>,
+    opened: Option<&used_blocks::UnlockedSource<'_>>,
     observer: &mut dyn CopyObserver,
 ) -> Result<(Option<DataMap>, HolesBy), StoreError> {
     if let Ok(map) = DataMap::of(file) {
         return Ok((Some(map), HolesBy::Allocation));
     }
     let why = match &options.target.place {
-        Location::Local { .. } => "its file system can't tell holes from data".to_owned(),
+        Location::Local { .. } => "its file system can't distinguish holes from data".to_owned(),
         Location::Ssh {
             user,
             host,
@@ -51,28 +53,29 @@ pub(super) fn find(
                 Ok(map) if is_plausible(file, &map)? => {
                     return Ok((Some(map), HolesBy::ServerShell));
                 }
-                Ok(_) => "the server's shell tells holes where there is data".to_owned(),
+                Ok(_) => "the server's shell reports holes where there is data".to_owned(),
                 Err(error) => error.to_string(),
             }
         }
     };
     let (why, offer) = match opened {
-        Some(opened) => match in_use::map(opened, file)? {
-            Ok(map) => return Ok((Some(map), HolesBy::FileSystem)),
-            Err(reason) => (
+        Some(opened) => match used_blocks::read(opened, file)? {
+            UsedBlocks::Known(map) => return Ok((Some(map), HolesBy::FileSystem)),
+            UsedBlocks::Unknown(reason) => (
                 format!("{why}; by the file system inside neither: {reason}"),
                 "",
             ),
         },
-        None => (why, OFFER),
+        None => (why, KEY_HINT),
     };
-    if stat.len > WORTH_A_WORD_BYTES {
-        let rate = trial(file, stat.len)?;
+    if stat.len > REPORT_BYTES_MIN {
+        let rate = measure_rate(file, stat.len)?;
         let seconds = stat.len / rate.max(1);
         observer.tell(
             &format!(
-                "it can't be told which parts of the source are in use ({why}), so all {} are \
-                 read; blocks of zeros are not sent on. At present that takes about {}{offer}",
+                "it is not known which parts of the source are in use ({why}), so all {} are \
+                 read. Blocks of zeros are not sent. At the current rate this takes about \
+                 {}{offer}",
                 text::bytes(stat.len),
                 text::duration(Duration::from_secs(seconds)),
             ),
@@ -82,7 +85,8 @@ pub(super) fn find(
     Ok((None, HolesBy::Zeros))
 }
 
-/// The shell's word is checked where that is cheap: the header is data, and some of the holes are.
+/// Checks the shell's answer where this is cheap: the header must be data, and some of the holes
+/// must read as zeros.
 fn is_plausible(file: &dyn StoreFile, map: &DataMap) -> Result<bool, StoreError> {
     if !map.holds_any(0..HEADER_BYTES) {
         return Ok(false);
@@ -100,7 +104,7 @@ fn is_plausible(file: &dyn StoreFile, map: &DataMap) -> Result<bool, StoreError>
             .collect();
         let looks = started.into_iter().map(|(at, thread)| match thread {
             Ok(thread) => thread.join().unwrap_or(Ok(false)),
-            // Where no thread can be made, one after the other.
+            // If no thread can be started, the holes are read one after the other.
             Err(_) => is_hole(at),
         });
         looks.collect()
@@ -111,8 +115,8 @@ fn is_plausible(file: &dyn StoreFile, map: &DataMap) -> Result<bool, StoreError>
 }
 
 /// Bytes per second.
-fn trial(file: &dyn StoreFile, len: u64) -> Result<u64, StoreError> {
-    let mut bytes = vec![0; TRIAL_BYTES.min(usize::try_from(len).unwrap_or(TRIAL_BYTES))];
+fn measure_rate(file: &dyn StoreFile, len: u64) -> Result<u64, StoreError> {
+    let mut bytes = vec![0; RATE_BYTES.min(usize::try_from(len).unwrap_or(RATE_BYTES))];
     let begun = Instant::now();
     file.read_at(0, &mut bytes, ReadClass::Ahead)?;
     let rate = bytes.len() as u128 * 1000 / begun.elapsed().as_millis().max(1);
