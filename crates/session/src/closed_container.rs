@@ -9,7 +9,7 @@ use sprat_luks::{Header, HeaderBackup, LuksErrorKind, Secret, SectorCipher, Slot
 use sprat_store::{Access, StoreErrorKind, StoreFile};
 
 use crate::address::Target;
-use crate::file_system::ext4::ext4_bytes;
+use crate::file_system::{file_system_bytes, read_stamp_block};
 use crate::state::key_notes::{KeyKind, KeyNote, KeyNotes};
 use crate::state::{self, identity, moved};
 use crate::volume_process::header::create::exists_already;
@@ -116,7 +116,7 @@ impl ClosedContainer {
         let (slot, key) = header.unlock_by(&self.bytes(), secret)?;
         let cipher = SectorCipher::new(&key, header)?;
         drop(key);
-        let first = state::first_block(&*self.file, header, &cipher).and_then(|first| {
+        let first = read_stamp_block(&*self.file, header, &cipher).and_then(|first| {
             check_file_system(&first.0, header, first.1)?;
             Ok(first)
         });
@@ -229,7 +229,7 @@ pub fn check_exists(
 /// Checks that the beginning of the file system decrypts, and that the file is as long as it says.
 fn check_file_system(block: &[u8], header: &Header, file_bytes: u64) -> Result<(), Failure> {
     let payload = header.geometry(file_bytes)?;
-    match ext4_bytes(&block[1024..2048]) {
+    match file_system_bytes(block) {
         Some(needed) if needed > payload.len_bytes => {
             let needed = payload.offset_bytes.saturating_add(needed);
             Err(truncated(file_bytes, needed))

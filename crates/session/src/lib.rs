@@ -40,8 +40,8 @@ pub mod worker;
 
 pub use failure::{Exit, Failure};
 pub use file_system::inodes::{default_inodes, files_on_disks_of};
-pub use limits::check_limits;
 pub use file_system::{FileSystemCheck, FileSystemState, file_system_bytes, read_stamp_block};
+pub use limits::check_limits;
 pub use session::{Session, check, check_file_system};
 pub use settings::{
     Access, ClosedReport, ContainerFacts, CreateOptions, Created, IdentityPolicy, Mode,
