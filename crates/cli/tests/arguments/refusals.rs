@@ -3,8 +3,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use sprat_testkit::machine::TestMachine;
 use insta::assert_snapshot;
+use sprat_testkit::machine::TestMachine;
 
 #[test]
 fn wrong_arguments_exit_with_2_and_a_reason() {
