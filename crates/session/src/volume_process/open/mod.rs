@@ -1,6 +1,7 @@
 //! Opens an existing container: store, lease, header, pins, key, volume.
 
 pub(crate) mod acquire;
+pub(crate) mod length_check;
 pub(crate) mod prefetch;
 
 use std::os::unix::fs::MetadataExt;
@@ -12,13 +13,13 @@ use std::time::{Duration, Instant};
 
 use sprat_luks::{AnyHeader, CopyState, OpenedBy, Payload, Pins, Secret, SectorCipher, VolumeKey};
 use sprat_store::{
-    FileStat, IgnorePoison, LeaseCheck, Lock, Store, StoreError, StoreErrorKind, StoreFile,
-    WriteJournal,
+    FileStat, IgnorePoison, LeaseCheck, Lock, Store, StoreErrorKind, StoreFile, WriteJournal,
 };
 use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Seen, Volume, VolumeOptions};
 
+use crate::Failure;
 use crate::address::Location;
-use crate::file_system::{FileSystemKind, file_system_bytes};
+use crate::file_system::FileSystemKind;
 use crate::protocol::messages::VolumeStart;
 use crate::settings::{Access, ContainerFacts, IdentityPolicy, Notice, Phase};
 use crate::state::paths::StatePaths;
@@ -30,11 +31,11 @@ use crate::volume_process::knowledge::Knowledge;
 use crate::volume_process::late::{self, DigestKey};
 use crate::volume_process::lease::{ContainerLease, keep_renewing};
 use crate::volume_process::open::acquire::acquire_making_space;
+use crate::volume_process::open::length_check::check_not_truncated;
 use crate::volume_process::open::prefetch::{InspectedFile, Prefetch, Unlocked, joined};
 use crate::volume_process::rewrite::prevent_late_rename;
 use crate::volume_process::shutdown::{EventSender, StopFlag};
 use crate::volume_process::{reserve, space_monitor};
-use crate::{Exit, Failure};
 
 pub(crate) use crate::volume_process::open::acquire::{acquire, acquire_lock, wait_for_quiet};
 
@@ -276,7 +277,7 @@ pub(crate) fn check_writable(
                 store.describe()
             ))
             .with_hint(
-                "nothing was changed. Use an OpenSSH server, or insist with --allow-no-fsync: \
+                "nothing was changed. Use an OpenSSH server, or insist with --insist-without-fsync: \
                  then a crash of the server can cost the whole container",
             ));
         }
@@ -664,60 +665,4 @@ pub(crate) fn open_volume(
         }
     };
     Ok(Arc::new(volume))
-}
-
-/// A LUKS2 payload reaches to the end of the file, so a file that was cut short opens all the same.
-/// The file system inside knows its length. If its kind is not known, the mount reports that.
-/// Returns the file system's stamp block in plaintext.
-fn check_not_truncated(
-    inspected: &InspectedFile,
-    payload: &Payload,
-    cipher: &SectorCipher,
-) -> Result<Vec<u8>, Failure> {
-    let file_bytes = inspected.file_bytes;
-    let stamp = FileSystemKind::DEFAULT.stamp_range();
-    if payload.len_bytes < stamp.end {
-        return Err(truncated(file_bytes, payload.offset_bytes + stamp.end));
-    }
-    let mut block = inspected
-        .stamp_block(payload.offset_bytes)
-        .map_err(|error| super_block_unread(&error))?;
-    cipher.decrypt(stamp.start, &mut block)?;
-    if let Some(needed) = file_system_bytes(&block)
-        && needed > payload.len_bytes
-    {
-        return Err(truncated(
-            file_bytes,
-            payload.offset_bytes.saturating_add(needed),
-        ));
-    }
-    Ok(block)
-}
-
-/// A server that answers but can't return the block has a disk that lost it.
-fn super_block_unread(error: &StoreError) -> Failure {
-    if error.kind() != StoreErrorKind::Failed {
-        return error.into();
-    }
-    Failure::new(
-        Exit::Damaged,
-        "the first block of the volume, its file system's super block, can't be read",
-    )
-    .caused_by(error)
-    .with_hint(
-        "nothing was changed. Look after the server's disk, and copy the file away as far as it \
-         can be read; ext4 keeps copies of its super block (`e2fsck -b 32768`)",
-    )
-}
-
-/// The container file is shorter than its content needs.
-pub fn truncated(file_bytes: u64, needed_bytes: u64) -> Failure {
-    Failure::new(
-        Exit::Damaged,
-        format!("the container is cut short: it has {file_bytes} bytes and needs {needed_bytes}"),
-    )
-    .with_hint(
-        "nothing was changed. Data behind the cut is lost on this server. Find a copy of the file \
-         before you write to it again",
-    )
 }

@@ -1,0 +1,64 @@
+//! Checks that a container file is as long as the file system in it.
+
+use sprat_luks::{Payload, SectorCipher};
+use sprat_store::{StoreError, StoreErrorKind};
+
+use crate::file_system::{FileSystemKind, file_system_bytes};
+use crate::volume_process::open::prefetch::InspectedFile;
+use crate::{Exit, Failure};
+
+/// A LUKS2 payload reaches to the end of the file, so a file that was cut short opens all the same.
+/// The file system inside knows its length. If its kind is not known, the mount reports that.
+/// Returns the file system's stamp block in plaintext.
+pub(super) fn check_not_truncated(
+    inspected: &InspectedFile,
+    payload: &Payload,
+    cipher: &SectorCipher,
+) -> Result<Vec<u8>, Failure> {
+    let file_bytes = inspected.file_bytes;
+    let stamp = FileSystemKind::DEFAULT.stamp_range();
+    if payload.len_bytes < stamp.end {
+        return Err(truncated(file_bytes, payload.offset_bytes + stamp.end));
+    }
+    let mut block = inspected
+        .stamp_block(payload.offset_bytes)
+        .map_err(|error| super_block_unread(&error))?;
+    cipher.decrypt(stamp.start, &mut block)?;
+    if let Some(needed) = file_system_bytes(&block)
+        && needed > payload.len_bytes
+    {
+        return Err(truncated(
+            file_bytes,
+            payload.offset_bytes.saturating_add(needed),
+        ));
+    }
+    Ok(block)
+}
+
+/// A server that answers but can't return the block has a disk that lost it.
+fn super_block_unread(error: &StoreError) -> Failure {
+    if error.kind() != StoreErrorKind::Failed {
+        return error.into();
+    }
+    Failure::new(
+        Exit::Damaged,
+        "the first block of the volume, its file system's super block, can't be read",
+    )
+    .caused_by(error)
+    .with_hint(
+        "nothing was changed. Look after the server's disk, and copy the file away as far as it \
+         can be read; ext4 keeps copies of its super block (`e2fsck -b 32768`)",
+    )
+}
+
+/// The container file is shorter than its content needs.
+pub fn truncated(file_bytes: u64, needed_bytes: u64) -> Failure {
+    Failure::new(
+        Exit::Damaged,
+        format!("the container is cut short: it has {file_bytes} bytes and needs {needed_bytes}"),
+    )
+    .with_hint(
+        "nothing was changed. Data behind the cut is lost on this server. Find a copy of the file \
+         before you write to it again",
+    )
+}
