@@ -111,6 +111,12 @@ impl SessionHarness {
         self.path("store/x.luks")
     }
 
+    /// The same file, open for reading and writing.
+    #[must_use]
+    pub fn container_file(&self) -> fs::File {
+        self.machine.container_file()
+    }
+
     /// The container's address.
     #[must_use]
     pub fn target(&self) -> Target {

@@ -556,14 +556,8 @@ fn the_slot_that_opened_the_last_time_is_tried_first() {
     assert_eq!(served(&machine, &init).code, 0);
     for name in ["first", "second"] {
         machine.write(name, format!("correct horse {name}"));
-        let add = [
-            "key",
-            "add",
-            CONTAINER,
-            CHEAP,
-            "--new-passphrase-file",
-            name,
-        ];
+        let mut add = ADD_PASSPHRASE;
+        add[5] = name;
         served(&machine, &add).succeeded();
     }
     let header = Header::load(&machine.container_file()).unwrap();

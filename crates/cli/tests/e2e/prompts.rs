@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use sprat_testkit::machine::{CHEAP, CONTAINER, TestMachine};
+use sprat_testkit::machine::{ADD_PASSPHRASE, CHEAP, CONTAINER, TestMachine};
 use sprat_testkit::{needs, requires};
 
 const PASSPHRASE: &str = "correct horse battery staple";
@@ -127,16 +127,8 @@ fn header_restore_shows_the_header_and_needs_a_yes() {
     let (machine, _) = with_passphrase();
     let with = ["--passphrase-file", "right"];
     machine.ok(&[&["key", "header-backup", CONTAINER, "kept"], &with[..]].concat());
-    machine.write("later", "a passphrase of later");
-    let add = [
-        "key",
-        "add",
-        CONTAINER,
-        CHEAP,
-        "--new-passphrase-file",
-        "later",
-    ];
-    machine.ok(&[&add[..], &with].concat());
+    machine.write("pass", "a passphrase of later");
+    machine.ok(&[&ADD_PASSPHRASE[..], &with].concat());
     let restore = ["-q", "key", "header-restore", CONTAINER, "kept"];
     let restore = [&restore[..], &with].concat();
     let before = fs::read(machine.path(CONTAINER)).unwrap();

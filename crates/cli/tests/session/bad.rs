@@ -59,10 +59,7 @@ fn a_container_that_was_cut_short_is_not_written_to() {
         8 << 20,
         4096,
     ] {
-        let file = fs::File::options()
-            .write(true)
-            .open(harness.container())
-            .unwrap();
+        let file = harness.container_file();
         file.set_len(keep).unwrap();
         let failure = assert_exit(harness.open(Access::ReadWrite), Exit::Damaged);
         assert!(failure.hint.is_some(), "{failure:?}");
@@ -93,10 +90,7 @@ fn one_damaged_header_copy_is_reported_and_the_other_used() {
     requires!(missing());
     let harness = SessionHarness::local();
     harness.create();
-    let file = fs::File::options()
-        .write(true)
-        .open(harness.container())
-        .unwrap();
+    let file = harness.container_file();
     file.write_all_at(&[0; 512], 100).unwrap();
     let mut seen = Observed::default();
     let session = Session::open(

@@ -42,10 +42,7 @@ fn a_file_that_is_longer_than_its_file_system_is_used_as_before() {
     harness.create();
     fill(&harness.path("source"), 10, 50_000, 7);
     harness.backup().unwrap();
-    let file = fs::File::options()
-        .write(true)
-        .open(harness.container())
-        .unwrap();
+    let file = harness.container_file();
     file.set_len(harness.size_bytes / 4096 * 4096 + (1 << 30))
         .unwrap();
     harness.restore_and_compare();

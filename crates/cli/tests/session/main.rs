@@ -4,8 +4,7 @@
     clippy::unwrap_used,
     clippy::print_stderr,
     clippy::print_stdout,
-    missing_docs,
-    reason = "a test fails by a panic, and says what it draws"
+    reason = "a failing test panics, and prints what it draws"
 )]
 
 mod bad;

@@ -2,10 +2,8 @@
 
 #![allow(
     clippy::unwrap_used,
-    clippy::print_stderr,
     clippy::print_stdout,
-    missing_docs,
-    reason = "tests fail by panicking and print to the terminal"
+    reason = "a failing test panics, and prints what it draws"
 )]
 
 mod behaviour;

@@ -162,10 +162,7 @@ fn waiting_unlock_that_loses_its_lease_answers_the_new_owner() {
     let harness = SessionHarness::local();
     harness.create();
     // Otherwise the kernel reports at once that there is no writer.
-    let _open = fs::File::options()
-        .write(true)
-        .open(harness.container())
-        .unwrap();
+    let _open = harness.container_file();
     held_by_another(&harness, "one");
     let waits = start_unlock(&harness, 600, Duration::ZERO);
     waits.wait_for("no answer of the session");
@@ -194,10 +191,7 @@ fn waiting_unlock_survives_lost_connections_and_server_outage() {
     let mut harness = SessionHarness::ssh();
     harness.create();
     // Otherwise the server's kernel reports at once that there is no writer.
-    let _open = fs::File::options()
-        .write(true)
-        .open(harness.container())
-        .unwrap();
+    let _open = harness.container_file();
     held_by_another(&harness, "one");
     let unlocking = start_unlock(&harness, 8, Duration::from_secs(60));
     unlocking.wait_for("took it over");
