@@ -115,7 +115,7 @@ pub(super) fn check_writable(endpoint: &Endpoint, store: &dyn Store) -> Result<(
             "{} can't make data durable: it has no fsync@openssh.com",
             store.describe()
         ))
-        .with_hint("nothing was changed. Insist with --insist-without-fsync"));
+        .with_hint("nothing was changed. Insist with --allow-no-fsync"));
     }
     match store.free_space() {
         Ok(space) if space.read_only => Err(Failure::failed(format!(

@@ -277,7 +277,7 @@ pub(crate) fn check_writable(
                 store.describe()
             ))
             .with_hint(
-                "nothing was changed. Use an OpenSSH server, or insist with --insist-without-fsync: \
+                "nothing was changed. Use an OpenSSH server, or insist with --allow-no-fsync: \
                  then a crash of the server can cost the whole container",
             ));
         }
