@@ -67,7 +67,7 @@ fn every_file_that_a_page_names_exists() {
 /// Words of a dialect that readers had to learn. docs/glossary.md has the words to use.
 const DIALECT: &str = "tells, told, telling, look, looks, looked, looking, anew, whoever, settle, \
     settles, settled, unsettled, crew, besides, surely, suspects, hears, dear, lengthen, lengthens, \
-    lengthened, wholeness, nobody any more, without a word, by hand, lost line, lost lines, \
+    lengthened, wholeness, nobody any more, without a word, lost line, lost lines, \
     line is lost, line that is lost, lines are lost, line is away, slow line, over the line, \
     on the line, cross the line, crosses the line";
 
@@ -192,4 +192,48 @@ fn text_for_readers_has_no_word_of_a_dialect() {
         }
     }
     none(&findings, "plain words, as in docs/glossary.md");
+}
+/// The help of a command, and the names below its heading `Commands:`.
+fn help(command: &[&str]) -> (String, Vec<String>) {
+    let ran = std::process::Command::new(env!("CARGO_BIN_EXE_sprat"))
+        .args(command)
+        .arg("--help")
+        .output()
+        .unwrap();
+    let help = String::from_utf8(ran.stdout).unwrap();
+    let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let named = lines
+        .take_while(|line| !line.is_empty())
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .map(str::to_owned)
+        .collect();
+    (help, named)
+}
+
+#[test]
+fn help_has_no_word_of_a_dialect() {
+    let (top, commands) = help(&[]);
+    let mut pages = vec![("sprat".to_owned(), top)];
+    for command in &commands {
+        let (page, below) = help(&[command]);
+        pages.push((command.clone(), page));
+        for name in below {
+            pages.push((format!("{command} {name}"), help(&[command, &name]).0));
+        }
+    }
+    assert!(pages.len() > 20, "{} pages", pages.len());
+    let mut findings = Vec::new();
+    for (command, page) in pages {
+        for line in page.lines() {
+            let found = dialect_in(line);
+            findings.extend(
+                found
+                    .iter()
+                    .map(|word| format!("{command}: {word:?}: {line}")),
+            );
+        }
+    }
+    none(&findings, "plain words in help");
 }
