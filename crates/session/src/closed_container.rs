@@ -13,7 +13,7 @@ use crate::file_system::{file_system_bytes, read_stamp_block};
 use crate::state::key_notes::{KeyKind, KeyNote, KeyNotes};
 use crate::state::{self, identity, moved};
 use crate::volume_process::header::create::exists_already;
-use crate::volume_process::open::truncated;
+use crate::volume_process::open::length_check::truncated;
 use crate::{Exit, Failure, IdentityPolicy, connect};
 
 /// A container file that is open for reading.
