@@ -190,7 +190,7 @@ fn check_sources(groups: &[Group]) -> Result<(), Failure> {
     if wrong.is_empty() {
         return Ok(());
     }
-    let failure = Failure::usage("what is to be backed up is named in a way that can't be meant");
+    let failure = Failure::usage("invalid sources");
     let failure = wrong.into_iter().fold(failure, Failure::because);
     Err(failure.with_hint("nothing was started. Correct all of these, in the config or here"))
 }
@@ -443,7 +443,7 @@ fn summary(job: &str, report: &SnapshotReport, took: Duration) -> String {
         summary.push_str(if report.record.complete {
             "\n"
         } else {
-            "; NOT whole\n"
+            "; NOT complete\n"
         });
         return summary;
     }
@@ -452,7 +452,7 @@ fn summary(job: &str, report: &SnapshotReport, took: Duration) -> String {
     summary.push_str(&format!(
         "\n{job}: {} could not be read and NOT in this snapshot{}:\n",
         text::counted(unread.count, "source file", "source files"),
-        if part { ", or not whole" } else { "" }
+        if part { ", or incomplete" } else { "" }
     ));
     for name in unread.names.iter().take(UNREAD_SHOWN_MAX) {
         let reason = report
@@ -485,7 +485,7 @@ fn report_closed(context: &Context, closed: &ClosedReport) -> Result<(), Failure
     let durable = if closed.durable {
         "everything is on the server's disk"
     } else {
-        "the server can't tell whether it is on its disk"
+        "the server can't report whether it is on its disk"
     };
     let line = format!(
         "{} sent, {} read; {durable}\n",

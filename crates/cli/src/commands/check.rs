@@ -92,8 +92,8 @@ impl CommandArgs for CheckArgs {
                 let (known, error) = checks::sums(&paths, &what);
                 if let Some(error) = error {
                     context.output.warning(&format!(
-                        "files are compared from the next check on only, as what an earlier one read \
-                         can't be taken over into {}: {error}",
+                        "files are compared only from the next check on: the checksums of an earlier one \
+                         can't be copied to {}: {error}",
                         known.display()
                     ));
                 }
@@ -226,7 +226,7 @@ fn render(target: &str, args: &CheckArgs, checked: &Checked) -> String {
         text::bytes(checked.facts.volume_bytes)
     );
     if header.copies.is_empty() {
-        out.push_str("header: both copies are whole, and what was pinned\n");
+        out.push_str("header: both copies are good, and as pinned\n");
     }
     for slot in &header.slots {
         let _ = writeln!(
@@ -303,7 +303,7 @@ fn render(target: &str, args: &CheckArgs, checked: &Checked) -> String {
     if checked.is_damaged() {
         out.push_str(
             "What to do: don't back up into this container. Restore what you need first; files that \
-             aren't named here are whole as far as was looked. Then look after the server's disk; \
+             aren't named here are good as far as they were checked. Then check the server's disk; \
              where blocks can't be read, `ddrescue` saves the rest of the file, and `sprat copy` \
              stops there\n",
         );
@@ -352,7 +352,7 @@ fn render_files(args: &CheckArgs, report: &CheckReport) -> String {
     if report.affected_left > 0 {
         let _ = writeln!(
             out,
-            "time was too short to look for {} that they also have",
+            "there was no time to search for {} that they also have",
             text::counted(report.affected_left, "name", "names")
         );
     }
@@ -391,7 +391,7 @@ fn render_files(args: &CheckArgs, report: &CheckReport) -> String {
         &report.source_unreadable,
     );
     if !report.finished {
-        out.push_str("not everything was read: run the same command again, it goes on there\n");
+        out.push_str("not everything was read: run the same command again to continue there\n");
     }
     out
 }

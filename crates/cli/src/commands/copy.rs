@@ -292,11 +292,11 @@ impl CopyObserver for Shown<'_> {
 
 fn phase_text(phase: CopyPhase) -> (&'static str, &'static str) {
     match phase {
-        CopyPhase::Opening => ("opening", "taking both locks"),
-        CopyPhase::Mapping => ("mapping", "finding out where the source holds data"),
+        CopyPhase::Opening => ("opening", "acquiring both locks"),
+        CopyPhase::Mapping => ("mapping", "finding out where the source has data"),
         CopyPhase::Copying => ("copying", "copying"),
         CopyPhase::Verifying => ("verifying", "reading back"),
-        CopyPhase::Publishing => ("publishing", "giving the copy its name"),
+        CopyPhase::Publishing => ("publishing", "renaming the copy to its final name"),
         CopyPhase::Removing => ("removing", "removing the source"),
     }
 }

@@ -95,7 +95,7 @@ fn key(resolved: &Resolved) -> Finding {
         }
         SecretSource::Terminal => {
             return Finding::new(what, State::Weak, "no key file; asked for on a terminal").hint(
-                "what runs without a terminal, such as a timer, needs a key_file in the config",
+                "a run without a terminal, such as by a timer, needs a key_file in the config",
             );
         }
     };

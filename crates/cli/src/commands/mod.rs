@@ -165,8 +165,8 @@ fn dispatch(name: String, cli: Cli) -> Exit {
     if let Some(interrupt) = run.interrupt {
         session::make_reserves(&interrupt, || {
             output.note(
-                "all is done; where there is room, the reserve for a full disk is made beside the \
-                 container now. Ctrl-C leaves it to the next run",
+                "all is done; now the reserve for a full disk is created beside the container, if there \
+                 is room. Ctrl-C leaves it to the next run",
             );
         });
     }

@@ -175,7 +175,7 @@ fn table(report: &PruneReport, args: &PruneArgs, server_is_low: bool) -> String 
         ));
         if freed > 0 || server_is_low {
             said.push_str(&format!(
-                "`sprat trim {target}` gives the server back what the volume doesn't need\n"
+                "`sprat trim {target}` releases to the server what the volume doesn't need\n"
             ));
         }
     }
@@ -233,6 +233,6 @@ fn word(reason: KeepReason) -> &'static str {
         }
         KeepReason::Unrecorded => "has no record: never touched",
         KeepReason::Future => "dated in the future: not counted",
-        _ => "a reason that this version has no words for",
+        _ => "a reason that this version does not know",
     }
 }

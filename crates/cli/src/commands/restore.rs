@@ -117,7 +117,7 @@ fn warn_of_state(context: &Context, report: &RestoreReport) {
                 text::counted(report.unread_count, "file", "files")
             );
             if let Some(good) = &report.last_good {
-                words.push_str(&format!("; the newest whole snapshot is {good}"));
+                words.push_str(&format!("; the newest complete snapshot is {good}"));
             }
             context.output.warning(&words);
         }
@@ -128,7 +128,7 @@ fn warn_of_state(context: &Context, report: &RestoreReport) {
             "{snapshot} was made by hand, and comes back as it is: sprat knows no more of it"
         )),
         _ => context.output.warning(&format!(
-            "{snapshot} has no record: whether it is whole is not known"
+            "{snapshot} has no record: it is unknown whether it is complete"
         )),
     }
 }

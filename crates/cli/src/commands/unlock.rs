@@ -80,7 +80,9 @@ fn text(target: &str, done: &Unlocked) -> String {
     let mut text = match &done.taken_over {
         Some(info) => format!("unlocked {target}: took over {}\n", info.file),
         None if done.forgotten > 0 => String::new(),
-        None if done.was_locked => format!("{target} is no longer locked: it was given back\n"),
+        None if done.was_locked => {
+            format!("{target} is no longer locked: its session released the lock\n")
+        }
         None => format!("{target} is not locked\n"),
     };
     for (lease, way) in &done.ways {
@@ -89,8 +91,8 @@ fn text(target: &str, done: &Unlocked) -> String {
                 format!("the session of lease {lease} answered: all that it sent has arrived\n")
             }
             DoorWay::Kernel => format!(
-                "the server's kernel says that nobody has the container open for writing: nothing of \
-                 the session of lease {lease} can arrive any more\n"
+                "the server's kernel reports that no process has the container open for writing: no data \
+                 of the session of lease {lease} can arrive any more\n"
             ),
             DoorWay::Silent => format!(
                 "the session of lease {lease} was silent for so long that the server has dropped \

@@ -30,8 +30,8 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
         ),
         Notice::Suspects { bytes } => (
             format!(
-                "a session that died had {} on the wire: waiting until its server can't write any \
-                 more; all is read back before success",
+                "a session that died had {} in flight: waiting until the server can't write it any \
+                 more; all of it is read back before success is reported",
                 text::bytes(*bytes)
             ),
             false,
@@ -44,8 +44,8 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
         ),
         Notice::LockLeft { reason } => (
             format!(
-                "the lock could not be given back ({reason}). Everything is on the server's disk; \
-                 the next run of this machine takes the lock over, other machines need `sprat \
+                "the lock could not be released ({reason}). Everything is on the server's disk. The \
+                 next run of this machine takes the lock over; other machines need `sprat \
                  unlock`"
             ),
             true,
@@ -59,8 +59,8 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
         ),
         Notice::CacheOutdated => (
             "the container was changed since this machine's last session (by stock tools, another \
-             machine, or a change of keys): the local cache is outdated and not used, all is read \
-             anew"
+             machine, or a change of keys): the local cache is outdated and not used, everything is \
+             read again"
                 .to_owned(),
             false,
         ),
@@ -78,16 +78,16 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
         Notice::NotCompared(note) => (not_compared(note), true),
         Notice::NotListed { reason } => (
             format!(
-                "this session can't leave the list of its writes beside the container: {reason}. \
-                 The container is in order; but nobody can tell whether a session that it was taken \
-                 over from overwrites something later"
+                "this session can't store the list of its writes beside the container: {reason}. \
+                 The container is in order. But if a session that it was taken over from overwrites \
+                 something later, that can't be detected"
             ),
             true,
         ),
         Notice::Overwritten { blocks, files } => (overwritten(*blocks, files), true),
         Notice::NotNoted { reason } => (
             format!(
-                "{reason}. The container is in order; but an older state of it may not be noticed"
+                "{reason}. The container is in order; but an older state of it may not be detected"
             ),
             true,
         ),
@@ -104,7 +104,7 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
         } => (
             format!(
                 "the container may grow to {}, and {} are free on the server: it is sparse and takes \
-                 only what is written, and a backup stops in order before that disk is full",
+                 only the space of what is written, and a backup stops safely before that disk is full",
                 text::bytes(*size_bytes),
                 text::bytes(*available_bytes)
             ),
@@ -123,8 +123,8 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
             true,
         ),
         Notice::ReserveGivenUp => (
-            "the server's disk is full: the reserve beside the container was given up to go on; it \
-             is made again once there is room"
+            "the server's disk is full: the reserve beside the container was released to continue; it \
+             is created again once there is room"
                 .to_owned(),
             true,
         ),
@@ -156,7 +156,7 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
         Notice::NotHardened { reason } => (format!("not hardened: {reason}"), false),
         Notice::HeaderNotKept { reason } => (
             format!(
-                "{reason}; the container is whole all the same. `sprat key header-backup` keeps its \
+                "{reason}. The container itself is in order. `sprat key header-backup` saves its \
                  header where there is room"
             ),
             true,
@@ -174,7 +174,7 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
             whole_bytes,
         } => (
             format!(
-                "settling what the dead session had under way: {} of {}",
+                "recovering the in-doubt writes of the dead session: {} of {}",
                 text::bytes(*done_bytes),
                 text::bytes(*whole_bytes)
             ),
@@ -182,8 +182,8 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
         ),
         Notice::LateWrites { wait_s } => (
             format!(
-                "the server may still carry out what was under way on the lost connection: what \
-                 replaces it waits, and so does the end of this run, for {wait_s} s at most"
+                "the server may still execute writes of the lost connection: newer writes to the \
+                 same blocks wait, and so does the end of this run, for at most {wait_s} s"
             ),
             false,
         ),
@@ -193,7 +193,7 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
         ),
         Notice::LineBack { away_s } => (
             format!(
-                "line back after {}",
+                "connection restored after {}",
                 text::duration(Duration::from_secs(*away_s))
             ),
             false,

@@ -20,29 +20,29 @@ pub(super) fn is_long(phase: Phase) -> bool {
 pub(super) fn phase_text(phase: Phase) -> &'static str {
     match phase {
         Phase::Connecting => "connecting",
-        Phase::Locking => "taking the lock",
+        Phase::Locking => "acquiring the lock",
         Phase::Unlocking => "opening the key slot",
         Phase::Creating => "making the container",
         Phase::MakingFileSystem => "making the file system",
         Phase::Mounting => "mounting",
         Phase::Working => "working",
-        Phase::Collecting => "asking the file system what it does not need",
-        Phase::Punching => "giving space back to the server",
-        Phase::Rewriting => "writing the container anew on the server",
+        Phase::Collecting => "asking the file system which blocks are unused",
+        Phase::Punching => "releasing space to the server",
+        Phase::Rewriting => "rewriting the container on the server",
         Phase::Growing => "growing the file system",
-        Phase::Stopping => "stopping in order, in 10 s at most; a second Ctrl-C ends at once",
-        Phase::StoppingFull => "stopping in order: the server has no room left",
+        Phase::Stopping => "stopping safely, within 10 s; a second Ctrl-C stops at once",
+        Phase::StoppingFull => "stopping safely: the server has no room left",
         Phase::Unmounting => "unmounting",
-        Phase::Syncing => "waiting until the server has everything on its disk",
-        Phase::Publishing => "giving the container its name",
+        Phase::Syncing => "waiting until the server has all data on its disk",
+        Phase::Publishing => "renaming the container to its final name",
     }
 }
 
 fn rsync_phase_text(phase: sprat_snapshot::Phase) -> &'static str {
     use sprat_snapshot::Phase as P;
     match phase {
-        P::Checking => "looking at what is there",
-        P::Recovering => "taking up the interrupted run",
+        P::Checking => "checking the volume",
+        P::Recovering => "recovering the interrupted run",
         P::Copying => "copying",
         P::Syncing => "waiting until everything is written",
         P::Comparing => "comparing files",
@@ -83,9 +83,7 @@ pub(super) fn progress_text(phase: &str, now: &SessionProgress) -> String {
             });
             if let Some(still) = rsync.still_s {
                 let still = text::duration(Duration::from_secs(still));
-                parts.push(format!(
-                    "rsync has neither said nor moved anything for {still}"
-                ));
+                parts.push(format!("rsync has been silent and idle for {still}"));
             }
         }
         None => {

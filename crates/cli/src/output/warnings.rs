@@ -17,7 +17,9 @@ fn warning_text(warning: &Warning) -> String {
         W::KernelFileSystemLeftOut { path } => {
             format!("left out {path}: a file system of the kernel's own")
         }
-        W::LatestLeftAlone => "`latest` in the volume is not ours and was left alone".to_owned(),
+        W::LatestLeftAlone => {
+            "`latest` in the volume is not sprat's and was not changed".to_owned()
+        }
         W::CrashedRunSwept { files } => format!(
             "the run before crashed: {} of it copied again",
             text::counted(*files, "file", "files")
@@ -26,10 +28,10 @@ fn warning_text(warning: &Warning) -> String {
             format!("the interrupted tree {folder} could not be removed: {reason}")
         }
         W::UnmountedMeanwhile { path } => format!(
-            "{path} was unmounted, or mounted anew, while it was copied: the snapshot is NOT whole"
+            "{path} was unmounted or mounted again while it was copied: the snapshot is NOT complete"
         ),
         W::MountedMeanwhile { path } => format!(
-            "something was mounted at {path} while it was copied: the snapshot is NOT whole"
+            "something was mounted at {path} while it was copied: the snapshot is NOT complete"
         ),
         W::NotMounted { path, before } => format!(
             "{path} is not mounted: this snapshot lacks its disk. {before} has it, and prune keeps that \
@@ -50,11 +52,11 @@ fn warning_text(warning: &Warning) -> String {
             "{path}: nothing could be mounted at this automount point, so this snapshot has nothing of it"
         ),
         W::FoldersVanished { folders } => format!(
-            "{} moved or removed while the backup ran: the snapshot is NOT whole",
+            "{} moved or removed while the backup ran: the snapshot is NOT complete",
             text::counted(*folders, "folder was", "folders were")
         ),
         W::ManyVanished { files } => format!(
-            "{} vanished while it ran, too large a part: the snapshot is NOT called whole",
+            "{} vanished while it ran. That is too large a part: the snapshot counts as NOT complete",
             text::counted(*files, "file", "files")
         ),
         W::AttributesTooLarge { files } => format!(
@@ -116,7 +118,7 @@ fn warning_text(warning: &Warning) -> String {
             },
             if *subvolumes == 1 { "it" } else { "each" }
         ),
-        _ => "the run's record holds a warning that this version has no words for".to_owned(),
+        _ => "the run's record has a warning that this version does not know".to_owned(),
     }
 }
 

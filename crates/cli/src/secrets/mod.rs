@@ -141,14 +141,14 @@ impl SecretSource {
         let untypable = if typed.len() > NEW_PASSPHRASE_BYTES_MAX {
             format!("is too long: at most {NEW_PASSPHRASE_BYTES_MAX} bytes can be typed")
         } else if carriage_return {
-            "ends in a carriage return (CR LF): cryptsetup would take that for a part of it"
+            "ends in a carriage return (CR LF): cryptsetup would treat that as a part of it"
                 .to_owned()
         } else if typed.contains(['\n', '\r']) {
-            "has more than one line: nobody can type it".to_owned()
+            "has more than one line: it can't be typed".to_owned()
         } else if typed.starts_with(BYTE_ORDER_MARK) {
-            "begins with a byte order mark (U+FEFF): nobody can type it".to_owned()
+            "begins with a byte order mark (U+FEFF): it can't be typed".to_owned()
         } else if typed.chars().any(|c| c.is_control() && c != '\t') {
-            "has a control character: nobody can type it".to_owned()
+            "has a control character: it can't be typed".to_owned()
         } else {
             return Ok((passphrase_secret(&typed), SlotKind::Passphrase));
         };

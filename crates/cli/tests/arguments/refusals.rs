@@ -160,7 +160,7 @@ fn requests_that_make_no_sense_are_refused_before_anything_starts() {
     Hint: nothing was started. Is a variable of the shell not set? `.` is the current folder
 
     ["backup", "--name", "home", "store/x.luks", "/etc", "--exclude", "!", "--exclude", ""]
-    sprat: what is to be backed up is named in a way that can't be meant
+    sprat: invalid sources
     Caused by:
       1: job home: exclude pattern !: it would clear the list of patterns
       2: job home: exclude pattern : it is empty

@@ -48,7 +48,7 @@ fn server_disk_full_during_init_leaves_nothing() {
     exit #
     --- stderr
     sprat: warning: only #.# MiB are left on the server
-    sprat: the container may grow to #.# TiB, and #.# MiB are free on the server: it is sparse and takes only what is written, and a backup stops in order before that disk is full
+    sprat: the container may grow to #.# TiB, and #.# MiB are free on the server: it is sparse and takes only the space of what is written, and a backup stops safely before that disk is full
     sprat: making the file system
     sprat: the server's disk is full
     Caused by:

@@ -193,7 +193,8 @@ fn text_for_readers_has_no_word_of_a_dialect() {
     }
     none(&findings, "plain words, as in docs/glossary.md");
 }
-/// The help of a command, and the names below its heading `Commands:`.
+
+/// The help of a command, and the names of the commands that it lists.
 fn help(command: &[&str]) -> (String, Vec<String>) {
     let ran = std::process::Command::new(env!("CARGO_BIN_EXE_sprat"))
         .args(command)
@@ -201,10 +202,13 @@ fn help(command: &[&str]) -> (String, Vec<String>) {
         .output()
         .unwrap();
     let help = String::from_utf8(ran.stdout).unwrap();
-    let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
-    let named = lines
-        .take_while(|line| !line.is_empty())
-        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+    let named = help
+        .lines()
+        .take_while(|line| !["Options:", "Exit codes:"].contains(line))
+        .filter(|line| {
+            let name = line.strip_prefix("  ").unwrap_or_default();
+            name.starts_with(|c: char| c.is_ascii_lowercase()) && name.contains("  ")
+        })
         .filter_map(|line| line.split_whitespace().next())
         .filter(|name| *name != "help")
         .map(str::to_owned)

@@ -64,11 +64,11 @@ pub(super) fn change_header(
     if changed.repaired {
         context
             .output
-            .note("a copy of the header that an interrupted change had left was made good");
+            .note("a copy of the header that an interrupted change had left was repaired");
     }
     if let Some(reason) = &changed.lock_left {
         context.output.warning(&format!(
-            "everything is done and durable, but the lock could not be given back ({reason}); the \
+            "everything is done and durable, but the lock could not be released ({reason}). The \
              next command of this machine takes it over"
         ));
     }

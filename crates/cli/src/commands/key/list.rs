@@ -36,8 +36,7 @@ impl ListArgs {
         context.output.listing(&key_table(&slots, &notes), &json)?;
         if !header.copies().both_good() {
             context.output.warning(
-                "one of the header's two copies is not good; the next change of keys makes it good \
-                 again",
+                "one of the header's two copies is damaged; the next change of keys repairs it",
             );
         }
         Ok(Exit::Done)

@@ -184,7 +184,7 @@ fn space(server: &ServerStatus) -> String {
             let (available, total) = (text::bytes(available), text::bytes(total));
             format!("{available} of {total} free{low}")
         }
-        _ => "does not tell how much is free".to_owned(),
+        _ => "does not report its free space".to_owned(),
     }
 }
 
@@ -192,7 +192,7 @@ fn container(server: &ServerStatus) -> String {
     let limit = text::bytes(server.container_bytes);
     match server.allocated_bytes {
         Some(taken) => format!("takes {}, may grow to {limit}", text::bytes(taken)),
-        None => format!("may grow to {limit}; the server can't tell what it takes now"),
+        None => format!("may grow to {limit}; the server can't report what it takes now"),
     }
 }
 
@@ -218,7 +218,7 @@ fn lock(server: &ServerStatus, now: Timestamp) -> String {
                 None => format!("locked{since} ({}): a session runs, or one died", lock.file),
                 Some(at) => format!(
                     "locked{since} ({}) and not renewed for {}: its session died. `sprat \
-                     unlock` gives it back",
+                     unlock` removes it",
                     lock.file,
                     ago(at, now).trim_end_matches(" ago")
                 ),
