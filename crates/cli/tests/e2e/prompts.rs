@@ -147,7 +147,7 @@ fn header_restore_shows_the_header_and_needs_a_yes() {
         &[("Type yes to put it back: ", "yes\n")],
     );
     seen.ended_with(0);
-    let ran = machine.sprat(&["key", "rehearse", CONTAINER, "--passphrase-file", "later"]);
+    let ran = machine.sprat(&["key", "rehearse", CONTAINER, "--passphrase-file", "pass"]);
     assert_eq!(ran.code, 12, "{}", ran.whole());
 }
 
