@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::Failure;
 
@@ -19,6 +20,8 @@ pub(crate) struct Environment {
     pub home: Option<PathBuf>,
     /// The folder of the config and the key files: `/etc/sprat` (root) or `~/.config/sprat`.
     pub config_dir: Option<PathBuf>,
+    /// How long a server may leave a request unanswered (`SPRAT_ANSWER_TIMEOUT`, in seconds).
+    pub answer_timeout: Option<Duration>,
     /// The folder that relative paths on the command line start from.
     pub current_dir: PathBuf,
 }
@@ -52,6 +55,7 @@ impl Environment {
             root,
             home,
             config_dir,
+            answer_timeout: answer_timeout(),
             current_dir,
         })
     }
@@ -79,4 +83,12 @@ impl Environment {
         ))
         .with_hint("nothing was started. Run it with sudo or as root"))
     }
+}
+
+/// For servers on slow disks, and for tests. A value that is not a number from 1 to 3600 is ignored.
+fn answer_timeout() -> Option<Duration> {
+    let set = std::env::var("SPRAT_ANSWER_TIMEOUT").ok()?;
+    let seconds = set.parse::<u64>().ok()?;
+    let is_valid = (1..=3600).contains(&seconds);
+    is_valid.then(|| Duration::from_secs(seconds))
 }

@@ -13,29 +13,38 @@ use crate::state::paths;
 #[serde(rename_all = "snake_case")]
 pub enum Location {
     /// A folder on an SSH server.
-    Ssh {
-        /// The login, where the target names one; else `~/.ssh/config` decides.
-        user: Option<String>,
-        /// A host name, an address without brackets, or an alias of `~/.ssh/config`. Never begins
-        /// with `-`.
-        host: String,
-        /// The port, where the target names one.
-        port: Option<u16>,
-        /// Absolute, or relative to the login's home folder (`.` for the home folder itself).
-        folder: String,
-    },
+    Ssh(SshLocation),
     /// A folder on this machine, absolute.
-    Local {
-        /// The folder.
-        folder: PathBuf,
-    },
+    Local(PathBuf),
+}
+
+/// A folder on an SSH server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshLocation {
+    /// The login, if the target names one; else `~/.ssh/config` decides.
+    pub user: Option<String>,
+    /// A host name, an address without brackets, or an alias of `~/.ssh/config`. Never begins
+    /// with `-`.
+    pub host: String,
+    /// The port, if the target names one.
+    pub port: Option<u16>,
+    /// Absolute, or relative to the login's home folder (`.` for the home folder itself).
+    pub folder: String,
+}
+
+impl SshLocation {
+    /// The path of a file in the folder.
+    #[must_use]
+    pub fn path_of(&self, name: &FileName) -> String {
+        format!("{}/{name}", self.folder)
+    }
 }
 
 /// One container: the folder and the file's name in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// The folder.
-    pub place: Location,
+    pub location: Location,
     /// The container's file name.
     #[serde(with = "file_name_text")]
     pub name: FileName,
@@ -133,13 +142,28 @@ impl Target {
         paths::short_hash(self.identity().as_bytes())
     }
 
-    /// `[user@]host` as ssh and sshfs take it, for a remote target.
+    /// The server, for a container on one.
     #[must_use]
-    pub fn login(&self) -> Option<String> {
-        match &self.place {
-            Location::Ssh { user, host, .. } => Some(login(user.as_deref(), host)),
-            Location::Local { .. } => None,
+    pub fn ssh(&self) -> Option<&SshLocation> {
+        match &self.location {
+            Location::Ssh(server) => Some(server),
+            Location::Local(_) => None,
         }
+    }
+
+    /// The folder, for a container on this machine.
+    #[must_use]
+    pub fn local_folder(&self) -> Option<&Path> {
+        match &self.location {
+            Location::Local(folder) => Some(folder),
+            Location::Ssh(_) => None,
+        }
+    }
+
+    /// The container's path, if it is on this machine.
+    #[must_use]
+    pub fn local_path(&self) -> Option<PathBuf> {
+        Some(self.local_folder()?.join(self.name.as_str()))
     }
 }
 
@@ -164,13 +188,13 @@ fn login(user: Option<&str>, host: &str) -> String {
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Local { folder } => write!(f, "{}", folder.display()),
-            Self::Ssh {
+            Self::Local(folder) => write!(f, "{}", folder.display()),
+            Self::Ssh(SshLocation {
                 user,
                 host,
                 port,
                 folder,
-            } => {
+            }) => {
                 let host = if host.contains(':') {
                     format!("[{host}]")
                 } else {
@@ -190,9 +214,9 @@ impl fmt::Display for Location {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = self.place.to_string();
-        let slash = if place.ends_with('/') { "" } else { "/" };
-        write!(f, "{place}{slash}{}", self.name)
+        let folder = self.location.to_string();
+        let slash = if folder.ends_with('/') { "" } else { "/" };
+        write!(f, "{folder}{slash}{}", self.name)
     }
 }
 
@@ -223,12 +247,12 @@ fn parse_url(rest: &str) -> Result<Target, TargetError> {
     let port = port.map(parse_port).transpose()?;
     let (folder, name) = split_remote_path(path)?;
     Ok(Target {
-        place: Location::Ssh {
+        location: Location::Ssh(SshLocation {
             user,
             host,
             port,
             folder,
-        },
+        }),
         name,
     })
 }
@@ -252,12 +276,12 @@ fn parse_remote(authority: &str, path: &str) -> Result<Target, TargetError> {
     let path = path.strip_prefix("~/").unwrap_or(path);
     let (folder, name) = split_remote_path(path)?;
     Ok(Target {
-        place: Location::Ssh {
+        location: Location::Ssh(SshLocation {
             user,
             host,
             port: None,
             folder,
-        },
+        }),
         name,
     })
 }
@@ -276,7 +300,7 @@ fn parse_local(text: &str, current_folder: &Path) -> Result<Target, TargetError>
         .filter(|part| *part != Component::CurDir)
         .collect();
     Ok(Target {
-        place: Location::Local { folder },
+        location: Location::Local(folder),
         name,
     })
 }
@@ -365,7 +389,7 @@ mod tests {
 
     fn parse(text: &str) -> Result<String, String> {
         Target::parse(text, Path::new("/cwd"))
-            .map(|target| format!("{:?} {}", target.place, target.name))
+            .map(|target| format!("{:?} {}", target.location, target.name))
             .map_err(|error| error.to_string())
     }
 
@@ -390,18 +414,18 @@ mod tests {
             .map(|case| parse(case).unwrap_or_else(|e| panic!("{case}: {e}")))
             .collect();
         insta::assert_snapshot!(seen.join("\n"), @r#"
-        Ssh { user: Some("u"), host: "host", port: Some(2222), folder: "/srv/b" } x.luks
-        Ssh { user: None, host: "host", port: None, folder: "/" } x.luks
-        Ssh { user: None, host: "::1", port: Some(22), folder: "/srv" } x.luks
-        Ssh { user: Some("a@b"), host: "host", port: None, folder: "/srv" } x.luks
-        Ssh { user: Some("u"), host: "host", port: None, folder: "b" } x.luks
-        Ssh { user: None, host: "host", port: None, folder: "." } x.luks
-        Ssh { user: None, host: "host", port: None, folder: "." } x.luks
-        Ssh { user: None, host: "host", port: None, folder: "/srv" } x.luks
-        Ssh { user: None, host: "fe80::1%eth0", port: None, folder: "." } x.luks
-        Local { folder: "/cwd" } x.luks
-        Local { folder: "/cwd" } a:b.luks
-        Local { folder: "/mnt/usb/.." } x.luks
+        Ssh(SshLocation { user: Some("u"), host: "host", port: Some(2222), folder: "/srv/b" }) x.luks
+        Ssh(SshLocation { user: None, host: "host", port: None, folder: "/" }) x.luks
+        Ssh(SshLocation { user: None, host: "::1", port: Some(22), folder: "/srv" }) x.luks
+        Ssh(SshLocation { user: Some("a@b"), host: "host", port: None, folder: "/srv" }) x.luks
+        Ssh(SshLocation { user: Some("u"), host: "host", port: None, folder: "b" }) x.luks
+        Ssh(SshLocation { user: None, host: "host", port: None, folder: "." }) x.luks
+        Ssh(SshLocation { user: None, host: "host", port: None, folder: "." }) x.luks
+        Ssh(SshLocation { user: None, host: "host", port: None, folder: "/srv" }) x.luks
+        Ssh(SshLocation { user: None, host: "fe80::1%eth0", port: None, folder: "." }) x.luks
+        Local("/cwd") x.luks
+        Local("/cwd") a:b.luks
+        Local("/mnt/usb/..") x.luks
         "#);
     }
 

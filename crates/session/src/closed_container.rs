@@ -1,6 +1,5 @@
 //! A container that is read without a session: no lock is acquired, and nothing is written. For `key`.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +13,7 @@ use crate::state::key_notes::{KeyKind, KeyNote, KeyNotes};
 use crate::state::{self, identity, moved};
 use crate::volume_process::header::create::exists_already;
 use crate::volume_process::open::length_check::truncated;
-use crate::{Exit, Failure, IdentityPolicy, connect};
+use crate::{Exit, Failure, IdentityPolicy, SshOptions, connect};
 
 /// A container file that is open for reading.
 pub struct ClosedContainer {
@@ -25,12 +24,8 @@ pub struct ClosedContainer {
 
 impl ClosedContainer {
     /// Connects to the server and opens the file.
-    pub fn open(
-        state_dir: PathBuf,
-        target: &Target,
-        ssh_command: &[OsString],
-    ) -> Result<Self, Failure> {
-        let store = connect::connect(target, ssh_command)?;
+    pub fn open(state_dir: PathBuf, target: &Target, ssh: &SshOptions) -> Result<Self, Failure> {
+        let store = connect::connect(target, ssh)?;
         let file = store
             .open(&target.name, Access::ReadOnly)
             .map_err(|error| match error.kind() {
@@ -199,8 +194,8 @@ impl ClosedContainer {
 }
 
 /// Checks that there is nothing at `target`.
-pub fn check_free(target: &Target, ssh_command: &[OsString]) -> Result<(), Failure> {
-    let store = connect::connect(target, ssh_command)?;
+pub fn check_free(target: &Target, ssh: &SshOptions) -> Result<(), Failure> {
+    let store = connect::connect(target, ssh)?;
     match store.stat(&target.name) {
         Ok(_) => Err(exists_already(target)),
         Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
@@ -210,12 +205,8 @@ pub fn check_free(target: &Target, ssh_command: &[OsString]) -> Result<(), Failu
 
 /// Checks that there is a container at `target`, before the user is asked for its key. Any other failure is
 /// left to the session, which reports it.
-pub fn check_exists(
-    state_dir: &Path,
-    target: &Target,
-    ssh_command: &[OsString],
-) -> Result<(), Failure> {
-    let Ok(store) = connect::connect(target, ssh_command) else {
+pub fn check_exists(state_dir: &Path, target: &Target, ssh: &SshOptions) -> Result<(), Failure> {
+    let Ok(store) = connect::connect(target, ssh) else {
         return Ok(());
     };
     match store.stat(&target.name) {

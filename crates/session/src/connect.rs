@@ -1,47 +1,94 @@
-//! Reaches a container's store for the commands that need no session: `unlock`, `doctor`, and
-//! those of `key` that only read.
+//! The way to a container's store. Only this file and `address.rs` know kinds of location.
 
-use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sprat_luks::{AnyHeader, Header, HeaderRead, LuksError, OpenedBy};
+use sprat_store::copy::{DataMap, read_remote_map};
 use sprat_store::{
-    LocalStore, ReadClass, SftpOptions, SftpStore, SshTarget, Store, StoreError, StoreFile,
+    Fence, FileName, FileStat, LocalStore, Puncher, PuncherOptions, ReadClass, SftpOptions,
+    SftpStore, SshTarget, Store, StoreError, StoreFile, WriteJournal, Writers,
 };
 
-use crate::address::{Location, Target};
+use crate::address::{Location, SshLocation, Target};
+use crate::settings::{SessionSettings, SshOptions};
 use crate::state::{self, identity};
-use crate::{Failure, patience};
+use crate::{Access, Failure};
 
-/// Connects to the folder that holds `target`.
-pub fn connect(target: &Target, ssh_command: &[OsString]) -> Result<Arc<dyn Store>, StoreError> {
-    match &target.place {
-        Location::Local { folder } => Ok(Arc::new(LocalStore::open(folder)?)),
-        Location::Ssh {
-            user,
-            host,
-            port,
-            folder,
-        } => {
-            let ssh = SshTarget::new(user.as_deref(), host, *port)?;
-            let mut options = SftpOptions::new(ssh.argv(ssh_command), host, folder);
-            patience::set_patience(&mut options);
+/// How long a server may take over some hundred holes.
+const PUNCH_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long a server's kernel may take to say who writes, the login included.
+const KERNEL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Connects to the folder that holds `target`, for work without a session.
+pub fn connect(target: &Target, ssh: &SshOptions) -> Result<Arc<dyn Store>, StoreError> {
+    open_store(&target.location, ssh, |_| Ok(()))
+}
+
+/// `tune` sets what a session needs of a server.
+fn open_store(
+    location: &Location,
+    ssh: &SshOptions,
+    tune: impl FnOnce(&mut SftpOptions) -> Result<(), StoreError>,
+) -> Result<Arc<dyn Store>, StoreError> {
+    match location {
+        Location::Local(folder) => Ok(Arc::new(LocalStore::open(folder)?)),
+        Location::Ssh(server) => {
+            let argv = ssh_target(server)?.argv(&ssh.command);
+            let mut options = SftpOptions::new(argv, &server.host, &server.folder);
+            if let Some(timeout) = ssh.answer_timeout {
+                options.answer_timeout = timeout;
+                options.flush_timeout = timeout * 10;
+            }
+            tune(&mut options)?;
             Ok(Arc::new(SftpStore::connect(options)?))
         }
     }
 }
 
-/// Loads a container's header, for the work on keys; no key is needed for that.
+fn ssh_target(server: &SshLocation) -> Result<SshTarget, StoreError> {
+    SshTarget::new(server.user.as_deref(), &server.host, server.port)
+}
+
+/// Has a shell on the server find out where the container's file holds data, for `limit` at most.
+/// SFTP has no request for that. `None` for a local container.
+///
+/// # Errors
+/// Why the shell can't, as text.
+pub fn remote_data_map(
+    target: &Target,
+    ssh: &SshOptions,
+    stat: &FileStat,
+    limit: Duration,
+) -> Option<Result<DataMap, String>> {
+    let Location::Ssh(server) = &target.location else {
+        return None;
+    };
+    let path = server.path_of(&target.name);
+    Some(match ssh_target(server) {
+        Ok(server) => {
+            let argv = server.shell_argv(&ssh.command);
+            read_remote_map(&argv, &path, stat.len, stat.modified_s, limit)
+                .map_err(|error| error.to_string())
+        }
+        Err(error) => Err(error.to_string()),
+    })
+}
+
+/// Loads a container's header, for the work on keys. No key is needed for that.
 pub fn header(file: &dyn StoreFile) -> Result<Header, Failure> {
     Header::load(&HeaderBytes(file)).map_err(|error| Failure::of_key_work(&error))
 }
 
-/// The same as the kernel's dm-crypt opens it; and why user mode doesn't, where it doesn't.
+/// Loads a header as the kernel's dm-crypt opens it. With the reason why user mode can't open it, if it
+/// can't.
 ///
 /// # Errors
-/// [`crate::Exit::Damaged`] where this machine knows a container there, and no header is left of it.
+/// [`crate::Exit::Damaged`] if this machine knows a container there, and no header is left of it.
 pub fn any_header(
     file: &dyn StoreFile,
     state_dir: &Path,
@@ -56,7 +103,7 @@ pub fn any_header(
     Ok((header, Header::load(&HeaderBytes(file)).err()))
 }
 
-/// A container's header as `luks` reads it.
+/// A container's header as `luks` reads it: the bytes of the file in the store.
 pub struct HeaderBytes<'f>(pub &'f dyn StoreFile);
 
 impl HeaderRead for HeaderBytes<'_> {
@@ -69,4 +116,140 @@ impl HeaderRead for HeaderBytes<'_> {
             .read_at(offset, buf, ReadClass::Demand)
             .map_err(io::Error::other)
     }
+}
+
+/// How a session reaches its store, at the start and again after each lost connection.
+///
+/// Every ssh that it starts inherits the journal's flock. So the container counts as open for as
+/// long as one of them may still deliver bytes.
+pub(crate) struct Connection {
+    location: Location,
+    ssh: SshOptions,
+    data_channels: usize,
+    data_channels_at_once: bool,
+    allow_no_fsync: bool,
+    quiet_time: Duration,
+    flock: OwnedFd,
+}
+
+impl Connection {
+    /// A session that writes opens all data channels at once.
+    pub(crate) fn new(settings: &SessionSettings, journal: &WriteJournal) -> Result<Self, Failure> {
+        let flock = journal.fd().try_clone_to_owned().map_err(|error| {
+            Failure::failed("can't share the local lock record").caused_by(&error)
+        })?;
+        Ok(Self {
+            location: settings.target.location.clone(),
+            ssh: settings.ssh.clone(),
+            data_channels: settings.data_channels,
+            data_channels_at_once: settings.access == Access::ReadWrite,
+            allow_no_fsync: settings.allow_no_fsync,
+            quiet_time: settings.quiet_time,
+            flock,
+        })
+    }
+
+    /// Opens all data channels at once, whatever the access: a copy needs them at once.
+    pub(crate) fn with_all_channels(mut self) -> Self {
+        self.data_channels_at_once = true;
+        self
+    }
+
+    /// Connects.
+    pub(crate) fn connect(&self) -> Result<Arc<dyn Store>, StoreError> {
+        let tune = |options: &mut SftpOptions| {
+            options.data_channels = self.data_channels;
+            options.data_channels_at_once = self.data_channels_at_once;
+            options.insist_without_fsync = self.allow_no_fsync;
+            options.inherit_fds = vec![self.share_flock(&options.host)?];
+            Ok(())
+        };
+        open_store(&self.location, &self.ssh, tune)
+    }
+
+    fn share_flock(&self, host: &str) -> Result<OwnedFd, StoreError> {
+        self.flock.try_clone().map_err(|source| StoreError::Io {
+            op: "connect",
+            object: host.to_owned(),
+            source,
+        })
+    }
+
+    /// Starts a shell on the server that punches holes into `file`; `None` for a local store.
+    pub(crate) fn puncher(
+        &self,
+        file: &FileName,
+        fence: Fence,
+    ) -> Result<Option<Puncher>, StoreError> {
+        let Location::Ssh(server) = &self.location else {
+            return Ok(None);
+        };
+        let puncher = Puncher::start(PuncherOptions {
+            program: ssh_target(server)?.shell_argv(&self.ssh.command),
+            host: server.host.clone(),
+            folder: server.folder.clone(),
+            file: file.clone(),
+            fence,
+            inherit_fds: vec![self.share_flock(&server.host)?],
+            answer_timeout: self.ssh.answer_timeout.unwrap_or(PUNCH_TIMEOUT),
+        })?;
+        Ok(Some(puncher))
+    }
+
+    /// Asks the server's kernel whether anybody has `file` open for writing.
+    pub(crate) fn writers_of(&self, file: &FileName, stat: &FileStat) -> Writers {
+        let unknown = |reason: &str| Writers::Unknown {
+            reason: reason.to_owned(),
+        };
+        let Location::Ssh(server) = &self.location else {
+            return unknown("it is no server");
+        };
+        match ssh_target(server) {
+            Ok(target) => {
+                let argv = target.shell_argv(&self.ssh.command);
+                sprat_store::writers_of(&argv, &server.path_of(file), stat, KERNEL_TIMEOUT)
+            }
+            Err(error) => unknown(&error.to_string()),
+        }
+    }
+
+    /// How long blocks that were in flight at a loss are not written again.
+    pub(crate) fn quiet_time(&self) -> Duration {
+        self.quiet_time
+    }
+
+    /// Whether requests that were sent may still be carried out after this process has ended. On a
+    /// server its process outlives the connection; behind a network file system or a FUSE program
+    /// another machine or process outlives us. A disk of this machine has no such process.
+    pub(crate) fn outlives_us(&self) -> bool {
+        match &self.location {
+            Location::Ssh(_) => true,
+            Location::Local(folder) => is_behind_others(folder),
+        }
+    }
+}
+
+/// File systems whose writes another machine or process carries out: their magic numbers
+/// (include/uapi/linux/magic.h, and for GPFS and Lustre what statfs(2) gives there).
+const BEHIND_OTHERS: [i128; 12] = [
+    0x6969,      // NFS
+    0xFF53_4D42, // CIFS
+    0xFE53_4D42, // SMB2
+    0x517B,      // SMB
+    0x6573_5546, // FUSE
+    0x00C3_6400, // Ceph
+    0x0102_1997, // 9p
+    0x5346_414F, // AFS
+    0x6B41_4653, // kAFS
+    0x7375_7245, // Coda
+    0x4750_4653, // GPFS
+    0x0BD0_0BD0, // Lustre
+];
+
+/// Whether a local folder lies on a network file system or a FUSE program's. What can't be told counts
+/// as a disk's: those who open the folder say why.
+fn is_behind_others(folder: &Path) -> bool {
+    let kind = rustix::fs::statfs(folder).map(|about| about.f_type);
+    // The kernel's type is signed here and unsigned there, and 32 bits wide in any case.
+    kind.is_ok_and(|kind| BEHIND_OTHERS.contains(&(i128::from(kind) & 0xFFFF_FFFF)))
 }

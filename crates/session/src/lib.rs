@@ -20,10 +20,10 @@ pub mod copy;
 pub mod diagnosis;
 pub mod failure;
 mod file_system;
+mod files;
 pub mod interrupt;
 mod limits;
 pub mod mount_point;
-pub mod patience;
 pub mod progress;
 mod protocol;
 mod server_probe;
@@ -42,11 +42,14 @@ pub use failure::{Exit, Failure};
 pub use file_system::inodes::{default_inodes, files_on_disks_of};
 pub use file_system::{FileSystemCheck, FileSystemState, file_system_bytes, read_stamp_block};
 pub use limits::check_limits;
+pub use protocol::reports::{
+    ClosedReport, ContainerFacts, Created, NotCompared, Notice, Observer, Phase, SessionProgress,
+    VolumeRoom, VolumeStats,
+};
 pub use session::{Session, check, check_file_system};
 pub use settings::{
-    Access, ClosedReport, ContainerFacts, CreateOptions, Created, IdentityPolicy, Mode,
-    NotCompared, Notice, Observer, Phase, SIZE_BYTES_MIN, SessionOptions, SessionProgress,
-    TAKEOVER_QUIET_TIMES, VolumeRoom, VolumeStats,
+    Access, CreateOptions, IdentityPolicy, Mode, SIZE_BYTES_MIN, SessionSettings, SshOptions,
+    TAKEOVER_QUIET_TIMES,
 };
 pub use supervisor::background::{MountRecord, explain_lock, mounted_at};
 pub use supervisor::create::{NotCreated, Show, create, create_and_show};

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::Failure;
-use crate::address::{Location, Target};
+use crate::address::Target;
 
 /// Whether other users than root and this one can enter `dir`. The mode of `dir` itself does not count: the
 /// mount hides it, and what is mounted has the modes of the backup.
@@ -34,8 +34,8 @@ pub fn check_hides_nothing(
         (PathBuf::from("/dev"), "devices of this machine"),
         (PathBuf::from("/sys"), "devices of this machine"),
     ]);
-    if let Location::Local { folder } = &target.place {
-        places.push((folder.clone(), "container's folder"));
+    if let Some(folder) = target.local_folder() {
+        places.push((folder.to_owned(), "container's folder"));
     }
     for (place, what) in places {
         let place = canonical(&place);

@@ -3,7 +3,7 @@
 pub mod check;
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sprat_luks::Secret;
 use sprat_snapshot::{
@@ -11,14 +11,13 @@ use sprat_snapshot::{
     SnapshotReport, SnapshotSpec,
 };
 
-use crate::address::Location;
 use crate::file_system::FileSystemCheck;
+use crate::files::make_private_folder;
 use crate::interrupt::Interrupt;
 use crate::protocol::messages::{VolumeOrder, WorkerOrder, WorkerReply};
+use crate::protocol::reports::{ClosedReport, ContainerFacts, Notice, Observer, Phase};
 use crate::protocol::spawn::Role;
-use crate::settings::{
-    Access, ClosedReport, ContainerFacts, Notice, Observer, Phase, SessionOptions,
-};
+use crate::settings::{Access, SessionSettings};
 use crate::state::paths::{self, StatePaths};
 use crate::state::{KnownState, reserved_names};
 use crate::supervisor::{OnInterrupt, Shape, Supervisor, Watch};
@@ -33,29 +32,29 @@ use crate::{Exit, Failure, text};
 pub struct Session {
     supervisor: Supervisor,
     facts: ContainerFacts,
-    options: SessionOptions,
+    settings: SessionSettings,
 }
 
 impl Session {
     /// Opens the container and mounts its volume.
     pub fn open(
-        options: SessionOptions,
+        settings: SessionSettings,
         secret: &Secret,
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<Self, Failure> {
-        let mut session = Self::attach(options, secret, observer, interrupt)?;
+        let mut session = Self::attach(settings, secret, observer, interrupt)?;
         let mut watch = Watch {
             observer,
             interrupt,
         };
-        let purpose = match session.options.access {
+        let purpose = match session.settings.access {
             Access::ReadOnly => MountFor::Reading,
             Access::ReadWrite => MountFor::Writing,
         };
         let mounted = mount_privately(
             &mut session.supervisor,
-            &session.options,
+            &session.settings,
             purpose,
             &mut watch,
         );
@@ -66,9 +65,9 @@ impl Session {
             session.close(observer, interrupt)?;
             return Err(Failure::interrupted().with_hint("nothing was changed"));
         }
-        tracing::info!(target = %session.options.target, "session opened");
+        tracing::info!(target = %session.settings.target, "session opened");
         observer.phase(Phase::Working);
-        if session.options.access == Access::ReadOnly {
+        if session.settings.access == Access::ReadOnly {
             session.name_overwritten(observer, interrupt)?;
         }
         Ok(session)
@@ -94,7 +93,7 @@ impl Session {
 
     /// Opens the container and attaches its volume as a block device, without mounting it.
     fn attach(
-        options: SessionOptions,
+        settings: SessionSettings,
         secret: &Secret,
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
@@ -103,7 +102,7 @@ impl Session {
             observer,
             interrupt,
         };
-        let access = options.access;
+        let access = settings.access;
         let untouched = |failure: Failure| {
             match (failure.exit, access, &failure.hint) {
             (Exit::Interrupted, Access::ReadOnly, None) => failure.with_hint("nothing was changed"),
@@ -116,7 +115,7 @@ impl Session {
         }
         };
         let (mut supervisor, facts) =
-            Supervisor::start(&options, Shape::Session, &[secret], &mut watch)
+            Supervisor::start(&settings, Shape::Session, &[secret], &mut watch)
                 .map_err(untouched)?;
         if let Err(failure) = supervisor.attach(Role::Worker, &mut watch) {
             return Err(untouched(supervisor.fail(failure)));
@@ -124,7 +123,7 @@ impl Session {
         Ok(Self {
             supervisor,
             facts,
-            options,
+            settings,
         })
     }
 
@@ -159,8 +158,8 @@ impl Session {
 
     /// The list that checks keep of files whose content is wrong.
     fn suspects(&self) -> PathBuf {
-        let options = &self.options;
-        StatePaths::new(&options.state_dir, &self.facts.uuid, &options.target)
+        let settings = &self.settings;
+        StatePaths::new(&settings.state_dir, &self.facts.uuid, &settings.target)
             .file(paths::CHECKS, paths::SUSPECTS)
     }
 
@@ -187,8 +186,9 @@ impl Session {
         let noted = match not_saved {
             Some(reason) => Err(reason),
             None => {
-                let options = &self.options;
-                let paths = StatePaths::new(&options.state_dir, &self.facts.uuid, &options.target);
+                let settings = &self.settings;
+                let paths =
+                    StatePaths::new(&settings.state_dir, &self.facts.uuid, &settings.target);
                 KnownState::load(&paths)
                     .name_overwritten(&paths, &blocks)
                     .map_err(|failure| failure.in_one_line())
@@ -230,7 +230,7 @@ impl Session {
     ) -> Result<RestoreReport, Failure> {
         spec.never_enter.extend(self.own_folders());
         // What is known of locks, keys and headers now is newer than what any snapshot has.
-        spec.never_enter.push(self.options.state_dir.clone());
+        spec.never_enter.push(self.settings.state_dir.clone());
         spec.container = self.local_container();
         self.ask(
             &WorkerOrder::Restore(Box::new(spec)),
@@ -266,25 +266,22 @@ impl Session {
     fn never_backed_up(&self) -> Vec<PathBuf> {
         let mut folders = self.own_folders().to_vec();
         // What a session notes of its lock is of no use later, and untrue.
-        folders.push(self.options.state_dir.join("locks"));
+        folders.push(self.settings.state_dir.join("locks"));
         folders
     }
 
     /// sprat's folders of which nothing is worth a backup, and which a running session needs.
     fn own_folders(&self) -> [PathBuf; 2] {
         [
-            self.options.runtime_dir.clone(),
-            self.options.cache_dir.clone(),
+            self.settings.runtime_dir.clone(),
+            self.settings.cache_dir.clone(),
         ]
     }
 
     /// The container, where it lies on this machine and so may lie in a source or a destination.
     fn local_container(&self) -> Option<LocalContainer> {
-        let Location::Local { folder } = &self.options.target.place else {
-            return None;
-        };
         Some(LocalContainer {
-            path: folder.join(self.options.target.name.as_str()),
+            path: self.settings.target.local_path()?,
             endings: reserved_names::endings(),
         })
     }
@@ -367,12 +364,12 @@ pub(crate) enum MountFor {
 /// in the middle of a mount gains nothing, it is short and then ends in order.
 pub(crate) fn mount_privately(
     supervisor: &mut Supervisor,
-    options: &SessionOptions,
+    settings: &SessionSettings,
     purpose: MountFor,
     watch: &mut Watch<'_>,
 ) -> Result<(), Failure> {
-    let at = options.runtime_dir.join("volume");
-    make_private_dir(&at)?;
+    let at = settings.runtime_dir.join("volume");
+    make_private_folder(&at)?;
     supervisor.order(&WorkerOrder::Mount {
         at: OsString::from(at),
         read_only: purpose == MountFor::Reading,
@@ -390,25 +387,13 @@ pub(crate) fn mount_privately(
 /// Replays the journal and looks at every structure of the file system, without mounting it. With
 /// a read-only `access` nothing of it reaches the server.
 pub fn check_file_system(
-    options: SessionOptions,
+    settings: SessionSettings,
     secret: &Secret,
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<FileSystemCheck, Failure> {
-    let mut session = Session::attach(options, secret, observer, interrupt)?;
+    let mut session = Session::attach(settings, secret, observer, interrupt)?;
     let check = session.look_at_file_system(observer, interrupt);
     session.close(observer, interrupt)?;
     check
-}
-
-/// Makes a folder, and those above it, that only this user may enter.
-pub(crate) fn make_private_dir(dir: &Path) -> Result<(), Failure> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|error| {
-            Failure::failed(format!("can't make the folder {}", dir.display())).caused_by(&error)
-        })
 }

@@ -1,6 +1,5 @@
-//! What a session is asked for, and what it tells while it runs.
+//! The settings of a session: built from config and command line, passed whole to the volume process.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,19 +10,20 @@ use sprat_luks::{Header, LuksError, OpenedBy, Pins, Secret, SlotKind};
 use crate::Failure;
 use crate::address::Target;
 
-/// A session that loses its line sees that only after its ssh gave up, and waits one quiet time
-/// from then on. A killed ssh gave up nothing: the kernel sends what is left in its socket for up
-/// to 102 s more (`tcp_orphan_retries`, net/ipv4/tcp_timer.c), so a takeover waits twice as long.
+/// A takeover waits for this many quiet times.
+///
+/// A session that loses its connection notices that only when its ssh gives up, and waits one quiet
+/// time from then on. A killed ssh does not give up: the kernel sends what is left in its socket for
+/// up to 102 s more (`tcp_orphan_retries`, net/ipv4/tcp_timer.c). A takeover waits twice as long.
 pub const TAKEOVER_QUIET_TIMES: u32 = 2;
 
 /// Whether a session may change the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Access {
-    /// Nothing is ever written to the server, not even a lock; works on a full disk and with a
-    /// read-only account.
+    /// Never write to the server, not even a lock. Works on a full disk and with a read-only account.
     ReadOnly,
-    /// Reads and writes, under the lock.
+    /// Read and write, under the lock.
     ReadWrite,
 }
 
@@ -37,9 +37,10 @@ impl From<Access> for sprat_store::Access {
 }
 
 /// Where the volume is decrypted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// In the kernel where it has dm-crypt, else in sprat.
+    /// In the kernel if it has dm-crypt, else in sprat.
     #[default]
     Auto,
     /// In the kernel; the FUSE file is the ciphertext.
@@ -49,7 +50,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Looks at this machine where that decides.
+    /// Which side decrypts. `Auto` checks what this machine's kernel can do.
     pub(crate) fn opened_by(self) -> Result<OpenedBy, Failure> {
         if self == Self::User {
             return Ok(OpenedBy::Sprat);
@@ -62,21 +63,21 @@ impl Mode {
     }
 }
 
-/// What the container's header is compared with before the key comes near it.
+/// What the container's header is compared with before the key is used on it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IdentityPolicy {
-    /// Pinned on this machine earlier; any difference is refused.
+    /// What this machine knows of the container. Any difference is refused.
     Known(Pins),
-    /// The fingerprint on the recovery sheet; any difference is refused.
+    /// The fingerprint on the recovery sheet. Any difference is refused.
     Expect(String),
-    /// A machine that never saw this container: what is found is trusted, told
-    /// ([`Notice::TrustedOnce`]), and to be pinned by the caller.
+    /// This machine has never seen the container. The header found is trusted and reported
+    /// ([`Notice::TrustedOnce`](crate::Notice::TrustedOnce)); the caller pins it.
     TrustOnce,
 }
 
 impl IdentityPolicy {
-    /// Whether a header is this container's, old or new: a kept header is an old one by its nature.
+    /// Checks that a header belongs to this container. It may be an older one, as kept headers are.
     pub fn fits(&self, header: &Header) -> Result<(), LuksError> {
         match self {
             Self::Known(pins) => {
@@ -90,99 +91,140 @@ impl IdentityPolicy {
     }
 }
 
+/// How a server is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshOptions {
+    /// The ssh program and its first arguments.
+    pub command: Vec<OsString>,
+    /// How long the server may leave a request unanswered. An fsync may take ten times as long.
+    /// `None`: the limits of the store crate.
+    pub answer_timeout: Option<Duration>,
+}
+
+impl Default for SshOptions {
+    fn default() -> Self {
+        Self {
+            command: vec![OsString::from("ssh")],
+            answer_timeout: None,
+        }
+    }
+}
+
 /// How a container is opened.
-#[derive(Debug, Clone)]
-pub struct SessionOptions {
+///
+/// A new setting is a field here, with its default in [`SessionSettings::new`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SessionSettings {
     /// The container.
     pub target: Target,
     /// Where it is decrypted.
     pub mode: Mode,
-    /// The ssh program and its first arguments.
-    pub ssh_command: Vec<OsString>,
-    /// Reading, or reading and writing.
+    /// How its server is reached.
+    pub ssh: SshOptions,
+    /// Read, or read and write.
     pub access: Access,
-    /// Where lock records are kept (`/var/lib/sprat`).
+    /// The folder for lock records, pins and headers (`/var/lib/sprat`).
+    #[serde(with = "any_path")]
     pub state_dir: PathBuf,
-    /// Where mounts are made (`/run/sprat`).
+    /// The folder for mounts (`/run/sprat`).
+    #[serde(with = "any_path")]
     pub runtime_dir: PathBuf,
     /// Write although the server can't fsync.
     pub allow_no_fsync: bool,
-    /// Read although another host holds the lock; a read-only session alone may.
+    /// Read although another host holds the lock. Only a read-only session may.
     pub ignore_lock: bool,
     /// Accept a state of the container that is older than the known one.
     pub accept_older_state: bool,
-    /// Accept key slots that were changed, and not by this machine.
+    /// Accept key slots that another machine changed.
     pub accept_changed_keys: bool,
-    /// Read everything from the server, and compare it with what the cache holds.
-    pub past_cache: bool,
-    /// How long a lost line is waited for; zero ends the session at the first loss.
+    /// Read everything from the server, and compare it with the cache.
+    pub verify_cache: bool,
+    /// How long to wait for a lost connection. Zero ends the session at the first loss.
     pub reconnect_max: Duration,
-    /// How long blocks that were in flight at a loss are held back afterwards.
+    /// How long blocks that were in flight at a loss are not written again.
     pub quiet_time: Duration,
-    /// How often the figures of [`SessionProgress`] are taken.
+    /// How often [`SessionProgress`](crate::SessionProgress) is reported.
     pub stats_interval: Duration,
     /// SFTP channels for data.
     pub data_channels: usize,
-    /// Bound of the bytes that wait to be durable on the server.
+    /// Most bytes that may wait to be durable on the server.
     pub write_buffer_bytes_max: usize,
-    /// Where each container's persistent cache has its folder (`/var/cache/sprat`).
+    /// The folder in which each container has its persistent cache (`/var/cache/sprat`).
+    #[serde(with = "any_path")]
     pub cache_dir: PathBuf,
-    /// Bound of one container's cache; zero: nothing of it is used.
+    /// Size limit of one container's cache. Zero: the cache is not used.
     pub cache_bytes_max: u64,
-    /// Size of the reserve that is made beside the container where it is missing; zero: none is.
+    /// Size of the reserve file beside the container, which is made if it is missing. Zero: no reserve.
     pub reserve_bytes: u64,
-    /// Give the reserve up where the server's disk is full: for what makes room.
+    /// Remove the reserve if the server's disk is full. For commands that free space.
     pub may_use_reserve: bool,
-    /// How often the server's free space is asked for while the session writes.
-    pub room_interval: Duration,
-    /// What the header must look like.
+    /// How often the server's free space is checked while the session writes.
+    pub space_interval: Duration,
+    /// What the header must match.
     pub pins: IdentityPolicy,
     /// The sprat program, for the volume process and the worker.
+    #[serde(with = "any_path")]
     pub program: PathBuf,
 }
 
-impl SessionOptions {
+impl SessionSettings {
     /// The defaults for `target`.
     #[must_use]
     pub fn new(target: Target, access: Access, state_dir: PathBuf, runtime_dir: PathBuf) -> Self {
         Self {
             target,
             mode: Mode::default(),
-            ssh_command: vec![OsString::from("ssh")],
+            ssh: SshOptions::default(),
             access,
             cache_dir: state_dir.join("cache"),
             cache_bytes_max: 2 << 30,
             reserve_bytes: 0,
             may_use_reserve: false,
-            room_interval: Duration::from_secs(10),
+            space_interval: Duration::from_secs(10),
             state_dir,
             runtime_dir,
             allow_no_fsync: false,
             ignore_lock: false,
             accept_older_state: false,
             accept_changed_keys: false,
-            past_cache: false,
+            verify_cache: false,
             reconnect_max: Duration::from_secs(15 * 60),
             quiet_time: Duration::from_secs(60),
             stats_interval: Duration::from_millis(500),
             data_channels: 4,
             write_buffer_bytes_max: 128 << 20,
             pins: IdentityPolicy::TrustOnce,
-            // Resolved by the child itself, so it is this very program even after an upgrade
-            // has replaced the file.
+            // The child resolves this link, so it runs this very program even if an upgrade has
+            // replaced the file.
             program: PathBuf::from("/proc/self/exe"),
         }
     }
 }
 
-/// How a container is made.
+/// A path as serde's own form of it, but one that need not be UTF-8.
+mod any_path {
+    use std::ffi::OsString;
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+        path.as_os_str().serialize(to)
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<PathBuf, D::Error> {
+        OsString::deserialize(from).map(PathBuf::from)
+    }
+}
+
+/// How a container is created.
 #[derive(Debug)]
 pub struct CreateOptions {
-    /// Target, directories and limits; `access` and `pins` are not looked at.
-    pub session: SessionOptions,
-    /// Length of the container file in bytes; rounded down to a multiple of 4096.
+    /// Target, folders and limits. `access` and `pins` are ignored.
+    pub settings: SessionSettings,
+    /// Length of the container file in bytes, rounded down to a multiple of 4096.
     pub size_bytes: u64,
-    /// One key slot each, in this order.
+    /// Each gets one key slot, in this order.
     pub secrets: Vec<(Secret, SlotKind)>,
     /// A fixed UUID, else a random one.
     pub uuid: Option<String>,
@@ -190,324 +232,10 @@ pub struct CreateOptions {
     pub label: Option<String>,
     /// See [`sprat_attach::MkfsOptions`].
     pub inodes: Option<u64>,
-    /// Worthless key derivation, for tests only.
+    /// Weak key derivation, for tests only.
     pub fast_kdf_for_tests: bool,
 }
 
 /// The smallest container that [`create`](crate::supervisor::create()) makes: header, journal and room for a
 /// snapshot.
 pub const SIZE_BYTES_MIN: u64 = 64 << 20;
-
-/// Where a session stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// Reaching the server.
-    Connecting,
-    /// Taking the lock.
-    Locking,
-    /// Deriving the key and opening a key slot.
-    Unlocking,
-    /// Making the header and the file.
-    Creating,
-    /// Making the file system.
-    MakingFileSystem,
-    /// FUSE, loop device, ext4; replays the journal of a crashed session.
-    Mounting,
-    /// What the session was opened for.
-    Working,
-    /// Ended early on request: cleaning up in order.
-    Stopping,
-    /// The server has no room left: what was begun is ended in order.
-    StoppingFull,
-    /// Asking the file system what it does not need.
-    Collecting,
-    /// Making holes in the container file.
-    Punching,
-    /// Writing the container anew on the server.
-    Rewriting,
-    /// Growing the file system.
-    Growing,
-    /// Unmounting.
-    Unmounting,
-    /// Sending what is left and waiting for the server's fsync.
-    Syncing,
-    /// Reading a new container's header back and giving it its name.
-    Publishing,
-}
-
-/// Something the user should know; none of them stops the session.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Notice {
-    /// One of the header's two copies is damaged; the other was used.
-    HeaderCopyDamaged {
-        /// Which one, in words.
-        copy: String,
-    },
-    /// Nothing was pinned on this machine, so the header was believed as it is.
-    TrustedOnce {
-        /// To be compared with the recovery sheet.
-        fingerprint: String,
-    },
-    /// A session that died on this machine held the lock; it was taken over.
-    TookOverDeadSession,
-    /// Bytes that a dead session had in flight; they are read back before success.
-    Suspects {
-        /// Their sum.
-        bytes: u64,
-    },
-    /// A write session of this machine died; what it left is read through a local journal replay.
-    DeadSessionLeftLock,
-    /// Another host holds the lock, and the user insisted on reading all the same.
-    LockIgnored {
-        /// Whose it is.
-        holder: String,
-    },
-    /// The container was written to since this machine last closed it; nothing that was kept of it
-    /// here is used.
-    CacheOutdated,
-    /// The container was written to since this machine last left it, and not by this machine.
-    WrittenElsewhere,
-    /// The container is older than this machine knows it, and the user accepts that.
-    OlderStateAccepted,
-    /// What a session wrote, which may have been overwritten late, can't be compared.
-    NotCompared(NotCompared),
-    /// The list of what this session wrote can't be left beside the container.
-    NotListed {
-        /// Why.
-        reason: String,
-    },
-    /// Blocks were overwritten late. Files that are known by name follow.
-    Overwritten {
-        /// How many.
-        blocks: u64,
-        /// `JOB/SNAPSHOT/path`, escaped.
-        files: Vec<String>,
-    },
-    /// What is known of the container can't be noted in the state folder.
-    NotNoted {
-        /// Why.
-        reason: String,
-    },
-    /// Little space is left on the server.
-    ServerSpaceLow {
-        /// What this account may still write.
-        available_bytes: u64,
-    },
-    /// A container may become larger than what is free on the server.
-    MoreThanServerHas {
-        /// What this account may still write.
-        available_bytes: u64,
-        /// How large the container may become.
-        size_bytes: u64,
-    },
-    /// Little space, or few inodes, are left in the volume.
-    VolumeSpaceLow {
-        /// For files' content.
-        available_bytes: u64,
-        /// For files.
-        inodes: u64,
-    },
-    /// The server's disk is full; the reserve beside the container was given up to go on.
-    ReserveGivenUp,
-    /// The server can't fsync, and the user insisted.
-    NoDurableFlush,
-    /// The server can't make a rename or lock durable (no fsync of folders).
-    NoFolderFlush,
-    /// The account may not remove files.
-    NothingRemoved,
-    /// The server's file system has no sparse files: a new container takes its whole size at once.
-    HolesFilled {
-        /// That size.
-        size_bytes: u64,
-    },
-    /// The process's memory could not be locked or marked as an I/O path.
-    NotHardened {
-        /// What and why.
-        reason: String,
-    },
-    /// The lock could not be given back at the end, when everything was durable.
-    LockLeft {
-        /// Why.
-        reason: String,
-    },
-    /// This machine could not keep a copy of a new container's header.
-    HeaderNotKept {
-        /// Why.
-        reason: String,
-    },
-    /// The header that this machine had kept has key slots that the present one does not have, or
-    /// has otherwise. Both are kept.
-    SlotsDiffer {
-        /// Slots that are gone, or of which the present header says something else.
-        gone: Vec<u32>,
-        /// Slots whose areas hold other bytes.
-        slots: Vec<u32>,
-        /// The file that they lie in as they were.
-        kept: PathBuf,
-        /// The file of the present header.
-        newest: PathBuf,
-    },
-    /// Key slots whose areas hold other bytes than the header that this machine keeps has of them.
-    SlotAreasDiffer {
-        /// Their numbers.
-        slots: Vec<u32>,
-    },
-    /// A way of giving space back does not exist here, and the next one is taken.
-    TrimRoutePassed {
-        /// Which one, and why not.
-        reason: String,
-    },
-    /// So much of what a dead session had under way was read and written anew.
-    Settling {
-        /// Bytes that are done.
-        done_bytes: u64,
-        /// Bytes in all.
-        whole_bytes: u64,
-    },
-    /// Blocks of a lost connection may still be carried out by its server: what replaces them, and the
-    /// end of the run, waits for this long at most.
-    LateWrites {
-        /// Seconds.
-        wait_s: u64,
-    },
-    /// The line was lost, or could not be made again for another reason; reconnecting.
-    LineLost {
-        /// Why.
-        reason: String,
-    },
-    /// The line is back.
-    LineBack {
-        /// Seconds it was away.
-        away_s: u64,
-    },
-}
-
-/// The volume's figures at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VolumeStats {
-    /// Bytes read from the store since the session began.
-    pub read_bytes: u64,
-    /// Bytes written to the store since the session began.
-    pub written_bytes: u64,
-    /// Read requests.
-    pub read_requests: u64,
-    /// Write requests.
-    pub write_requests: u64,
-    /// Bytes that wait to be sent.
-    pub dirty_bytes: u64,
-    /// Bytes sent or waiting that no fsync covers yet.
-    pub unsynced_bytes: u64,
-    /// Lost connections so far.
-    pub losses: u64,
-    /// For how long the line has been away.
-    pub reconnecting_ms: Option<u64>,
-    /// Estimated round trip.
-    pub round_trip_us: Option<u64>,
-}
-
-/// What is told while a session works.
-#[derive(Debug, Clone, Default)]
-pub struct SessionProgress {
-    /// rsync's side, while it runs.
-    pub rsync: Option<sprat_snapshot::Progress>,
-    /// The wire's side.
-    pub volume: VolumeStats,
-}
-
-/// Sees what a session does; called on the session's own thread and must not block.
-pub trait Observer {
-    /// A phase begins.
-    fn phase(&mut self, phase: Phase);
-    /// Newer figures.
-    fn progress(&mut self, progress: &SessionProgress);
-    /// Something to tell.
-    fn notice(&mut self, notice: Notice);
-}
-
-/// The newest snapshot of each job: job, snapshot.
-pub type Newest = BTreeMap<String, String>;
-
-/// What the volume process found at the target.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ContainerFacts {
-    /// The header's UUID.
-    pub uuid: String,
-    /// What to pin.
-    pub pins: Pins,
-    /// Length of the container file in bytes.
-    pub file_bytes: u64,
-    /// Length of the volume in bytes.
-    pub volume_bytes: u64,
-    /// The newest snapshot of each job that must be there: what this machine knows of the state
-    /// that was found.
-    pub newest_known: Newest,
-    /// How many errors the file system has met since it was last repaired, if any.
-    pub file_system_errors: Option<u32>,
-    /// Blocks of the volume that were overwritten late, by a session that the container was taken
-    /// over from; ascending.
-    pub overwritten: Vec<u64>,
-    /// Sessions whose writes may have been overwritten so, and can't be compared.
-    pub not_compared: Vec<NotCompared>,
-}
-
-/// A session that wrote while an earlier one could still overwrite it, and whose writes can't be
-/// compared.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NotCompared {
-    /// The random id of its host; empty where several were joined.
-    pub host: String,
-    /// When the container was taken over, by the server's clock, seconds since the epoch.
-    pub since_s: u64,
-}
-
-/// Room in the file system in the volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VolumeRoom {
-    /// For files' content, in all.
-    pub total_bytes: u64,
-    /// For files' content, unused.
-    pub available_bytes: u64,
-    /// How many files and folders it can hold.
-    pub inodes: u64,
-    /// How many more.
-    pub free_inodes: u64,
-}
-
-/// Below this part of its blocks or inodes a volume is told to be nearly full.
-const ROOM_LOW_PART: u64 = 20;
-
-impl VolumeRoom {
-    /// Whether somebody should do something before it is full.
-    #[must_use]
-    pub fn is_low(&self) -> bool {
-        self.available_bytes < self.total_bytes / ROOM_LOW_PART
-            || self.free_inodes < self.inodes / ROOM_LOW_PART
-    }
-}
-
-/// A session that ended in order: everything is durable on the server, the lock is released.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-pub struct ClosedReport {
-    /// The figures at the end.
-    pub volume: VolumeStats,
-    /// What was left in the volume when it was unmounted, if it was mounted.
-    pub room: Option<VolumeRoom>,
-    /// The server made everything durable; false only where the user insisted on a server that
-    /// can't, and for a read-only session.
-    pub durable: bool,
-    /// Blocks that the server showed with other bytes than this machine had left there, in a
-    /// session that compared.
-    #[serde(default)]
-    pub differing_blocks: u64,
-}
-
-/// A new container.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Created {
-    /// What it is.
-    pub facts: ContainerFacts,
-    /// Bytes sent to the server, header included.
-    pub sent_bytes: u64,
-}

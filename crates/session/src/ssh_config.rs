@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use crate::address::{Location, Target};
+use crate::address::{SshLocation, Target};
 use crate::ssh_config::text::{
     config_word, expanded, is_default_known_hosts, jump_of_command, keys, of_jumps, paths, settings,
 };
@@ -98,7 +98,7 @@ impl Known {
     /// most.
     pub fn look_up(target: &Target, ssh_command: &[OsString]) -> Self {
         let mut known = Self::default();
-        let Location::Ssh { host, .. } = &target.place else {
+        let Some(SshLocation { host, .. }) = target.ssh() else {
             return known;
         };
         // What only stands in for ssh may do anything with an option that it doesn't know: it is not
@@ -233,12 +233,9 @@ struct Asking {
 
 impl Asking {
     fn server(&mut self, ssh: &[OsString], target: &Target, depth: usize) -> Option<KnownServer> {
-        let Location::Ssh {
+        let SshLocation {
             user, host, port, ..
-        } = &target.place
-        else {
-            return None;
-        };
+        } = target.ssh()?;
         let mut words: Vec<OsString> = Vec::new();
         if let Some(user) = user {
             words.extend(["-l".into(), user.into()]);

@@ -1,18 +1,16 @@
 //! The status of a container, without a key and without opening it: what this machine knows of it, and what
 //! its server reports.
 
-use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use sprat_luks::Pins;
-use sprat_store::copy::{DataMap, read_remote_map};
+use sprat_store::copy::DataMap;
+use sprat_store::{Access, FileStat, LockInfo, Store, StoreError, StoreErrorKind, lock};
 
-use sprat_store::{Access, FileStat, LockInfo, SshTarget, Store, StoreError, StoreErrorKind, lock};
-
-use crate::address::{Location, Target};
+use crate::address::Target;
 use crate::state::checks::{self, KeptCheck, KeptChecks};
 use crate::state::history::{History, JobHistory};
 use crate::state::key_notes::KeyNotes;
@@ -20,7 +18,7 @@ use crate::state::paths::StatePaths;
 use crate::state::{KnownState, identity, moved};
 use crate::volume_process::reserve::name as reserve_name;
 use crate::volume_process::space_monitor::LOW_BYTES;
-use crate::{Exit, Failure, IdentityPolicy, connect};
+use crate::{Exit, Failure, IdentityPolicy, SshOptions, connect};
 
 /// How long the server's shell may take to report where the container holds data.
 const SHELL_LIMIT: Duration = Duration::from_secs(15);
@@ -84,13 +82,13 @@ pub struct LockStatus {
 }
 
 impl ContainerStatus {
-    /// Reads what this machine knows of `target`, whose jobs in the config are `jobs`. With an `ssh_command`
-    /// it asks the server as well.
+    /// Reads what this machine knows of `target`, whose jobs in the config are `jobs`. With `ssh` it asks
+    /// the server as well.
     pub fn read(
         state_dir: &Path,
         target: &Target,
         jobs: Vec<String>,
-        ssh_command: Option<&[OsString]>,
+        ssh: Option<&SshOptions>,
     ) -> Self {
         let known = identity::policy(state_dir, target, None).map(|policy| match policy {
             IdentityPolicy::Known(Pins { uuid, .. }) => {
@@ -108,7 +106,7 @@ impl ContainerStatus {
         Self {
             known,
             jobs: (!jobs.is_empty()).then_some(jobs),
-            server: ssh_command.map(|command| ask(state_dir, target, command)),
+            server: ssh.map(|ssh| ask(state_dir, target, ssh)),
         }
     }
 
@@ -208,12 +206,8 @@ impl LocalStatus {
     }
 }
 
-fn ask(
-    state_dir: &Path,
-    target: &Target,
-    ssh_command: &[OsString],
-) -> Result<ServerStatus, Failure> {
-    let store = connect::connect(target, ssh_command)?;
+fn ask(state_dir: &Path, target: &Target, ssh: &SshOptions) -> Result<ServerStatus, Failure> {
+    let store = connect::connect(target, ssh)?;
     let name = &target.name;
     let stat = store.stat(name).map_err(|error| match error.kind() {
         StoreErrorKind::NotFound => moved::no_container(state_dir, target),
@@ -238,7 +232,7 @@ fn ask(
         container_bytes: stat.len,
         allocated_bytes: stat
             .allocated_bytes
-            .or_else(|| allocated(target, ssh_command, &*store, &stat)),
+            .or_else(|| allocated(target, ssh, &*store, &stat)),
         reserve_bytes: reserve,
         locked: locked.as_ref().map(LockStatus::of),
     })
@@ -253,26 +247,11 @@ fn unless_unsupported<T>(asked: Result<T, StoreError>) -> Result<Option<T>, Stor
 }
 
 /// SFTP reports only a file's length; a shell on the server can report where it holds data.
-fn allocated(
-    target: &Target,
-    ssh_command: &[OsString],
-    store: &dyn Store,
-    stat: &FileStat,
-) -> Option<u64> {
-    let Location::Ssh {
-        user,
-        host,
-        port,
-        folder,
-    } = &target.place
-    else {
-        let file = store.open(&target.name, Access::ReadOnly).ok()?;
-        return DataMap::of(&*file).ok().map(|map| map.data_bytes());
+fn allocated(target: &Target, ssh: &SshOptions, store: &dyn Store, stat: &FileStat) -> Option<u64> {
+    let map = match connect::remote_data_map(target, ssh, stat, SHELL_LIMIT) {
+        Some(map) => map.ok()?,
+        None => DataMap::of(&*store.open(&target.name, Access::ReadOnly).ok()?).ok()?,
     };
-    let ssh = SshTarget::new(user.as_deref(), host, *port).ok()?;
-    let path = format!("{folder}/{}", target.name);
-    let argv = ssh.shell_argv(ssh_command);
-    let map = read_remote_map(&argv, &path, stat.len, stat.modified_s, SHELL_LIMIT).ok()?;
     Some(map.data_bytes())
 }
 

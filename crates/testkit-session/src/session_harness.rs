@@ -17,7 +17,7 @@ use sprat_session::address::Target;
 use sprat_session::interrupt::Interrupt;
 use sprat_session::{
     Access, ClosedReport, CreateOptions, Created, Exit, Failure, IdentityPolicy, Notice, Observer,
-    Phase, Session, SessionOptions, SessionProgress,
+    Phase, Session, SessionProgress, SessionSettings,
 };
 use sprat_snapshot::{JobName, RestoreSpec, SnapshotReport, SnapshotSpec};
 use sprat_testkit::client_and_server::HEADER_BYTES;
@@ -138,13 +138,13 @@ impl SessionHarness {
 
     /// Options for a session, with a short quiet time.
     #[must_use]
-    pub fn options(&self, access: Access) -> SessionOptions {
+    pub fn options(&self, access: Access) -> SessionSettings {
         let mut options =
-            SessionOptions::new(self.target(), access, self.path("state"), self.path("run"));
+            SessionSettings::new(self.target(), access, self.path("state"), self.path("run"));
         options.program = self.path("sprat");
         options.quiet_time = Duration::from_millis(500);
         if let Some(sshd) = &self.sshd {
-            options.ssh_command = sshd.ssh_command();
+            options.ssh.command = sshd.ssh_command();
         }
         options
     }
@@ -153,7 +153,7 @@ impl SessionHarness {
     #[must_use]
     pub fn create_options(&self) -> CreateOptions {
         CreateOptions {
-            session: self.options(Access::ReadWrite),
+            settings: self.options(Access::ReadWrite),
             size_bytes: self.size_bytes,
             secrets: vec![(self.secret.clone(), SlotKind::KeyFile)],
             uuid: None,
@@ -451,7 +451,7 @@ impl Observer for Observed {
 
 /// Pins the identity of `created`.
 #[must_use]
-pub fn known(mut options: SessionOptions, created: &Created) -> SessionOptions {
+pub fn known(mut options: SessionSettings, created: &Created) -> SessionSettings {
     options.pins = IdentityPolicy::Known(created.facts.pins.clone());
     options
 }

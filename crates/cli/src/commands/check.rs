@@ -82,7 +82,7 @@ impl CommandArgs for CheckArgs {
             mut options,
         } = context.prepare(&self.target, Access::ReadOnly)?;
         // What is checked is what the server has.
-        options.past_cache = true;
+        options.verify_cache = true;
         let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
         let mut reporter = Reporter::new(context.output, "");
         // Called when files are to be read: `duration_over` counts what was done before.

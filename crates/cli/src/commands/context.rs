@@ -15,7 +15,8 @@ use sprat_session::state::history::History;
 use sprat_session::state::identity;
 use sprat_session::state::paths::StatePaths;
 use sprat_session::{
-    Access, ClosedReport, ContainerFacts, IdentityPolicy, Session, SessionOptions, text,
+    Access, ClosedReport, ContainerFacts, IdentityPolicy, Session, SessionSettings, SshOptions,
+    text,
 };
 
 use crate::args::GlobalArgs;
@@ -60,7 +61,7 @@ pub(crate) struct Resolved {
     /// Its name in the config, else the file's name without `.luks`.
     pub name: String,
     pub target: Target,
-    pub ssh_command: Vec<OsString>,
+    pub ssh: SshOptions,
     pub secret: SecretSource,
     /// The source without the command line: what this machine's backups use.
     pub own_secret: SecretSource,
@@ -73,7 +74,7 @@ pub(crate) struct Resolved {
 pub(crate) struct Prepared {
     pub resolved: Resolved,
     pub secret: Secret,
-    pub options: SessionOptions,
+    pub options: SessionSettings,
 }
 
 impl Context {
@@ -159,7 +160,7 @@ impl Context {
         target: Target,
         container: Option<&Container>,
     ) -> Result<Resolved, Failure> {
-        let ssh_command = match &self.global.ssh_command {
+        let command = match &self.global.ssh_command {
             Some(text) => split(text, "--ssh-command")?,
             None => container
                 .and_then(|container| container.ssh_command.clone())
@@ -179,7 +180,10 @@ impl Context {
             allow_no_fsync: self.global.allow_no_fsync || allowed,
             name,
             target,
-            ssh_command,
+            ssh: SshOptions {
+                command,
+                answer_timeout: self.environment.answer_timeout,
+            },
             default_key_file,
         })
     }
@@ -238,8 +242,7 @@ impl Context {
     /// Fetches the key of a container.
     pub(crate) fn secret(&self, resolved: &Resolved) -> Result<Secret, Failure> {
         if resolved.secret == SecretSource::Terminal {
-            let (target, ssh_command) = (&resolved.target, &resolved.ssh_command);
-            check_exists(&self.state_dir(), target, ssh_command)?;
+            check_exists(&self.state_dir(), &resolved.target, &resolved.ssh)?;
         }
         let fetched = self.fetch(&resolved.secret);
         fetched.map_err(|failure| {
@@ -257,7 +260,7 @@ impl Context {
         &self,
         resolved: &Resolved,
         access: Access,
-    ) -> Result<SessionOptions, Failure> {
+    ) -> Result<SessionSettings, Failure> {
         let global = &self.global;
         if global.ignore_lock && access == Access::ReadWrite {
             return Err(
@@ -267,14 +270,14 @@ impl Context {
             );
         }
         session::check_limits()?;
-        let mut options = SessionOptions::new(
+        let mut options = SessionSettings::new(
             resolved.target.clone(),
             access,
             self.state_dir(),
             self.environment.absolute(&global.runtime_dir),
         );
         options.mode = global.mode;
-        options.ssh_command.clone_from(&resolved.ssh_command);
+        options.ssh.clone_from(&resolved.ssh);
         options.allow_no_fsync = resolved.allow_no_fsync;
         options.ignore_lock = global.ignore_lock;
         options.accept_older_state = global.accept_older_state;
@@ -287,7 +290,7 @@ impl Context {
         options.data_channels = global.data_channels;
         options.write_buffer_bytes_max = global.write_buffer_bytes_max;
         options.reserve_bytes = global.reserve_bytes;
-        options.room_interval = global.room_interval;
+        options.space_interval = global.room_interval;
         options.cache_dir = self.environment.absolute(&global.cache_dir);
         options.cache_bytes_max = if global.no_cache {
             0
@@ -307,7 +310,7 @@ impl Context {
         &self,
         resolved: &Resolved,
         secret: &Secret,
-        options: SessionOptions,
+        options: SessionSettings,
         reporter: &mut Reporter,
     ) -> Result<Session, Failure> {
         let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
@@ -373,7 +376,7 @@ impl Context {
         &self,
         prepared: Prepared,
         facts: impl FnOnce(&T) -> &ContainerFacts,
-        work: impl FnOnce(SessionOptions, &Secret, &mut Reporter) -> Result<T, Failure>,
+        work: impl FnOnce(SessionSettings, &Secret, &mut Reporter) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let Prepared {
             resolved,

@@ -80,7 +80,7 @@ impl CommandArgs for CopyArgs {
             context.fetch(&source.secret).ok()
         };
         let new_sheet = source_key.as_ref().filter(|_| self.new_key).map(|secret| {
-            let known = Known::look_up(&destination.target, &destination.ssh_command);
+            let known = Known::look_up(&destination.target, &destination.ssh.command);
             let jobs = [&destination, &source]
                 .map(|resolved| SheetJob::of_container(&context.config, &resolved.name))
                 .into_iter()
@@ -154,10 +154,8 @@ impl CommandArgs for CopyArgs {
 }
 
 fn has_no_folder(resolved: &Resolved) -> bool {
-    matches!(
-        connect::connect(&resolved.target, &resolved.ssh_command),
-        Err(StoreError::NotFound { .. })
-    )
+    let connected = connect::connect(&resolved.target, &resolved.ssh);
+    matches!(connected, Err(StoreError::NotFound { .. }))
 }
 
 /// The result as text, and what is left to do.

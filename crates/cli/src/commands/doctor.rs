@@ -41,7 +41,7 @@ impl CommandArgs for DoctorArgs {
             findings.extend(diagnosis::server(&ServerCheck {
                 name: &resolved.name,
                 target: &resolved.target,
-                ssh_command: &resolved.ssh_command,
+                ssh: &resolved.ssh,
                 state_dir: &state_dir,
                 fingerprint: context.global.fingerprint.as_deref(),
                 allow_no_fsync: resolved.allow_no_fsync,

@@ -9,7 +9,7 @@ use sprat_session::closed_container::check_free;
 use sprat_session::ssh_config::Known;
 use sprat_session::state::{identity, key_notes, reserved_names};
 use sprat_session::{
-    self as session, Access, ContainerFacts, CreateOptions, SIZE_BYTES_MIN, SessionOptions, text,
+    self as session, Access, ContainerFacts, CreateOptions, SIZE_BYTES_MIN, SessionSettings, text,
 };
 use zeroize::Zeroizing;
 
@@ -65,7 +65,7 @@ impl CommandArgs for InitArgs {
         let session_options = context.session_options(&resolved, Access::ReadWrite)?;
         let source = key_source(&resolved)?;
         // Asking ssh may take seconds, or fail: do it before anything is created.
-        let known = Known::look_up(&resolved.target, &resolved.ssh_command);
+        let known = Known::look_up(&resolved.target, &resolved.ssh.command);
         refuse_existing(&resolved, &source)?;
         let on_stdout = context.output.json || self.sheet.is_none();
         let files = SheetFiles::create(
@@ -98,7 +98,7 @@ impl InitArgs {
     fn create(
         &self,
         context: &Context,
-        session_options: SessionOptions,
+        session_options: SessionSettings,
         new: New,
     ) -> Result<Exit, Failure> {
         let New {
@@ -119,7 +119,7 @@ impl InitArgs {
         let mut reporter = Reporter::new(context.output, "");
         let state_dir = session_options.state_dir.clone();
         let options = CreateOptions {
-            session: session_options,
+            settings: session_options,
             size_bytes: self.size,
             secrets: vec![(secret, kind), (recovery.secret(), SlotKind::Recovery)],
             uuid: None,
@@ -249,7 +249,7 @@ fn refuse_existing(resolved: &Resolved, source: &SecretSource) -> Result<(), Fai
     if !needed {
         return Ok(());
     }
-    check_free(&resolved.target, &resolved.ssh_command).map_err(no_folder)
+    check_free(&resolved.target, &resolved.ssh).map_err(no_folder)
 }
 
 /// Whether the key file was created, the first slot's secret and kind, and a recovery key.

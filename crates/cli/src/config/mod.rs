@@ -358,9 +358,7 @@ fn parse_target(text: &str, environment: &Environment) -> Result<Target, String>
         _ => text.to_owned(),
     };
     let parsed = Target::parse(&text, Path::new("")).map_err(|error| error.to_string())?;
-    if let sprat_session::address::Location::Local { folder } = &parsed.place
-        && !folder.is_absolute()
-    {
+    if parsed.local_folder().is_some_and(Path::is_relative) {
         return Err(format!(
             "`target` {text:?} must be ssh://…, host:path or an absolute path"
         ));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::Serialize;
 use sprat_luks::Pins;
-use sprat_session::address::{Location, Target};
+use sprat_session::address::{SshLocation, Target};
 use sprat_session::ssh_config::{Known, KnownServer, Proxy};
 
 use crate::config::Config;
@@ -180,7 +180,7 @@ impl Sheet<'_> {
             quoted(&["umount", VOLUME_DIR]),
             quoted(&["cryptsetup", "close", MAPPER_NAME]),
         ];
-        if self.target.login().is_some() {
+        if self.target.ssh().is_some() {
             end.push(quoted(&["fusermount3", "-u", SERVER_DIR]));
         }
         steps.push(step("Leave it as it was", end));
@@ -203,12 +203,12 @@ impl Sheet<'_> {
         let key = format!("/etc/sprat/keys/{name}.key");
         let fingerprint = self.pins.fingerprint();
         let ssh = format!("ssh -F {SSH_CONFIG}");
-        let (target, mut first) = match &self.target.place {
-            Location::Ssh { folder, .. } => (
-                format!("{SSH_NAME}:{folder}/{}", self.target.name),
+        let (target, mut first) = match self.target.ssh() {
+            Some(server) => (
+                format!("{SSH_NAME}:{}", server.path_of(&self.target.name)),
                 vec!["sprat", "--ssh-command", &ssh],
             ),
-            Location::Local { .. } => (self.container_path(), vec!["sprat"]),
+            None => (self.container_path(), vec!["sprat"]),
         };
         let mut steps = Vec::new();
         if let Some(config) = self.ssh_config() {
@@ -247,7 +247,7 @@ impl Sheet<'_> {
             format!("target = {}", text(&target)),
             format!("key_file = {}", text(&key)),
         ];
-        if matches!(self.target.place, Location::Ssh { .. }) {
+        if self.target.ssh().is_some() {
             config.push(format!("ssh_command = {}", text(&ssh)));
         }
         for job in jobs {
@@ -310,13 +310,13 @@ impl Sheet<'_> {
             ("Made", self.made_at.to_owned()),
             ("Container", self.target.to_string()),
         ];
-        match &self.target.place {
-            Location::Ssh {
+        match self.target.ssh() {
+            Some(SshLocation {
                 user,
                 host,
                 port,
                 folder,
-            } => {
+            }) => {
                 match &self.known.server {
                     Some(server) => fields.extend(known_fields(server, host)),
                     None => {
@@ -331,7 +331,10 @@ impl Sheet<'_> {
                 }
                 fields.push(("Folder", folder.clone()));
             }
-            Location::Local { folder } => fields.push(("Folder", folder.display().to_string())),
+            None => {
+                let folder = self.target.local_folder();
+                fields.extend(folder.map(|folder| ("Folder", folder.display().to_string())));
+            }
         }
         fields.push(("File", self.target.name.to_string()));
         fields.push(("UUID", self.pins.uuid.clone()));
@@ -369,7 +372,7 @@ impl Sheet<'_> {
         if key_file {
             advice += "\nThe key file lies on this machine only: copy it to a safe place too.";
         }
-        if matches!(self.target.place, Location::Ssh { .. }) {
+        if self.target.ssh().is_some() {
             advice += "\nssh's own key lies on this machine only: copy it to a safe place too, or have \
                        the\nserver accept a new one.";
         }
@@ -377,22 +380,17 @@ impl Sheet<'_> {
     }
 
     fn container_path(&self) -> String {
-        match &self.target.place {
-            Location::Ssh { .. } => format!("{SERVER_DIR}/{}", self.target.name),
-            Location::Local { folder } => {
-                folder.join(self.target.name.as_str()).display().to_string()
-            }
+        match self.target.local_path() {
+            Some(path) => path.display().to_string(),
+            None => format!("{SERVER_DIR}/{}", self.target.name),
         }
     }
 
     /// The command that writes an ssh configuration, which needs no other one; `None` for a local container.
     fn ssh_config(&self) -> Option<String> {
-        let Location::Ssh {
+        let SshLocation {
             user, host, port, ..
-        } = &self.target.place
-        else {
-            return None;
-        };
+        } = self.target.ssh()?;
         let lines = match &self.known.server {
             Some(server) => server.ssh_config(SSH_NAME),
             None => KnownServer {
@@ -408,10 +406,7 @@ impl Sheet<'_> {
 
     /// `sshfs -F CONFIG sprat-server:FOLDER DIR`
     fn sshfs(&self) -> Option<String> {
-        let Location::Ssh { folder, .. } = &self.target.place else {
-            return None;
-        };
-        let remote = format!("{SSH_NAME}:{folder}");
+        let remote = format!("{SSH_NAME}:{}", self.target.ssh()?.folder);
         Some(quoted(&["sshfs", "-F", SSH_CONFIG, &remote, SERVER_DIR]))
     }
 

@@ -453,7 +453,7 @@ fn an_interrupt_while_connecting_does_not_wait_for_the_server() {
     let mut options = harness.options(Access::ReadWrite);
     // A server that never answers; the search for leftovers uses the tag.
     let tag = harness.path("source").display().to_string();
-    options.ssh_command = ["sh", "-c", "sleep 600; exit 1", &tag]
+    options.ssh.command = ["sh", "-c", "sleep 600; exit 1", &tag]
         .map(std::ffi::OsString::from)
         .to_vec();
     let begun = Instant::now();

@@ -14,8 +14,8 @@ use crate::copy::endpoint::{Endpoint, Present, Stores};
 use crate::copy::refusals::{self, check_writable};
 use crate::copy::sleep::SleepingCopy;
 use crate::copy::{CopyObserver, CopyPhase, CopyReport, HolesBy, Job};
+use crate::state::journal::journal_id;
 use crate::state::{identity, reserved_names};
-use crate::volume_process::connection::record_id;
 use crate::{Exit, Failure};
 
 /// A copy that this run made and read back.
@@ -303,7 +303,7 @@ impl Job<'_> {
             &self.options.source.target,
             &self.options.destination.target,
         );
-        let name = format!("{}-{}.note", record_id(from), record_id(to));
+        let name = format!("{}-{}.note", journal_id(from), journal_id(to));
         self.destination.options.state_dir.join("copies").join(name)
     }
 }

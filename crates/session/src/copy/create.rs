@@ -10,15 +10,15 @@ use sprat_store::copy::{
 };
 use sprat_store::{Access, FileName, Store, StoreErrorKind, StoreFile};
 
+use crate::connect::HeaderBytes;
 use crate::copy::attempt::NewCopy;
 use crate::copy::endpoint::{Source, Stores, flush_folder, stat_if_there};
 use crate::copy::monitor::Monitor;
 use crate::copy::refusals::{of_copy, too_little_space};
 use crate::copy::{CopyObserver, CopyPhase, HolesBy, Job, data_map, used_blocks};
 use crate::file_system::read_stamp_block;
-use crate::settings::{IdentityPolicy, SessionOptions};
+use crate::settings::{IdentityPolicy, SessionSettings};
 use crate::state::{self, identity, reserved_names};
-use crate::volume_process::connection::HeaderBytes;
 use crate::{Exit, Failure};
 
 /// Why an earlier run is not continued: only one of the two runs had `--new-key`.
@@ -81,7 +81,7 @@ impl Job<'_> {
         header: &Header,
         observer: &mut dyn CopyObserver,
     ) -> Result<(), Failure> {
-        let SessionOptions {
+        let SessionSettings {
             state_dir, target, ..
         } = &self.options.source;
         if !state::is_known(state_dir, target, header.uuid()) {

@@ -3,13 +3,13 @@
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use sprat_store::copy::{DataMap, read_remote_map};
-use sprat_store::{FileStat, ReadClass, SshTarget, StoreError, StoreFile};
+use sprat_store::copy::DataMap;
+use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
 
-use crate::address::Location;
+use crate::connect::remote_data_map;
 use crate::copy::used_blocks::UsedBlocks;
 use crate::copy::{CopyObserver, HolesBy, used_blocks};
-use crate::{SessionOptions, patience, text};
+use crate::{SessionSettings, text};
 
 /// How long the server's shell may take to answer.
 const SHELL_LIMIT: Duration = Duration::from_secs(120);
@@ -28,7 +28,7 @@ const RATE_BYTES: usize = 8 << 20;
 
 /// The map. `None`: all of the source must be read.
 pub(super) fn find(
-    options: &SessionOptions,
+    options: &SessionSettings,
     file: &dyn StoreFile,
     stat: &FileStat,
     opened: Option<&used_blocks::UnlockedSource<'_>>,
@@ -37,26 +37,14 @@ pub(super) fn find(
     if let Ok(map) = DataMap::of(file) {
         return Ok((Some(map), HolesBy::Allocation));
     }
-    let why = match &options.target.place {
-        Location::Local { .. } => "its file system can't distinguish holes from data".to_owned(),
-        Location::Ssh {
-            user,
-            host,
-            port,
-            folder,
-        } => {
-            let ssh = SshTarget::new(user.as_deref(), host, *port)?;
-            let path = format!("{folder}/{}", options.target.name);
-            let argv = ssh.shell_argv(&options.ssh_command);
-            let limit = patience::answer_timeout().unwrap_or(SHELL_LIMIT);
-            match read_remote_map(&argv, &path, stat.len, stat.modified_s, limit) {
-                Ok(map) if is_plausible(file, &map)? => {
-                    return Ok((Some(map), HolesBy::ServerShell));
-                }
-                Ok(_) => "the server's shell reports holes where there is data".to_owned(),
-                Err(error) => error.to_string(),
-            }
+    let limit = options.ssh.answer_timeout.unwrap_or(SHELL_LIMIT);
+    let why = match remote_data_map(&options.target, &options.ssh, stat, limit) {
+        None => "its file system can't distinguish holes from data".to_owned(),
+        Some(Ok(map)) if is_plausible(file, &map)? => {
+            return Ok((Some(map), HolesBy::ServerShell));
         }
+        Some(Ok(_)) => "the server's shell reports holes where there is data".to_owned(),
+        Some(Err(why)) => why,
     };
     let (why, offer) = match opened {
         Some(opened) => match used_blocks::read(opened, file)? {

@@ -13,10 +13,11 @@ use sprat_store::{
 };
 
 use crate::address::Target;
+use crate::connect::Connection;
 use crate::copy::CopyObserver;
 use crate::interrupt::Interrupt;
-use crate::settings::{Access, SessionOptions, TAKEOVER_QUIET_TIMES};
-use crate::volume_process::connection::{Connection, open_record, owner_note};
+use crate::settings::{Access, SessionSettings, TAKEOVER_QUIET_TIMES};
+use crate::state::journal::{open_journal, owner_note};
 use crate::{Exit, Failure};
 
 /// How many renewals in a row may fail.
@@ -24,7 +25,7 @@ const FAILED_RENEWALS_MAX: u32 = 3;
 
 /// One endpoint.
 pub(super) struct Endpoint {
-    pub options: SessionOptions,
+    pub options: SessionSettings,
     pub connection: Connection,
     pub lease: Arc<EndpointLease>,
     acquired_at: Instant,
@@ -71,9 +72,9 @@ pub(super) struct Present {
 
 impl Endpoint {
     /// Acquires the local record. Sends nothing to the server yet.
-    pub(super) fn new(options: &SessionOptions) -> Result<Self, Failure> {
-        let record = open_record(&options.state_dir, &options.target, Access::ReadWrite)?;
-        let connection = Connection::to(options, &record)?;
+    pub(super) fn new(options: &SessionSettings) -> Result<Self, Failure> {
+        let record = open_journal(&options.state_dir, &options.target, Access::ReadWrite)?;
+        let connection = Connection::new(options, &record)?.with_all_channels();
         let lease = EndpointLease {
             target: options.target.clone(),
             state_dir: options.state_dir.clone(),
@@ -446,7 +447,7 @@ mod tests {
     fn on_a_server(folder: &Path) -> Endpoint {
         let target = Target::parse("ssh://no.host/srv/x.luks", Path::new("/")).unwrap();
         let (state, run) = (folder.join("state"), folder.join("run"));
-        let mut options = SessionOptions::new(target, Access::ReadWrite, state, run);
+        let mut options = SessionSettings::new(target, Access::ReadWrite, state, run);
         options.quiet_time = Duration::from_millis(250);
         Endpoint::new(&options).unwrap()
     }

@@ -6,13 +6,14 @@ use sprat_luks::{Header, Pins};
 use sprat_store::copy::{self, CopyError, CopyStage};
 use sprat_store::{Access, FileName, Store, StoreFile};
 
+use crate::connect::HeaderBytes;
 use crate::copy::endpoint::{Present, Source, Stores, flush_folder, stat_if_there};
 use crate::copy::monitor::Monitor;
 use crate::copy::{CopyObserver, CopyPhase, Job};
-use crate::settings::{IdentityPolicy, SessionOptions};
+use crate::settings::{IdentityPolicy, SessionSettings};
+use crate::state::journal::journal_id;
 use crate::state::paths::StatePaths;
 use crate::state::{identity, moved, reserved_names};
-use crate::volume_process::connection::{HeaderBytes, record_id};
 use crate::volume_process::reserve;
 use crate::{Exit, Failure};
 
@@ -255,7 +256,7 @@ impl Job<'_> {
     }
 
     /// Where this machine keeps its state about one of the two containers.
-    pub(super) fn paths(&self, end: &SessionOptions, pins: &Pins) -> StatePaths {
+    pub(super) fn paths(&self, end: &SessionSettings, pins: &Pins) -> StatePaths {
         StatePaths::new(&end.state_dir, &pins.uuid, &end.target)
     }
 
@@ -315,7 +316,7 @@ impl Job<'_> {
         let state_dir = &self.options.source.state_dir;
         moved::note(state_dir, target, &self.options.destination.target);
         let uuid = self.uuid_of_source(pins);
-        let cache = format!("{uuid}-{}", record_id(&self.options.source.target));
+        let cache = format!("{uuid}-{}", journal_id(&self.options.source.target));
         // It is useless now. If it stays, it does no harm.
         let _ = std::fs::remove_dir_all(self.source.options.cache_dir.join(cache));
         Ok(())

@@ -32,9 +32,9 @@ use crate::copy::endpoint::Endpoint;
 use crate::copy::new_key::{NewHeader, NewKey};
 use crate::copy::sleep::{CopySleep, SleepingCopy};
 use crate::interrupt::Interrupt;
-use crate::settings::SessionOptions;
+use crate::settings::SessionSettings;
+use crate::state::journal::journal_id;
 use crate::state::reserved_names;
-use crate::volume_process::connection::record_id;
 use crate::volume_process::sleep as logind;
 use crate::{Exit, Failure};
 
@@ -54,10 +54,10 @@ const FAILURES_APART: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct CopyOptions {
     /// How the source is reached, and its pins. `access` is ignored.
-    pub source: SessionOptions,
+    pub source: SessionSettings,
     /// How the destination is reached, and the pins of the file that has its name already. `access`
     /// is ignored.
-    pub destination: SessionOptions,
+    pub destination: SessionSettings,
     /// Opens the source. This shows whether the source is in the newest state that this machine
     /// knows, and which of its blocks are in use. `None`: no key without asking the user.
     pub source_key: Option<Secret>,
@@ -201,7 +201,7 @@ fn copy_watched<'a>(
     let (from, to) = (&options.source.target, &options.destination.target);
     reserved_names::check(&from.name)?;
     reserved_names::check(&to.name)?;
-    if record_id(from) == record_id(to) {
+    if journal_id(from) == journal_id(to) {
         return Err(Failure::usage(format!("{from} can't be copied to itself")));
     }
     interrupt.on_request(|requests| {

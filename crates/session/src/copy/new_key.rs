@@ -16,11 +16,11 @@ use sprat_luks::{
 };
 use sprat_store::{FileStat, ReadClass, StoreError, StoreFile, hex};
 
+use crate::connect::HeaderBytes;
 use crate::copy::endpoint::Source;
 use crate::copy::{CopyObserver, Job};
 use crate::file_system::{FileSystemState, read_stamp_block};
 use crate::state::{self, file, headers};
-use crate::volume_process::connection::HeaderBytes;
 use crate::{Exit, Failure};
 
 /// Block size of the volume. A block of zeros, before decryption, was never written: it is a hole.

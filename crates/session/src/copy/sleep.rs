@@ -106,7 +106,7 @@ mod tests {
     use crate::copy::copy_watched;
     use crate::interrupt::Interrupt;
     use crate::settings::Access;
-    use crate::settings::SessionOptions;
+    use crate::settings::SessionSettings;
     use crate::volume_process::sleep::tests::Logind;
     use crate::volume_process::tests::make_container;
 
@@ -161,7 +161,7 @@ mod tests {
         let options = |path: &Path| {
             let target = Target::parse(&path.display().to_string(), Path::new("/")).unwrap();
             let state = folder.path().join("state");
-            SessionOptions::new(target, Access::ReadWrite, state, folder.path().join("run"))
+            SessionSettings::new(target, Access::ReadWrite, state, folder.path().join("run"))
         };
         let options = CopyOptions {
             source: options(&from),

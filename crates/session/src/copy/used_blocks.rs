@@ -8,8 +8,8 @@ use sprat_luks::{Header, LuksError, Secret, SectorCipher, UnlockOptions};
 use sprat_store::copy::DataMap;
 use sprat_store::{ReadClass, StoreError, StoreFile};
 
+use crate::connect::HeaderBytes;
 use crate::file_system::SuperBlock;
-use crate::volume_process::connection::HeaderBytes;
 
 /// Size of one read. The bitmaps and descriptors of a file system lie side by side, 4 KiB each.
 const CHUNK_BYTES: u64 = 1 << 20;

@@ -1,6 +1,5 @@
 //! Checks a container and its server without a key.
 
-use std::ffi::OsString;
 use std::path::Path;
 
 use sprat_luks::Copies;
@@ -13,7 +12,7 @@ use crate::state::paths::StatePaths;
 use crate::state::{identity, moved, reserved_names};
 use crate::volume_process::reserve::{FREE_TIMES, name as reserve_name};
 use crate::volume_process::space_monitor::LOW_BYTES;
-use crate::{Failure, IdentityPolicy, connect, text};
+use crate::{Failure, IdentityPolicy, SshOptions, connect, text};
 
 /// What is checked.
 #[derive(Debug, Clone, Copy)]
@@ -22,8 +21,8 @@ pub struct ServerCheck<'c> {
     pub name: &'c str,
     /// Its location.
     pub target: &'c Target,
-    /// How ssh is run.
-    pub ssh_command: &'c [OsString],
+    /// How its server is reached.
+    pub ssh: &'c SshOptions,
     /// The state folder of this machine.
     pub state_dir: &'c Path,
     /// The fingerprint that the container must have.
@@ -38,7 +37,7 @@ pub struct ServerCheck<'c> {
 #[must_use]
 pub fn server(checked: &ServerCheck<'_>) -> Vec<Finding> {
     let name = checked.name;
-    let store = match connect::connect(checked.target, checked.ssh_command) {
+    let store = match connect::connect(checked.target, checked.ssh) {
         Ok(store) => store,
         Err(error) => {
             let what = format!("{name}: server");

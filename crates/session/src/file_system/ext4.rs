@@ -13,7 +13,7 @@ use sprat_attach::{AttachError, MkfsOptions};
 use sprat_store::hex;
 
 use crate::file_system::{FileSystemKind, FileSystemState, Read, STAMP_BLOCK_BYTES, Stamp};
-use crate::settings::VolumeRoom;
+use crate::protocol::reports::VolumeRoom;
 
 /// The block that holds the super block, which each mount for writing changes.
 pub(super) const STAMP_RANGE: Range<u64> = 0..STAMP_BLOCK_BYTES as u64;

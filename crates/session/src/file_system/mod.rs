@@ -18,7 +18,7 @@ use sprat_luks::{Header, SectorCipher};
 use sprat_snapshot::Cancel;
 use sprat_store::{ReadClass, StoreFile};
 
-use crate::settings::VolumeRoom;
+use crate::protocol::reports::VolumeRoom;
 use crate::{Exit, Failure};
 
 pub use stamp::{Age, Stamp};

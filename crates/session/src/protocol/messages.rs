@@ -13,11 +13,11 @@ use sprat_snapshot::{
 };
 
 use crate::Failure;
-use crate::address::Target;
 use crate::file_system::FileSystemCheck;
-use crate::settings::{
-    Access, ClosedReport, ContainerFacts, IdentityPolicy, Notice, Phase, VolumeRoom, VolumeStats,
+use crate::protocol::reports::{
+    ClosedReport, ContainerFacts, Notice, Phase, VolumeRoom, VolumeStats,
 };
+use crate::settings::SessionSettings;
 use crate::supervisor::keys::HeaderChanged;
 use crate::supervisor::trim::{TrimHow, TrimReport};
 
@@ -52,29 +52,9 @@ pub(crate) enum VolumeOrder {
 /// What V is started with.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct VolumeStart {
-    pub target: Target,
+    pub settings: SessionSettings,
     /// The kernel decrypts: V serves ciphertext.
     pub kernel: bool,
-    pub ssh_command: Vec<OsString>,
-    pub access: Access,
-    pub state_dir: OsString,
-    pub runtime_dir: OsString,
-    pub allow_no_fsync: bool,
-    pub ignore_lock: bool,
-    pub accept_older_state: bool,
-    pub accept_changed_keys: bool,
-    pub past_cache: bool,
-    pub reconnect_max_ms: u64,
-    pub quiet_time_ms: u64,
-    pub stats_interval_ms: u64,
-    pub data_channels: usize,
-    pub write_buffer_bytes_max: usize,
-    pub cache_dir: OsString,
-    pub cache_bytes_max: u64,
-    pub reserve_bytes: u64,
-    pub may_use_reserve: bool,
-    pub room_interval_ms: u64,
-    pub pins: IdentityPolicy,
     pub durable_flush: bool,
     /// The container file is to have this length.
     pub grow_to: Option<u64>,

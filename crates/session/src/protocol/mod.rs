@@ -3,4 +3,5 @@
 
 pub(crate) mod frames;
 pub(crate) mod messages;
+pub(crate) mod reports;
 pub(crate) mod spawn;

@@ -6,8 +6,9 @@ use sprat_snapshot::{CheckReport, CheckSpec, NameList};
 use crate::file_system::FileSystemCheck;
 use crate::interrupt::Interrupt;
 use crate::protocol::messages::{WorkerOrder, WorkerReply};
+use crate::protocol::reports::{ContainerFacts, Notice, Observer, Phase, SessionProgress};
 use crate::session::{MountFor, Session, mount_privately};
-use crate::settings::{ContainerFacts, Notice, Observer, Phase, SessionOptions, SessionProgress};
+use crate::settings::SessionSettings;
 use crate::supervisor::Watch;
 use crate::{Exit, Failure};
 
@@ -90,7 +91,7 @@ impl Observer for HeaderObserver<'_> {
 /// Opens the container for reading, replays its journal locally, runs e2fsck, and then reads
 /// files as `spec` says, which is asked when their turn comes.
 pub fn check(
-    options: SessionOptions,
+    settings: SessionSettings,
     secret: &Secret,
     spec: impl FnOnce(&ContainerFacts) -> Option<CheckSpec>,
     observer: &mut dyn Observer,
@@ -100,7 +101,7 @@ pub fn check(
         observer,
         header: HeaderDamage::default(),
     };
-    let mut session = Session::attach(options, secret, &mut observer, interrupt)?;
+    let mut session = Session::attach(settings, secret, &mut observer, interrupt)?;
     let facts = session.facts.clone();
     let looked = look(&mut session, || spec(&facts), &mut observer, interrupt);
     let closed = session.close(&mut observer, interrupt);
@@ -163,7 +164,7 @@ fn read_files(
     };
     mount_privately(
         &mut session.supervisor,
-        &session.options,
+        &session.settings,
         MountFor::Reading,
         &mut watch,
     )?;

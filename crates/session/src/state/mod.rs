@@ -11,6 +11,7 @@ mod header;
 pub mod headers;
 pub mod history;
 pub mod identity;
+pub(crate) mod journal;
 pub mod key_notes;
 pub mod moved;
 pub mod paths;

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::Target;
 use crate::protocol::messages::BackgroundMount;
-use crate::settings::{Access, ClosedReport};
+use crate::protocol::reports::ClosedReport;
+use crate::settings::Access;
 use crate::state::paths::short_hash;
 use crate::{Exit, Failure};
 
@@ -168,7 +169,7 @@ pub(crate) fn write_record(path: &Path, record: &MountRecord) -> Result<(), Fail
         Failure::failed(format!("can't write {}", path.display())).caused_by(error)
     };
     let folder = path.parent().unwrap_or(Path::new("/"));
-    crate::session::make_private_dir(folder)?;
+    crate::files::make_private_folder(folder)?;
     let mut text = serde_json::to_vec(record).map_err(|error| failed(&error))?;
     text.push(b'\n');
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|error| failed(&error))?;

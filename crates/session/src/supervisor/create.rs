@@ -3,8 +3,9 @@
 use crate::Failure;
 use crate::interrupt::Interrupt;
 use crate::protocol::messages::{CreateStart, Slot, WorkerOrder, WorkerReply};
+use crate::protocol::reports::{ContainerFacts, Created, Observer, Phase};
 use crate::protocol::spawn::Role;
-use crate::settings::{ContainerFacts, CreateOptions, Created, Observer, Phase};
+use crate::settings::{Access, CreateOptions};
 use crate::supervisor::{OnInterrupt, Shape, Supervisor, Watch};
 
 /// Shows the sheet of a new container; called at most once.
@@ -61,9 +62,9 @@ pub fn create_and_show(
         fast_kdf_for_tests: options.fast_kdf_for_tests,
     });
     let secrets: Vec<_> = options.secrets.iter().map(|(secret, _)| secret).collect();
-    let mut session = options.session;
-    session.access = crate::settings::Access::ReadWrite;
-    let (mut supervisor, facts) = Supervisor::start(&session, shape, &secrets, &mut watch)?;
+    let mut settings = options.settings;
+    settings.access = Access::ReadWrite;
+    let (mut supervisor, facts) = Supervisor::start(&settings, shape, &secrets, &mut watch)?;
     let mut shown = false;
     let made = make_file_system(&mut supervisor, options.label, options.inodes, &mut watch)
         .and_then(|()| supervisor.detach(&mut watch))
@@ -112,7 +113,7 @@ pub fn create_and_show(
                 } else {
                     format!(
                         "a file {}.new-… may be left on the server; the next init removes it",
-                        session.target.name
+                        settings.target.name
                     )
                 };
                 match shown {

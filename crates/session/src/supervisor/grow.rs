@@ -10,9 +10,10 @@ use crate::Failure;
 use crate::file_system::FileSystemKind;
 use crate::interrupt::Interrupt;
 use crate::protocol::messages::{WorkerOrder, WorkerReply};
+use crate::protocol::reports::{ClosedReport, ContainerFacts, Observer, Phase};
 use crate::protocol::spawn::Role;
 use crate::session::{MountFor, mount_privately};
-use crate::settings::{ClosedReport, ContainerFacts, Observer, Phase, SessionOptions};
+use crate::settings::SessionSettings;
 use crate::supervisor::{OnInterrupt, Shape, Supervisor, Watch};
 
 /// A container that was grown.
@@ -28,10 +29,10 @@ pub struct Grown {
 /// anywhere the container stays as usable as before, and running it again finishes.
 #[expect(
     clippy::needless_pass_by_value,
-    reason = "as in `Session::open`: the options are the session's"
+    reason = "as in `Session::open`: the settings are the session's"
 )]
 pub fn grow(
-    options: SessionOptions,
+    settings: SessionSettings,
     secret: &Secret,
     file_bytes: u64,
     observer: &mut dyn Observer,
@@ -52,8 +53,8 @@ pub fn grow(
         interrupt,
     };
     let shape = Shape::Grow(file_bytes / 4096 * 4096);
-    let (mut supervisor, facts) = Supervisor::start(&options, shape, &[secret], &mut watch)?;
-    let grown = grow_file_system(&mut supervisor, &options, &facts, &mut watch)
+    let (mut supervisor, facts) = Supervisor::start(&settings, shape, &[secret], &mut watch)?;
+    let grown = grow_file_system(&mut supervisor, &settings, &facts, &mut watch)
         .and_then(|()| supervisor.detach(&mut watch))
         .and_then(|()| supervisor.close(&mut watch));
     match grown {
@@ -68,12 +69,12 @@ pub fn grow(
 
 fn grow_file_system(
     supervisor: &mut Supervisor,
-    options: &SessionOptions,
+    settings: &SessionSettings,
     facts: &ContainerFacts,
     watch: &mut Watch<'_>,
 ) -> Result<(), Failure> {
     supervisor.attach(Role::Worker, watch)?;
-    mount_privately(supervisor, options, MountFor::Growing, watch)?;
+    mount_privately(supervisor, settings, MountFor::Growing, watch)?;
     watch.observer.phase(Phase::Growing);
     supervisor.order(&WorkerOrder::Grow {
         volume_bytes: facts.volume_bytes,

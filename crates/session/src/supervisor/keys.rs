@@ -7,7 +7,8 @@ use sprat_luks::{Secret, SlotKind};
 
 use crate::interrupt::Interrupt;
 use crate::protocol::messages::ChangeStart;
-use crate::settings::{Access, ContainerFacts, Observer, SessionOptions};
+use crate::protocol::reports::{ContainerFacts, Observer};
+use crate::settings::{Access, SessionSettings};
 use crate::supervisor::{Supervisor, Watch};
 use crate::{Exit, Failure};
 
@@ -70,15 +71,15 @@ pub struct HeaderChanged {
 /// Whatever ends it, the container opens with the keys of before or of after. Running it again
 /// goes on where it stopped.
 pub fn change_header(
-    mut options: SessionOptions,
+    mut settings: SessionSettings,
     secret: &Secret,
     change: &HeaderChange,
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<HeaderChanged, Failure> {
-    options.access = Access::ReadWrite;
+    settings.access = Access::ReadWrite;
     // Nothing of the volume is read here.
-    options.cache_bytes_max = 0;
+    settings.cache_bytes_max = 0;
     let mut secrets = vec![secret];
     let start = match change {
         HeaderChange::Add {
@@ -112,7 +113,7 @@ pub fn change_header(
         observer,
         interrupt,
     };
-    Supervisor::change(&options, start, &secrets, &mut watch).map_err(|failure| {
+    Supervisor::change(&settings, start, &secrets, &mut watch).map_err(|failure| {
         match (failure.exit, &failure.hint) {
             (Exit::Interrupted, None) => failure.with_hint(
                 "the container opens with the keys of before or of after. Run the same command \

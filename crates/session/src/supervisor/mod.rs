@@ -11,7 +11,6 @@ mod teardown;
 pub(crate) mod trim;
 pub(crate) mod unlock;
 
-use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -24,11 +23,11 @@ use crate::protocol::messages::{
     AbortReport, ChangeStart, CreateStart, VolumeOrder, VolumeReply, VolumeStart, WorkerOrder,
     WorkerReply,
 };
-use crate::protocol::spawn::{Child, Role};
-use crate::settings::{
-    Access, ClosedReport, ContainerFacts, Newest, Observer, Phase, SessionOptions, SessionProgress,
-    VolumeRoom,
+use crate::protocol::reports::{
+    ClosedReport, ContainerFacts, Newest, Observer, Phase, SessionProgress, VolumeRoom,
 };
+use crate::protocol::spawn::{Child, Role};
+use crate::settings::{Access, SessionSettings};
 use crate::supervisor::keys::HeaderChanged;
 use crate::{Exit, Failure};
 
@@ -118,7 +117,7 @@ pub(crate) struct Supervisor {
 
 impl std::fmt::Debug for Supervisor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Crew")
+        f.debug_struct("Supervisor")
             .field("volume", &self.volume)
             .field("worker", &self.worker)
             .field("over", &self.over)
@@ -129,12 +128,12 @@ impl std::fmt::Debug for Supervisor {
 impl Supervisor {
     /// Starts V and waits until the container is open.
     pub(crate) fn start(
-        options: &SessionOptions,
+        settings: &SessionSettings,
         shape: Shape,
         secrets: &[&Secret],
         watch: &mut Watch<'_>,
     ) -> Result<(Self, ContainerFacts), Failure> {
-        let mut supervisor = Self::launch(options, shape, secrets, watch)?;
+        let mut supervisor = Self::launch(settings, shape, secrets, watch)?;
         let facts = supervisor.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
             Heard::Volume(VolumeReply::Ready(facts)) => Some(facts),
             _ => None,
@@ -145,29 +144,29 @@ impl Supervisor {
 
     /// Starts V and tells it what to do.
     fn launch(
-        options: &SessionOptions,
+        settings: &SessionSettings,
         shape: Shape,
         secrets: &[&Secret],
         watch: &mut Watch<'_>,
     ) -> Result<Self, Failure> {
         watch.interrupt.check()?;
-        let opened_by = options.mode.opened_by()?;
+        let opened_by = settings.mode.opened_by()?;
         let (queue, events) = mpsc::channel();
         let role = match shape {
             Shape::Session | Shape::Create(_) | Shape::Change(_) | Shape::Grow(_) => Role::Volume,
             Shape::Background => Role::BackgroundVolume,
         };
         let hears = queue.clone();
-        let volume = Child::spawn(&options.program, role, move |reply| {
+        let volume = Child::spawn(&settings.program, role, move |reply| {
             let _ = hears.send(Event::Volume(reply));
         })?;
         let wakes = queue.clone();
         watch.interrupt.on_request(move |_| {
             let _ = wakes.send(Event::Interrupt);
         });
-        let start = start_order(options, opened_by, shape, secrets.len());
+        let start = start_order(settings, opened_by, shape, secrets.len());
         let supervisor = Self {
-            program: options.program.clone(),
+            program: settings.program.clone(),
             volume,
             worker: None,
             opened_by,
@@ -198,12 +197,12 @@ impl Supervisor {
 
     /// Has V change the header; it ends by itself.
     pub(crate) fn change(
-        options: &SessionOptions,
+        settings: &SessionSettings,
         change: ChangeStart,
         secrets: &[&Secret],
         watch: &mut Watch<'_>,
     ) -> Result<HeaderChanged, Failure> {
-        let mut supervisor = Self::launch(options, Shape::Change(change), secrets, watch)?;
+        let mut supervisor = Self::launch(settings, Shape::Change(change), secrets, watch)?;
         let changed = supervisor.wait(watch, OnInterrupt::Ask, |heard| match heard {
             Heard::Volume(VolumeReply::Changed(changed)) => Some(*changed),
             _ => None,
@@ -604,12 +603,11 @@ pub(crate) enum Shape {
 }
 
 pub(crate) fn start_order(
-    options: &SessionOptions,
+    settings: &SessionSettings,
     opened_by: OpenedBy,
     shape: Shape,
     secrets: usize,
 ) -> VolumeStart {
-    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let background = matches!(shape, Shape::Background);
     let (mut create, mut change, mut grow_to) = (None, None, None);
     match shape {
@@ -619,30 +617,10 @@ pub(crate) fn start_order(
         Shape::Session | Shape::Background => {}
     }
     VolumeStart {
-        target: options.target.clone(),
+        settings: settings.clone(),
         kernel: opened_by == OpenedBy::Kernel,
-        ssh_command: options.ssh_command.clone(),
-        access: options.access,
-        state_dir: OsString::from(&options.state_dir),
-        runtime_dir: OsString::from(&options.runtime_dir),
-        allow_no_fsync: options.allow_no_fsync,
-        ignore_lock: options.ignore_lock,
-        accept_older_state: options.accept_older_state,
-        accept_changed_keys: options.accept_changed_keys,
-        past_cache: options.past_cache,
-        reconnect_max_ms: millis(options.reconnect_max),
-        quiet_time_ms: millis(options.quiet_time),
-        stats_interval_ms: millis(options.stats_interval),
-        data_channels: options.data_channels,
-        write_buffer_bytes_max: options.write_buffer_bytes_max,
-        cache_dir: options.cache_dir.clone().into_os_string(),
-        cache_bytes_max: options.cache_bytes_max,
-        reserve_bytes: options.reserve_bytes,
-        may_use_reserve: options.may_use_reserve,
-        room_interval_ms: millis(options.room_interval),
-        pins: options.pins.clone(),
         // People who write by hand expect fsync to mean it; a backup waits once, at its end.
-        durable_flush: background && options.access == Access::ReadWrite,
+        durable_flush: background && settings.access == Access::ReadWrite,
         create,
         change,
         grow_to,

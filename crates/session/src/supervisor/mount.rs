@@ -15,8 +15,9 @@ use crate::interrupt::Interrupt;
 use crate::protocol::messages::{
     BackgroundMount, VolumeOrder, VolumeReply, WorkerOrder, WorkerReply,
 };
+use crate::protocol::reports::{ClosedReport, ContainerFacts, Observer, Phase};
 use crate::protocol::spawn::Role;
-use crate::settings::{Access, ClosedReport, ContainerFacts, Observer, Phase, SessionOptions};
+use crate::settings::{Access, SessionSettings};
 use crate::state::KnownState;
 use crate::state::paths::StatePaths;
 use crate::supervisor::background::{self, MountRecord, OpenRecord, record_path};
@@ -30,13 +31,13 @@ const HOLDER_WAIT_MAX: Duration = Duration::from_secs(10);
 const HOLDER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Mounts the volume at `dir` for everybody; it stays when the command ends. Reads only, unless
-/// `options.access` says otherwise; then every fsync waits for the server's.
+/// `settings.access` says otherwise; then every fsync waits for the server's.
 #[expect(
     clippy::needless_pass_by_value,
-    reason = "as in `Session::open`: the options are the session's"
+    reason = "as in `Session::open`: the settings are the session's"
 )]
 pub fn mount(
-    options: SessionOptions,
+    settings: SessionSettings,
     secret: &Secret,
     dir: &Path,
     observer: &mut dyn Observer,
@@ -47,13 +48,13 @@ pub fn mount(
         observer,
         interrupt,
     };
-    let record = record_path(&options.runtime_dir, &dir);
+    let record = record_path(&settings.runtime_dir, &dir);
     let (mut supervisor, facts) =
-        Supervisor::start(&options, Shape::Background, &[secret], &mut watch)?;
+        Supervisor::start(&settings, Shape::Background, &[secret], &mut watch)?;
     supervisor.attach(Role::Keeper, &mut watch)?;
     supervisor.order(&WorkerOrder::Mount {
         at: OsString::from(&dir),
-        read_only: options.access == Access::ReadOnly,
+        read_only: settings.access == Access::ReadOnly,
         browse: true,
         grow: false,
         expected: supervisor.expected.clone(),
@@ -80,8 +81,8 @@ pub fn mount(
         &record,
         &MountRecord {
             dir: OsString::from(&dir),
-            target: options.target.to_string(),
-            access: options.access,
+            target: settings.target.to_string(),
+            access: settings.access,
             since: SystemTime::now(),
             volume,
         },
@@ -89,8 +90,8 @@ pub fn mount(
     if let Err(failure) = written {
         return Err(supervisor.fail(failure));
     }
-    if options.access == Access::ReadWrite {
-        let paths = StatePaths::new(&options.state_dir, &facts.uuid, &options.target);
+    if settings.access == Access::ReadWrite {
+        let paths = StatePaths::new(&settings.state_dir, &facts.uuid, &settings.target);
         if let Err(failure) = KnownState::load(&paths).forget_newest(&paths) {
             return Err(supervisor.fail(failure));
         }

@@ -9,9 +9,10 @@ use sprat_luks::Secret;
 
 use crate::interrupt::Interrupt;
 use crate::protocol::messages::{VolumeOrder, VolumeReply, WorkerOrder, WorkerReply};
+use crate::protocol::reports::{ContainerFacts, Observer, Phase};
 use crate::protocol::spawn::Role;
 use crate::session::{MountFor, mount_privately};
-use crate::settings::{Access, ContainerFacts, Mode, Observer, Phase, SessionOptions};
+use crate::settings::{Access, Mode, SessionSettings};
 use crate::supervisor::{Heard, OnInterrupt, Shape, Supervisor, Watch};
 use crate::{Exit, Failure, text};
 
@@ -68,26 +69,26 @@ pub struct TrimReport {
 /// Trims the container; returns what was done once all of it is durable and the lock released.
 /// Interrupted or killed anywhere nothing is lost; run it again.
 pub fn trim(
-    options: SessionOptions,
+    settings: SessionSettings,
     secret: &Secret,
     how: TrimHow,
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<(ContainerFacts, TrimReport), Failure> {
-    debug_assert_eq!(options.access, Access::ReadWrite);
+    debug_assert_eq!(settings.access, Access::ReadWrite);
     // What is noted is the file system's own view: where the kernel decrypts, its discards would
     // have to pass through dm-crypt, which drops them unless told otherwise.
-    let options = SessionOptions {
+    let settings = SessionSettings {
         mode: Mode::User,
-        ..options
+        ..settings
     };
     let mut watch = Watch {
         observer,
         interrupt,
     };
     let (mut supervisor, facts) =
-        Supervisor::start(&options, Shape::Session, &[secret], &mut watch)?;
-    let done = run(&mut supervisor, &options, how, &mut watch);
+        Supervisor::start(&settings, Shape::Session, &[secret], &mut watch)?;
+    let done = run(&mut supervisor, &settings, how, &mut watch);
     let done = match done {
         Ok(done) => done,
         Err(failure) if supervisor.over().is_some() => return Err(failure),
@@ -100,17 +101,17 @@ pub fn trim(
 
 fn run(
     supervisor: &mut Supervisor,
-    options: &SessionOptions,
+    settings: &SessionSettings,
     how: TrimHow,
     watch: &mut Watch<'_>,
 ) -> Result<TrimReport, Failure> {
     // Replays the journal of a session that died, which is a write like any other.
-    mount_read_only(supervisor, options, watch)?;
+    mount_read_only(supervisor, settings, watch)?;
     supervisor.detach(watch)?;
     order(supervisor, watch, &VolumeOrder::Collect, |reply| {
         matches!(reply, VolumeReply::Collecting).then_some(())
     })?;
-    mount_read_only(supervisor, options, watch)?;
+    mount_read_only(supervisor, settings, watch)?;
     watch.observer.phase(Phase::Collecting);
     supervisor.order(&WorkerOrder::Trim);
     supervisor.wait_worker(watch, OnInterrupt::GiveUp, |reply| match reply {
@@ -132,11 +133,11 @@ fn run(
 
 fn mount_read_only(
     supervisor: &mut Supervisor,
-    options: &SessionOptions,
+    settings: &SessionSettings,
     watch: &mut Watch<'_>,
 ) -> Result<(), Failure> {
     supervisor.attach(Role::Worker, watch)?;
-    mount_privately(supervisor, options, MountFor::Reading, watch)
+    mount_privately(supervisor, settings, MountFor::Reading, watch)
 }
 
 /// An interrupt is heard by the volume process itself, between two steps that belong together.

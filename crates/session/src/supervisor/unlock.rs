@@ -13,11 +13,12 @@ use sprat_store::lock::{self, LATE_WRITE_S, RENEW_INTERVAL, Watched};
 use sprat_store::{Access, FileName, Lock, LockError, LockInfo, Store, StoreError};
 
 use crate::address::Target;
+use crate::connect::Connection;
 use crate::interrupt::Interrupt;
-use crate::settings::SessionOptions;
+use crate::settings::SessionSettings;
+use crate::state::journal::{open_journal, owner_note};
 use crate::state::moved;
 use crate::supervisor::unlock::waiting::Waiting;
-use crate::volume_process::connection::{Connection, open_record, owner_note};
 use crate::{Exit, Failure, connect};
 
 /// For an answer of the old session this long is waited before anything less is used.
@@ -86,24 +87,24 @@ pub struct Unlocked {
 
 /// Sets a container free. Sends at most leases; the container itself is not touched.
 pub fn unlock(
-    options: &SessionOptions,
+    settings: &SessionSettings,
     wish: &UnlockWish,
     interrupt: &Interrupt,
     tell: &mut dyn FnMut(&str),
 ) -> Result<Unlocked, Failure> {
-    let target = &options.target;
-    let record = open_record(
-        &options.state_dir,
+    let target = &settings.target;
+    let record = open_journal(
+        &settings.state_dir,
         target,
         crate::settings::Access::ReadWrite,
     )?;
-    let connection = Connection::to(options, &record)?;
+    let connection = Connection::new(settings, &record)?;
     let store = connection.connect()?;
     let mut done = Unlocked::default();
     let held = lock::inspect(&*store, &target.name, Some(&record))?.held;
     done.was_locked = held.is_some();
     let writes = held.is_some() || wish.forget_watch;
-    if writes && !store.capabilities().durable_flush && !options.allow_no_fsync {
+    if writes && !store.capabilities().durable_flush && !settings.allow_no_fsync {
         return Err(no_fsync(&*store));
     }
     match &held {
@@ -133,7 +134,7 @@ pub fn unlock(
         }
         None => {
             // A mistyped name must not be reported as a container that is not locked.
-            if let Err(failure) = is_container(&*store, &options.state_dir, target) {
+            if let Err(failure) = is_container(&*store, &settings.state_dir, target) {
                 let what = format!("there is no container {target}");
                 let failure = match failure.exit {
                     Exit::NoContainer if !is_there(&*store, &target.name) => {
@@ -142,7 +143,7 @@ pub fn unlock(
                     Exit::NoContainer => Failure::new(Exit::NoContainer, what).caused_by(&failure),
                     _ => return Err(failure),
                 };
-                let hint = moved::hint(&options.state_dir, target);
+                let hint = moved::hint(&settings.state_dir, target);
                 return Err(failure.with_hint(format!(
                     "nothing was changed: no lock is there either; {hint}"
                 )));
@@ -152,7 +153,7 @@ pub fn unlock(
             }
         }
     }
-    let owner = owner_note(&options.state_dir)?;
+    let owner = owner_note(&settings.state_dir)?;
     let lease = Lock::take_over(&*store, &target.name, &record, owner)?;
     if held.is_some() {
         tell(&format!(
@@ -161,7 +162,7 @@ pub fn unlock(
         ));
     }
     done.taken_over = held;
-    let mut waiting = Waiting::new(&lease, store, &connection, options, wish, interrupt);
+    let mut waiting = Waiting::new(&lease, store, &connection, settings, wish, interrupt);
     done.ways = waiting.for_doors(tell).map_err(still_waiting)?;
     if wish.forget_watch {
         done.forgotten = lease.forget_comparisons();

@@ -1,15 +1,13 @@
 //! Chooses the folder of a container's persistent cache.
 
-use std::path::Path;
 use std::time::Duration;
 
 use sprat_volume::{CacheOptions, Seen};
 
-use crate::address::Location;
 use crate::file_system::FileSystemKind;
 use crate::protocol::messages::VolumeStart;
 use crate::settings::Access;
-use crate::volume_process::connection::record_id;
+use crate::state::journal::journal_id;
 use crate::volume_process::lease::ContainerLease;
 
 /// A container without a backup for so long is most likely gone. Its cache is then useless.
@@ -23,22 +21,25 @@ pub(super) fn cache_options(
     lease: &ContainerLease,
     seen: Option<Seen>,
 ) -> Option<CacheOptions> {
-    let Location::Ssh { .. } = start.target.place else {
-        return None;
-    };
+    start.settings.target.ssh()?;
     let uuid = lease.uuid().filter(|uuid| may_be_uuid(uuid))?;
-    let name = format!("{uuid}-{}", record_id(&start.target));
-    if start.access == Access::ReadWrite {
-        sprat_volume::remove_unused_caches(Path::new(&start.cache_dir), UNUSED_FOR);
+    let name = format!("{uuid}-{}", journal_id(&start.settings.target));
+    if start.settings.access == Access::ReadWrite {
+        sprat_volume::remove_unused_caches(&start.settings.cache_dir, UNUSED_FOR);
     }
     // Only durable data may be cached, and without fsync nothing is durable. A size of zero still
     // removes the clean marker.
-    let durable = lease.store().capabilities().durable_flush || start.access == Access::ReadOnly;
+    let durable =
+        lease.store().capabilities().durable_flush || start.settings.access == Access::ReadOnly;
     Some(CacheOptions {
-        dir: Path::new(&start.cache_dir).join(name),
-        bytes_max: if durable { start.cache_bytes_max } else { 0 },
+        dir: start.settings.cache_dir.join(name),
+        bytes_max: if durable {
+            start.settings.cache_bytes_max
+        } else {
+            0
+        },
         seen,
-        only_compare: start.past_cache,
+        only_compare: start.settings.verify_cache,
         stamp_offset_bytes: FileSystemKind::DEFAULT.stamp_range().start,
     })
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use sprat_store::StoreErrorKind;
 
-use crate::address::{Location, Target};
+use crate::address::Target;
 use crate::volume_process::lease::ContainerLease;
 use crate::{Exit, Failure};
 
@@ -16,10 +16,7 @@ pub(crate) struct Inode(u64, u64);
 impl Inode {
     /// For a local container. SFTP does not report it.
     pub(crate) fn of(target: &Target) -> Option<Self> {
-        let Location::Local { folder } = &target.place else {
-            return None;
-        };
-        let about = std::fs::symlink_metadata(folder.join(target.name.as_str())).ok()?;
+        let about = std::fs::symlink_metadata(target.local_path()?).ok()?;
         Some(Self(about.dev(), about.ino()))
     }
 }

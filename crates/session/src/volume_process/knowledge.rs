@@ -2,14 +2,14 @@
 //! written, and recorded again at the end.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use sprat_luks::{Header, SectorCipher};
 
 use crate::file_system::{FileSystemKind, FileSystemState};
 use crate::protocol::messages::VolumeStart;
-use crate::settings::{Access, Notice};
+use crate::protocol::reports::Notice;
+use crate::settings::Access;
 use crate::state::paths::StatePaths;
 use crate::state::{Finding, KnownState, older};
 use crate::volume_process::lease::ContainerLease;
@@ -42,7 +42,11 @@ impl Knowledge {
         Unlocked { header, key, slot }: &Unlocked,
     ) -> Result<Self, Failure> {
         let pins = header.pins();
-        let paths = StatePaths::new(Path::new(&start.state_dir), &pins.uuid, &start.target);
+        let paths = StatePaths::new(
+            &start.settings.state_dir,
+            &pins.uuid,
+            &start.settings.target,
+        );
         Ok(Self {
             known: KnownState::load(&paths),
             paths,
@@ -54,7 +58,7 @@ impl Knowledge {
                 true => SectorCipher::of_pins(key, &pins)?,
                 false => None,
             },
-            unsure: start.ignore_lock || lease.left_by_dead_session(),
+            unsure: start.settings.ignore_lock || lease.left_by_dead_session(),
             own: lease.follows_own(),
         })
     }
@@ -66,7 +70,11 @@ impl Knowledge {
         cipher: Option<SectorCipher>,
     ) -> Self {
         Self {
-            paths: StatePaths::new(Path::new(&start.state_dir), header.uuid(), &start.target),
+            paths: StatePaths::new(
+                &start.settings.state_dir,
+                header.uuid(),
+                &start.settings.target,
+            ),
             known: KnownState::default(),
             slots: Some(header.slot_digests()),
             opened_by: None,
@@ -91,12 +99,12 @@ impl Knowledge {
         let stamp = self.found.as_ref().map(|found| &found.stamp);
         self.finding = self.known.compare(stamp, self.own);
         if let Finding::Older { known, found } = &self.finding {
-            if !start.accept_older_state {
-                return Err(older(&start.target.to_string(), known, found));
+            if !start.settings.accept_older_state {
+                return Err(older(&start.settings.target.to_string(), known, found));
             }
             events.notice(Notice::OlderStateAccepted);
         }
-        if start.access == Access::ReadWrite
+        if start.settings.access == Access::ReadWrite
             && let Some(errors) = self.errors()
         {
             return Err(met_errors(errors).with_hint(format!("nothing was written. {REPAIR}")));
@@ -125,7 +133,7 @@ impl Knowledge {
 
     /// The snapshots that must be in the volume.
     pub(super) fn expected(&self, start: &VolumeStart) -> BTreeMap<String, String> {
-        match start.accept_older_state {
+        match start.settings.accept_older_state {
             true => BTreeMap::new(),
             false => self.known.expected(&self.finding),
         }

@@ -17,7 +17,7 @@ use sprat_store::{
 };
 use sprat_volume::{Fenced, ReconnectError};
 
-use crate::volume_process::connection::{Connection, HeaderBytes};
+use crate::connect::{Connection, HeaderBytes};
 use crate::volume_process::late::{LateRecords, Sent};
 use crate::{Exit, Failure};
 

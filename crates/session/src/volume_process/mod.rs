@@ -3,7 +3,6 @@
 //! It never opens a file on the volume and has no mount of it.
 
 mod cache;
-pub(crate) mod connection;
 mod crypt_device;
 mod extend_file;
 pub(crate) mod header;
@@ -37,8 +36,9 @@ use crate::protocol::frames::{Receiver, Sender};
 use crate::protocol::messages::{
     AbortReport, BackgroundMount, ChangeStart, Mapping, VolumeOrder, VolumeReply, VolumeStart,
 };
+use crate::protocol::reports::{ClosedReport, ContainerFacts, Notice, Phase, VolumeStats};
 use crate::protocol::spawn::{leave_signals_to_the_session, take_sockets};
-use crate::settings::{Access, ClosedReport, ContainerFacts, Notice, Phase, VolumeStats};
+use crate::settings::Access;
 use crate::supervisor::background;
 use crate::volume_process::crypt_device::CryptDevice;
 use crate::volume_process::header::create::NewContainer;
@@ -92,8 +92,10 @@ fn converse(
             "the volume process got no order to open a container",
         ));
     };
+    let settings = &start.settings;
     let _span =
-        tracing::info_span!("session", target = %start.target, access = ?start.access).entered();
+        tracing::info_span!("session", target = %settings.target, access = ?settings.access)
+            .entered();
     let mut secrets = Vec::new();
     for _ in 0..start.secrets {
         let bytes = receiver.receive_secret().map_err(broken)?;
@@ -115,7 +117,7 @@ fn converse(
                 &opened.lease,
                 events,
             );
-            let interval = Duration::from_millis(start.stats_interval_ms);
+            let interval = start.settings.stats_interval;
             Served::new(&start, opened, new_container, stop, events.clone()).run(
                 &orders,
                 descriptors,
@@ -261,8 +263,8 @@ impl Served {
             opened.flush,
         ));
         Self {
-            access: start.access,
-            reserve_bytes: start.reserve_bytes,
+            access: start.settings.access,
+            reserve_bytes: start.settings.reserve_bytes,
             lease: opened.lease,
             volume: opened.volume,
             knowledge: opened.knowledge,
@@ -270,8 +272,8 @@ impl Served {
             device,
             key,
             as_opened: identity_check::Opened {
-                target: start.target.clone(),
-                inode: identity_check::Inode::of(&start.target),
+                target: start.settings.target.clone(),
+                inode: identity_check::Inode::of(&start.settings.target),
                 file_bytes: opened.facts.file_bytes,
             },
             facts: opened.facts,

@@ -12,7 +12,8 @@ use sprat_store::{FileName, Store, StoreErrorKind, StoreFile};
 
 use crate::Failure;
 use crate::protocol::messages::VolumeStart;
-use crate::settings::{Access, Notice};
+use crate::protocol::reports::Notice;
+use crate::settings::Access;
 use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::shutdown::EventSender;
 
@@ -38,7 +39,7 @@ pub(super) fn give_up(
     events: &EventSender,
 ) -> Result<(), Failure> {
     // If a server does not report its free space, only an attempt shows it.
-    if available_bytes.is_none_or(|bytes| bytes >= start.reserve_bytes) {
+    if available_bytes.is_none_or(|bytes| bytes >= start.settings.reserve_bytes) {
         return Ok(());
     }
     remove(start, store, events).map(|_| ())
@@ -50,10 +51,10 @@ pub(super) fn remove(
     store: &dyn Store,
     events: &EventSender,
 ) -> Result<bool, Failure> {
-    if !start.may_use_reserve || start.access != Access::ReadWrite {
+    if !start.settings.may_use_reserve || start.settings.access != Access::ReadWrite {
         return Ok(false);
     }
-    let removed = store.remove_if_there(&name(&start.target.name)?)?;
+    let removed = store.remove_if_there(&name(&start.settings.target.name)?)?;
     if removed {
         events.notice(Notice::ReserveGivenUp);
     }

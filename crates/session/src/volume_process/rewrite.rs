@@ -13,9 +13,9 @@ use sprat_luks::Header;
 use sprat_store::{Access, FileName, IgnorePoison, ReadClass, Store, StoreErrorKind, StoreFile};
 use sprat_volume::SessionHooks as _;
 
+use crate::connect::HeaderBytes;
 use crate::state::reserved_names::HalfMade;
 use crate::supervisor::trim::TrimRoute;
-use crate::volume_process::connection::HeaderBytes;
 use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::shutdown::StopFlag;
 use crate::{Exit, Failure, text};

@@ -10,7 +10,7 @@ use sprat_volume::Volume;
 use crate::Failure;
 use crate::protocol::frames::Sender;
 use crate::protocol::messages::VolumeReply;
-use crate::settings::{Notice, Phase};
+use crate::protocol::reports::{Notice, Phase};
 
 /// The session's request to stop. The thread that receives orders sets it; the others check it
 /// between steps.

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use sprat_volume::{Volume, VolumeStats};
 
 use crate::protocol::messages::{VolumeReply, VolumeStart};
-use crate::settings::{Access, Notice};
+use crate::protocol::reports::Notice;
+use crate::settings::Access;
 use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::shutdown::EventSender;
 
@@ -117,16 +118,17 @@ pub(crate) fn watch(
     lease: &Arc<ContainerLease>,
     events: &EventSender,
 ) {
-    let (Access::ReadWrite, Some(available_bytes)) = (start.access, available_bytes) else {
+    let (Access::ReadWrite, Some(available_bytes)) = (start.settings.access, available_bytes)
+    else {
         return;
     };
     // A command that frees space may use the last of it.
-    let floor_bytes = if start.may_use_reserve {
+    let floor_bytes = if start.settings.may_use_reserve {
         0
     } else {
-        start.reserve_bytes
+        start.settings.reserve_bytes
     };
-    let interval = Duration::from_millis(start.room_interval_ms);
+    let interval = start.settings.space_interval;
     let (volume, lease, events) = (
         Arc::downgrade(volume),
         Arc::downgrade(lease),

@@ -18,10 +18,11 @@ use sprat_testkit::memory::MemoryStore;
 use sprat_volume::{Fenced, ReconnectError, SessionHooks as _};
 
 use crate::address::Target;
-use crate::settings::SessionOptions;
+use crate::connect::{Connection, HeaderBytes};
+use crate::settings::SessionSettings;
+use crate::state::journal::{open_journal, owner_note};
 use crate::state::reserved_names::HalfMade;
 use crate::supervisor::{Shape, start_order};
-use crate::volume_process::connection::{Connection, HeaderBytes, open_record, owner_note};
 use crate::volume_process::header::edit;
 use crate::volume_process::lease::LeaseParts;
 use crate::volume_process::open::acquire;
@@ -61,12 +62,12 @@ impl TestSession {
         let path = store.join("x.luks").display().to_string();
         let target = Target::parse(&path, Path::new("/")).unwrap();
         let run = folder.path().join("run");
-        let options = SessionOptions::new(target, Access::ReadWrite, state.clone(), run);
-        let start = start_order(&options, OpenedBy::Sprat, Shape::Session, 1);
-        let record = open_record(&state, &start.target, Access::ReadWrite).unwrap();
-        let connection = Connection::new(&start, &record).unwrap();
+        let settings = SessionSettings::new(target, Access::ReadWrite, state.clone(), run);
+        let start = start_order(&settings, OpenedBy::Sprat, Shape::Session, 1);
+        let record = open_journal(&state, &start.settings.target, Access::ReadWrite).unwrap();
+        let connection = Connection::new(&start.settings, &record).unwrap();
         let store = connection.connect().unwrap();
-        let name = start.target.name.clone();
+        let name = start.settings.target.name.clone();
         let owner = owner_note(&state).unwrap();
         let lock = Lock::acquire(&*store, &name, &record, owner).unwrap();
         let door = lock.late_until();
@@ -103,7 +104,7 @@ impl TestSession {
     fn suspects_after(self) -> Vec<std::ops::Range<u64>> {
         drop(self.lease);
         let state = self.folder.path().join("state");
-        let record = open_record(&state, &self.start.target, Access::ReadWrite);
+        let record = open_journal(&state, &self.start.settings.target, Access::ReadWrite);
         record.unwrap().in_doubt()
     }
 
@@ -380,8 +381,8 @@ fn reserve_is_freed_only_on_a_full_disk_and_if_allowed() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
     let events = EventSender(Sender::new(ours));
     let mut session = TestSession::new();
-    session.start.reserve_bytes = 1000;
-    let name = reserve::name(&session.start.target.name).unwrap();
+    session.start.settings.reserve_bytes = 1000;
+    let name = reserve::name(&session.start.settings.target.name).unwrap();
     let cases = [
         (true, Some(1000), true),
         (true, Some(999), false),
@@ -389,7 +390,7 @@ fn reserve_is_freed_only_on_a_full_disk_and_if_allowed() {
         (false, Some(999), true),
     ];
     for (may, available_bytes, stays) in cases {
-        session.start.may_use_reserve = may;
+        session.start.settings.may_use_reserve = may;
         let store = MemoryStore::new();
         store.create_new(&name).unwrap();
         reserve::give_up(&session.start, &store, available_bytes, &events).unwrap();

@@ -21,8 +21,8 @@ use zeroize::Zeroizing;
 use crate::file_system::FileSystemKind;
 use crate::protocol::frames::{Receiver, Sender};
 use crate::protocol::messages::{Mapping, WorkerOrder, WorkerReply};
+use crate::protocol::reports::{Notice, VolumeRoom};
 use crate::protocol::spawn::{leave_signals_to_the_session, take_sockets};
-use crate::settings::{Notice, VolumeRoom};
 use crate::{Exit, Failure};
 
 /// The longest volume key: AES-256-XTS. A pipe holds it without anybody reading.

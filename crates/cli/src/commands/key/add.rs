@@ -53,7 +53,7 @@ impl AddArgs {
         let secret = context.secret(&resolved)?;
         // It may take seconds, so it is done before anything is created.
         let known = match self.new_recovery {
-            true => Known::look_up(&resolved.target, &resolved.ssh_command),
+            true => Known::look_up(&resolved.target, &resolved.ssh.command),
             false => Known::default(),
         };
         let on_stdout = context.output.json || self.sheet.is_none();

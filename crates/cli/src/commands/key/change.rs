@@ -12,8 +12,7 @@ use crate::output::Reporter;
 
 /// Opens the container file for reading.
 pub(super) fn open(context: &Context, resolved: &Resolved) -> Result<ClosedContainer, Failure> {
-    let (target, ssh_command) = (&resolved.target, &resolved.ssh_command);
-    ClosedContainer::open(context.state_dir(), target, ssh_command)
+    ClosedContainer::open(context.state_dir(), &resolved.target, &resolved.ssh)
 }
 
 /// The header of a closed container, compared with what is pinned on this machine or was given.

@@ -43,7 +43,7 @@ impl SheetArgs {
         if let Some(recovery) = &recovery {
             header.unlock(&file.bytes(), &recovery.secret())?;
         }
-        let known = Known::look_up(&resolved.target, &resolved.ssh_command);
+        let known = Known::look_up(&resolved.target, &resolved.ssh.command);
         let text = self.html.is_none() || self.sheet.is_some();
         let on_stdout = context.output.json || (text && self.sheet.is_none());
         let files = SheetFiles::create(

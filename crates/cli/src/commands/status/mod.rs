@@ -59,7 +59,7 @@ impl CommandArgs for StatusArgs {
         let mut shown = Vec::new();
         for resolved in resolved {
             context.interrupt.check()?;
-            let server = (!self.offline).then_some(resolved.ssh_command.as_slice());
+            let server = (!self.offline).then_some(&resolved.ssh);
             let jobs = context.config.jobs_of(&resolved.name);
             let status =
                 ContainerStatus::read(&context.state_dir(), &resolved.target, jobs, server);

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use sprat_session::VolumeRoom;
 use sprat_session::address::Target;
 use sprat_session::state::checks::{KeptCheck, KeptChecks};
 use sprat_session::state::history::{History, MadeSnapshot, Run, SeenRoom};
 use sprat_session::status::LockStatus;
+use sprat_session::{SshOptions, VolumeRoom};
 
 use super::*;
 use crate::secrets::SecretSource;
@@ -20,7 +20,7 @@ fn found(server: Option<Result<ServerStatus, Failure>>, known: Option<LocalStatu
         resolved: Resolved {
             name: "laptop".to_owned(),
             target: Target::parse("host:x.luks", Path::new("/")).unwrap(),
-            ssh_command: Vec::new(),
+            ssh: SshOptions::default(),
             secret: SecretSource::Terminal,
             own_secret: SecretSource::Terminal,
             default_key_file: None,

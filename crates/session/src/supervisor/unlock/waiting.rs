@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use sprat_store::lock::RENEW_INTERVAL;
 use sprat_store::{FileName, Lock, LockError, Outage, Store, StoreErrorKind, Writers};
 
+use crate::connect::Connection;
 use crate::interrupt::Interrupt;
-use crate::settings::SessionOptions;
+use crate::settings::SessionSettings;
 use crate::state::reserved_names::HalfMade;
 use crate::supervisor::unlock::{DoorWay, UnlockWish, hours};
-use crate::volume_process::connection::Connection;
 use crate::{Failure, text};
 
 /// Between two questions to the server's kernel, each with a login of its own.
@@ -47,7 +47,7 @@ impl<'w> Waiting<'w> {
         lease: &'w Lock,
         store: Arc<dyn Store>,
         connection: &'w Connection,
-        options: &'w SessionOptions,
+        settings: &'w SessionSettings,
         wish: &'w UnlockWish,
         interrupt: &'w Interrupt,
     ) -> Self {
@@ -57,10 +57,10 @@ impl<'w> Waiting<'w> {
             connection,
             wish,
             interrupt,
-            container: &options.target.name,
+            container: &settings.target.name,
             begun: Instant::now(),
-            outage: Outage::new(options.reconnect_max),
-            outage_max: options.reconnect_max,
+            outage: Outage::new(settings.reconnect_max),
+            outage_max: settings.reconnect_max,
             reported: String::new(),
             renewed: Instant::now(),
             kernel_asked: None,

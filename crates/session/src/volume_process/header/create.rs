@@ -1,7 +1,6 @@
 //! Makes a container under a temporary name, and gives it its own name once it is complete and
 //! durable.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,14 +10,15 @@ use sprat_luks::{
 use sprat_store::{Access, ReadClass, Store, StoreErrorKind, StoreFile};
 
 use crate::address::Target;
+use crate::connect::HeaderBytes;
 use crate::file_system::FileSystemKind;
 use crate::protocol::messages::{CreateStart, VolumeReply, VolumeStart};
+use crate::protocol::reports::{Notice, Phase};
 use crate::server_probe::{self, Holes};
-use crate::settings::{Notice, Phase, SIZE_BYTES_MIN};
+use crate::settings::SIZE_BYTES_MIN;
 use crate::state::headers;
 use crate::state::paths::StatePaths;
 use crate::state::reserved_names::{self, HalfMade};
-use crate::volume_process::connection::HeaderBytes;
 use crate::volume_process::knowledge::Knowledge;
 use crate::volume_process::late::LateRecords;
 use crate::volume_process::lease::{ContainerLease, LeaseParts, keep_renewing};
@@ -57,10 +57,10 @@ pub(crate) fn make(
     let available_bytes = check_writable(start, &*store, events)?;
     // The trial file is the first one that must be removed.
     stop.begin_cleanup_duty()?;
-    if reserved_names::may_not_remove(&*store, &start.target.name) {
+    if reserved_names::may_not_remove(&*store, &start.settings.target.name) {
         events.notice(Notice::NothingRemoved);
         report_overcommit(available_bytes, create.size_bytes, events);
-    } else if server_probe::run(&*store, &start.target.name)? == Holes::Filled {
+    } else if server_probe::run(&*store, &start.settings.target.name)? == Holes::Filled {
         server_probe::check_room(create.size_bytes, available_bytes)?;
         events.notice(Notice::HolesFilled {
             size_bytes: create.size_bytes,
@@ -76,8 +76,8 @@ pub(crate) fn make(
     let lease = Arc::new(ContainerLease::new(LeaseParts {
         connection,
         record,
-        container: start.target.name.clone(),
-        file_name: HalfMade::New.name(&start.target.name)?,
+        container: start.settings.target.name.clone(),
+        file_name: HalfMade::New.name(&start.settings.target.name)?,
         access: Access::ReadWrite,
         opened_by: opened_by(start),
         store,
@@ -132,8 +132,8 @@ pub fn exists_already(target: &Target) -> Failure {
 
 /// Never overwrites.
 fn refuse_existing(start: &VolumeStart, store: &dyn Store) -> Result<(), Failure> {
-    match store.stat(&start.target.name) {
-        Ok(_) => Err(exists_already(&start.target)),
+    match store.stat(&start.settings.target.name) {
+        Ok(_) => Err(exists_already(&start.settings.target)),
         Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
         Err(error) => Err(Failure::from(&error)),
     }
@@ -199,8 +199,8 @@ fn fill(
         // The content is small, and is removed if it does not fit.
         available_bytes: None,
     };
-    let state_dir = Path::new(&start.state_dir);
-    let paths = StatePaths::new(state_dir, &new.pins.uuid, &start.target);
+    let state_dir = &start.settings.state_dir;
+    let paths = StatePaths::new(state_dir, &new.pins.uuid, &start.settings.target);
     let new_container = NewContainer {
         header: new.header,
         pins: new.pins,

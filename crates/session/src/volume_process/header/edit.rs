@@ -12,14 +12,15 @@ use sprat_luks::{
 use sprat_store::{Access, ReadClass, Store, StoreFile};
 use sprat_volume::{Fenced, SessionHooks as _};
 
+use crate::connect::HeaderBytes;
 use crate::file_system::{file_system_bytes, read_stamp_block};
 use crate::protocol::messages::{ChangeStart, VolumeStart};
-use crate::settings::{IdentityPolicy, Notice, Phase};
+use crate::protocol::reports::{Notice, Phase};
+use crate::settings::IdentityPolicy;
 use crate::state::headers::{self, Kept};
 use crate::state::paths::StatePaths;
 use crate::state::{self, KnownState};
 use crate::supervisor::keys::HeaderChanged;
-use crate::volume_process::connection::HeaderBytes;
 use crate::volume_process::knowledge;
 use crate::volume_process::lease::{ContainerLease, keep_renewing};
 use crate::volume_process::open::{
@@ -175,9 +176,9 @@ impl<'w> HeaderEdit<'w> {
     fn present(&self) -> Result<(Header, bool), Failure> {
         let header = Header::load(&self.bytes()).map_err(|error| match error.kind() {
             LuksErrorKind::NoContainer | LuksErrorKind::Damaged => state::header_unreadable(
-                &self.state_dir(),
-                &self.start.target,
-                &self.start.pins,
+                self.state_dir(),
+                &self.start.settings.target,
+                &self.start.settings.pins,
                 &error,
             ),
             _ => Failure::of_key_work(&error),
@@ -197,7 +198,7 @@ impl<'w> HeaderEdit<'w> {
     fn refuse_older(&self, header: &Header, key: &VolumeKey) -> Result<(), Failure> {
         let cipher = SectorCipher::new(key, header)?;
         let (block, file_bytes) = read_stamp_block(&*self.file, header, &cipher)?;
-        if matches!(self.start.pins, IdentityPolicy::TrustOnce)
+        if matches!(self.start.settings.pins, IdentityPolicy::TrustOnce)
             && file_system_bytes(&block).is_none()
         {
             return Err(Failure::new(
@@ -209,11 +210,11 @@ impl<'w> HeaderEdit<'w> {
                  the recovery sheet. If it is right, pass it with --fingerprint",
             ));
         }
-        if self.start.accept_older_state {
+        if self.start.settings.accept_older_state {
             return Ok(());
         }
-        let target = &self.start.target;
-        state::refuse_older(&self.state_dir(), target, header.uuid(), &block, file_bytes)
+        let target = &self.start.settings.target;
+        state::refuse_older(self.state_dir(), target, header.uuid(), &block, file_bytes)
     }
 
     /// Recovers a dead session's writes to the volume. The volume does that.
@@ -373,11 +374,11 @@ impl<'w> HeaderEdit<'w> {
 
     /// Where this machine keeps its state about the container.
     pub(crate) fn paths(&self, header: &Header) -> StatePaths {
-        StatePaths::new(&self.state_dir(), header.uuid(), &self.start.target)
+        StatePaths::new(self.state_dir(), header.uuid(), &self.start.settings.target)
     }
 
-    pub(crate) fn state_dir(&self) -> PathBuf {
-        PathBuf::from(&self.start.state_dir)
+    pub(crate) fn state_dir(&self) -> &Path {
+        &self.start.settings.state_dir
     }
 
     /// Keeps the current header on this machine, then writes.
@@ -566,23 +567,23 @@ fn compare_with_pins(
     header: &Header,
     events: &EventSender,
 ) -> Result<(), Failure> {
-    match &start.pins {
+    match &start.settings.pins {
         IdentityPolicy::Known(pins) => header.check_pins(pins)?,
         IdentityPolicy::Expect(fingerprint) => header.check_fingerprint(fingerprint)?,
         IdentityPolicy::TrustOnce => events.notice(Notice::TrustedOnce {
             fingerprint: header.pins().fingerprint(),
         }),
     }
-    if !matches!(start.pins, IdentityPolicy::Known(_)) {
+    if !matches!(start.settings.pins, IdentityPolicy::Known(_)) {
         header.pins().check_first()?;
     }
-    if start.accept_changed_keys {
+    if start.settings.accept_changed_keys {
         return Ok(());
     }
     let slots = header.slot_digests();
     state::check_slots(
-        Path::new(&start.state_dir),
-        &start.target,
+        &start.settings.state_dir,
+        &start.settings.target,
         header.uuid(),
         &slots,
     )

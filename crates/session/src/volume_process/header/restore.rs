@@ -19,7 +19,7 @@ impl HeaderEdit<'_> {
     ) -> Result<EditOutcome, Failure> {
         let kept = headers::open(path)?;
         let from = headers::load(&kept, path)?;
-        self.start.pins.fits(&from).map_err(|error| {
+        self.start.settings.pins.fits(&from).map_err(|error| {
             Failure::from(&error)
                 .context("the kept header is not this container's")
                 .with_hint("nothing was changed")
@@ -39,20 +39,20 @@ impl HeaderEdit<'_> {
             .map_err(|error| Failure::from(&error).context("the kept header does not open"))?;
         let cipher = SectorCipher::new(&key, &from)?;
         drop(key);
-        if present.is_none() && matches!(self.start.pins, IdentityPolicy::TrustOnce) {
+        if present.is_none() && matches!(self.start.settings.pins, IdentityPolicy::TrustOnce) {
             self.check_fits(&from, &cipher)?;
         }
         self.recover(&from)?;
-        let known = match &self.start.pins {
+        let known = match &self.start.settings.pins {
             IdentityPolicy::Known(pins) => pins.sequence_id,
             _ => 0,
         };
         let bytes = self.bytes();
         let there = present.map(|present| (present, &bytes as &dyn HeaderRead));
         // An interrupted restore may have written both copies and nothing more.
-        let gone: Vec<_> = headers::replaced(&self.state_dir(), from.uuid())
+        let gone: Vec<_> = headers::replaced(self.state_dir(), from.uuid())
             .iter()
-            .filter(|earlier| self.start.pins.fits(earlier).is_ok())
+            .filter(|earlier| self.start.settings.pins.fits(earlier).is_ok())
             .flat_map(Header::areas)
             .collect();
         let writes = from
@@ -81,7 +81,7 @@ impl HeaderEdit<'_> {
     /// header counts as this container's, and the restored one must be of the same container.
     fn current_header(&self) -> Result<Option<Header>, Failure> {
         match Header::load(&self.bytes()) {
-            Ok(present) if self.start.pins.fits(&present).is_ok() => Ok(Some(present)),
+            Ok(present) if self.start.settings.pins.fits(&present).is_ok() => Ok(Some(present)),
             Err(error) if error.kind() == LuksErrorKind::Read => Err(error.into()),
             // The kept header is for this case.
             Ok(_) | Err(_) => Ok(None),

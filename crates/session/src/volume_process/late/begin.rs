@@ -6,7 +6,8 @@ use sprat_store::{FileName, StoreErrorKind, StoreFile};
 use crate::file_system::FileSystemKind;
 use crate::file_system::ranges::merged;
 use crate::protocol::messages::VolumeStart;
-use crate::settings::{Access, NotCompared, Notice};
+use crate::protocol::reports::{NotCompared, Notice};
+use crate::settings::Access;
 use crate::volume_process::knowledge::Knowledge;
 use crate::volume_process::late::BLOCK;
 use crate::volume_process::late::compare::{Compared, compare};
@@ -40,13 +41,13 @@ pub(crate) fn begin(
 ) -> Result<Late, Failure> {
     let sent = Sent::new(key);
     // With --ignore-lock the data may change while we read; nothing checks consistency.
-    let found = match start.ignore_lock {
+    let found = match start.settings.ignore_lock {
         true => LateRecords::default(),
         false => lease.late_records(),
     };
     let late_until = lease.late_until();
-    let writes = start.access == Access::ReadWrite;
-    let whole = start.past_cache || (writes && late_until.is_none());
+    let writes = start.settings.access == Access::ReadWrite;
+    let whole = start.settings.verify_cache || (writes && late_until.is_none());
     let compared = match found.0.is_empty() && found.1.is_empty() {
         true => Compared::default(),
         false => {
@@ -67,7 +68,7 @@ pub(crate) fn begin(
     }
     if !knowledge.knows_overwritten(&late.overwritten) {
         return Err(overwritten(
-            &start.target.to_string(),
+            &start.settings.target.to_string(),
             late.overwritten.len(),
         ));
     }
@@ -132,7 +133,7 @@ pub(crate) fn explain_older(
     (key, offset_bytes): (DigestKey, u64),
 ) -> Failure {
     let (lists, notes) = lease.late_records();
-    if start.ignore_lock || (lists.is_empty() && notes.is_empty()) {
+    if start.settings.ignore_lock || (lists.is_empty() && notes.is_empty()) {
         return older;
     }
     let Ok(compared) = compare(&*lease.store(), file, &key, (&lists, &notes), true) else {
@@ -155,7 +156,7 @@ pub(crate) fn explain_older(
              names the files that may be damaged. Then back up again: damaged files are read from \
              their source again, never from a snapshot. But if the server shows an old copy of \
              the container, restore the newer one first",
-            start.target
+            start.settings.target
         ))
 }
 

@@ -9,7 +9,7 @@ use sprat_store::{IgnorePoison, Lock, LockError, Store};
 
 use crate::Failure;
 use crate::protocol::messages::{DRAIN_MAX, VolumeReply};
-use crate::settings::Notice;
+use crate::protocol::reports::Notice;
 use crate::volume_process::late::{LateRecords, Replaced, Sent};
 use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::shutdown::EventSender;

@@ -1,7 +1,6 @@
 //! Acquires the lease for a session that writes. For a read-only session, verifies that nobody
 //! writes.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,8 +10,9 @@ use sprat_store::{
 
 use crate::Failure;
 use crate::protocol::messages::VolumeStart;
-use crate::settings::{Access, Notice, Phase, TAKEOVER_QUIET_TIMES};
-use crate::volume_process::connection::owner_note;
+use crate::protocol::reports::{Notice, Phase};
+use crate::settings::{Access, TAKEOVER_QUIET_TIMES};
+use crate::state::journal::owner_note;
 use crate::volume_process::late::LateRecords;
 use crate::volume_process::lease::{ContainerLease, LeaseParts};
 use crate::volume_process::open::{ConnectedStore, opened_by};
@@ -45,8 +45,8 @@ pub(crate) fn acquire_making_space(
         store,
         first,
     } = reached;
-    let name = start.target.name.clone();
-    let (lock, stale_lock, seen) = match start.access {
+    let name = start.settings.target.name.clone();
+    let (lock, stale_lock, seen) = match start.settings.access {
         Access::ReadWrite => {
             stop.begin_cleanup_duty()?;
             let lock =
@@ -73,7 +73,7 @@ pub(crate) fn acquire_making_space(
         record,
         container: name.clone(),
         file_name: name,
-        access: start.access.into(),
+        access: start.settings.access.into(),
         opened_by: opened_by(start),
         store,
         lock,
@@ -141,12 +141,12 @@ fn acquire_lock_while(
     meanwhile: impl FnOnce() + Send,
 ) -> Result<Lock, AcquireError> {
     events.phase(Phase::Locking);
-    let owner = owner_note(&PathBuf::from(&start.state_dir)).map_err(AcquireError::Other)?;
+    let owner = owner_note(&start.settings.state_dir).map_err(AcquireError::Other)?;
     let mut first = match first {
         Some(first) => first,
-        None => Lock::check_leases(store, &start.target.name, record)?,
+        None => Lock::check_leases(store, &start.settings.target.name, record)?,
     };
-    let patience = lock::EMPTY_WAIT.min(Duration::from_millis(start.quiet_time_ms));
+    let patience = lock::EMPTY_WAIT.min(start.settings.quiet_time);
     while let Some(wait) = first.wait_for_empty(record, patience) {
         let until = Instant::now() + wait;
         while Instant::now() < until {
@@ -180,7 +180,7 @@ fn check_lock(
     record: &WriteJournal,
     events: &EventSender,
 ) -> Result<(Option<LockInfo>, SeenLeases), Failure> {
-    let name = &start.target.name;
+    let name = &start.settings.target.name;
     let found = lock::inspect(store, name, Some(record))?;
     let seen = SeenLeases {
         highest: found.highest,
@@ -195,7 +195,7 @@ fn check_lock(
         events.notice(Notice::DeadSessionLeftLock);
         return Ok((Some(info), seen));
     }
-    if start.ignore_lock {
+    if start.settings.ignore_lock {
         events.notice(Notice::LockIgnored {
             holder: info.to_string(),
         });
@@ -224,7 +224,7 @@ pub(crate) fn wait_for_quiet(
     events.notice(Notice::Suspects {
         bytes: suspects.iter().map(|range| range.end - range.start).sum(),
     });
-    let quiet_time = Duration::from_millis(start.quiet_time_ms) * TAKEOVER_QUIET_TIMES;
+    let quiet_time = start.settings.quiet_time * TAKEOVER_QUIET_TIMES;
     let until = lease.held_since() + quiet_time;
     while lease.server_outlives_us() && Instant::now() < until {
         stop.check()?;

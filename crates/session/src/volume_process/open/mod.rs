@@ -5,7 +5,6 @@ pub(crate) mod length_check;
 pub(crate) mod prefetch;
 
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::ScopedJoinHandle;
@@ -18,14 +17,15 @@ use sprat_store::{
 use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Seen, Volume, VolumeOptions};
 
 use crate::Failure;
-use crate::address::Location;
+use crate::connect::{Connection, HeaderBytes};
 use crate::file_system::FileSystemKind;
 use crate::protocol::messages::VolumeStart;
-use crate::settings::{Access, ContainerFacts, IdentityPolicy, Notice, Phase};
+use crate::protocol::reports::{ContainerFacts, Notice, Phase};
+use crate::settings::{Access, IdentityPolicy};
+use crate::state::journal::open_journal;
 use crate::state::paths::StatePaths;
 use crate::state::{headers, moved, reserved_names};
 use crate::volume_process::cache::cache_options;
-use crate::volume_process::connection::{Connection, HeaderBytes, open_record};
 use crate::volume_process::extend_file::extend_file;
 use crate::volume_process::knowledge::Knowledge;
 use crate::volume_process::late::{self, DigestKey};
@@ -176,7 +176,9 @@ fn open_held(
     keep_renewing(lease, stop)?;
     let may_come_late = lease.record().may_arrive();
     wait_for_quiet(start, lease, stop, events)?;
-    if start.access == Access::ReadWrite && (may_come_late || lease.late_requests_may_arrive()) {
+    if start.settings.access == Access::ReadWrite
+        && (may_come_late || lease.late_requests_may_arrive())
+    {
         prevent_late_rename(lease)?;
         // A rename may have happened in between.
         inspected = None;
@@ -207,10 +209,10 @@ fn check_container(
     record: &WriteJournal,
     events: &EventSender,
 ) -> Result<(Option<u64>, Option<LeaseCheck>), Failure> {
-    let takes_lock = start.access == Access::ReadWrite;
+    let takes_lock = start.settings.access == Access::ReadWrite;
     let (writable, found, locks) = std::thread::scope(|scope| {
         let found = scope.spawn(|| stat_container(start, store));
-        let look = || Lock::check_leases(store, &start.target.name, record);
+        let look = || Lock::check_leases(store, &start.settings.target.name, record);
         let locks = takes_lock.then(|| scope.spawn(look));
         let writable = check_writable(start, store, events);
         (writable, joined(found), locks.map(joined))
@@ -233,12 +235,12 @@ pub(crate) struct ConnectedStore {
 pub(crate) fn connect_store(
     start: &VolumeStart,
 ) -> Result<(WriteJournal, Connection, Arc<dyn Store>), Failure> {
-    let record = open_record(
-        &PathBuf::from(&start.state_dir),
-        &start.target,
-        start.access,
+    let record = open_journal(
+        &start.settings.state_dir,
+        &start.settings.target,
+        start.settings.access,
     )?;
-    let connection = Connection::new(start, &record)?;
+    let connection = Connection::new(&start.settings, &record)?;
     let store = connection.connect()?;
     Ok((record, connection, store))
 }
@@ -264,14 +266,14 @@ pub(crate) fn check_writable(
     store: &dyn Store,
     events: &EventSender,
 ) -> Result<Option<u64>, Failure> {
-    if start.access == Access::ReadOnly {
+    if start.settings.access == Access::ReadOnly {
         return Ok(None);
     }
     if !store.capabilities().durable_flush {
-        if reserved_names::may_not_remove(store, &start.target.name) {
+        if reserved_names::may_not_remove(store, &start.settings.target.name) {
             return Err(read_only_account(store));
         }
-        if !start.allow_no_fsync {
+        if !start.settings.allow_no_fsync {
             return Err(Failure::failed(format!(
                 "{} can't make data durable: it has no fsync@openssh.com",
                 store.describe()
@@ -315,14 +317,14 @@ pub(crate) fn read_only_account(store: &dyn Store) -> Failure {
 }
 
 pub(crate) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<FileStat, Failure> {
-    let name = &start.target.name;
+    let name = &start.settings.target.name;
     match store.stat(name) {
         Ok(stat) => {
             refuse_second_name(start)?;
             Ok(stat)
         }
         Err(error) if error.kind() == StoreErrorKind::NotFound => {
-            let failure = moved::no_container(&PathBuf::from(&start.state_dir), &start.target);
+            let failure = moved::no_container(&start.settings.state_dir, &start.settings.target);
             let names = store.list().unwrap_or_default();
             let unfinished = names
                 .iter()
@@ -352,23 +354,24 @@ pub(crate) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<F
 /// so a session under the other name would write at the same time. SFTP does not report how many
 /// names there are.
 fn refuse_second_name(start: &VolumeStart) -> Result<(), Failure> {
-    let (Access::ReadWrite, Location::Local { folder }) = (start.access, &start.target.place)
+    let (Access::ReadWrite, Some(path)) =
+        (start.settings.access, start.settings.target.local_path())
     else {
         return Ok(());
     };
-    let about = std::fs::symlink_metadata(folder.join(start.target.name.as_str()));
+    let about = std::fs::symlink_metadata(path);
     let links = about.map_or(1, |about| about.nlink());
     if links <= 1 {
         return Ok(());
     }
     Err(Failure::failed(format!(
         "{} has {links} names (hard links): two sessions could write to it at once",
-        start.target
+        start.settings.target
     ))
     .with_hint(format!(
         "nothing was changed. Find the others (`find DISK -samefile {}`), and remove them, or \
          replace them by copies. `restore` and `mount` work all the same",
-        start.target
+        start.settings.target
     )))
 }
 
@@ -399,7 +402,7 @@ fn acquire_and_inspect(
         if quiet {
             // What can't be read is requested again, and that error is reported.
             inspected = reading
-                .open(&start.target.name, start.access.into())
+                .open(&start.settings.target.name, start.settings.access.into())
                 .and_then(|file| InspectedFile::at(file, start))
                 .ok();
         }
@@ -429,10 +432,10 @@ fn unlock(
     let mut knowledge = Knowledge::new(start, lease, &unlocked)?;
     let Unlocked { header, key, .. } = unlocked;
     report_copies(&header, events);
-    if start.past_cache {
+    if start.settings.verify_cache {
         report_slot_areas(start, &header, &*inspected.file, events)?;
     }
-    if let IdentityPolicy::TrustOnce = &start.pins {
+    if let IdentityPolicy::TrustOnce = &start.settings.pins {
         events.notice(Notice::TrustedOnce {
             fingerprint: header.pins().fingerprint(),
         });
@@ -466,7 +469,7 @@ fn unlock(
         payload = header.geometry(file_bytes)?;
     }
     lease.learn(pins.clone(), file_bytes);
-    if start.access == Access::ReadWrite {
+    if start.settings.access == Access::ReadWrite {
         knowledge.begin_writing()?;
     }
     note_initial_state(start, lease, &inspected, file_bytes, &payload);
@@ -496,7 +499,7 @@ fn unlock(
         },
         knowledge,
         flush: crate::volume_process::flush_kind(start),
-        durable: start.access == Access::ReadWrite && store.capabilities().durable_flush,
+        durable: start.settings.access == Access::ReadWrite && store.capabilities().durable_flush,
         available_bytes: None,
     })
 }
@@ -507,9 +510,11 @@ fn inspect(
     lease: &ContainerLease,
     prefetch: Option<&Prefetch>,
 ) -> Result<InspectedFile, Failure> {
-    let file = match (prefetch, start.access) {
+    let file = match (prefetch, start.settings.access) {
         (Some(prefetch), Access::ReadOnly) => Arc::clone(&prefetch.file),
-        _ => lease.store().open(lease.file_name(), start.access.into())?,
+        _ => lease
+            .store()
+            .open(lease.file_name(), start.settings.access.into())?,
     };
     Ok(InspectedFile::at(file, start)?)
 }
@@ -523,8 +528,8 @@ fn note_initial_state(
     payload: &Payload,
 ) {
     // With --ignore-lock the data may change while we read; nothing checks consistency.
-    if start.access == Access::ReadOnly
-        && !start.ignore_lock
+    if start.settings.access == Access::ReadOnly
+        && !start.settings.ignore_lock
         && let Ok(stamp_block) = inspected.stamp_block(payload.offset_bytes)
     {
         let stamp_at = payload.offset_bytes + FileSystemKind::DEFAULT.stamp_range().start;
@@ -597,9 +602,9 @@ fn report_slot_areas(
         return Ok(());
     };
     let paths = StatePaths::new(
-        &PathBuf::from(&start.state_dir),
+        &start.settings.state_dir,
         header.uuid(),
-        &start.target,
+        &start.settings.target,
     );
     let slots = headers::differing_slots(&paths, header, &HeaderBytes(file))?;
     if !slots.is_empty() {
@@ -636,22 +641,22 @@ pub(crate) fn open_volume(
         offset_bytes: payload.offset_bytes,
         len_bytes: payload.len_bytes,
     };
-    let reconnect_max = Duration::from_millis(start.reconnect_max_ms);
+    let reconnect_max = start.settings.reconnect_max;
     let session: Arc<dyn sprat_volume::SessionHooks> = Arc::clone(lease) as _;
-    let volume = match start.access {
+    let volume = match start.settings.access {
         Access::ReadOnly => {
             // On a disk, not in memory: a journal may be large.
-            let mut options = ReadOnlyOptions::new(PathBuf::from(&start.state_dir));
+            let mut options = ReadOnlyOptions::new(start.settings.state_dir.clone());
             options.reconnect_max = reconnect_max;
             options.cache = cache_options(start, lease, known.seen);
             Volume::open_read_only(file, geometry, session, options)?
         }
         Access::ReadWrite => {
             let options = VolumeOptions {
-                write_buffer_bytes_max: start.write_buffer_bytes_max,
+                write_buffer_bytes_max: start.settings.write_buffer_bytes_max,
                 reconnect_max,
                 cache: cache_options(start, lease, known.seen),
-                quiet_time: Duration::from_millis(start.quiet_time_ms),
+                quiet_time: start.settings.quiet_time,
                 in_doubt: lease.record().in_doubt(),
                 old_server_dead: true,
                 zeros_are_holes: true,

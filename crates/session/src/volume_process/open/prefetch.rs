@@ -11,7 +11,6 @@
 //! 5. A header that was read earlier counts only if a second read returns the same.
 //! 6. Nothing is written before the second check of the leases has found nobody else.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,6 +18,7 @@ use sprat_luks::{AnyHeader, HeaderRead, Secret, UnlockOptions, VolumeKey};
 use sprat_store::{FileStat, ReadClass, Store, StoreError, StoreFile};
 use sprat_volume::Seen;
 
+use crate::connect::HeaderBytes;
 use crate::file_system::{FileSystemKind, STAMP_BLOCK_BYTES};
 use crate::protocol::messages::VolumeStart;
 use crate::settings::IdentityPolicy;
@@ -46,23 +46,31 @@ impl Unlocked {
         secret: &Secret,
         source: &dyn HeaderRead,
     ) -> Result<Self, Failure> {
-        let state_dir = Path::new(&start.state_dir);
+        let state_dir = &start.settings.state_dir;
         let header = AnyHeader::load(source, opened_by(start)).map_err(|error| {
-            state::header_unreadable(state_dir, &start.target, &start.pins, &error)
+            state::header_unreadable(
+                state_dir,
+                &start.settings.target,
+                &start.settings.pins,
+                &error,
+            )
         })?;
         let found = header.pins();
-        match &start.pins {
+        match &start.settings.pins {
             IdentityPolicy::Known(pins) => header.check_pins(pins)?,
             IdentityPolicy::Expect(fingerprint) => header.check_fingerprint(fingerprint)?,
             IdentityPolicy::TrustOnce => {}
         }
-        if !matches!(start.pins, IdentityPolicy::Known(_)) {
+        if !matches!(start.settings.pins, IdentityPolicy::Known(_)) {
             found.check_first()?;
         }
-        if let Some(slots) = header.slot_digests().filter(|_| !start.accept_changed_keys) {
-            state::check_slots(state_dir, &start.target, &found.uuid, &slots)?;
+        if let Some(slots) = header
+            .slot_digests()
+            .filter(|_| !start.settings.accept_changed_keys)
+        {
+            state::check_slots(state_dir, &start.settings.target, &found.uuid, &slots)?;
         }
-        let last = state::opened_last(state_dir, &start.target, &found.uuid);
+        let last = state::opened_last(state_dir, &start.settings.target, &found.uuid);
         let options = UnlockOptions::beginning_with(last);
         let (slot, key) = header.unlock_within(source, secret, &options)?;
         Ok(Self { header, key, slot })
@@ -92,7 +100,7 @@ impl Prefetch {
         given_up: &AtomicBool,
     ) -> Option<Self> {
         let file = store
-            .open(&start.target.name, sprat_store::Access::ReadOnly)
+            .open(&start.settings.target.name, sprat_store::Access::ReadOnly)
             .ok()?;
         let head = Head::read(&*file).ok()?;
         if given_up.load(Ordering::SeqCst) {
@@ -169,7 +177,7 @@ pub(crate) struct InspectedFile {
 impl InspectedFile {
     /// Sends all requests at once. The pins say where the volume begins, if they are known.
     pub(crate) fn at(file: Arc<dyn StoreFile>, start: &VolumeStart) -> Result<Self, StoreError> {
-        let first_at = match &start.pins {
+        let first_at = match &start.settings.pins {
             IdentityPolicy::Known(pins) => Some(pins.payload_offset_bytes),
             IdentityPolicy::Expect(_) | IdentityPolicy::TrustOnce => None,
         };
@@ -203,11 +211,7 @@ impl InspectedFile {
             Some(prefetch) if !self.copies.is_empty() && prefetch.copies == self.copies => {
                 prefetch.unlocked
             }
-            _ => Unlocked::read(
-                start,
-                secret,
-                &crate::volume_process::connection::HeaderBytes(&*self.file),
-            ),
+            _ => Unlocked::read(start, secret, &HeaderBytes(&*self.file)),
         }
     }
 

@@ -37,10 +37,10 @@ impl TestSession {
     fn reader(&self) -> ContainerLease {
         assert!(self.lease.release().unwrap());
         let state = self.folder.path().join("reader");
-        let record = open_record(&state, &self.start.target, Access::ReadOnly).unwrap();
-        let connection = Connection::new(&self.start, &record).unwrap();
+        let record = open_journal(&state, &self.start.settings.target, Access::ReadOnly).unwrap();
+        let connection = Connection::new(&self.start.settings, &record).unwrap();
         let store = connection.connect().unwrap();
-        let container = self.start.target.name.clone();
+        let container = self.start.settings.target.name.clone();
         let seen = lock::inspect(&*store, &container, None).unwrap();
         assert!(seen.held.is_none());
         let lease = ContainerLease::new(LeaseParts {
@@ -65,11 +65,12 @@ impl TestSession {
     /// Another machine acquires the lease.
     fn taken_by_another(&self) -> (Lock, Arc<dyn Store>) {
         let state = self.folder.path().join("other");
-        let record = open_record(&state, &self.start.target, Access::ReadWrite).unwrap();
+        let record = open_journal(&state, &self.start.settings.target, Access::ReadWrite).unwrap();
         let store: Arc<dyn Store> =
             Arc::new(LocalStore::open(&self.folder.path().join("store")).unwrap());
         let owner = owner_note(&state).unwrap();
-        let lock = Lock::acquire(&*store, &self.start.target.name, &record, owner).unwrap();
+        let lock =
+            Lock::acquire(&*store, &self.start.settings.target.name, &record, owner).unwrap();
         (lock, store)
     }
 
@@ -86,7 +87,7 @@ impl TestSession {
 
     fn paths(&self) -> StatePaths {
         let state = self.folder.path().join("state");
-        StatePaths::new(&state, self.header().uuid(), &self.start.target)
+        StatePaths::new(&state, self.header().uuid(), &self.start.settings.target)
     }
 
     /// Gives both copies of the header another sequence, as later changes do that leave the keys
@@ -152,7 +153,7 @@ fn key_change_recovers_writes_of_a_killed_session() {
         ..
     } = session;
     drop(lease);
-    start.pins = IdentityPolicy::Known(before.pins());
+    start.settings.pins = IdentityPolicy::Known(before.pins());
     let (add, secrets) = another_key();
     let stop = Arc::new(StopFlag::default());
     let changed = edit::change(&start, &add, &secrets, &stop, &events()).unwrap();
@@ -191,7 +192,7 @@ fn pending_writes_are_recovered_before_a_header_is_written() {
                 refused: Arc::default(),
             })
         });
-        session.start.pins = IdentityPolicy::Known(session.header().pins());
+        session.start.settings.pins = IdentityPolicy::Known(session.header().pins());
         let (add, secrets) = another_key();
         let what = match restores {
             true => session.kept_to_be_put_back(),
@@ -218,7 +219,7 @@ fn pending_writes_are_recovered_before_a_header_is_written() {
 fn kept_header_is_restored_only_over_the_shown_one() {
     let mut session = TestSession::new();
     let what = session.kept_to_be_put_back();
-    session.start.pins = IdentityPolicy::Known(session.header().pins());
+    session.start.settings.pins = IdentityPolicy::Known(session.header().pins());
     let (_, secrets) = another_key();
     // Another machine changes the keys while a person decides.
     session.set_sequence(session.header().sequence_id() + 3);

@@ -24,21 +24,21 @@ fn after_a_kill_on_a_server() -> TestSession {
         ..
     } = first;
     drop(lease);
-    let record = open_record(
+    let record = open_journal(
         &folder.path().join("state"),
-        &start.target,
+        &start.settings.target,
         Access::ReadWrite,
     );
     let record = record.unwrap();
-    let here = Connection::new(&start, &record).unwrap();
+    let here = Connection::new(&start.settings, &record).unwrap();
     let store = here.connect().unwrap();
     let owner = owner_note(&folder.path().join("state")).unwrap();
-    let lock = Lock::acquire(&*store, &start.target.name, &record, owner).unwrap();
-    start.quiet_time_ms = u64::try_from(QUIET_TIME.as_millis()).unwrap();
-    start.target = Target::parse("ssh://no.host/srv/x.luks", Path::new("/")).unwrap();
-    let name = start.target.name.clone();
+    let lock = Lock::acquire(&*store, &start.settings.target.name, &record, owner).unwrap();
+    start.settings.quiet_time = QUIET_TIME;
+    start.settings.target = Target::parse("ssh://no.host/srv/x.luks", Path::new("/")).unwrap();
+    let name = start.settings.target.name.clone();
     let lease = Arc::new(ContainerLease::new(LeaseParts {
-        connection: Connection::new(&start, &record).unwrap(),
+        connection: Connection::new(&start.settings, &record).unwrap(),
         record,
         container: name.clone(),
         file_name: name,
@@ -92,7 +92,7 @@ fn completed_wait_is_not_due_in_the_next_session() {
     let local = session.folder.path().join("store/x.luks");
     let target = Target::parse(&local.display().to_string(), Path::new("/")).unwrap();
     let state = session.folder.path().join("state");
-    let next = open_record(&state, &target, Access::ReadWrite).unwrap();
+    let next = open_journal(&state, &target, Access::ReadWrite).unwrap();
     assert!(!next.may_arrive());
 }
 

@@ -1,0 +1,155 @@
+//! A container's journal of writes under way, whose flock proves that this host has the container open
+//! at most once; and the id by which this host signs locks.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use sprat_store::{LockError, OwnerNote, WriteJournal, hex};
+
+use crate::Failure;
+use crate::address::{Location, Target};
+use crate::files::make_private_folder;
+use crate::settings::Access;
+
+/// How long to wait for the ssh of a session that was killed. It ends by itself when it notices that
+/// nobody writes to it any more.
+const DEAD_SESSION_GRACE: Duration = Duration::from_secs(5);
+
+/// Opens the container's journal. Its flock proves that this host has the container open at most once.
+pub(crate) fn open_journal(
+    state_dir: &Path,
+    target: &Target,
+    access: Access,
+) -> Result<WriteJournal, Failure> {
+    let dir = state_dir.join("locks");
+    let made = make_private_folder(&dir);
+    let id = journal_id(target);
+    let deadline = Instant::now() + DEAD_SESSION_GRACE;
+    let open = || match (&made, access) {
+        (Ok(()), _) => WriteJournal::open(&dir, &id),
+        _ => WriteJournal::open_in_memory(&dir, &id),
+    };
+    if access == Access::ReadWrite {
+        made.clone()?;
+    }
+    loop {
+        let opened = match open() {
+            // Whoever restores on a machine whose disk is full or read-only must be able to.
+            Err(LockError::Journal { .. }) if access == Access::ReadOnly => {
+                WriteJournal::open_in_memory(&dir, &id)
+            }
+            opened => opened,
+        };
+        match opened {
+            Err(LockError::HeldHere { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Ok(record) => return Ok(record),
+            Err(error @ LockError::HeldHere { .. }) => {
+                let mut failure = Failure::from(&error);
+                failure.what = format!("another process on this machine has {target} open");
+                return Err(failure);
+            }
+            Err(error) => return Err(Failure::from(&error)),
+        }
+    }
+}
+
+/// Two spellings of one local folder are one container.
+pub(crate) fn journal_id(target: &Target) -> String {
+    let real = target.local_folder().map(std::fs::canonicalize);
+    match real {
+        Some(Ok(folder)) => Target {
+            location: Location::Local(folder),
+            name: target.name.clone(),
+        }
+        .id(),
+        _ => target.id(),
+    }
+}
+
+/// Who this host is to a server: a random id, no name.
+pub(crate) fn owner_note(state_dir: &Path) -> Result<OwnerNote, Failure> {
+    let path = state_dir.join("host-id");
+    let failed = |error: io::Error| {
+        Failure::failed(format!("can't keep this host's id in {}", path.display()))
+            .caused_by(&error)
+    };
+    make_private_folder(state_dir)?;
+    let known = |path: &PathBuf| -> io::Result<Option<String>> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => {
+                let text = text.trim().to_owned();
+                let whole = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+                Ok(whole.then_some(text))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    let host = match known(&path).map_err(failed)? {
+        Some(host) => host,
+        None => {
+            make_host_id(state_dir, &path).map_err(failed)?;
+            known(&path)
+                .map_err(failed)?
+                .ok_or_else(|| failed(io::Error::other("it was just made, but does not read")))?
+        }
+    };
+    Ok(OwnerNote {
+        host,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// Of several processes that make it at once, one wins, and all read that one's.
+fn make_host_id(state_dir: &Path, path: &Path) -> io::Result<()> {
+    let mut random = [0; 16];
+    openssl::rand::rand_bytes(&mut random).map_err(io::Error::other)?;
+    let mut made = tempfile::NamedTempFile::new_in(state_dir)?;
+    io::Write::write_all(&mut made, hex(&random).as_bytes())?;
+    made.as_file().sync_all()?;
+    match made.persist_noclobber(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+            // Left torn by a crash, it is of no use to anybody.
+            if std::fs::read(path)?.len() != 32 {
+                error.file.persist(path)?;
+            }
+            Ok(())
+        }
+        Err(error) => Err(error.error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sprat_store::FileName;
+
+    use super::*;
+
+    #[test]
+    fn the_host_id_is_made_once_and_a_torn_one_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = owner_note(dir.path()).unwrap();
+        assert_eq!(owner_note(dir.path()).unwrap(), first);
+        std::fs::write(dir.path().join("host-id"), "12").unwrap();
+        let second = owner_note(dir.path()).unwrap();
+        assert_eq!(second.host.len(), 32);
+        assert_ne!(second.host, first.host);
+    }
+
+    #[test]
+    fn two_spellings_of_a_local_folder_share_a_record() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("a")).unwrap();
+        std::os::unix::fs::symlink("a", dir.path().join("b")).unwrap();
+        let target = |folder: &str| Target {
+            location: Location::Local(dir.path().join(folder)),
+            name: FileName::new("x.luks").unwrap(),
+        };
+        assert_eq!(journal_id(&target("a")), journal_id(&target("b")));
+        assert_ne!(journal_id(&target("a")), journal_id(&target(".")));
+    }
+}
