@@ -68,7 +68,7 @@ pub(crate) struct VolumeStart {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct CreateStart {
     pub size_bytes: u64,
-    pub slots: Vec<Slot>,
+    pub slots: Vec<SlotKind>,
     pub uuid: Option<String>,
     pub fast_kdf_for_tests: bool,
 }
@@ -77,7 +77,7 @@ pub(crate) struct CreateStart {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ChangeStart {
     Add {
-        slot: Slot,
+        kind: SlotKind,
         fast_kdf_for_tests: bool,
     },
     /// A second secret, where there is one, is what this machine's backups open it with.
@@ -87,54 +87,6 @@ pub(crate) enum ChangeStart {
         /// The sequence that was shown to the user; `None`: no header was readable.
         shown: Option<u64>,
     },
-}
-
-/// [`sprat_luks::SlotKind`] on the wire.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(crate) enum Slot {
-    KeyFile,
-    Passphrase,
-    Recovery,
-}
-
-impl From<SlotKind> for Slot {
-    fn from(kind: SlotKind) -> Self {
-        match kind {
-            SlotKind::KeyFile => Self::KeyFile,
-            SlotKind::Passphrase => Self::Passphrase,
-            SlotKind::Recovery => Self::Recovery,
-        }
-    }
-}
-
-impl From<Slot> for SlotKind {
-    fn from(slot: Slot) -> Self {
-        match slot {
-            Slot::KeyFile => Self::KeyFile,
-            Slot::Passphrase => Self::Passphrase,
-            Slot::Recovery => Self::Recovery,
-        }
-    }
-}
-
-/// [`CryptMapping`] on the wire.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Mapping {
-    pub uuid: String,
-    pub cipher: String,
-    pub sector_bytes: u32,
-    pub iv_tweak: u64,
-}
-
-impl From<Mapping> for CryptMapping {
-    fn from(mapping: Mapping) -> Self {
-        Self {
-            uuid: mapping.uuid,
-            cipher: mapping.cipher,
-            sector_bytes: mapping.sector_bytes,
-            iv_tweak: mapping.iv_tweak,
-        }
-    }
 }
 
 /// Where V reports the end of a background mount.
@@ -163,7 +115,7 @@ pub(crate) enum VolumeReply {
     /// The FUSE connection is up.
     Serving,
     /// On the descriptor socket is a pipe with the volume key in it.
-    KeyGiven(Mapping),
+    KeyGiven(CryptMapping),
     /// The header is changed, durably; V ends.
     Changed(Box<HeaderChanged>),
     /// Answers Collect.
@@ -210,7 +162,7 @@ pub(crate) enum WorkerOrder {
     Attach,
     /// Kernel mode, after Attach: the pipe with the volume key is on the descriptor socket; have
     /// dm-crypt decrypt the loop device.
-    Map(Mapping),
+    Map(CryptMapping),
     MakeFileSystem {
         label: Option<String>,
         inodes: Option<u64>,

@@ -2,7 +2,7 @@
 
 use crate::Failure;
 use crate::interrupt::Interrupt;
-use crate::protocol::messages::{CreateStart, Slot, WorkerOrder, WorkerReply};
+use crate::protocol::messages::{CreateStart, WorkerOrder, WorkerReply};
 use crate::protocol::reports::{ContainerFacts, Created, Observer, Phase};
 use crate::protocol::spawn::Role;
 use crate::settings::{Access, CreateOptions};
@@ -54,7 +54,7 @@ pub fn create_and_show(
         observer,
         interrupt,
     };
-    let slots = options.secrets.iter().map(|(_, kind)| Slot::from(*kind));
+    let slots = options.secrets.iter().map(|(_, kind)| *kind);
     let shape = Shape::Create(CreateStart {
         size_bytes: options.size_bytes,
         slots: slots.collect(),

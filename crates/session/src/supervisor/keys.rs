@@ -89,7 +89,7 @@ pub fn change_header(
         } => {
             secrets.push(secret);
             ChangeStart::Add {
-                slot: (*kind).into(),
+                kind: *kind,
                 fast_kdf_for_tests: *fast_kdf_for_tests,
             }
         }

@@ -27,14 +27,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
-use sprat_attach::{ServeOptions, Serving};
+use sprat_attach::{CryptMapping, ServeOptions, Serving};
 use sprat_luks::{Secret, VolumeKey};
 use sprat_store::LockError;
 use sprat_volume::{Flush, Volume};
 
 use crate::protocol::frames::{Receiver, Sender};
 use crate::protocol::messages::{
-    AbortReport, BackgroundMount, ChangeStart, Mapping, VolumeOrder, VolumeReply, VolumeStart,
+    AbortReport, BackgroundMount, ChangeStart, VolumeOrder, VolumeReply, VolumeStart,
 };
 use crate::protocol::reports::{ClosedReport, ContainerFacts, Notice, Phase, VolumeStats};
 use crate::protocol::spawn::{leave_signals_to_the_session, take_sockets};
@@ -349,7 +349,7 @@ impl Served {
 
     /// Hands the volume key to the process that maps the device, through a pipe. A pipe's memory is
     /// never swapped out, and ends with the pipe. This process drops the key.
-    fn give_key(&mut self, descriptors: &UnixStream) -> Result<Mapping, Failure> {
+    fn give_key(&mut self, descriptors: &UnixStream) -> Result<CryptMapping, Failure> {
         let failed = |error: std::io::Error| {
             Failure::failed("can't hand over the volume key").caused_by(&error)
         };
@@ -360,7 +360,7 @@ impl Served {
         drop(giving);
         sprat_attach::send_fd(descriptors, given.as_fd())?;
         let pins = &self.facts.pins;
-        Ok(Mapping {
+        Ok(CryptMapping {
             uuid: pins.uuid.clone(),
             cipher: pins.cipher.clone(),
             sector_bytes: pins.sector_bytes,

@@ -13,14 +13,14 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
-use sprat_attach::{AttachError, AttachOptions, Attachment, MountOptions};
+use sprat_attach::{AttachError, AttachOptions, Attachment, CryptMapping, MountOptions};
 use sprat_snapshot::{Cancel, Progress, SnapshotError};
 use sprat_volume::BLOCK_BYTES;
 use zeroize::Zeroizing;
 
 use crate::file_system::FileSystemKind;
 use crate::protocol::frames::{Receiver, Sender};
-use crate::protocol::messages::{Mapping, WorkerOrder, WorkerReply};
+use crate::protocol::messages::{WorkerOrder, WorkerReply};
 use crate::protocol::reports::{Notice, VolumeRoom};
 use crate::protocol::spawn::{leave_signals_to_the_session, take_sockets};
 use crate::{Exit, Failure};
@@ -175,7 +175,7 @@ impl Worker {
                 WorkerReply::Attached
             }
             WorkerOrder::Map(mapping) => {
-                self.map(mapping)?;
+                self.map(&mapping)?;
                 WorkerReply::Mapped
             }
             WorkerOrder::MakeFileSystem { label, inodes } => {
@@ -350,7 +350,7 @@ impl Worker {
     }
 
     /// Takes the volume key, and keeps it no longer than dm-crypt needs to be told of it.
-    fn map(&mut self, mapping: Mapping) -> Result<(), Failure> {
+    fn map(&mut self, mapping: &CryptMapping) -> Result<(), Failure> {
         // Each is best effort, as in the volume process.
         let _ = sprat_attach::hide_from_debuggers();
         let _ = sprat_attach::lock_memory();
@@ -360,7 +360,7 @@ impl Worker {
             .take(KEY_BYTES_MAX as u64)
             .read_to_end(&mut key)
             .map_err(|error| Failure::failed("can't read the volume key").caused_by(&error))?;
-        self.attachment()?.map(&mapping.into(), &key)?;
+        self.attachment()?.map(mapping, &key)?;
         Ok(())
     }
 

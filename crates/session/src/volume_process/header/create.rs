@@ -157,7 +157,7 @@ fn fill(
     events.phase(Phase::Creating);
     let slots: Vec<(Secret, SlotKind)> = secrets
         .into_iter()
-        .zip(create.slots.iter().map(|slot| SlotKind::from(*slot)))
+        .zip(create.slots.iter().copied())
         .collect();
     let mut options = FormatOptions::default();
     options.uuid.clone_from(&create.uuid);

@@ -138,15 +138,14 @@ impl<'w> HeaderEdit<'w> {
         };
         let (done, proof) = match what {
             ChangeStart::Add {
-                slot,
+                kind,
                 fast_kdf_for_tests,
             } => {
                 let options = FormatOptions {
                     fast_kdf_for_tests: *fast_kdf_for_tests,
                     ..FormatOptions::default()
                 };
-                let kind = SlotKind::from(*slot);
-                let done = self.add(secret(0)?, secret(1)?, kind, &options)?;
+                let done = self.add(secret(0)?, secret(1)?, *kind, &options)?;
                 (done, secret(1)?)
             }
             ChangeStart::Remove {

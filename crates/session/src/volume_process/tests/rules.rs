@@ -4,7 +4,7 @@
 use sprat_store::{LockError, lock};
 
 use crate::file_system::{FileSystemState, stamp_block};
-use crate::protocol::messages::{ChangeStart, Slot};
+use crate::protocol::messages::ChangeStart;
 use crate::settings::IdentityPolicy;
 use crate::state::paths::StatePaths;
 use crate::state::{Finding, KnownState, headers};
@@ -117,7 +117,7 @@ impl TestSession {
 /// A change that adds a key, with the current key and the new one.
 fn another_key() -> (ChangeStart, [Secret; 2]) {
     let add = ChangeStart::Add {
-        slot: Slot::KeyFile,
+        kind: SlotKind::KeyFile,
         fast_kdf_for_tests: true,
     };
     (add, [7, 8].map(|byte| Secret::key_file(vec![byte; 4096])))
