@@ -1,4 +1,4 @@
-//! The way to a container's store. Only this file and `address.rs` know kinds of location.
+//! Connects to a container's store. Only this file and `address.rs` know kinds of location.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,10 +18,10 @@ use crate::settings::{SessionSettings, SshOptions};
 use crate::state::{self, identity};
 use crate::{Access, Failure};
 
-/// How long a server may take over some hundred holes.
+/// How long a server may take to punch some hundred holes.
 const PUNCH_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How long a server's kernel may take to say who writes, the login included.
+/// How long a server's kernel may take to report who writes, the login included.
 const KERNEL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Connects to the folder that holds `target`, for work without a session.
@@ -54,11 +54,11 @@ fn ssh_target(server: &SshLocation) -> Result<SshTarget, StoreError> {
     SshTarget::new(server.user.as_deref(), &server.host, server.port)
 }
 
-/// Has a shell on the server find out where the container's file holds data, for `limit` at most.
-/// SFTP has no request for that. `None` for a local container.
+/// Runs a shell on the server that reports where the container's file holds data. SFTP has no request
+/// for that. The shell may take `limit`. `None` for a local container.
 ///
 /// # Errors
-/// Why the shell can't, as text.
+/// Why the shell can't report it, as text.
 pub fn remote_data_map(
     target: &Target,
     ssh: &SshOptions,
@@ -84,7 +84,7 @@ pub fn header(file: &dyn StoreFile) -> Result<Header, Failure> {
     Header::load(&HeaderBytes(file)).map_err(|error| Failure::of_key_work(&error))
 }
 
-/// Loads a header as the kernel's dm-crypt opens it. With the reason why user mode can't open it, if it
+/// Loads a header that the kernel's dm-crypt can open. Also returns why user mode can't open it, if it
 /// can't.
 ///
 /// # Errors
@@ -246,8 +246,8 @@ const BEHIND_OTHERS: [i128; 12] = [
     0x0BD0_0BD0, // Lustre
 ];
 
-/// Whether a local folder lies on a network file system or a FUSE program's. What can't be told counts
-/// as a disk's: those who open the folder say why.
+/// Whether a local folder lies on a network file system or a FUSE program's. If that is unknown, it
+/// counts as a disk: opening the folder then reports the error.
 fn is_behind_others(folder: &Path) -> bool {
     let kind = rustix::fs::statfs(folder).map(|about| about.f_type);
     // The kernel's type is signed here and unsigned there, and 32 bits wide in any case.

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sprat_luks::Pins;
 
-/// Where a session stands.
+/// What a session does at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Reaching the server.
+    /// Connecting to the server.
     Connecting,
-    /// Taking the lock.
+    /// Acquiring the lease.
     Locking,
     /// Deriving the key and opening a key slot.
     Unlocking,
@@ -26,13 +26,13 @@ pub enum Phase {
     Working,
     /// Ended early on request: cleaning up in order.
     Stopping,
-    /// The server has no room left: what was begun is ended in order.
+    /// The server has no space left. The session ends in order.
     StoppingFull,
     /// Asking the file system what it does not need.
     Collecting,
     /// Making holes in the container file.
     Punching,
-    /// Writing the container anew on the server.
+    /// Rewriting the container on the server.
     Rewriting,
     /// Growing the file system.
     Growing,
@@ -44,7 +44,7 @@ pub enum Phase {
     Publishing,
 }
 
-/// Something the user should know; none of them stops the session.
+/// What the user should know. A notice does not stop the session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Notice {
@@ -53,12 +53,12 @@ pub enum Notice {
         /// Which one, in words.
         copy: String,
     },
-    /// Nothing was pinned on this machine, so the header was believed as it is.
+    /// This machine does not know the container, so the header was trusted as it is.
     TrustedOnce {
         /// To be compared with the recovery sheet.
         fingerprint: String,
     },
-    /// A session that died on this machine held the lock; it was taken over.
+    /// The lease of a session that died on this machine was taken over.
     TookOverDeadSession,
     /// Bytes that a dead session had in flight; they are read back before success.
     Suspects {
@@ -67,19 +67,19 @@ pub enum Notice {
     },
     /// A write session of this machine died; what it left is read through a local journal replay.
     DeadSessionLeftLock,
-    /// Another host holds the lock, and the user insisted on reading all the same.
+    /// Another host has the lease, and the user chose to read anyway.
     LockIgnored {
-        /// Whose it is.
+        /// The host with the lease.
         holder: String,
     },
-    /// The container was written to since this machine last closed it; nothing that was kept of it
-    /// here is used.
+    /// The container was written to since this machine last closed it. Nothing that this
+    /// machine kept of it is used.
     CacheOutdated,
-    /// The container was written to since this machine last left it, and not by this machine.
+    /// Another machine wrote to the container since this machine last closed it.
     WrittenElsewhere,
     /// The container is older than this machine knows it, and the user accepts that.
     OlderStateAccepted,
-    /// What a session wrote, which may have been overwritten late, can't be compared.
+    /// Writes of a session may have been overwritten late, and can't be compared.
     NotCompared(NotCompared),
     /// The list of what this session wrote can't be left beside the container.
     NotListed {
@@ -93,7 +93,7 @@ pub enum Notice {
         /// `JOB/SNAPSHOT/path`, escaped.
         files: Vec<String>,
     },
-    /// What is known of the container can't be noted in the state folder.
+    /// This machine's state about the container can't be saved in the state folder.
     NotNoted {
         /// Why.
         reason: String,
@@ -117,9 +117,9 @@ pub enum Notice {
         /// For files.
         inodes: u64,
     },
-    /// The server's disk is full; the reserve beside the container was given up to go on.
+    /// The server's disk is full. The reserve file beside the container was removed to continue.
     ReserveGivenUp,
-    /// The server can't fsync, and the user insisted.
+    /// The server can't fsync, and the user allowed that.
     NoDurableFlush,
     /// The server can't make a rename or lock durable (no fsync of folders).
     NoFolderFlush,
@@ -135,7 +135,7 @@ pub enum Notice {
         /// What and why.
         reason: String,
     },
-    /// The lock could not be given back at the end, when everything was durable.
+    /// The lease could not be released at the end. All data is durable.
     LockLeft {
         /// Why.
         reason: String,
@@ -145,54 +145,54 @@ pub enum Notice {
         /// Why.
         reason: String,
     },
-    /// The header that this machine had kept has key slots that the present one does not have, or
-    /// has otherwise. Both are kept.
+    /// The header that this machine had kept has key slots that the current header lacks, or that
+    /// differ there. Both are kept.
     SlotsDiffer {
-        /// Slots that are gone, or of which the present header says something else.
+        /// Slots that are gone, or that the current header describes differently.
         gone: Vec<u32>,
-        /// Slots whose areas hold other bytes.
+        /// Slots whose areas have other bytes.
         slots: Vec<u32>,
-        /// The file that they lie in as they were.
+        /// The file with the old slots.
         kept: PathBuf,
-        /// The file of the present header.
+        /// The file of the current header.
         newest: PathBuf,
     },
-    /// Key slots whose areas hold other bytes than the header that this machine keeps has of them.
+    /// Key slots whose areas differ from the header that this machine keeps.
     SlotAreasDiffer {
         /// Their numbers.
         slots: Vec<u32>,
     },
-    /// A way of giving space back does not exist here, and the next one is taken.
+    /// A method to free space does not work here, and the next one is tried.
     TrimRoutePassed {
-        /// Which one, and why not.
+        /// Which one, and why.
         reason: String,
     },
-    /// So much of what a dead session had under way was read and written anew.
+    /// How much of a dead session's in-doubt writes was read and written again.
     Settling {
         /// Bytes that are done.
         done_bytes: u64,
         /// Bytes in all.
         whole_bytes: u64,
     },
-    /// Blocks of a lost connection may still be carried out by its server: what replaces them, and the
-    /// end of the run, waits for this long at most.
+    /// The server may still carry out writes of a lost connection. Their replacements, and the end of
+    /// the run, wait for this time at most.
     LateWrites {
         /// Seconds.
         wait_s: u64,
     },
-    /// The line was lost, or could not be made again for another reason; reconnecting.
+    /// The connection was lost, or an attempt to reconnect failed. The session reconnects.
     LineLost {
         /// Why.
         reason: String,
     },
-    /// The line is back.
+    /// The connection is back.
     LineBack {
-        /// Seconds it was away.
+        /// Seconds without a connection.
         away_s: u64,
     },
 }
 
-/// The volume's figures at one moment.
+/// The volume's statistics at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeStats {
     /// Bytes read from the store since the session began.
@@ -209,28 +209,28 @@ pub struct VolumeStats {
     pub unsynced_bytes: u64,
     /// Lost connections so far.
     pub losses: u64,
-    /// For how long the line has been away.
+    /// How long the connection has been lost.
     pub reconnecting_ms: Option<u64>,
     /// Estimated round trip.
     pub round_trip_us: Option<u64>,
 }
 
-/// What is told while a session works.
+/// What is reported while a session works.
 #[derive(Debug, Clone, Default)]
 pub struct SessionProgress {
     /// rsync's side, while it runs.
     pub rsync: Option<sprat_snapshot::Progress>,
-    /// The wire's side.
+    /// The connection's side.
     pub volume: VolumeStats,
 }
 
-/// Sees what a session does; called on the session's own thread and must not block.
+/// Receives what a session reports. Called on the session's own thread; must not block.
 pub trait Observer {
     /// A phase begins.
     fn phase(&mut self, phase: Phase);
-    /// Newer figures.
+    /// Newer statistics.
     fn progress(&mut self, progress: &SessionProgress);
-    /// Something to tell.
+    /// A notice for the user.
     fn notice(&mut self, notice: Notice);
 }
 
@@ -248,15 +248,15 @@ pub struct ContainerFacts {
     pub file_bytes: u64,
     /// Length of the volume in bytes.
     pub volume_bytes: u64,
-    /// The newest snapshot of each job that must be there: what this machine knows of the state
+    /// The newest snapshot of each job that must be there, as far as this machine knows the state
     /// that was found.
     pub newest_known: Newest,
     /// How many errors the file system has met since it was last repaired, if any.
     pub file_system_errors: Option<u32>,
-    /// Blocks of the volume that were overwritten late, by a session that the container was taken
-    /// over from; ascending.
+    /// Blocks of the volume that were overwritten late, by a session whose lease was taken over.
+    /// Ascending.
     pub overwritten: Vec<u64>,
-    /// Sessions whose writes may have been overwritten so, and can't be compared.
+    /// Sessions whose writes may have been overwritten late, and can't be compared.
     pub not_compared: Vec<NotCompared>,
 }
 
@@ -283,11 +283,11 @@ pub struct VolumeRoom {
     pub free_inodes: u64,
 }
 
-/// Below this part of its blocks or inodes a volume is told to be nearly full.
+/// Below this part of its blocks or inodes a volume counts as nearly full.
 const ROOM_LOW_PART: u64 = 20;
 
 impl VolumeRoom {
-    /// Whether somebody should do something before it is full.
+    /// Whether the volume is nearly full.
     #[must_use]
     pub fn is_low(&self) -> bool {
         self.available_bytes < self.total_bytes / ROOM_LOW_PART
@@ -302,11 +302,11 @@ pub struct ClosedReport {
     pub volume: VolumeStats,
     /// What was left in the volume when it was unmounted, if it was mounted.
     pub room: Option<VolumeRoom>,
-    /// The server made everything durable; false only where the user insisted on a server that
-    /// can't, and for a read-only session.
+    /// The server made everything durable. False only if the user allowed a server that can't, and
+    /// for a read-only session.
     pub durable: bool,
-    /// Blocks that the server showed with other bytes than this machine had left there, in a
-    /// session that compared.
+    /// Blocks on the server that differ from what this machine left there, if the session compared
+    /// them.
     #[serde(default)]
     pub differing_blocks: u64,
 }

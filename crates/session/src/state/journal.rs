@@ -1,5 +1,5 @@
-//! A container's journal of writes under way, whose flock proves that this host has the container open
-//! at most once; and the id by which this host signs locks.
+//! A container's write journal, and the id of this host in leases. The journal's flock proves that this
+//! host has the container open at most once.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,8 @@ use crate::address::{Location, Target};
 use crate::files::make_private_folder;
 use crate::settings::Access;
 
-/// How long to wait for the ssh of a session that was killed. It ends by itself when it notices that
-/// nobody writes to it any more.
+/// How long to wait for the ssh of a session that was killed. It ends when it notices that its input
+/// was closed.
 const DEAD_SESSION_GRACE: Duration = Duration::from_secs(5);
 
 /// Opens the container's journal. Its flock proves that this host has the container open at most once.
@@ -35,7 +35,7 @@ pub(crate) fn open_journal(
     }
     loop {
         let opened = match open() {
-            // Whoever restores on a machine whose disk is full or read-only must be able to.
+            // A restore must work on a machine whose disk is full or read-only.
             Err(LockError::Journal { .. }) if access == Access::ReadOnly => {
                 WriteJournal::open_in_memory(&dir, &id)
             }
@@ -56,7 +56,7 @@ pub(crate) fn open_journal(
     }
 }
 
-/// Two spellings of one local folder are one container.
+/// The name of the container's journal. Two spellings of one local folder give the same name.
 pub(crate) fn journal_id(target: &Target) -> String {
     let real = target.local_folder().map(std::fs::canonicalize);
     match real {
@@ -69,7 +69,7 @@ pub(crate) fn journal_id(target: &Target) -> String {
     }
 }
 
-/// Who this host is to a server: a random id, no name.
+/// What identifies this host to a server: a random id, not its name.
 pub(crate) fn owner_note(state_dir: &Path) -> Result<OwnerNote, Failure> {
     let path = state_dir.join("host-id");
     let failed = |error: io::Error| {
@@ -103,7 +103,7 @@ pub(crate) fn owner_note(state_dir: &Path) -> Result<OwnerNote, Failure> {
     })
 }
 
-/// Of several processes that make it at once, one wins, and all read that one's.
+/// If several processes make the id at once, one wins, and all of them read its id.
 fn make_host_id(state_dir: &Path, path: &Path) -> io::Result<()> {
     let mut random = [0; 16];
     openssl::rand::rand_bytes(&mut random).map_err(io::Error::other)?;
@@ -113,7 +113,7 @@ fn make_host_id(state_dir: &Path, path: &Path) -> io::Result<()> {
     match made.persist_noclobber(path) {
         Ok(_) => Ok(()),
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-            // Left torn by a crash, it is of no use to anybody.
+            // A crash left it incomplete, so nobody has used it.
             if std::fs::read(path)?.len() != 32 {
                 error.file.persist(path)?;
             }
