@@ -57,13 +57,13 @@ pub(crate) struct GlobalArgs {
     /// Read although another machine holds the lock; use it only if that machine is gone for good
     #[arg(long, global = true)]
     pub ignore_lock: bool,
-    /// Continue although the container is older than this machine last saw it: snapshots may be missing
+    /// Continue although this machine has seen a newer state of the container: snapshots may be missing
     #[arg(long, global = true)]
     pub accept_older_state: bool,
-    /// Continue although key slots were changed, and not by this machine
+    /// Continue although something other than this machine changed the key slots
     #[arg(long, global = true)]
     pub accept_changed_keys: bool,
-    /// Folder of what sprat keeps about containers.
+    /// Folder for what sprat remembers of each container.
     #[arg(
         long,
         global = true,
@@ -72,7 +72,7 @@ pub(crate) struct GlobalArgs {
         default_value = "/var/lib/sprat"
     )]
     pub state_dir: PathBuf,
-    /// Folder of what ends with a reboot.
+    /// Folder for files that are not needed after a reboot.
     #[arg(
         long,
         global = true,

@@ -35,7 +35,7 @@ Exit codes: 0 done, 3 some source files unread, others in `sprat --help`.";
 
 #[derive(Debug, Args)]
 pub(super) struct BackupArgs {
-    /// Jobs of the config, by default all; with --name: TARGET SOURCE…
+    /// Jobs of the config [default: all]; with --name give TARGET SOURCE… instead
     #[arg(value_name = "JOB")]
     words: Vec<OsString>,
     /// Back up without a config, as a job of this name

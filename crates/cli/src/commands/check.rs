@@ -25,20 +25,20 @@ Examples:
 
 pub(super) const NOTES: &str = "\
 Nothing is written to the server. Exit code 13 reports damage, and the output names it. Without
-an option only the header and the file system are checked; --max-duration does not limit that.";
+an option only the header and the file system are checked; --max-duration does not limit these.";
 
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("files").args(["read_data", "against_source"])))]
 pub(super) struct CheckArgs {
     #[arg(help = TARGET_HELP)]
     target: String,
-    /// Also read every file in the volume, and compare it with its checksum of earlier checks
+    /// Also read every file in the volume, and compare it with the checksum that an earlier check saved
     #[arg(long)]
     read_data: bool,
     /// Also compare the latest snapshot of this job with the files that it was made from
     #[arg(long, value_name = "JOB")]
     against_source: Option<String>,
-    /// Start no more files after this time, such as 45m or 2h; the same command continues there
+    /// Begin to read no file after this time, such as 45m or 2h; the same command continues there
     #[arg(long, value_name = "TIME", value_parser = max_duration, requires = "files")]
     max_duration: Option<Duration>,
 }

@@ -35,7 +35,7 @@ pub(super) struct CopyArgs {
     /// The container
     #[arg(value_name = "SRC")]
     source: String,
-    /// The new location: a container's name in the config, or a location as for SRC; it must be free
+    /// The new location: a container's name in the config, or a location; nothing may be there yet
     #[arg(value_name = "DST")]
     destination: String,
     /// Remove SRC after DST was read back and is durable

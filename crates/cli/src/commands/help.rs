@@ -40,10 +40,10 @@ More help:
 const ENVIRONMENT: &str = "\
 Environment:
   SPRAT_CONFIG_DIR      Folder of the config and the key files, instead of /etc/sprat (root) or
-                        $XDG_CONFIG_HOME/sprat, ~/.config/sprat
-  SPRAT_STATE_DIR       Folder of what sprat keeps about containers [default: /var/lib/sprat]
+                        $XDG_CONFIG_HOME/sprat (if unset, ~/.config/sprat)
+  SPRAT_STATE_DIR       Folder for what sprat remembers of each container [default: /var/lib/sprat]
   SPRAT_CACHE_DIR       Folder of the encrypted block caches [default: /var/cache/sprat]
-  SPRAT_RUNTIME_DIR     Folder of what ends with a reboot [default: /run/sprat]
+  SPRAT_RUNTIME_DIR     Folder for files that are not needed after a reboot [default: /run/sprat]
   SPRAT_RESERVE_BYTES   Size of the reserve beside each container, 0 for none [default: 67108864]
   SPRAT_LOG             Log to stderr: error, warn, info, debug or trace
   SPRAT_ANSWER_TIMEOUT  Seconds, 1 to 3600, after which a server that does not answer counts as

@@ -26,8 +26,8 @@ Examples:
   sprat init --size 500G --sheet sheet.txt home";
 
 pub(super) const NOTES: &str = "\
-If the key file is missing, a new one of 4096 random bytes is created: --key-file, the config's
-key_file, or /etc/sprat/keys/NAME.key. The recovery sheet shows a second key. Nothing is ever
+The key file is --key-file, else the config's key_file, else /etc/sprat/keys/NAME.key. If it is
+missing, it is created with 4096 random bytes. The recovery sheet shows a second key. Nothing is ever
 overwritten.";
 
 #[derive(Debug, Args)]

@@ -53,7 +53,7 @@ enum Command {
     /// Create a container, its key file and its recovery sheet
     #[command(before_help = init::EXAMPLES, after_help = init::NOTES)]
     Init(init::InitArgs),
-    /// Back up: run the config's jobs, or one job given here
+    /// Back up: run jobs of the config, or one job given on the command line
     #[command(before_help = backup::EXAMPLES, after_help = backup::NOTES, override_usage = backup::USAGE)]
     Backup(backup::BackupArgs),
     /// List a container's snapshots
@@ -62,7 +62,7 @@ enum Command {
     /// Restore a snapshot, or a part of it
     #[command(before_help = restore::EXAMPLES)]
     Restore(restore::RestoreArgs),
-    /// Remove the snapshots of a job that no retention rule keeps
+    /// Remove those snapshots of a job that no retention rule keeps
     #[command(before_help = prune::EXAMPLES, after_help = prune::NOTES)]
     Prune(prune::PruneArgs),
     /// Mount snapshots for browsing

@@ -34,7 +34,7 @@ pub(super) struct PruneArgs {
     /// Keep the newest N
     #[arg(long, value_name = "N", default_value = "0")]
     keep_last: u32,
-    /// Keep one snapshot of each of the newest N days that have any
+    /// Keep one snapshot per day, for the newest N days that have one
     #[arg(long, value_name = "N", default_value = "0")]
     keep_daily: u32,
     /// The same for weeks, Monday to Sunday
@@ -46,10 +46,10 @@ pub(super) struct PruneArgs {
     /// The same for years
     #[arg(long, value_name = "N", default_value = "0")]
     keep_yearly: u32,
-    /// Keep all that are at most so much older than the newest, such as 36h, 14d, 6w
+    /// Keep all snapshots made within this time before the newest one, such as 36h, 14d, 6w
     #[arg(long, value_name = "TIME", value_parser = within)]
     keep_within: Option<Duration>,
-    /// Also remove the copies of interrupted runs, from which the next run would continue
+    /// Also remove the partial snapshots of interrupted runs; the next run can't continue from them
     #[arg(long)]
     drop_interrupted: bool,
     /// Show only what would be removed, and why the rest is kept

@@ -27,10 +27,10 @@ const CHANGES_SHOWN_MAX: usize = 200;
 pub(super) struct RestoreArgs {
     #[arg(help = TARGET_HELP)]
     target: String,
-    /// What to restore; the default is the latest snapshot, and all of it
+    /// What to restore; without SNAPSHOT the latest one, without PATH all of it
     #[arg(value_name = "JOB[/SNAPSHOT][:PATH]")]
     what: OsString,
-    /// Restore into DIR: PATH becomes DIR/basename; without PATH each file keeps its whole path below DIR
+    /// Restore into DIR: /a/b becomes DIR/b; without PATH each file keeps its whole path below DIR
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
     /// Show only what would be done
@@ -39,13 +39,13 @@ pub(super) struct RestoreArgs {
     /// Also delete from DIR what the snapshot does not have
     #[arg(long)]
     delete: bool,
-    /// Also delete what the job excluded (patterns, disks)
+    /// Also delete from DIR what the backup left out: by pattern, or as another disk
     #[arg(long, requires = "delete")]
     delete_excluded: bool,
     /// Skip files of equal size and time without reading them, to continue after an interruption
     #[arg(long)]
     trust_times: bool,
-    /// Finally compare everything with the snapshot, byte for byte, read from both disks
+    /// Then read the restored files and the snapshot from disk again and compare every byte
     #[arg(long, conflicts_with = "dry_run")]
     verify: bool,
 }

@@ -22,7 +22,7 @@ pub(super) struct UnlockArgs {
     /// Take the lock over although its owner still renews it: that session stops, and its run fails
     #[arg(long)]
     force: bool,
-    /// Do not wait for a machine that is off (not asleep)
+    /// Do not wait: you know that the other machine is off, and not only asleep
     #[arg(long)]
     that_machine_is_off: bool,
     /// Stop waiting for the comparison of what sessions wrote after a takeover

@@ -20,10 +20,10 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
       completions  Print a completion script for a shell
 
     Every day:
-      backup       Back up: run the config's jobs, or one job given here
+      backup       Back up: run jobs of the config, or one job given on the command line
       status       Show free space, the last runs of each job, and the lock
       check        Check a container's integrity
-      prune        Remove the snapshots of a job that no retention rule keeps
+      prune        Remove those snapshots of a job that no retention rule keeps
 
     Browse and restore:
       snapshots    List a container's snapshots
@@ -155,7 +155,7 @@ fn help_of_backup_shows_both_forms() {
     let ran = TestMachine::new().sprat(&["backup", "-h"]);
     let beginning: String = ran.stdout.split("Options:").next().unwrap().to_owned();
     assert_snapshot!(beginning, @r"
-    Back up: run the config's jobs, or one job given here
+    Back up: run jobs of the config, or one job given on the command line
 
     Usage: sprat backup [OPTIONS] [JOB]...
            sprat backup [OPTIONS] --name JOB TARGET SOURCE...
@@ -166,7 +166,7 @@ fn help_of_backup_shows_both_forms() {
       sprat backup ssh://u1234@example.org/backup/home.luks --name home /home --exclude .cache/
 
     Arguments:
-      [JOB]...  Jobs of the config, by default all; with --name: TARGET SOURCE…
+      [JOB]...  Jobs of the config [default: all]; with --name give TARGET SOURCE… instead
     ");
 }
 

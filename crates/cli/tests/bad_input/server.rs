@@ -151,7 +151,7 @@ fn server_without_fsync_is_refused_unless_allowed() {
         "src",
         "--allow-no-fsync",
     ]);
-    assert!(ran.stdout.contains("can't tell"), "{}", ran.whole());
+    assert!(ran.stdout.contains("can't report"), "{}", ran.whole());
 }
 
 #[test]

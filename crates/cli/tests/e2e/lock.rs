@@ -49,7 +49,7 @@ fn connection_lost_at_lock_release_is_still_success() {
         assert_eq!(ran.code, 0, "{when}: {}", ran.whole());
         if locks(&machine) == 1 {
             left += 1;
-            let told = "the lock could not be given back";
+            let told = "the lock could not be released";
             assert!(ran.stderr.contains(told), "{when}: {}", ran.whole());
         }
         let again = run(&machine, &backup, None);

@@ -40,7 +40,7 @@ enum KeyCommand {
     Remove(remove::RemoveArgs),
     /// Print the recovery sheet again; the recovery key is asked for and verified
     Sheet(sheet::SheetArgs),
-    /// Save the header to a file; it opens the container with the keys of today
+    /// Save the header to a file; with it today's keys always open the container
     HeaderBackup(header_backup::HeaderBackupArgs),
     /// Restore a saved header, and with it the keys of that day
     HeaderRestore(header_restore::HeaderRestoreArgs),

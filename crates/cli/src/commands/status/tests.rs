@@ -94,7 +94,7 @@ fn what_is_in_order_and_what_is_not_are_both_told() {
     insta::assert_snapshot!(all.text(at(7200)), @r"
     laptop: host:./x.luks
       server     1.0 MiB of 1.0 TiB free; LOW: make room there, or with `sprat prune` and `sprat trim`
-      container  may grow to 5.0 TiB; the server can't tell what it takes now
+      container  may grow to 5.0 TiB; the server can't report what it takes now
       reserve    none: on a full disk even pruning may not work
       lock       locked since 2026-11-25 10:36 UTC, 1 h 10 min ago (x.luks.lock.3): a session runs, or one died
       volume     1.0 GiB of 5.0 TiB and 900 files free (2026-11-25 09:46 UTC, 2 h 0 min ago); NEARLY FULL: `sprat prune`, or `sprat grow`
