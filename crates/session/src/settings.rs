@@ -236,6 +236,6 @@ pub struct CreateOptions {
     pub fast_kdf_for_tests: bool,
 }
 
-/// The smallest container that [`create`](crate::supervisor::create()) makes: header, journal and room for a
+/// The smallest container that [`create`](crate::create()) makes: header, journal and room for a
 /// snapshot.
 pub const SIZE_BYTES_MIN: u64 = 64 << 20;

@@ -43,7 +43,7 @@ enum Via {
 }
 
 impl LeaseCheck {
-    /// How long to wait before [`LeaseCheck::repeat`] if the highest lease is empty and not one of
+    /// How long to wait before [`LeaseCheck::again`] if the highest lease is empty and not one of
     /// `journal`: `patience` from when it was first seen. `None` if there is nothing to wait for.
     #[must_use]
     pub fn wait_for_empty(&self, journal: &WriteJournal, patience: Duration) -> Option<Duration> {
