@@ -225,8 +225,11 @@ pub(crate) mod tests {
                 .stdin(Stdio::null())
                 .spawn()
                 .unwrap();
-            let daemon = Self { folder, child };
-            while !daemon.folder.path().join("bus").exists() {
+            let mut daemon = Self { folder, child };
+            // The socket's file is there a moment before the daemon listens.
+            while std::os::unix::net::UnixStream::connect(daemon.folder.path().join("bus")).is_err()
+            {
+                assert!(daemon.child.try_wait().unwrap().is_none(), "no dbus-daemon");
                 std::thread::sleep(Duration::from_millis(10));
             }
             daemon
