@@ -137,7 +137,7 @@ pub(crate) fn require_one_thread(op: &'static str) -> Result<(), AttachError> {
     }
 }
 
-/// Tells the kernel that this process writes back data of a block device (PR_SET_IO_FLUSHER). Then its
+/// Marks this process as one that writes back data of a block device (PR_SET_IO_FLUSHER). Then its
 /// memory allocations never wait for that device. This applies to this thread, to threads it starts
 /// later, and to children: call it first. It needs CAP_SYS_RESOURCE, which containers often lack.
 /// Without it a session works, but may stall when memory is very low.

@@ -1,4 +1,4 @@
-//! The log for whoever looks for a fault: `SPRAT_LOG` names the level, and it goes to stderr, from there to
+//! The log for finding a fault. `SPRAT_LOG` names the level. The log goes to stderr, and from there to
 //! journald under systemd. Without the variable nothing is logged.
 //!
 //! Every process of a session inherits the variable and logs on its own. Secrets are logged at no level.

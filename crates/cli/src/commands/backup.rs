@@ -111,7 +111,7 @@ impl CommandArgs for BackupArgs {
         let mut sessions = Vec::new();
         let mut skipped = false;
         // If the results can't be printed, the jobs of the next container still run.
-        let mut unheard: Option<Failure> = None;
+        let mut not_printed: Option<Failure> = None;
         for (group, secret) in groups.iter().zip(secrets) {
             if context.interrupt.requested() {
                 skipped = true;
@@ -120,14 +120,14 @@ impl CommandArgs for BackupArgs {
             let (made, closed) = run_group(context, group, secret);
             note(context, group, &made, closed.as_ref());
             for outcome in &made {
-                let told = report(context, outcome);
-                unheard = unheard.or(told.err());
+                let printed = report(context, outcome);
+                not_printed = not_printed.or(printed.err());
             }
             if let Some(closed) = &closed
                 && made.iter().any(|outcome| outcome.result.is_ok())
             {
-                let told = report_closed(context, closed);
-                unheard = unheard.or(told.err());
+                let printed = report_closed(context, closed);
+                not_printed = not_printed.or(printed.err());
             }
             sessions.push(json!({
                 "target": group.resolved.target.to_string(),
@@ -144,10 +144,10 @@ impl CommandArgs for BackupArgs {
             let jobs: Vec<Value> = outcomes.iter().map(outcome_json).collect();
             let fields = json!({ "jobs": jobs, "sessions": sessions });
             let json = result_json("backup", exit, fields);
-            let told = context.output.result("", &json);
-            unheard = unheard.or(told.err());
+            let printed = context.output.result("", &json);
+            not_printed = not_printed.or(printed.err());
         }
-        match unheard {
+        match not_printed {
             Some(failure) => Err(with_states(failure, exit, &outcomes)),
             None => Ok(exit),
         }

@@ -23,6 +23,7 @@ use crate::args::GlobalArgs;
 use crate::config::{self, Config, Container};
 use crate::environment::Environment;
 use crate::output::{Output, Reporter, result_json};
+use crate::recovery_sheet::SheetFiles;
 use crate::secrets::{KeyHint, SecretSource};
 use crate::{Exit, Failure, terminal};
 
@@ -78,6 +79,16 @@ pub(crate) struct Prepared {
 }
 
 impl Context {
+    /// Creates the files that a recovery sheet goes to. `on_stdout`: it is printed, too.
+    pub(super) fn sheet_files(
+        &self,
+        sheet: Option<&PathBuf>,
+        page: Option<&PathBuf>,
+        on_stdout: bool,
+    ) -> Result<SheetFiles, Failure> {
+        SheetFiles::create(self.output, &self.environment, sheet, page, on_stdout)
+    }
+
     /// Reads the config, and handles signals from now on.
     pub(crate) fn begin(
         global: GlobalArgs,

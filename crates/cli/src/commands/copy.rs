@@ -15,7 +15,7 @@ use sprat_store::copy::{CopyProgress, CopyStep};
 
 use super::context::{CommandArgs, Context, Resolved};
 use crate::output::{Reporter, result_json};
-use crate::recovery_sheet::{SheetFiles, SheetJob, SheetParts};
+use crate::recovery_sheet::{SheetJob, SheetParts};
 use crate::secrets::{self, SecretSource};
 use crate::{Exit, Failure};
 
@@ -237,8 +237,7 @@ impl NewSheet<'_> {
     fn show(&self, pins: &Pins, recovery: &RecoveryKey) -> Result<(), Failure> {
         let output = self.context.output;
         let (text, page) = (self.args.sheet.as_ref(), self.args.html.as_ref());
-        let environment = &self.context.environment;
-        let files = SheetFiles::create(output, environment, text, page, text.is_none())?;
+        let files = self.context.sheet_files(text, page, text.is_none())?;
         let sheet = self.parts.sheet(pins, Some(recovery.text()));
         let shown = files.show(output, &sheet, recovery.text());
         shown.inspect_err(|_| files.remove())

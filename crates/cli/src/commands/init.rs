@@ -68,13 +68,7 @@ impl CommandArgs for InitArgs {
         let known = Known::look_up(&resolved.target, &resolved.ssh.command);
         refuse_existing(&resolved, &source)?;
         let on_stdout = context.output.json || self.sheet.is_none();
-        let files = SheetFiles::create(
-            context.output,
-            &context.environment,
-            self.sheet.as_ref(),
-            self.html.as_ref(),
-            on_stdout,
-        )?;
+        let files = context.sheet_files(self.sheet.as_ref(), self.html.as_ref(), on_stdout)?;
         let jobs = SheetJob::of_container(&context.config, &resolved.name);
         let new = New {
             parts: SheetParts::new(&resolved.target, known, jobs),

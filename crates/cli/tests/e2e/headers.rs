@@ -53,7 +53,7 @@ fn header_restore_replaces_a_foreign_header() {
     let overwrite = || machine.container_file().write_all_at(&foreign, 0).unwrap();
     overwrite();
     let ran = machine.ok(&RESTORE);
-    let told = "a header of another container lies there and goes away";
+    let told = "the header of another container is there and will be replaced";
     assert!(ran.stderr.contains(told), "{}", ran.whole());
     let recovery = Secret::passphrase(recovery);
     assert!(opens(&machine, CONTAINER, &recovery));

@@ -74,7 +74,7 @@ fn a_key_is_added_listed_rehearsed_and_removed() {
     --- stdout
     removed key slot 2
     --- stderr
-    sprat: what was removed is the slot, not the past: whoever kept an old copy of the container file or of its header (the server, a snapshot of its disk) can still open that copy with the removed key. If the key is in wrong hands, make a new container
+    sprat: the removed key still opens old copies: somebody who kept a copy of the container file or of its header (the server, a snapshot of its disk) can open that copy with it. If the key is in wrong hands, run `sprat copy --new-key`, or make a new container
     ");
     // The server shows the header in which the removed key still opens.
     let mut now = vec![0; header.len()];

@@ -216,7 +216,7 @@ impl FreeIsTrusted {
     }
 }
 
-/// What the stamp block tells about the file system and its state.
+/// What the stamp block shows about the file system and its state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileSystemState {
     /// The state of the volume.

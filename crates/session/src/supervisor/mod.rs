@@ -53,9 +53,9 @@ const LEFT_OUT: &str = "finished snapshots are unharmed; what was not yet on the
 /// What arrives in S.
 enum Event {
     Volume(Option<VolumeReply>),
-    /// Of the worker of that number: what an earlier one says comes late, its end included.
+    /// Of the worker of that number. Messages of an earlier worker, its end included, may arrive late.
     Worker(u32, Option<WorkerReply>),
-    /// An order could not be sent: whoever waits for its answer would wait for ever.
+    /// An order could not be sent, so its answer never comes.
     Unsent(Failure),
     Interrupt,
 }
@@ -142,7 +142,7 @@ impl Supervisor {
         Ok((supervisor, facts))
     }
 
-    /// Starts V and tells it what to do.
+    /// Starts V and sends it the start order.
     fn launch(
         settings: &SessionSettings,
         shape: Shape,
@@ -351,7 +351,9 @@ impl Supervisor {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(self.fail(Failure::failed("the session hears nobody any more")));
+                    return Err(self.fail(Failure::failed(
+                        "internal error: both helper processes closed their channels",
+                    )));
                 }
             };
             let heard = match event {
@@ -451,7 +453,7 @@ impl Supervisor {
             .and_then(|(available_bytes, heeded)| heeded.then_some(available_bytes))
     }
 
-    /// Passes on what V tells by the way; gives back what answers something.
+    /// Passes on what V reports meanwhile. Returns a reply that answers an order.
     fn tell(&mut self, reply: VolumeReply, watch: &mut Watch<'_>) -> Option<VolumeReply> {
         match reply {
             VolumeReply::Phase(phase) => watch.observer.phase(phase),

@@ -27,7 +27,7 @@ use crate::{Exit, Failure, text};
 /// How long `umount` waits for whatever else holds the volume after the unmount.
 const HOLDER_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// How often that is looked for: it reads a file of each process.
+/// How often that is checked. A check reads a file of each process.
 const HOLDER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Mounts the volume at `dir` for everybody; it stays when the command ends. Reads only, unless
@@ -150,7 +150,7 @@ pub fn unmount(
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<ClosedReport, Failure> {
-    // A dead mount can't be looked into, so its name is taken as it is.
+    // A dead mount can't be read, so its name is used as it is.
     let dir = std::fs::canonicalize(dir)
         .or_else(|_| std::path::absolute(dir))
         .map_err(|error| Failure::usage(format!("{}: {error}", dir.display())))?;
@@ -182,7 +182,7 @@ pub fn unmount(
     let held = |record: &OpenRecord| record.record.volume.clone();
     let volume = volume.or_else(|| record.as_ref().and_then(held));
     let mut held_until = Instant::now() + HOLDER_WAIT_MAX;
-    let mut looked = Instant::now();
+    let mut checked_at = Instant::now();
     loop {
         if record.as_ref().is_some_and(OpenRecord::has_ended) {
             break;
@@ -192,10 +192,10 @@ pub fn unmount(
         }
         std::thread::sleep(Duration::from_millis(50));
         // Without a record only the device shows that the volume process can end.
-        if record.is_some() && looked.elapsed() < HOLDER_INTERVAL {
+        if record.is_some() && checked_at.elapsed() < HOLDER_INTERVAL {
             continue;
         }
-        looked = Instant::now();
+        checked_at = Instant::now();
         let holders = volume.as_deref().map(holders_of).unwrap_or_default();
         if holders.is_empty() && record.is_none() {
             break;

@@ -43,8 +43,8 @@ impl Supervisor {
         while !(volume_done && worker_done) {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.events.recv_timeout(left) {
-                Ok(Event::Volume(Some(VolumeReply::Aborted(told)))) => {
-                    self.aborted = told;
+                Ok(Event::Volume(Some(VolumeReply::Aborted(report)))) => {
+                    self.aborted = report;
                     volume_done = true;
                 }
                 Ok(Event::Volume(Some(VolumeReply::Naming(naming)))) => self.naming = naming,

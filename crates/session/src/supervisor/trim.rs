@@ -22,9 +22,9 @@ use crate::{Exit, Failure, text};
 pub enum TrimHow {
     /// Holes are made in the file; nothing else will do.
     Punch,
-    /// The file is written anew on the server, which copies by itself.
+    /// The file is rewritten on the server, which copies by itself.
     Rewrite,
-    /// The file is written anew, and all that is used of it crosses the line twice.
+    /// The file is rewritten. All that is used of it is downloaded and uploaded.
     RewriteThroughClient,
 }
 

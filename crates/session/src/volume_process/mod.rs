@@ -540,7 +540,7 @@ fn watch(
     std::thread::Builder::new()
         .name("watch".to_owned())
         .spawn(move || {
-            let mut told = Instant::now();
+            let mut reported_at = Instant::now();
             let mut last = VolumeStats::default();
             let mut line = ConnectionReport::new(quiet_time);
             while let (Some(volume), Some(lease)) = (volume.upgrade(), lease.upgrade()) {
@@ -549,8 +549,8 @@ fn watch(
                     return;
                 }
                 line.tell(&volume, &events);
-                if told.elapsed() >= stats_interval {
-                    told = Instant::now();
+                if reported_at.elapsed() >= stats_interval {
+                    reported_at = Instant::now();
                     let now = figures(&volume);
                     if now != last {
                         events.reply(&VolumeReply::Figures(now));

@@ -15,7 +15,7 @@ use super::change::{change_header, header, note_key, open};
 use super::sheet::key_file;
 use crate::args::TARGET_HELP;
 use crate::output::result_json;
-use crate::recovery_sheet::{SheetFiles, SheetJob, SheetParts};
+use crate::recovery_sheet::{SheetJob, SheetParts};
 use crate::secrets::{self, SecretSource};
 use crate::{Exit, Failure};
 
@@ -57,9 +57,7 @@ impl AddArgs {
             false => Known::default(),
         };
         let on_stdout = context.output.json || self.sheet.is_none();
-        let files = SheetFiles::create(
-            context.output,
-            &context.environment,
+        let files = context.sheet_files(
             self.sheet.as_ref(),
             self.html.as_ref(),
             self.new_recovery && on_stdout,

@@ -113,12 +113,12 @@ impl Present {
         Ok(match Header::load(&file.bytes()) {
             Ok(present) if policy.fits(&present).is_ok() => Self::Own(Box::new(present)),
             Ok(present) => Self::Another(format!(
-                "a header of another container lies there and goes away: {}",
+                "the header of another container is there and will be replaced: {}",
                 present.uuid()
             )),
             Err(error) if error.kind() == LuksErrorKind::Read => return Err(error.into()),
             Err(error) => Self::Another(format!(
-                "no header of this container lies there, and what does goes away: {error}"
+                "no header of this container is there; what is there will be replaced: {error}"
             )),
         })
     }
@@ -162,7 +162,7 @@ fn another(from: &Header, present: &Header) -> Failure {
 fn tell_whose(context: &Context, yes: bool, resolved: &Resolved, other: &Elsewhere) {
     let target = &resolved.target;
     let begin = format!("no header of {target} itself is kept on this machine; this one is of");
-    let told = match &other.target {
+    let named = match &other.target {
         Some(other) => {
             let other = text::harmless(other);
             format!("{begin} {other}, which has the same UUID: it may be a copy with other keys")
@@ -173,8 +173,8 @@ fn tell_whose(context: &Context, yes: bool, resolved: &Resolved, other: &Elsewhe
         ),
     };
     match yes {
-        true => context.output.warning(&told),
-        false => context.output.asked_about(&told),
+        true => context.output.warning(&named),
+        false => context.output.asked_about(&named),
     }
 }
 

@@ -47,9 +47,9 @@ impl RemoveArgs {
         };
         context.finish("key remove", Exit::Done, &resolved.target, &text, fields)?;
         context.output.note(
-            "what was removed is the slot, not the past: whoever kept an old copy of the container \
-             file or of its header (the server, a snapshot of its disk) can still open that copy with \
-             the removed key. If the key is in wrong hands, make a new container",
+            "the removed key still opens old copies: somebody who kept a copy of the container file or \
+             of its header (the server, a snapshot of its disk) can open that copy with it. If the key \
+             is in wrong hands, run `sprat copy --new-key`, or make a new container",
         );
         Ok(Exit::Done)
     }

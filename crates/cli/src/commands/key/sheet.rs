@@ -11,7 +11,7 @@ use super::super::context::{Context, Resolved};
 use super::change::{header_to_show, open};
 use crate::args::TARGET_HELP;
 use crate::output::{path_json, result_json};
-use crate::recovery_sheet::{SheetFiles, SheetJob, SheetParts};
+use crate::recovery_sheet::{SheetJob, SheetParts};
 use crate::secrets::{self, SecretSource};
 use crate::{Exit, Failure};
 
@@ -46,9 +46,7 @@ impl SheetArgs {
         let known = Known::look_up(&resolved.target, &resolved.ssh.command);
         let text = self.html.is_none() || self.sheet.is_some();
         let on_stdout = context.output.json || (text && self.sheet.is_none());
-        let files = SheetFiles::create(
-            context.output,
-            &context.environment,
+        let files = context.sheet_files(
             self.sheet.as_ref(),
             self.html.as_ref(),
             on_stdout && recovery.is_some(),

@@ -1,5 +1,5 @@
 //! Which blocks of an ext4 file system are in use, by its own bitmaps. A copy of a container needs this
-//! if nothing else tells where the container holds data.
+//! if nothing else shows where the container has data.
 //!
 //! A block that a copy leaves out is lost. So everything that the answer depends on must match its
 //! checksum: super block, group descriptors and bitmaps. A wrong checksum or an unknown feature is an

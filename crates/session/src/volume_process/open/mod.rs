@@ -540,11 +540,11 @@ fn note_initial_state(
 /// Reports the progress of the recovery of a dead session's writes, every few seconds.
 fn report_recovery(lease: &ContainerLease, events: &EventSender) {
     let events = events.clone();
-    let told = Mutex::new(Instant::now());
+    let reported_at = Mutex::new(Instant::now());
     lease.on_recovery_progress(move |done_bytes, whole_bytes| {
-        let mut told = told.lock().ignore_poison();
-        if told.elapsed() >= RECOVERY_REPORT_INTERVAL {
-            *told = Instant::now();
+        let mut reported_at = reported_at.lock().ignore_poison();
+        if reported_at.elapsed() >= RECOVERY_REPORT_INTERVAL {
+            *reported_at = Instant::now();
             events.notice(Notice::Settling {
                 done_bytes,
                 whole_bytes,
