@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sprat_store::FileName;
 
-use crate::state::paths;
+use crate::files::short_hash;
 
 /// A folder that holds containers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,7 +139,7 @@ impl Target {
     /// The same as part of a file's name: 16 digits of a hash.
     #[must_use]
     pub fn id(&self) -> String {
-        paths::short_hash(self.identity().as_bytes())
+        short_hash(self.identity().as_bytes())
     }
 
     /// The server, for a container on one.

@@ -42,9 +42,10 @@ pub use failure::{Exit, Failure};
 pub use file_system::inodes::{default_inodes, files_on_disks_of};
 pub use file_system::{FileSystemCheck, FileSystemState, file_system_bytes, read_stamp_block};
 pub use limits::check_limits;
+pub use protocol::messages::TrimHow;
 pub use protocol::reports::{
-    ClosedReport, ContainerFacts, Created, NotCompared, Notice, Observer, Phase, SessionProgress,
-    VolumeRoom, VolumeStats,
+    ClosedReport, ContainerFacts, Created, HeaderChanged, Measure, NotCompared, Notice, Observer,
+    Phase, SessionProgress, TrimReport, TrimRoute, VolumeRoom, VolumeStats,
 };
 pub use session::{Session, check, check_file_system};
 pub use settings::{
@@ -54,8 +55,8 @@ pub use settings::{
 pub use supervisor::background::{MountRecord, explain_lock, mounted_at};
 pub use supervisor::create::{NotCreated, Show, create, create_and_show};
 pub use supervisor::grow::{Grown, grow};
-pub use supervisor::keys::{HeaderChange, HeaderChanged, change_header};
+pub use supervisor::keys::{HeaderChange, change_header};
 pub use supervisor::make_reserves;
 pub use supervisor::mount::{mount, unmount};
-pub use supervisor::trim::{Measure, TrimHow, TrimReport, TrimRoute, trim};
+pub use supervisor::trim::trim;
 pub use supervisor::unlock::{DoorWay, UnlockWish, Unlocked, unlock};

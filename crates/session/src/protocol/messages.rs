@@ -15,11 +15,21 @@ use sprat_snapshot::{
 use crate::Failure;
 use crate::file_system::FileSystemCheck;
 use crate::protocol::reports::{
-    ClosedReport, ContainerFacts, Notice, Phase, VolumeRoom, VolumeStats,
+    ClosedReport, ContainerFacts, HeaderChanged, Notice, Phase, TrimReport, VolumeRoom, VolumeStats,
 };
 use crate::settings::SessionSettings;
-use crate::supervisor::keys::HeaderChanged;
-use crate::supervisor::trim::{TrimHow, TrimReport};
+
+/// Which ways of trimming may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrimHow {
+    /// Holes are made in the file; nothing else will do.
+    Punch,
+    /// The file is rewritten on the server, which copies by itself.
+    Rewrite,
+    /// The file is rewritten. All that is used of it is downloaded and uploaded.
+    RewriteThroughClient,
+}
 
 /// S to V. The first is [`VolumeOrder::Start`], followed by one raw frame for each secret.
 #[derive(Debug, Serialize, Deserialize)]

@@ -319,3 +319,63 @@ pub struct Created {
     /// Bytes sent to the server, header included.
     pub sent_bytes: u64,
 }
+
+/// A header that was changed, or needed no change.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HeaderChanged {
+    /// What to pin now.
+    pub facts: ContainerFacts,
+    /// The slot that was added or removed; the one that the secret opens after a header was put
+    /// back.
+    pub slot: u32,
+    /// Its mark (see [`sprat_luks::Slot`]).
+    pub mark: String,
+    /// It was like that before: an earlier run had come so far.
+    pub as_before: bool,
+    /// A copy of the header that an interrupted change had left behind was made good.
+    pub repaired: bool,
+    /// After a header was put back: where what lay there before is kept.
+    pub replaced: Option<PathBuf>,
+    /// Where this machine keeps a copy of the new header; else why it doesn't.
+    pub kept: Result<PathBuf, String>,
+    /// Everything is done and durable, but the lock could not be given back, because of this.
+    pub lock_left: Option<String>,
+}
+
+/// The way that was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrimRoute {
+    /// Holes made in a local file.
+    LocalPunch,
+    /// Holes made by `fallocate` in a shell on the server.
+    ShellPunch,
+    /// A new file in the place of the old one, copied by the server.
+    Rewrite,
+    /// A new file in the place of the old one, copied through this machine.
+    RewriteThroughClient,
+}
+
+/// What the container took on the server's disk, before and after.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measure {
+    /// Bytes given back.
+    pub given_back_bytes: u64,
+    /// By what it was measured.
+    pub by: String,
+}
+
+/// What a trim did.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TrimReport {
+    /// The way that was taken.
+    pub route: TrimRoute,
+    /// Bytes that the file system does not need, most of them never written.
+    pub unneeded_bytes: u64,
+    /// In how many separate ranges.
+    pub ranges: u64,
+    /// Of the container itself; `None` where that can't be measured.
+    pub measure: Option<Measure>,
+    /// After a rewrite: what the new file takes at most, in bytes.
+    pub kept_bytes: Option<u64>,
+}

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use sprat_luks::{Extent, Header, HeaderBackup, HeaderRead, LuksErrorKind};
 
-use crate::state::paths::{self, Elsewhere, HEADERS, StatePaths};
+use crate::files::short_hash;
+use crate::state::paths::{Elsewhere, HEADERS, StatePaths};
 use crate::{Failure, trusted_file};
 
 /// Most of what is kept of bytes that are no LUKS2 header: all of LUKS1 with eight slots and a
@@ -25,7 +26,7 @@ fn named(paths: &StatePaths, what: &str) -> PathBuf {
 /// A name for a header that is not the newest. With its content in it a server that shows one
 /// content after the other takes the place of no good one.
 fn aside(paths: &StatePaths, what: &str, backup: &HeaderBackup) -> PathBuf {
-    let hash = paths::short_hash(&backup.content_hash());
+    let hash = short_hash(&backup.content_hash());
     named(paths, &format!("{what}-{hash}"))
 }
 

@@ -8,9 +8,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use sprat_store::hex;
-
 use crate::address::Target;
+use crate::files::short_hash;
 use crate::state::identity;
 
 /// Kept headers.
@@ -159,12 +158,6 @@ impl StatePaths {
         let hash = short_hash(&fs::read(header)?);
         Ok(self.file(HEADERS, &format!(".differs-{hash}.luks")))
     }
-}
-
-/// 64 bits of a hash, as part of a file's name: nobody makes another content for a given one.
-pub fn short_hash(bytes: &[u8]) -> String {
-    let hash = openssl::sha::sha256(bytes);
-    hex(&hash[..8])
 }
 
 /// A second name for a file; false where that name is taken. All of these files are replaced and

@@ -12,10 +12,10 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::address::Target;
+use crate::files::short_hash;
 use crate::protocol::messages::BackgroundMount;
 use crate::protocol::reports::ClosedReport;
 use crate::settings::Access;
-use crate::state::paths::short_hash;
 use crate::{Exit, Failure};
 
 /// How often the volume process tries to lock its record: `umount` locks it for a moment to see

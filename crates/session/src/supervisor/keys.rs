@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
 use sprat_luks::{Secret, SlotKind};
 
 use crate::interrupt::Interrupt;
 use crate::protocol::messages::ChangeStart;
-use crate::protocol::reports::{ContainerFacts, Observer};
+use crate::protocol::reports::{HeaderChanged, Observer};
 use crate::settings::{Access, SessionSettings};
 use crate::supervisor::{Supervisor, Watch};
 use crate::{Exit, Failure};
@@ -41,28 +40,6 @@ pub enum HeaderChange {
         /// none could be read.
         shown: Option<u64>,
     },
-}
-
-/// A header that was changed, or needed no change.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct HeaderChanged {
-    /// What to pin now.
-    pub facts: ContainerFacts,
-    /// The slot that was added or removed; the one that the secret opens after a header was put
-    /// back.
-    pub slot: u32,
-    /// Its mark (see [`sprat_luks::Slot`]).
-    pub mark: String,
-    /// It was like that before: an earlier run had come so far.
-    pub as_before: bool,
-    /// A copy of the header that an interrupted change had left behind was made good.
-    pub repaired: bool,
-    /// After a header was put back: where what lay there before is kept.
-    pub replaced: Option<PathBuf>,
-    /// Where this machine keeps a copy of the new header; else why it doesn't.
-    pub kept: Result<PathBuf, String>,
-    /// Everything is done and durable, but the lock could not be given back, because of this.
-    pub lock_left: Option<String>,
 }
 
 /// Changes the keys under the container's lock. `secret` opens the container as it is, for

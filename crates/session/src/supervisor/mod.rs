@@ -24,11 +24,11 @@ use crate::protocol::messages::{
     WorkerReply,
 };
 use crate::protocol::reports::{
-    ClosedReport, ContainerFacts, Newest, Observer, Phase, SessionProgress, VolumeRoom,
+    ClosedReport, ContainerFacts, HeaderChanged, Newest, Observer, Phase, SessionProgress,
+    VolumeRoom,
 };
 use crate::protocol::spawn::{Child, Role};
 use crate::settings::{Access, SessionSettings};
-use crate::supervisor::keys::HeaderChanged;
 use crate::{Exit, Failure};
 
 pub use crate::supervisor::reserves::make_reserves;

@@ -4,67 +4,16 @@
 //! not need, which is only noted; then nothing is mounted any more, and the space is given back.
 //! Only after every answer of that the lock is released, so nobody can have begun to write.
 
-use serde::{Deserialize, Serialize};
 use sprat_luks::Secret;
 
 use crate::interrupt::Interrupt;
-use crate::protocol::messages::{VolumeOrder, VolumeReply, WorkerOrder, WorkerReply};
-use crate::protocol::reports::{ContainerFacts, Observer, Phase};
+use crate::protocol::messages::{TrimHow, VolumeOrder, VolumeReply, WorkerOrder, WorkerReply};
+use crate::protocol::reports::{ContainerFacts, Observer, Phase, TrimReport};
 use crate::protocol::spawn::Role;
 use crate::session::{MountFor, mount_privately};
 use crate::settings::{Access, Mode, SessionSettings};
 use crate::supervisor::{Heard, OnInterrupt, Shape, Supervisor, Watch};
 use crate::{Exit, Failure, text};
-
-/// Which ways may be taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TrimHow {
-    /// Holes are made in the file; nothing else will do.
-    Punch,
-    /// The file is rewritten on the server, which copies by itself.
-    Rewrite,
-    /// The file is rewritten. All that is used of it is downloaded and uploaded.
-    RewriteThroughClient,
-}
-
-/// The way that was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TrimRoute {
-    /// Holes made in a local file.
-    LocalPunch,
-    /// Holes made by `fallocate` in a shell on the server.
-    ShellPunch,
-    /// A new file in the place of the old one, copied by the server.
-    Rewrite,
-    /// A new file in the place of the old one, copied through this machine.
-    RewriteThroughClient,
-}
-
-/// What the container took on the server's disk, before and after.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Measure {
-    /// Bytes given back.
-    pub given_back_bytes: u64,
-    /// By what it was measured.
-    pub by: String,
-}
-
-/// What a trim did.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct TrimReport {
-    /// The way that was taken.
-    pub route: TrimRoute,
-    /// Bytes that the file system does not need, most of them never written.
-    pub unneeded_bytes: u64,
-    /// In how many separate ranges.
-    pub ranges: u64,
-    /// Of the container itself; `None` where that can't be measured.
-    pub measure: Option<Measure>,
-    /// After a rewrite: what the new file takes at most, in bytes.
-    pub kept_bytes: Option<u64>,
-}
 
 /// Trims the container; returns what was done once all of it is durable and the lock released.
 /// Interrupted or killed anywhere nothing is lost; run it again.

@@ -18,9 +18,10 @@ use sprat_store::{
 use sprat_volume::{Fenced, ReconnectError};
 
 use crate::connect::{Connection, HeaderBytes};
-use crate::volume_process::late::{LateRecords, Sent};
+use crate::volume_process::late::Sent;
 use crate::{Exit, Failure};
 
+pub(crate) use crate::volume_process::lease::late_writes::LateRecords;
 pub(crate) use crate::volume_process::lease::renewal::keep_renewing;
 
 /// A container that this session has acquired.

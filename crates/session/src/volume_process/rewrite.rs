@@ -14,8 +14,8 @@ use sprat_store::{Access, FileName, IgnorePoison, ReadClass, Store, StoreErrorKi
 use sprat_volume::SessionHooks as _;
 
 use crate::connect::HeaderBytes;
+use crate::protocol::reports::TrimRoute;
 use crate::state::reserved_names::HalfMade;
-use crate::supervisor::trim::TrimRoute;
 use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::shutdown::StopFlag;
 use crate::{Exit, Failure, text};

@@ -85,7 +85,7 @@ impl TestSession {
             stale_lock: None,
             highest: None,
             highest_is_own: false,
-            late_records: late::LateRecords::default(),
+            late_records: lease::LateRecords::default(),
         }));
         lease.learn(header.pins(), FILE_BYTES);
         Self {

@@ -9,8 +9,10 @@ use sprat_store::{Puncher, ReadClass, StoreError, StoreErrorKind, StoreFile};
 use sprat_volume::{Flush, VolumeError};
 
 use crate::file_system::{FreeIsTrusted, SuperBlock};
+use crate::protocol::messages::TrimHow;
+use crate::protocol::reports::{Measure, TrimReport, TrimRoute};
 use crate::protocol::reports::{Notice, Phase};
-use crate::supervisor::trim::{Measure, TrimHow, TrimReport, TrimRoute, no_way};
+use crate::supervisor::trim::no_way;
 use crate::volume_process::Served;
 use crate::volume_process::crypt_device::CryptDevice;
 use crate::volume_process::lease::PunchError;

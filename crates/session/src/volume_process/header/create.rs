@@ -20,7 +20,7 @@ use crate::state::headers;
 use crate::state::paths::StatePaths;
 use crate::state::reserved_names::{self, HalfMade};
 use crate::volume_process::knowledge::Knowledge;
-use crate::volume_process::late::LateRecords;
+use crate::volume_process::lease::LateRecords;
 use crate::volume_process::lease::{ContainerLease, LeaseParts, keep_renewing};
 use crate::volume_process::open::{
     Decryption, Opened, VolumeHints, acquire_lock, check_writable, connect_store, facts,

@@ -15,12 +15,12 @@ use sprat_volume::{Fenced, SessionHooks as _};
 use crate::connect::HeaderBytes;
 use crate::file_system::{file_system_bytes, read_stamp_block};
 use crate::protocol::messages::{ChangeStart, VolumeStart};
+use crate::protocol::reports::HeaderChanged;
 use crate::protocol::reports::{Notice, Phase};
 use crate::settings::IdentityPolicy;
 use crate::state::headers::{self, Kept};
 use crate::state::paths::StatePaths;
 use crate::state::{self, KnownState};
-use crate::supervisor::keys::HeaderChanged;
 use crate::volume_process::knowledge;
 use crate::volume_process::lease::{ContainerLease, keep_renewing};
 use crate::volume_process::open::{

@@ -13,7 +13,7 @@ use crate::volume_process::late::BLOCK;
 use crate::volume_process::late::compare::{Compared, compare};
 use crate::volume_process::late::digest::DigestKey;
 use crate::volume_process::late::sent::{Replaced, Scope, Sent};
-use crate::volume_process::lease::ContainerLease;
+use crate::volume_process::lease::{ContainerLease, LateRecords};
 use crate::volume_process::shutdown::EventSender;
 use crate::{Exit, Failure, text};
 
@@ -25,9 +25,6 @@ pub(crate) struct Late {
     /// Sessions whose writes can't be compared.
     pub not_compared: Vec<NotCompared>,
 }
-
-/// The lists beside a container, and the notes in its lease.
-pub(crate) type LateRecords = (Vec<FileName>, Vec<PendingComparison>);
 
 /// Compares before anything of the volume is used. A session that writes refuses if blocks were
 /// overwritten that no check has reported yet. From here on it records what it sends.

@@ -12,7 +12,7 @@ mod digest;
 mod file;
 mod sent;
 
-pub(super) use crate::volume_process::late::begin::{LateRecords, begin, explain_older};
+pub(super) use crate::volume_process::late::begin::{begin, explain_older};
 pub(super) use crate::volume_process::late::digest::DigestKey;
 #[cfg(test)]
 pub(super) use crate::volume_process::late::digest::tests::key as some_key;

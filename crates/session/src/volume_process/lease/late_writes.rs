@@ -4,15 +4,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sprat_store::lock::LateUntil;
-use sprat_store::{IgnorePoison, Lock, LockError, Store};
+use sprat_store::lock::{LateUntil, PendingComparison};
+use sprat_store::{FileName, IgnorePoison, Lock, LockError, Store};
 
 use crate::Failure;
 use crate::protocol::messages::{DRAIN_MAX, VolumeReply};
 use crate::protocol::reports::Notice;
-use crate::volume_process::late::{LateRecords, Replaced, Sent};
+use crate::volume_process::late::{Replaced, Sent};
 use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::shutdown::EventSender;
+
+/// The lists beside a container, and the notes in its lease.
+pub(crate) type LateRecords = (Vec<FileName>, Vec<PendingComparison>);
 
 impl ContainerLease {
     /// The lists beside the container and the notes in its lease, as this session found them.

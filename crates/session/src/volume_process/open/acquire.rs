@@ -13,7 +13,7 @@ use crate::protocol::messages::VolumeStart;
 use crate::protocol::reports::{Notice, Phase};
 use crate::settings::{Access, TAKEOVER_QUIET_TIMES};
 use crate::state::journal::owner_note;
-use crate::volume_process::late::LateRecords;
+use crate::volume_process::lease::LateRecords;
 use crate::volume_process::lease::{ContainerLease, LeaseParts};
 use crate::volume_process::open::{ConnectedStore, opened_by};
 use crate::volume_process::shutdown::{EventSender, StopFlag};

@@ -55,7 +55,7 @@ impl TestSession {
             stale_lock: None,
             highest: seen.highest,
             highest_is_own: false,
-            late_records: late::LateRecords::default(),
+            late_records: lease::LateRecords::default(),
         });
         lease.learn(self.header().pins(), FILE_BYTES);
         lease.begin_reading(FILE_BYTES, OFFSET, vec![0; 4096]);

@@ -49,7 +49,7 @@ fn after_a_kill_on_a_server() -> TestSession {
         stale_lock: None,
         highest: None,
         highest_is_own: false,
-        late_records: late::LateRecords::default(),
+        late_records: lease::LateRecords::default(),
     }));
     TestSession {
         folder,
