@@ -1,0 +1,1 @@
+//! When a copy is due, overdue, and when it is next.

@@ -1,0 +1,1 @@
+//! Hooks: programs that run before and after a copy.

@@ -1,0 +1,1 @@
+//! Events and the channels that report them.
