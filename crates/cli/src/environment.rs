@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sprat_run::config::ConfigPlaces;
+
 use crate::Failure;
 
 /// The level of the log that `SPRAT_LOG` sets.
@@ -65,12 +67,13 @@ impl Environment {
         self.current_dir.join(path)
     }
 
-    /// Makes a path of the config absolute: `~/…` is expanded; `None` for a relative path.
-    pub(crate) fn absolute_in_config(&self, path: &str) -> Option<PathBuf> {
-        if let Some(rest) = path.strip_prefix("~/") {
-            return self.home.as_ref().map(|home| home.join(rest));
+    /// What reading the config needs.
+    pub(crate) fn config_places(&self) -> ConfigPlaces {
+        ConfigPlaces {
+            root: self.root,
+            home: self.home.clone(),
+            folder: self.config_dir.clone(),
         }
-        Path::new(path).is_absolute().then(|| PathBuf::from(path))
     }
 
     /// Fails unless root: `what` needs FUSE, a loop device and a mount.

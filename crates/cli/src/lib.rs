@@ -13,13 +13,11 @@
 
 mod args;
 mod commands;
-mod config;
 mod environment;
 mod logging;
 mod output;
 pub mod recovery_sheet;
 mod secrets;
-mod suggest;
 mod terminal;
 
 use std::ffi::OsString;

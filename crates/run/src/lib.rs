@@ -1,10 +1,16 @@
 //! What runs without a person: the config, what is due, conditions, hooks, events and notices.
 //!
 //! Above: `cli`. Below: `session`, `snapshot`.
+//!
+//! Always true:
+//! - Nothing here reads the environment or prints; the caller passes both in and out.
+//! - A mistake in the config is reported with file and line, and never guessed around.
 #![forbid(unsafe_code)]
 
 pub mod clock;
 pub mod conditions;
+pub mod config;
 pub mod due;
 pub mod hooks;
 pub mod notify;
+pub mod suggest;

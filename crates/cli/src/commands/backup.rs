@@ -8,13 +8,13 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sprat_luks::Secret;
+use sprat_run::config::{Job, job_name};
 use sprat_session::state::history::{MadeSnapshot, Run};
 use sprat_session::state::identity;
 use sprat_session::{Access, ClosedReport, IdentityPolicy, text};
 use sprat_snapshot::{RunRecord, SnapshotReport, SnapshotSpec, Warning};
 
 use super::context::{CommandArgs, Context, Resolved};
-use crate::config::{Job, job_name};
 use crate::output::{Reporter, exit_json, failure_json, result_json, warning_lines};
 use crate::{Exit, Failure};
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 use sprat_luks::Secret;
+use sprat_run::config::{self, Config, Container};
 use sprat_session as session;
 use sprat_session::address::Target;
 use sprat_session::closed_container::check_exists;
@@ -20,7 +21,6 @@ use sprat_session::{
 };
 
 use crate::args::GlobalArgs;
-use crate::config::{self, Config, Container};
 use crate::environment::Environment;
 use crate::output::{Output, Reporter, result_json};
 use crate::recovery_sheet::SheetFiles;
@@ -102,7 +102,9 @@ impl Context {
         if let Some(typed) = &global.fingerprint {
             identity::check_form(typed)?;
         }
-        let config = Config::load(global.config.as_deref(), &environment)?;
+        let named = global.config.as_ref();
+        let named = named.map(|path| environment.absolute(path));
+        let config = Config::load(named.as_deref(), &environment.config_places())?;
         let interrupt = Interrupt::listen(terminal::HOOKS)?;
         Ok(Self {
             global,

@@ -2,11 +2,11 @@
 
 use clap::Args;
 use serde_json::json;
+use sprat_run::config::Job;
 use sprat_session::diagnosis::{self, Finding, ServerCheck, State};
 use sprat_session::text;
 
 use super::context::{CommandArgs, Context, Resolved};
-use crate::config::Job;
 use crate::output::result_json;
 use crate::secrets::SecretSource;
 use crate::{Exit, Failure};

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
+use sprat_run::config;
 use sprat_session::{Access, text};
 use sprat_snapshot::{
     EntryKind, Interrupted, KeepReason, KeepRules, PruneReport, PruneSpec, Pruned,
@@ -12,7 +13,7 @@ use sprat_snapshot::{
 use super::context::{CommandArgs, Context};
 use crate::args::TARGET_HELP;
 use crate::output::Reporter;
-use crate::{Exit, Failure, config};
+use crate::{Exit, Failure};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

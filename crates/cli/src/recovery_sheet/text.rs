@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::Serialize;
 use sprat_luks::Pins;
+use sprat_run::config::Config;
 use sprat_session::address::{SshLocation, Target};
 use sprat_session::ssh_config::{Known, KnownServer, Proxy};
-
-use crate::config::Config;
 
 /// Where the stock commands mount the server's folder and the volume.
 const SERVER_DIR: &str = "/mnt/sprat-server";

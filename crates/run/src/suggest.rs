@@ -1,10 +1,7 @@
 //! Suggests the word that the user probably meant.
 
 /// The candidate nearest to `word`, if the difference can be a typing error.
-pub(crate) fn near_miss<'c>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'c str>,
-) -> Option<&'c str> {
+pub fn near_miss<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     candidates
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))

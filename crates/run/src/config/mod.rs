@@ -7,20 +7,40 @@ use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use reader::{Mistake, Reader, Table, Text};
+use sprat_session::Failure;
 use sprat_session::address::{Target, is_name};
 use sprat_session::trusted_file;
 use sprat_snapshot::{JobName, SnapshotSpec};
 
-use crate::Failure;
-use crate::environment::Environment;
 use crate::suggest::near_miss;
 
 /// A longer file is not a config.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
+/// What reading a config needs to know of the machine and the user. Only the command line reads the environment.
+#[derive(Debug, Clone, Default)]
+pub struct ConfigPlaces {
+    /// The user is root: a config that others can write to is refused.
+    pub root: bool,
+    /// The user's home folder, for `~/…`.
+    pub home: Option<PathBuf>,
+    /// The folder of `sprat.toml` and of the key files.
+    pub folder: Option<PathBuf>,
+}
+
+impl ConfigPlaces {
+    /// Makes a path of the config absolute: `~/…` is expanded; `None` for a relative path.
+    fn absolute(&self, path: &str) -> Option<PathBuf> {
+        if let Some(rest) = path.strip_prefix("~/") {
+            return self.home.as_ref().map(|home| home.join(rest));
+        }
+        Path::new(path).is_absolute().then(|| PathBuf::from(path))
+    }
+}
+
 /// The content of the config.
 #[derive(Debug, Default)]
-pub(crate) struct Config {
+pub struct Config {
     /// The file; `None`: there is no config.
     pub path: Option<PathBuf>,
     /// `ssh_command` at the top: for every container without its own.
@@ -33,7 +53,7 @@ pub(crate) struct Config {
 
 /// `[container.NAME]`.
 #[derive(Debug, Clone)]
-pub(crate) struct Container {
+pub struct Container {
     /// NAME.
     pub name: String,
     /// Its location.
@@ -52,7 +72,7 @@ pub(crate) struct Container {
 
 /// `[job.NAME]`.
 #[derive(Debug, Clone)]
-pub(crate) struct Job {
+pub struct Job {
     /// NAME.
     pub name: JobName,
     /// The name of the container that it backs up to.
@@ -71,7 +91,7 @@ pub(crate) struct Job {
 
 impl Job {
     /// What a run of the job backs up.
-    pub(crate) fn spec(&self) -> SnapshotSpec {
+    pub fn spec(&self) -> SnapshotSpec {
         let mut spec = SnapshotSpec::new(self.name.clone(), self.sources.clone());
         spec.excludes.clone_from(&self.exclude);
         spec.exclude_from.clone_from(&self.exclude_from);
@@ -83,24 +103,27 @@ impl Job {
 
 impl Config {
     /// The names of a container's jobs.
-    pub(crate) fn jobs_of(&self, container: &str) -> Vec<String> {
+    pub fn jobs_of(&self, container: &str) -> Vec<String> {
         let jobs = self.jobs.iter().filter(|job| job.container == container);
         jobs.map(|job| job.name.to_string()).collect()
     }
 
     /// Whether the container has a job of that name.
-    pub(crate) fn has_job(&self, container: &str, job: &str) -> bool {
+    pub fn has_job(&self, container: &str, job: &str) -> bool {
         self.jobs_of(container).iter().any(|known| known == job)
     }
 
-    /// Reads the config: `named` (which must exist), else the default one if there is one.
-    pub(crate) fn load(named: Option<&Path>, environment: &Environment) -> Result<Self, Failure> {
-        let path = match (named, &environment.config_dir) {
-            (Some(path), _) => environment.absolute(path),
+    /// Reads the config: `named` (absolute, and must exist), else the default one if there is one.
+    ///
+    /// # Errors
+    /// It can't be read, or has mistakes: all of them are named, each with its line.
+    pub fn load(named: Option<&Path>, places: &ConfigPlaces) -> Result<Self, Failure> {
+        let path = match (named, &places.folder) {
+            (Some(path), _) => path.to_owned(),
             (None, Some(folder)) => folder.join("sprat.toml"),
             (None, None) => return Ok(Self::default()),
         };
-        let text = match read(&path, environment) {
+        let text = match read(&path, places) {
             Ok(text) => text,
             Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
                 return Ok(Self::default());
@@ -112,14 +135,13 @@ impl Config {
                 );
             }
         };
-        let mut config =
-            Self::parse(&text, environment).map_err(|mistakes| wrong(&path, &mistakes))?;
+        let mut config = Self::parse(&text, places).map_err(|mistakes| wrong(&path, &mistakes))?;
         config.path = Some(path);
         Ok(config)
     }
 
     /// Adds to a failure which config was read, or that there is none.
-    pub(crate) fn placed(&self, failure: Failure) -> Failure {
+    pub fn placed(&self, failure: Failure) -> Failure {
         match &self.path {
             Some(path) => failure.because(format!("the config is {}", path.display())),
             None => failure.because("there is no config"),
@@ -127,7 +149,10 @@ impl Config {
     }
 
     /// The container called `name`.
-    pub(crate) fn container(&self, name: &str) -> Result<&Container, Failure> {
+    ///
+    /// # Errors
+    /// There is none; the hint names the likely one.
+    pub fn container(&self, name: &str) -> Result<&Container, Failure> {
         let found = self
             .containers
             .iter()
@@ -146,7 +171,10 @@ impl Config {
     }
 
     /// The job called `name`.
-    pub(crate) fn job(&self, name: &str) -> Result<&Job, Failure> {
+    ///
+    /// # Errors
+    /// There is none; the hint names the likely one.
+    pub fn job(&self, name: &str) -> Result<&Job, Failure> {
         let found = self.jobs.iter().find(|job| job.name.as_str() == name);
         found.ok_or_else(|| {
             let failure = Failure::usage(format!("no job {name:?} in the config"));
@@ -160,7 +188,7 @@ impl Config {
         })
     }
 
-    fn parse(text: &str, environment: &Environment) -> Result<Self, Vec<Mistake>> {
+    fn parse(text: &str, places: &ConfigPlaces) -> Result<Self, Vec<Mistake>> {
         let mut reader = Reader::new(text);
         let mut config = Self::default();
         if let Some(entries) = reader.parse() {
@@ -170,7 +198,7 @@ impl Config {
                 for (name, table) in reader.named_tables("container", value) {
                     config
                         .containers
-                        .extend(container(name, table, &mut reader, environment));
+                        .extend(container(name, table, &mut reader, places));
                 }
             }
             let containers: Vec<String> = top.value("container").map_or_else(Vec::new, |value| {
@@ -183,7 +211,7 @@ impl Config {
                 for (name, table) in reader.named_tables("job", value) {
                     config
                         .jobs
-                        .extend(job(&name, table, &mut reader, environment, &containers));
+                        .extend(job(&name, table, &mut reader, places, &containers));
                 }
             }
             top.finish(&mut reader);
@@ -212,10 +240,10 @@ fn wrong(path: &Path, mistakes: &[Mistake]) -> Failure {
 
 /// Reads the file. If others can write to it or replace it, it is refused for root: it names commands that
 /// root runs (`ssh_command`).
-fn read(path: &Path, environment: &Environment) -> std::io::Result<String> {
+fn read(path: &Path, places: &ConfigPlaces) -> std::io::Result<String> {
     let file = trusted_file::open(path)?;
     let refuse = |why: &str| Err(std::io::Error::other(why.to_owned()));
-    if environment.root
+    if places.root
         && let Some(why) = trusted_file::writable_by_others(path)?
     {
         return refuse(&format!(
@@ -235,7 +263,7 @@ fn container<'i>(
     name: String,
     mut table: Table<'_, 'i>,
     reader: &mut Reader<'i>,
-    environment: &Environment,
+    places: &ConfigPlaces,
 ) -> Option<Container> {
     if !is_name(&name) || name.ends_with(".luks") {
         reader.mistake(
@@ -248,15 +276,15 @@ fn container<'i>(
     }
     let mut target = None;
     match table.text(reader, "target") {
-        Some(text) => match parse_target(&text.value, environment) {
+        Some(text) => match parse_target(&text.value, places) {
             Ok(parsed) => target = Some(parsed),
             Err(what) => reader.mistake(text.span, what),
         },
         None if table.value("target").is_none() => table.missing(reader, "target"),
         None => {}
     }
-    let key_file = path(&mut table, reader, environment, "key_file");
-    let passphrase_file = path(&mut table, reader, environment, "passphrase_file");
+    let key_file = path(&mut table, reader, places, "key_file");
+    let passphrase_file = path(&mut table, reader, places, "passphrase_file");
     let passphrase_command = command(&mut table, reader, "passphrase_command");
     let ways = [
         table.value("key_file").is_some(),
@@ -291,7 +319,7 @@ fn job<'i>(
     name: &str,
     mut table: Table<'_, 'i>,
     reader: &mut Reader<'i>,
-    environment: &Environment,
+    places: &ConfigPlaces,
     containers: &[String],
 ) -> Option<Job> {
     let job_name = job_name(name)
@@ -311,7 +339,7 @@ fn job<'i>(
         Some(_) | None => {}
     }
     let mistakes_before = reader.count();
-    let sources = paths(&mut table, reader, environment, "sources");
+    let sources = paths(&mut table, reader, places, "sources");
     if table.value("sources").is_none() {
         table.missing(reader, "sources");
     } else if sources.is_empty() && reader.count() == mistakes_before {
@@ -329,7 +357,7 @@ fn job<'i>(
             );
         }
     }
-    let exclude_from = paths(&mut table, reader, environment, "exclude_from");
+    let exclude_from = paths(&mut table, reader, places, "exclude_from");
     let one_file_system = table.flag(reader, "one_file_system");
     let allow_empty = table.flag(reader, "allow_empty");
     table.finish(reader);
@@ -345,15 +373,18 @@ fn job<'i>(
 }
 
 /// Checks a job's name. It has no colon, because in `restore` a colon begins the path.
-pub(crate) fn job_name(text: &str) -> Result<JobName, String> {
+///
+/// # Errors
+/// It can't name a job; the text says why.
+pub fn job_name(text: &str) -> Result<JobName, String> {
     if text.contains(':') {
         return Err(format!("{text:?} can't name a job: it holds a colon"));
     }
     JobName::new(text).map_err(|error| error.to_string())
 }
 
-fn parse_target(text: &str, environment: &Environment) -> Result<Target, String> {
-    let text = match (text.strip_prefix("~/"), &environment.home) {
+fn parse_target(text: &str, places: &ConfigPlaces) -> Result<Target, String> {
+    let text = match (text.strip_prefix("~/"), &places.home) {
         (Some(rest), Some(home)) => format!("{}/{rest}", home.display()),
         _ => text.to_owned(),
     };
@@ -382,7 +413,10 @@ fn command<'i>(
 }
 
 /// Splits a command into words as a shell does; nothing in it is expanded.
-pub(crate) fn split_words(text: &str) -> Result<Vec<OsString>, String> {
+///
+/// # Errors
+/// It holds no command, or a quote is not closed.
+pub fn split_words(text: &str) -> Result<Vec<OsString>, String> {
     match shlex::split(text) {
         Some(words) if !words.is_empty() && !words[0].is_empty() => {
             Ok(words.into_iter().map(OsString::from).collect())
@@ -395,23 +429,23 @@ pub(crate) fn split_words(text: &str) -> Result<Vec<OsString>, String> {
 fn path<'i>(
     table: &mut Table<'_, 'i>,
     reader: &mut Reader<'i>,
-    environment: &Environment,
+    places: &ConfigPlaces,
     key: &'static str,
 ) -> Option<PathBuf> {
     let text = table.text(reader, key)?;
-    absolute(&text, reader, environment, key)
+    absolute(&text, reader, places, key)
 }
 
 fn paths<'i>(
     table: &mut Table<'_, 'i>,
     reader: &mut Reader<'i>,
-    environment: &Environment,
+    places: &ConfigPlaces,
     key: &'static str,
 ) -> Vec<PathBuf> {
     let texts = table.texts(reader, key);
     let mut paths = Vec::new();
     for text in &texts {
-        let Some(path) = absolute(text, reader, environment, key) else {
+        let Some(path) = absolute(text, reader, places, key) else {
             continue;
         };
         // Snapshots contain the whole path of a source, so it must be the same in each run.
@@ -429,10 +463,10 @@ fn paths<'i>(
 fn absolute(
     text: &Text,
     reader: &mut Reader<'_>,
-    environment: &Environment,
+    places: &ConfigPlaces,
     key: &str,
 ) -> Option<PathBuf> {
-    let path = environment.absolute_in_config(&text.value);
+    let path = places.absolute(&text.value);
     if path.is_none() {
         let what = if text.value.starts_with("~/") {
             "begins with ~/, and HOME is not set (a system service has none): write the whole path"
