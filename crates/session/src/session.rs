@@ -14,13 +14,14 @@ use sprat_snapshot::{
 use crate::file_system::FileSystemCheck;
 use crate::files::make_private_folder;
 use crate::interrupt::Interrupt;
-use crate::protocol::messages::{VolumeOrder, WorkerOrder, WorkerReply};
+use crate::protocol::messages::{VolumeOrder, WorkerOrder};
 use crate::protocol::reports::{ClosedReport, ContainerFacts, Notice, Observer, Phase};
 use crate::protocol::spawn::Role;
 use crate::settings::{Access, SessionSettings};
 use crate::state::paths::{self, StatePaths};
 use crate::state::{KnownState, reserved_names};
-use crate::supervisor::{OnInterrupt, Shape, Supervisor, Watch};
+use crate::supervisor::calls::Answer;
+use crate::supervisor::{Shape, Supervisor, Watch};
 use crate::{Exit, Failure, text};
 
 /// An open container with its file system mounted where only the worker sees it.
@@ -44,23 +45,17 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<Self, Failure> {
         let mut session = Self::attach(settings, secret, observer, interrupt)?;
-        let mut watch = Watch {
-            observer,
-            interrupt,
-        };
+        let mut watch = Watch::new(observer, interrupt);
         let purpose = match session.settings.access {
             Access::ReadOnly => MountFor::Reading,
             Access::ReadWrite => MountFor::Writing,
         };
-        let mounted = mount_privately(
+        mount_privately(
             &mut session.supervisor,
             &session.settings,
             purpose,
             &mut watch,
-        );
-        if let Err(failure) = mounted {
-            return Err(session.supervisor.fail(failure));
-        }
+        )?;
         if interrupt.requested() {
             session.close(observer, interrupt)?;
             return Err(Failure::interrupted().with_hint("nothing was changed"));
@@ -80,15 +75,7 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<FileSystemCheck, Failure> {
         observer.phase(Phase::Working);
-        self.ask(
-            &WorkerOrder::CheckFileSystem,
-            observer,
-            interrupt,
-            |reply| match reply {
-                WorkerReply::Checked(check) => Some(check),
-                _ => None,
-            },
-        )
+        self.ask(&WorkerOrder::CheckFileSystem, observer, interrupt)
     }
 
     /// Opens the container and attaches its volume as a block device, without mounting it.
@@ -98,10 +85,7 @@ impl Session {
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<Self, Failure> {
-        let mut watch = Watch {
-            observer,
-            interrupt,
-        };
+        let mut watch = Watch::new(observer, interrupt);
         let access = settings.access;
         let untouched = |failure: Failure| {
             match (failure.exit, access, &failure.hint) {
@@ -117,9 +101,9 @@ impl Session {
         let (mut supervisor, facts) =
             Supervisor::start(&settings, Shape::Session, &[secret], &mut watch)
                 .map_err(untouched)?;
-        if let Err(failure) = supervisor.attach(Role::Worker, &mut watch) {
-            return Err(untouched(supervisor.fail(failure)));
-        }
+        supervisor
+            .attach(Role::Worker, &mut watch)
+            .map_err(untouched)?;
         Ok(Self {
             supervisor,
             facts,
@@ -149,10 +133,6 @@ impl Session {
             &WorkerOrder::TakeSnapshot(Box::new(spec)),
             observer,
             interrupt,
-            |reply| match reply {
-                WorkerReply::SnapshotTaken(report) => Some(*report),
-                _ => None,
-            },
         )
     }
 
@@ -178,10 +158,7 @@ impl Session {
             blocks: blocks.clone(),
             suspects: self.suspects().into_os_string(),
         };
-        let (names, not_saved) = self.ask(&order, observer, interrupt, |reply| match reply {
-            WorkerReply::BlocksNamed(names, not_saved) => Some((names, not_saved)),
-            _ => None,
-        })?;
+        let (names, not_saved): (NameList, _) = self.ask(&order, observer, interrupt)?;
         interrupt.check()?;
         let noted = match not_saved {
             Some(reason) => Err(reason),
@@ -210,15 +187,7 @@ impl Session {
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<Vec<SnapshotEntry>, Failure> {
-        self.ask(
-            &WorkerOrder::List,
-            observer,
-            interrupt,
-            |reply| match reply {
-                WorkerReply::Listed(entries) => Some(entries),
-                _ => None,
-            },
-        )
+        self.ask(&WorkerOrder::List, observer, interrupt)
     }
 
     /// Copies a snapshot, or a part of it, back. What never enters a snapshot stays as it is.
@@ -232,15 +201,7 @@ impl Session {
         // What is known of locks, keys and headers now is newer than what any snapshot has.
         spec.never_enter.push(self.settings.state_dir.clone());
         spec.container = self.local_container();
-        self.ask(
-            &WorkerOrder::Restore(Box::new(spec)),
-            observer,
-            interrupt,
-            |reply| match reply {
-                WorkerReply::Restored(report) => Some(*report),
-                _ => None,
-            },
-        )
+        self.ask(&WorkerOrder::Restore(Box::new(spec)), observer, interrupt)
     }
 
     /// Removes the snapshots of a job that no rule keeps.
@@ -251,15 +212,7 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<PruneReport, Failure> {
         spec.suspects = Some(self.suspects());
-        self.ask(
-            &WorkerOrder::Prune(Box::new(spec)),
-            observer,
-            interrupt,
-            |reply| match reply {
-                WorkerReply::Pruned(report) => Some(*report),
-                _ => None,
-            },
-        )
+        self.ask(&WorkerOrder::Prune(Box::new(spec)), observer, interrupt)
     }
 
     /// What never enters a snapshot.
@@ -286,22 +239,15 @@ impl Session {
         })
     }
 
-    fn ask<T>(
+    fn ask<T: Answer>(
         &mut self,
         order: &WorkerOrder,
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
-        wanted: impl FnMut(WorkerReply) -> Option<T>,
     ) -> Result<T, Failure> {
         interrupt.check()?;
-        self.supervisor.order(order);
-        let mut watch = Watch {
-            observer,
-            interrupt,
-        };
-        let answer = self
-            .supervisor
-            .wait_worker(&mut watch, OnInterrupt::Cancel, wanted);
+        let mut watch = Watch::new(observer, interrupt);
+        let answer = self.supervisor.call(order, &mut watch);
         answer.map_err(|mut failure| {
             if let (Exit::Interrupted, false, Some(available_bytes)) = (
                 failure.exit,
@@ -326,10 +272,7 @@ impl Session {
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<ClosedReport, Failure> {
-        let mut watch = Watch {
-            observer,
-            interrupt,
-        };
+        let mut watch = Watch::new(observer, interrupt);
         self.supervisor.detach(&mut watch)?;
         let closed = self.supervisor.close(&mut watch)?;
         self.supervisor.finish();
@@ -360,8 +303,8 @@ pub(crate) enum MountFor {
     Growing,
 }
 
-/// Mounts the volume where only the session's own processes see it. An interrupt waits: stopping
-/// in the middle of a mount gains nothing, it is short and then ends in order.
+/// Mounts the volume where only the session's own processes see it. An interrupt waits until it is
+/// mounted.
 pub(crate) fn mount_privately(
     supervisor: &mut Supervisor,
     settings: &SessionSettings,
@@ -370,17 +313,15 @@ pub(crate) fn mount_privately(
 ) -> Result<(), Failure> {
     let at = settings.runtime_dir.join("volume");
     make_private_folder(&at)?;
-    supervisor.order(&WorkerOrder::Mount {
+    let order = WorkerOrder::Mount {
         at: OsString::from(at),
         read_only: purpose == MountFor::Reading,
         browse: false,
         grow: purpose == MountFor::Growing,
         expected: supervisor.expected.clone(),
-    });
-    supervisor.wait_worker(watch, OnInterrupt::Finish, |reply| {
-        matches!(reply, WorkerReply::Mounted).then_some(())
-    })?;
-    supervisor.order_volume(&VolumeOrder::MaySend);
+    };
+    supervisor.call::<()>(&order, watch)?;
+    supervisor.order(&VolumeOrder::MaySend);
     Ok(())
 }
 

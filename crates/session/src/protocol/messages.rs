@@ -122,23 +122,17 @@ pub(crate) enum VolumeReply {
     Ready(ContainerFacts),
     /// In creation: the server is asked to give the container its name; `false`: it was not given.
     Naming(bool),
-    /// The FUSE connection is up.
-    Serving,
+    /// Answers Serve, Collect, Detach, and MakeReserve, even if the reserve can't be made.
+    Done,
     /// On the descriptor socket is a pipe with the volume key in it.
     KeyGiven(CryptMapping),
     /// The header is changed, durably; V ends.
     Changed(Box<HeaderChanged>),
-    /// Answers Collect.
-    Collecting,
     /// Answers Trim.
     Trimmed(Box<TrimReport>),
-    /// Lives without S from now on.
-    Detached,
     /// The lock is released and everything is durable. With whether the reserve is missing: V then
     /// lives on, to make it when it is ordered to.
     Closed(ClosedReport, bool),
-    /// Answers MakeReserve: it is made, or can't be.
-    ReserveMade,
     /// Another session took the container over. Before V answers Abort it waits for the server's answers
     /// to what was sent, for [`DRAIN_MAX`] at most.
     Draining,
@@ -219,12 +213,8 @@ pub(crate) enum WorkerOrder {
 /// W to S.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum WorkerReply {
-    /// The FUSE descriptor is on the descriptor socket.
-    FuseReady,
-    Attached,
-    Mapped,
-    FileSystemMade,
-    Mounted,
+    /// Answers every order that has no answer of its own.
+    Done,
     Progress(sprat_snapshot::Progress),
     Notice(Notice),
     SnapshotTaken(Box<SnapshotReport>),
@@ -235,14 +225,9 @@ pub(crate) enum WorkerReply {
     FilesChecked(Box<CheckReport>),
     /// The files' names, and why the list could not be written.
     BlocksNamed(sprat_snapshot::NameList, Option<String>),
-    /// Bytes that the file system says it doesn't need.
-    Trimmed(u64),
-    Grown,
     /// With what was left in the volume and, of one that was written to, the newest snapshot of
     /// each job.
     Unmounted(Option<VolumeRoom>, Option<BTreeMap<String, String>>),
-    /// Answers Keep.
-    Kept,
     /// The last order failed.
     Failed(Failure),
 }

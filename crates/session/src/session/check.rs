@@ -5,7 +5,7 @@ use sprat_snapshot::{CheckReport, CheckSpec, NameList};
 
 use crate::file_system::FileSystemCheck;
 use crate::interrupt::Interrupt;
-use crate::protocol::messages::{WorkerOrder, WorkerReply};
+use crate::protocol::messages::WorkerOrder;
 use crate::protocol::reports::{ContainerFacts, Notice, Observer, Phase, SessionProgress};
 use crate::session::{MountFor, Session, mount_privately};
 use crate::settings::SessionSettings;
@@ -158,10 +158,7 @@ fn read_files(
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<(Option<NameList>, Option<CheckReport>), Failure> {
-    let mut watch = Watch {
-        observer,
-        interrupt,
-    };
+    let mut watch = Watch::new(observer, interrupt);
     mount_privately(
         &mut session.supervisor,
         &session.settings,
@@ -176,10 +173,6 @@ fn read_files(
         &WorkerOrder::CheckFiles(Box::new(spec)),
         observer,
         interrupt,
-        |reply| match reply {
-            WorkerReply::FilesChecked(report) => Some(*report),
-            _ => None,
-        },
     )?;
     Ok((named, Some(report)))
 }

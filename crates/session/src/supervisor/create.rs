@@ -2,11 +2,11 @@
 
 use crate::Failure;
 use crate::interrupt::Interrupt;
-use crate::protocol::messages::{CreateStart, WorkerOrder, WorkerReply};
+use crate::protocol::messages::{CreateStart, WorkerOrder};
 use crate::protocol::reports::{ContainerFacts, Created, Observer, Phase};
 use crate::protocol::spawn::Role;
 use crate::settings::{Access, CreateOptions};
-use crate::supervisor::{OnInterrupt, Shape, Supervisor, Watch};
+use crate::supervisor::{Shape, Supervisor, Watch};
 
 /// Shows the sheet of a new container; called at most once.
 pub type Show<'s> = &'s mut dyn FnMut(&ContainerFacts) -> Result<(), Failure>;
@@ -50,10 +50,7 @@ pub fn create_and_show(
     if options.secrets.is_empty() {
         return Err(Failure::usage("a container needs at least one key").into());
     }
-    let mut watch = Watch {
-        observer,
-        interrupt,
-    };
+    let mut watch = Watch::new(observer, interrupt);
     let slots = options.secrets.iter().map(|(_, kind)| *kind);
     let shape = Shape::Create(CreateStart {
         size_bytes: options.size_bytes,
@@ -83,11 +80,7 @@ pub fn create_and_show(
             })
         }
         Err(failure) => {
-            let failure = if supervisor.over().is_some() {
-                failure
-            } else {
-                supervisor.fail(failure)
-            };
+            let failure = supervisor.fail(failure);
             let naming = supervisor.aborted().made || supervisor.may_be_named();
             let state = if naming {
                 let is = match supervisor.aborted().made {
@@ -144,8 +137,5 @@ fn make_file_system(
 ) -> Result<(), Failure> {
     supervisor.attach(Role::Worker, watch)?;
     watch.observer.phase(Phase::MakingFileSystem);
-    supervisor.order(&WorkerOrder::MakeFileSystem { label, inodes });
-    supervisor.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
-        matches!(reply, WorkerReply::FileSystemMade).then_some(())
-    })
+    supervisor.call(&WorkerOrder::MakeFileSystem { label, inodes }, watch)
 }

@@ -9,12 +9,12 @@ use sprat_luks::Secret;
 use crate::Failure;
 use crate::file_system::FileSystemKind;
 use crate::interrupt::Interrupt;
-use crate::protocol::messages::{WorkerOrder, WorkerReply};
+use crate::protocol::messages::WorkerOrder;
 use crate::protocol::reports::{ClosedReport, ContainerFacts, Observer, Phase};
 use crate::protocol::spawn::Role;
 use crate::session::{MountFor, mount_privately};
 use crate::settings::SessionSettings;
-use crate::supervisor::{OnInterrupt, Shape, Supervisor, Watch};
+use crate::supervisor::{Shape, Supervisor, Watch};
 
 /// A container that was grown.
 #[derive(Debug, Clone, Serialize)]
@@ -48,23 +48,14 @@ pub fn grow(
              CAP_SYS_RESOURCE; any machine that reaches the container and has its key will do",
         ));
     }
-    let mut watch = Watch {
-        observer,
-        interrupt,
-    };
+    let mut watch = Watch::new(observer, interrupt);
     let shape = Shape::Grow(file_bytes / 4096 * 4096);
     let (mut supervisor, facts) = Supervisor::start(&settings, shape, &[secret], &mut watch)?;
-    let grown = grow_file_system(&mut supervisor, &settings, &facts, &mut watch)
-        .and_then(|()| supervisor.detach(&mut watch))
-        .and_then(|()| supervisor.close(&mut watch));
-    match grown {
-        Ok(closed) => {
-            supervisor.finish();
-            Ok(Grown { facts, closed })
-        }
-        Err(failure) if supervisor.over().is_some() => Err(failure),
-        Err(failure) => Err(supervisor.fail(failure)),
-    }
+    grow_file_system(&mut supervisor, &settings, &facts, &mut watch)?;
+    supervisor.detach(&mut watch)?;
+    let closed = supervisor.close(&mut watch)?;
+    supervisor.finish();
+    Ok(Grown { facts, closed })
 }
 
 fn grow_file_system(
@@ -76,10 +67,6 @@ fn grow_file_system(
     supervisor.attach(Role::Worker, watch)?;
     mount_privately(supervisor, settings, MountFor::Growing, watch)?;
     watch.observer.phase(Phase::Growing);
-    supervisor.order(&WorkerOrder::Grow {
-        volume_bytes: facts.volume_bytes,
-    });
-    supervisor.wait_worker(watch, OnInterrupt::Finish, |reply| {
-        matches!(reply, WorkerReply::Grown).then_some(())
-    })
+    let volume_bytes = facts.volume_bytes;
+    supervisor.call(&WorkerOrder::Grow { volume_bytes }, watch)
 }

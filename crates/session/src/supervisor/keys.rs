@@ -86,10 +86,7 @@ pub fn change_header(
             shown: *shown,
         },
     };
-    let mut watch = Watch {
-        observer,
-        interrupt,
-    };
+    let mut watch = Watch::new(observer, interrupt);
     Supervisor::change(&settings, start, &secrets, &mut watch).map_err(|failure| {
         match (failure.exit, &failure.hint) {
             (Exit::Interrupted, None) => failure.with_hint(

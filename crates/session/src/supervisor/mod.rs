@@ -2,6 +2,7 @@
 //! interrupt included.
 
 pub(crate) mod background;
+pub(crate) mod calls;
 pub(crate) mod create;
 pub(crate) mod grow;
 pub(crate) mod keys;
@@ -29,6 +30,7 @@ use crate::protocol::reports::{
 };
 use crate::protocol::spawn::{Child, Role};
 use crate::settings::{Access, SessionSettings};
+use crate::supervisor::calls::{Answer, OnInterrupt, Order, Reply};
 use crate::{Exit, Failure};
 
 pub use crate::supervisor::reserves::make_reserves;
@@ -60,29 +62,19 @@ enum Event {
     Interrupt,
 }
 
-/// An answer that somebody waits for.
-pub(crate) enum Heard {
-    Volume(VolumeReply),
-    Worker(WorkerReply),
-}
-
-/// What a first interrupt does while something is waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OnInterrupt {
-    /// Ends everything at once; nothing is lost by it.
-    GiveUp,
-    /// Asks the worker to stop what it does.
-    Cancel,
-    /// Asks V to stop, and takes what it answers: it may be past the point of return.
-    Ask,
-    /// Goes on to the end, which is near.
-    Finish,
-}
-
 /// Who sees and who stops what is waited for.
 pub(crate) struct Watch<'a> {
     pub observer: &'a mut dyn Observer,
     pub interrupt: &'a Interrupt,
+}
+
+impl<'a> Watch<'a> {
+    pub(crate) fn new(observer: &'a mut dyn Observer, interrupt: &'a Interrupt) -> Self {
+        Self {
+            observer,
+            interrupt,
+        }
+    }
 }
 
 /// V, and W once there is one.
@@ -134,10 +126,7 @@ impl Supervisor {
         watch: &mut Watch<'_>,
     ) -> Result<(Self, ContainerFacts), Failure> {
         let mut supervisor = Self::launch(settings, shape, secrets, watch)?;
-        let facts = supervisor.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
-            Heard::Volume(VolumeReply::Ready(facts)) => Some(facts),
-            _ => None,
-        })?;
+        let facts: ContainerFacts = supervisor.wait(watch, OnInterrupt::GiveUp)?;
         supervisor.expected.clone_from(&facts.newest_known);
         Ok((supervisor, facts))
     }
@@ -203,10 +192,7 @@ impl Supervisor {
         watch: &mut Watch<'_>,
     ) -> Result<HeaderChanged, Failure> {
         let mut supervisor = Self::launch(settings, Shape::Change(change), secrets, watch)?;
-        let changed = supervisor.wait(watch, OnInterrupt::Ask, |heard| match heard {
-            Heard::Volume(VolumeReply::Changed(changed)) => Some(*changed),
-            _ => None,
-        });
+        let changed = supervisor.wait(watch, OnInterrupt::Ask);
         // Where it holds nothing yet it ends on the spot, without a word.
         let ended_at_once = supervisor.interrupted.is_some() && supervisor.volume_gone;
         let changed = changed.map_err(|failure| match ended_at_once {
@@ -229,25 +215,12 @@ impl Supervisor {
         let worker = Child::spawn(&self.program, role, move |reply| {
             let _ = hears.send(Event::Worker(number, reply));
         });
-        match worker {
-            Ok(worker) => self.worker = Some(worker),
-            Err(failure) => return Err(self.fail(failure)),
-        }
-        self.order(&WorkerOrder::Begin);
-        self.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
-            matches!(reply, WorkerReply::FuseReady).then_some(())
-        })?;
-        if let Err(failure) = self.hand_over_fuse() {
-            return Err(self.fail(failure));
-        }
-        self.order_volume(&VolumeOrder::Serve);
-        self.wait(watch, OnInterrupt::GiveUp, |heard| {
-            matches!(heard, Heard::Volume(VolumeReply::Serving)).then_some(())
-        })?;
-        self.order(&WorkerOrder::Attach);
-        self.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
-            matches!(reply, WorkerReply::Attached).then_some(())
-        })?;
+        self.worker = Some(worker.map_err(|failure| self.fail(failure))?);
+        self.call::<()>(&WorkerOrder::Begin, watch)?;
+        self.hand_over_fuse()
+            .map_err(|failure| self.fail(failure))?;
+        self.call::<()>(&VolumeOrder::Serve, watch)?;
+        self.call::<()>(&WorkerOrder::Attach, watch)?;
         if self.opened_by == OpenedBy::Kernel {
             self.map(watch)?;
         }
@@ -257,18 +230,9 @@ impl Supervisor {
     /// The volume key goes from V to W, unseen here, and W has dm-crypt use it. Not V: a process
     /// that waits for a device which it serves itself can't be killed.
     fn map(&mut self, watch: &mut Watch<'_>) -> Result<(), Failure> {
-        self.order_volume(&VolumeOrder::GiveKey);
-        let mapping = self.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
-            Heard::Volume(VolumeReply::KeyGiven(mapping)) => Some(mapping),
-            _ => None,
-        })?;
-        if let Err(failure) = self.hand_over_key() {
-            return Err(self.fail(failure));
-        }
-        self.order(&WorkerOrder::Map(mapping));
-        self.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
-            matches!(reply, WorkerReply::Mapped).then_some(())
-        })
+        let mapping = self.call(&VolumeOrder::GiveKey, watch)?;
+        self.hand_over_key().map_err(|failure| self.fail(failure))?;
+        self.call(&WorkerOrder::Map(mapping), watch)
     }
 
     fn hand_over_key(&self) -> Result<(), Failure> {
@@ -290,23 +254,24 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Tells W what to do. An order that can't be sent fails what waits for its answer.
-    pub(crate) fn order(&self, order: &WorkerOrder) {
-        if let Some(worker) = &self.worker {
-            self.note_unsent(worker.send(order));
-        }
-    }
-
-    /// Tells V what to do; as [`Self::order`].
-    pub(crate) fn order_volume(&self, order: &VolumeOrder) {
-        self.note_unsent(self.volume.send(order));
-    }
-
-    fn note_unsent(&self, sent: Result<(), Failure>) {
-        if let Err(failure) = sent {
+    /// Sends an order. If it can't be sent, the wait for its reply fails.
+    pub(crate) fn order<O: Order>(&self, order: &O) {
+        if let Some(child) = O::recipient(&self.volume, self.worker.as_ref())
+            && let Err(failure) = child.send(order)
+        {
             // The receiver lives as long as this does.
             let _ = self.queue.send(Event::Unsent(failure));
         }
+    }
+
+    /// Sends an order and waits for its reply, as [`Self::wait`].
+    pub(crate) fn call<T: Answer>(
+        &mut self,
+        order: &impl Order,
+        watch: &mut Watch<'_>,
+    ) -> Result<T, Failure> {
+        self.order(order);
+        self.wait(watch, order.on_interrupt())
     }
 
     /// V, for what only background mounts need.
@@ -319,26 +284,12 @@ impl Supervisor {
         self.worker.as_ref()
     }
 
-    /// Waits for an answer of W.
-    pub(crate) fn wait_worker<T>(
+    /// Waits for a reply that carries a `T`. A failure of the worker leaves the session open. Any other
+    /// failure ends the session, and every later call returns the same failure.
+    fn wait<T: Answer>(
         &mut self,
         watch: &mut Watch<'_>,
         on_interrupt: OnInterrupt,
-        mut wanted: impl FnMut(WorkerReply) -> Option<T>,
-    ) -> Result<T, Failure> {
-        self.wait(watch, on_interrupt, |heard| match heard {
-            Heard::Worker(reply) => wanted(reply),
-            Heard::Volume(_) => None,
-        })
-    }
-
-    /// Waits until `wanted` takes an answer. A failure of the worker leaves the session open; any
-    /// other ends it, and every later call gives the same failure.
-    pub(crate) fn wait<T>(
-        &mut self,
-        watch: &mut Watch<'_>,
-        on_interrupt: OnInterrupt,
-        mut wanted: impl FnMut(Heard) -> Option<T>,
     ) -> Result<T, Failure> {
         if let Some(failure) = &self.over {
             return Err(failure.clone());
@@ -356,7 +307,7 @@ impl Supervisor {
                     )));
                 }
             };
-            let heard = match event {
+            let reply = match event {
                 Event::Interrupt => continue,
                 Event::Unsent(failure) => return Err(self.fail(failure)),
                 Event::Volume(None) => return Err(self.volume_died()),
@@ -365,7 +316,7 @@ impl Supervisor {
                 Event::Worker(_, None) => return Err(self.worker_died()),
                 Event::Volume(Some(reply)) => match self.tell(reply, watch) {
                     Some(VolumeReply::Failed(failure)) => return Err(self.fail(failure)),
-                    Some(reply) => Heard::Volume(reply),
+                    Some(reply) => Reply::Volume(reply),
                     None => continue,
                 },
                 Event::Worker(_, Some(WorkerReply::Failed(failure))) => {
@@ -385,10 +336,10 @@ impl Supervisor {
                     watch.observer.notice(notice);
                     continue;
                 }
-                Event::Worker(_, Some(reply)) => Heard::Worker(reply),
+                Event::Worker(_, Some(reply)) => Reply::Worker(reply),
             };
-            if let Some(found) = wanted(heard) {
-                return Ok(found);
+            if let Some(answer) = T::of(reply) {
+                return Ok(answer);
             }
         }
     }
@@ -431,7 +382,7 @@ impl Supervisor {
                 Ok(())
             }
             OnInterrupt::Ask => {
-                self.order_volume(&VolumeOrder::Abort);
+                self.order(&VolumeOrder::Abort);
                 Ok(())
             }
             OnInterrupt::Finish => Ok(()),
@@ -532,27 +483,15 @@ impl Supervisor {
         self.naming && !self.aborted.removed
     }
 
-    /// What the session died of, if it did.
-    pub(crate) fn over(&self) -> Option<&Failure> {
-        self.over.as_ref()
-    }
-
     /// Everything is unmounted in order; W ends by itself.
     pub(crate) fn detach(&mut self, watch: &mut Watch<'_>) -> Result<(), Failure> {
         if let Some(failure) = &self.over {
             return Err(failure.clone());
         }
         watch.observer.phase(Phase::Unmounting);
-        self.order(&WorkerOrder::Unmount);
-        let unmounted = self.wait_worker(watch, OnInterrupt::Finish, |reply| match reply {
-            WorkerReply::Unmounted(room, newest) => Some((room, newest)),
-            _ => None,
-        });
-        match unmounted {
-            Ok(unmounted) => self.unmounted = unmounted,
-            Err(failure) if self.over.is_some() => return Err(failure),
-            Err(failure) => return Err(self.fail(failure)),
-        }
+        self.unmounted = self
+            .call(&WorkerOrder::Unmount, watch)
+            .map_err(|failure| self.fail(failure))?;
         if let Some(mut worker) = self.worker.take()
             && !worker.wait(DEATH_LIMIT)
         {
@@ -563,16 +502,10 @@ impl Supervisor {
 
     /// V sends the rest, waits for the server's fsync, lets go and ends.
     pub(crate) fn close(&mut self, watch: &mut Watch<'_>) -> Result<ClosedReport, Failure> {
-        self.order_volume(&VolumeOrder::Close(self.unmounted.1.clone()));
-        let report = self.wait(watch, OnInterrupt::Finish, |heard| match heard {
-            Heard::Volume(VolumeReply::Closed(report, reserve_missing)) => {
-                Some((report, reserve_missing))
-            }
-            _ => None,
-        });
-        let (report, reserve_missing) = report?;
-        self.reserve_missing = reserve_missing;
-        if !reserve_missing && !self.volume.wait(DEATH_LIMIT) {
+        let close = VolumeOrder::Close(self.unmounted.1.clone());
+        let report: ClosedReport;
+        (report, self.reserve_missing) = self.call(&close, watch)?;
+        if !self.reserve_missing && !self.volume.wait(DEATH_LIMIT) {
             self.volume.kill();
         }
         self.over = Some(Failure::failed("the session is closed"));

@@ -12,16 +12,14 @@ use sprat_attach::{
 use sprat_luks::Secret;
 
 use crate::interrupt::Interrupt;
-use crate::protocol::messages::{
-    BackgroundMount, VolumeOrder, VolumeReply, WorkerOrder, WorkerReply,
-};
+use crate::protocol::messages::{BackgroundMount, VolumeOrder, WorkerOrder};
 use crate::protocol::reports::{ClosedReport, ContainerFacts, Observer, Phase};
 use crate::protocol::spawn::Role;
 use crate::settings::{Access, SessionSettings};
 use crate::state::KnownState;
 use crate::state::paths::StatePaths;
 use crate::supervisor::background::{self, MountRecord, OpenRecord, record_path};
-use crate::supervisor::{Heard, OnInterrupt, Shape, Supervisor, Watch};
+use crate::supervisor::{Shape, Supervisor, Watch};
 use crate::{Exit, Failure, text};
 
 /// How long `umount` waits for whatever else holds the volume after the unmount.
@@ -44,62 +42,40 @@ pub fn mount(
     interrupt: &Interrupt,
 ) -> Result<ContainerFacts, Failure> {
     let dir = mount_point(dir)?;
-    let mut watch = Watch {
-        observer,
-        interrupt,
-    };
+    let mut watch = Watch::new(observer, interrupt);
     let record = record_path(&settings.runtime_dir, &dir);
     let (mut supervisor, facts) =
         Supervisor::start(&settings, Shape::Background, &[secret], &mut watch)?;
     supervisor.attach(Role::Keeper, &mut watch)?;
-    supervisor.order(&WorkerOrder::Mount {
+    let order = WorkerOrder::Mount {
         at: OsString::from(&dir),
         read_only: settings.access == Access::ReadOnly,
         browse: true,
         grow: false,
         expected: supervisor.expected.clone(),
-    });
-    let mounted = supervisor.wait_worker(&mut watch, OnInterrupt::Finish, |reply| {
-        matches!(reply, WorkerReply::Mounted).then_some(())
-    });
-    if let Err(failure) = mounted {
-        return Err(supervisor.fail(failure));
-    }
-    supervisor.order_volume(&VolumeOrder::MaySend);
-    if interrupt.requested() {
-        return Err(supervisor.fail(Failure::interrupted()));
-    }
+    };
+    supervisor.call::<()>(&order, &mut watch)?;
+    supervisor.order(&VolumeOrder::MaySend);
+    interrupt.check()?;
     let background = BackgroundMount {
         dir: OsString::from(&dir),
         record: OsString::from(&record),
     };
-    let volume = match volume_id(&dir) {
-        Ok(volume) => volume,
-        Err(error) => return Err(supervisor.fail(Failure::from(&error))),
-    };
-    let written = background::write_record(
+    background::write_record(
         &record,
         &MountRecord {
             dir: OsString::from(&dir),
             target: settings.target.to_string(),
             access: settings.access,
             since: SystemTime::now(),
-            volume,
+            volume: volume_id(&dir)?,
         },
-    );
-    if let Err(failure) = written {
-        return Err(supervisor.fail(failure));
-    }
+    )?;
     if settings.access == Access::ReadWrite {
         let paths = StatePaths::new(&settings.state_dir, &facts.uuid, &settings.target);
-        if let Err(failure) = KnownState::load(&paths).forget_newest(&paths) {
-            return Err(supervisor.fail(failure));
-        }
+        KnownState::load(&paths).forget_newest(&paths)?;
     }
-    let left = leave(&mut supervisor, background, &mut watch);
-    if let Err(failure) = left {
-        return Err(supervisor.fail(failure));
-    }
+    leave(&mut supervisor, background, &mut watch)?;
     supervisor.leave();
     Ok(facts)
 }
@@ -110,18 +86,12 @@ fn leave(
     background: BackgroundMount,
     watch: &mut Watch<'_>,
 ) -> Result<(), Failure> {
-    supervisor.order_volume(&VolumeOrder::Detach(background.clone()));
-    supervisor.wait(watch, OnInterrupt::Finish, |heard| {
-        matches!(heard, Heard::Volume(VolumeReply::Detached)).then_some(())
-    })?;
+    supervisor.call::<()>(&VolumeOrder::Detach(background.clone()), watch)?;
     let control = supervisor.volume().control()?;
     if let Some(keeper) = supervisor.worker() {
         sprat_attach::send_fd(keeper.descriptors(), control.as_fd())?;
     }
-    supervisor.order(&WorkerOrder::Keep(background));
-    supervisor.wait_worker(watch, OnInterrupt::Finish, |reply| {
-        matches!(reply, WorkerReply::Kept).then_some(())
-    })
+    supervisor.call(&WorkerOrder::Keep(background), watch)
 }
 
 fn mount_point(dir: &Path) -> Result<PathBuf, Failure> {
@@ -170,11 +140,9 @@ pub fn unmount(
         mount_state(&dir)?
     };
     match state {
-        MountState::Alive if volume.is_some() => match unmount_watching(&dir, interrupt)? {
-            // Another `umount` was faster.
-            Err(AttachError::NotMounted { .. }) if record.is_some() => {}
-            unmounted => unmounted?,
-        },
+        MountState::Alive if volume.is_some() => {
+            unmount_interruptibly(&dir, record.is_some(), interrupt)?;
+        }
         MountState::Dead => unmount_dead(&dir)?,
         _ => {}
     }
@@ -234,9 +202,13 @@ fn still_held(dir: &Path, holders: &[String]) -> Failure {
     ))
 }
 
-/// The unmount waits for everything to be written, for as long as a line is away; an interrupt
-/// leaves it to itself.
-fn unmount_watching(dir: &Path, interrupt: &Interrupt) -> Result<Result<(), AttachError>, Failure> {
+/// The unmount waits until everything is written, also while the connection is down. After an
+/// interrupt it goes on by itself. `may_be_gone`: another `umount` may have been faster.
+fn unmount_interruptibly(
+    dir: &Path,
+    may_be_gone: bool,
+    interrupt: &Interrupt,
+) -> Result<(), Failure> {
     let (done, result) = mpsc::channel();
     let unmounted = dir.to_owned();
     std::thread::Builder::new()
@@ -247,7 +219,8 @@ fn unmount_watching(dir: &Path, interrupt: &Interrupt) -> Result<Result<(), Atta
         .map_err(|error| Failure::failed("can't start a thread").caused_by(&error))?;
     loop {
         match result.recv_timeout(Duration::from_millis(100)) {
-            Ok(unmounted) => return Ok(unmounted),
+            Ok(Err(AttachError::NotMounted { .. })) if may_be_gone => return Ok(()),
+            Ok(unmounted) => return Ok(unmounted?),
             Err(RecvTimeoutError::Timeout) if interrupt.requested() => return Err(goes_on(dir)),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {

@@ -44,7 +44,7 @@ impl Supervisor {
         }
         while !interrupt.requested() {
             match self.events.recv_timeout(Duration::from_millis(100)) {
-                Ok(Event::Volume(Some(VolumeReply::ReserveMade) | None))
+                Ok(Event::Volume(Some(VolumeReply::Done) | None))
                 | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(_) | Err(RecvTimeoutError::Timeout) => {}
             }

@@ -22,7 +22,7 @@ impl Supervisor {
             return;
         }
         self.over = Some(Failure::failed("the session has ended"));
-        self.order_volume(&VolumeOrder::Abort);
+        self.order(&VolumeOrder::Abort);
         let keeps_mount = self
             .worker
             .as_mut()

@@ -6,14 +6,14 @@
 
 use sprat_luks::Secret;
 
+use crate::Failure;
 use crate::interrupt::Interrupt;
-use crate::protocol::messages::{TrimHow, VolumeOrder, VolumeReply, WorkerOrder, WorkerReply};
+use crate::protocol::messages::{TrimHow, VolumeOrder, WorkerOrder};
 use crate::protocol::reports::{ContainerFacts, Observer, Phase, TrimReport};
 use crate::protocol::spawn::Role;
 use crate::session::{MountFor, mount_privately};
 use crate::settings::{Access, Mode, SessionSettings};
-use crate::supervisor::{Heard, OnInterrupt, Shape, Supervisor, Watch};
-use crate::{Exit, Failure, text};
+use crate::supervisor::{Shape, Supervisor, Watch};
 
 /// Trims the container; returns what was done once all of it is durable and the lock released.
 /// Interrupted or killed anywhere nothing is lost; run it again.
@@ -31,18 +31,10 @@ pub fn trim(
         mode: Mode::User,
         ..settings
     };
-    let mut watch = Watch {
-        observer,
-        interrupt,
-    };
+    let mut watch = Watch::new(observer, interrupt);
     let (mut supervisor, facts) =
         Supervisor::start(&settings, Shape::Session, &[secret], &mut watch)?;
-    let done = run(&mut supervisor, &settings, how, &mut watch);
-    let done = match done {
-        Ok(done) => done,
-        Err(failure) if supervisor.over().is_some() => return Err(failure),
-        Err(failure) => return Err(supervisor.fail(failure)),
-    };
+    let done = run(&mut supervisor, &settings, how, &mut watch)?;
     supervisor.close(&mut watch)?;
     supervisor.finish();
     Ok((facts, done))
@@ -57,27 +49,13 @@ fn run(
     // Replays the journal of a session that died, which is a write like any other.
     mount_read_only(supervisor, settings, watch)?;
     supervisor.detach(watch)?;
-    order(supervisor, watch, &VolumeOrder::Collect, |reply| {
-        matches!(reply, VolumeReply::Collecting).then_some(())
-    })?;
+    supervisor.call::<()>(&VolumeOrder::Collect, watch)?;
     mount_read_only(supervisor, settings, watch)?;
     watch.observer.phase(Phase::Collecting);
-    supervisor.order(&WorkerOrder::Trim);
-    supervisor.wait_worker(watch, OnInterrupt::GiveUp, |reply| match reply {
-        WorkerReply::Trimmed(bytes) => Some(bytes),
-        _ => None,
-    })?;
+    supervisor.call::<()>(&WorkerOrder::Trim, watch)?;
     supervisor.detach(watch)?;
     watch.interrupt.check()?;
-    order(
-        supervisor,
-        watch,
-        &VolumeOrder::Trim(how),
-        |reply| match reply {
-            VolumeReply::Trimmed(done) => Some(*done),
-            _ => None,
-        },
-    )
+    supervisor.call(&VolumeOrder::Trim(how), watch)
 }
 
 fn mount_read_only(
@@ -87,45 +65,4 @@ fn mount_read_only(
 ) -> Result<(), Failure> {
     supervisor.attach(Role::Worker, watch)?;
     mount_privately(supervisor, settings, MountFor::Reading, watch)
-}
-
-/// An interrupt is heard by the volume process itself, between two steps that belong together.
-fn order<T>(
-    supervisor: &mut Supervisor,
-    watch: &mut Watch<'_>,
-    order: &VolumeOrder,
-    mut wanted: impl FnMut(VolumeReply) -> Option<T>,
-) -> Result<T, Failure> {
-    supervisor.order_volume(order);
-    supervisor.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
-        Heard::Volume(reply) => wanted(reply),
-        Heard::Worker(_) => None,
-    })
-}
-
-/// The failure of a way that does not exist here, with the way that would.
-pub(crate) fn no_way(reasons: &[String], needed_bytes: u64, available: Option<u64>) -> Failure {
-    let mut failure = Failure::new(
-        Exit::Failed,
-        "no holes can be made in the container where it lies",
-    );
-    for reason in reasons {
-        failure = failure.because(reason);
-    }
-    let needed = text::bytes(needed_bytes);
-    failure.with_hint(match available {
-        Some(available) if available < needed_bytes => format!(
-            "nothing was changed. A rewrite (`sprat trim --rewrite`) needs room for {needed} there, \
-             and only {} are free. `sprat copy` to another server copies only what is used",
-            text::bytes(available)
-        ),
-        available => format!(
-            "nothing was changed. `sprat trim --rewrite` has the server rewrite the container: it \
-             needs room for {needed}{}",
-            available.map_or_else(String::new, |available| format!(
-                ", and {} are free there",
-                text::bytes(available)
-            ))
-        ),
-    })
 }

@@ -297,24 +297,15 @@ impl Served {
         self.events.reply(&VolumeReply::Ready(self.facts.clone()));
         watch(&self.volume, &self.lease, &self.events, stats_interval)?;
         while let Ok(order) = orders.recv() {
-            match order {
-                VolumeOrder::Start(_) | VolumeOrder::MakeReserve => {}
-                VolumeOrder::Serve => match self.serve(descriptors) {
-                    Ok(()) => self.events.reply(&VolumeReply::Serving),
-                    Err(failure) => self.events.reply(&VolumeReply::Failed(failure)),
-                },
-                VolumeOrder::GiveKey => match self.give_key(descriptors) {
-                    Ok(mapping) => self.events.reply(&VolumeReply::KeyGiven(mapping)),
-                    Err(failure) => self.events.reply(&VolumeReply::Failed(failure)),
-                },
-                VolumeOrder::Collect => match self.collect() {
-                    Ok(()) => self.events.reply(&VolumeReply::Collecting),
-                    Err(failure) => self.events.reply(&VolumeReply::Failed(failure)),
-                },
-                VolumeOrder::Trim(how) => match self.trim(how) {
-                    Ok(done) => self.events.reply(&VolumeReply::Trimmed(Box::new(done))),
-                    Err(failure) => self.events.reply(&VolumeReply::Failed(failure)),
-                },
+            let reply = match order {
+                VolumeOrder::Start(_) | VolumeOrder::MakeReserve => continue,
+                VolumeOrder::Serve => self.serve(descriptors).map(|()| VolumeReply::Done),
+                VolumeOrder::GiveKey => self.give_key(descriptors).map(VolumeReply::KeyGiven),
+                VolumeOrder::Collect => self.collect().map(|()| VolumeReply::Done),
+                VolumeOrder::Trim(how) => {
+                    let done = self.trim(how);
+                    done.map(|done| VolumeReply::Trimmed(Box::new(done)))
+                }
                 VolumeOrder::Detach(mount) => return self.run_detached(&mount),
                 VolumeOrder::Close(newest) => match self.close(newest) {
                     Ok((report, reserve_missing)) => {
@@ -323,19 +314,24 @@ impl Served {
                         if reserve_missing && matches!(orders.recv(), Ok(VolumeOrder::MakeReserve))
                         {
                             reserve::make_if_missing(self.reserve_bytes, &self.lease);
-                            self.events.reply(&VolumeReply::ReserveMade);
+                            self.events.reply(&VolumeReply::Done);
                         }
                         return Ok(());
                     }
-                    Err(failure) => self.events.reply(&VolumeReply::Failed(failure)),
+                    Err(failure) => Err(failure),
                 },
-                VolumeOrder::MaySend => self.volume.may_send(),
+                VolumeOrder::MaySend => {
+                    self.volume.may_send();
+                    continue;
+                }
                 VolumeOrder::Abort => {
                     let report = self.give_up();
                     self.events.reply(&VolumeReply::Aborted(report));
                     return Ok(());
                 }
-            }
+            };
+            let reply = reply.unwrap_or_else(VolumeReply::Failed);
+            self.events.reply(&reply);
         }
         Ok(())
     }
@@ -506,7 +502,7 @@ impl Served {
             // The volume is mounted, so its journal is replayed.
             self.device.refuse_writes();
         }
-        self.events.reply(&VolumeReply::Detached);
+        self.events.reply(&VolumeReply::Done);
         // The reserve is left to the next session. Nobody could stop the work here, and it would
         // keep the container from that session.
         let result = self.close(None).map(|(report, _)| report);

@@ -12,7 +12,6 @@ use crate::file_system::{FreeIsTrusted, SuperBlock};
 use crate::protocol::messages::TrimHow;
 use crate::protocol::reports::{Measure, TrimReport, TrimRoute};
 use crate::protocol::reports::{Notice, Phase};
-use crate::supervisor::trim::no_way;
 use crate::volume_process::Served;
 use crate::volume_process::crypt_device::CryptDevice;
 use crate::volume_process::lease::PunchError;
@@ -133,7 +132,7 @@ impl Served {
         }
         let needed_bytes = self.plan_rewrite(free)?.kept_bytes();
         let available = store.free_space().ok().map(|space| space.available_bytes);
-        Err(no_way(&reasons, needed_bytes, available))
+        Err(no_method(&reasons, needed_bytes, available))
     }
 
     /// Punches through a shell on the server, and measures what that gave back.
@@ -271,6 +270,33 @@ fn reader(device: &Arc<CryptDevice>) -> impl FnMut(u64, &mut [u8]) -> Result<(),
 
 fn read_super(device: &Arc<CryptDevice>) -> Result<SuperBlock, Failure> {
     SuperBlock::read(&mut reader(device)).map_err(Failure::failed)
+}
+
+/// No method can make holes here. The hint names the method that could free the space.
+fn no_method(reasons: &[String], needed_bytes: u64, available: Option<u64>) -> Failure {
+    let mut failure = Failure::new(
+        Exit::Failed,
+        "no holes can be made in the container where it lies",
+    );
+    for reason in reasons {
+        failure = failure.because(reason);
+    }
+    let needed = text::bytes(needed_bytes);
+    failure.with_hint(match available {
+        Some(available) if available < needed_bytes => format!(
+            "nothing was changed. A rewrite (`sprat trim --rewrite`) needs room for {needed} there, \
+             and only {} are free. `sprat copy` to another server copies only what is used",
+            text::bytes(available)
+        ),
+        available => format!(
+            "nothing was changed. `sprat trim --rewrite` has the server rewrite the container: it \
+             needs room for {needed}{}",
+            available.map_or_else(String::new, |available| format!(
+                ", and {} are free there",
+                text::bytes(available)
+            ))
+        ),
+    })
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ fn converse(private: Result<(), AttachError>, keeps_mount: bool) -> Exit {
         if let WorkerOrder::Keep(mount) = order {
             match worker.leave_mounted() {
                 Ok(control) => {
-                    worker.reply(&WorkerReply::Kept);
+                    worker.reply(&WorkerReply::Done);
                     return mount_keeper::keep(&mount, control);
                 }
                 Err(failure) => worker.reply(&WorkerReply::Failed(failure)),
@@ -168,20 +168,20 @@ impl Worker {
         Ok(Some(match order {
             WorkerOrder::Begin => {
                 self.begin()?;
-                WorkerReply::FuseReady
+                WorkerReply::Done
             }
             WorkerOrder::Attach => {
                 self.attachment()?.attach_loop()?;
-                WorkerReply::Attached
+                WorkerReply::Done
             }
             WorkerOrder::Map(mapping) => {
                 self.map(&mapping)?;
-                WorkerReply::Mapped
+                WorkerReply::Done
             }
             WorkerOrder::MakeFileSystem { label, inodes } => {
                 let device = self.attachment()?.device().to_owned();
                 FileSystemKind::DEFAULT.make(&device, label.as_deref(), inodes)?;
-                WorkerReply::FileSystemMade
+                WorkerReply::Done
             }
             WorkerOrder::Mount {
                 at,
@@ -203,16 +203,19 @@ impl Worker {
                 if !gone.is_empty() {
                     return Err(newest_gone(&gone));
                 }
-                WorkerReply::Mounted
+                WorkerReply::Done
             }
             WorkerOrder::CheckFileSystem => {
                 let device = self.attachment()?.device().to_owned();
                 WorkerReply::Checked(FileSystemKind::DEFAULT.check(&device, &self.cancel)?)
             }
-            WorkerOrder::Trim => WorkerReply::Trimmed(self.attachment()?.trim()?),
+            WorkerOrder::Trim => {
+                self.attachment()?.trim()?;
+                WorkerReply::Done
+            }
             WorkerOrder::Grow { volume_bytes } => {
                 FileSystemKind::DEFAULT.grow(self.attachment()?, volume_bytes)?;
-                WorkerReply::Grown
+                WorkerReply::Done
             }
             WorkerOrder::TakeSnapshot(spec) => {
                 let now = jiff::Timestamp::now();

@@ -1,0 +1,125 @@
+//! Orders and their replies: who gets an order, what an interrupt does meanwhile, and what a reply carries.
+
+use serde::Serialize;
+use sprat_attach::CryptMapping;
+use sprat_snapshot::{
+    CheckReport, NameList, PruneReport, RestoreReport, SnapshotEntry, SnapshotReport,
+};
+
+use crate::file_system::FileSystemCheck;
+use crate::protocol::messages::{VolumeOrder, VolumeReply, WorkerOrder, WorkerReply};
+use crate::protocol::reports::{
+    ClosedReport, ContainerFacts, HeaderChanged, Newest, TrimReport, VolumeRoom,
+};
+use crate::protocol::spawn::Child;
+
+/// What the first interrupt does while S waits for a reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnInterrupt {
+    /// Ends everything at once. No data is lost by that.
+    GiveUp,
+    /// Asks the worker to stop the order.
+    Cancel,
+    /// Asks V to stop, and accepts its reply: V may be past the point of return.
+    Ask,
+    /// Goes on: the order ends soon.
+    Finish,
+}
+
+/// An order to V or to W.
+pub(crate) trait Order: Serialize {
+    /// The process that carries it out.
+    fn recipient<'c>(volume: &'c Child, worker: Option<&'c Child>) -> Option<&'c Child>;
+
+    /// What the first interrupt does until the reply is here.
+    fn on_interrupt(&self) -> OnInterrupt;
+}
+
+impl Order for VolumeOrder {
+    fn recipient<'c>(volume: &'c Child, _: Option<&'c Child>) -> Option<&'c Child> {
+        Some(volume)
+    }
+
+    fn on_interrupt(&self) -> OnInterrupt {
+        match self {
+            Self::Start(start) if start.change.is_some() => OnInterrupt::Ask,
+            // V itself sees an interrupt between two steps that belong together.
+            Self::Start(_) | Self::Serve | Self::GiveKey | Self::Collect | Self::Trim(_) => {
+                OnInterrupt::GiveUp
+            }
+            Self::Close(_) | Self::Detach(_) | Self::MakeReserve | Self::MaySend | Self::Abort => {
+                OnInterrupt::Finish
+            }
+        }
+    }
+}
+
+impl Order for WorkerOrder {
+    fn recipient<'c>(_: &'c Child, worker: Option<&'c Child>) -> Option<&'c Child> {
+        worker
+    }
+
+    fn on_interrupt(&self) -> OnInterrupt {
+        match self {
+            Self::Begin
+            | Self::Attach
+            | Self::Map(_)
+            | Self::MakeFileSystem { .. }
+            | Self::Trim => OnInterrupt::GiveUp,
+            Self::TakeSnapshot(_)
+            | Self::List
+            | Self::Restore(_)
+            | Self::Prune(_)
+            | Self::CheckFileSystem
+            | Self::CheckFiles(_)
+            | Self::NameBlocks { .. } => OnInterrupt::Cancel,
+            // To stop in the middle of a mount gains nothing: a mount is short.
+            Self::Mount { .. } | Self::Grow { .. } | Self::Unmount | Self::Keep(_) => {
+                OnInterrupt::Finish
+            }
+            Self::Cancel => OnInterrupt::Finish,
+        }
+    }
+}
+
+/// A reply to an order, of either process.
+pub(crate) enum Reply {
+    Volume(VolumeReply),
+    Worker(WorkerReply),
+}
+
+/// What a reply carries.
+pub(crate) trait Answer: Sized {
+    /// `None`: it is a reply of another kind.
+    fn of(reply: Reply) -> Option<Self>;
+}
+
+macro_rules! answers {
+    ($($answer:ty: $reply:pat => $value:expr;)+) => {
+        $(impl Answer for $answer {
+            fn of(reply: Reply) -> Option<Self> {
+                match reply {
+                    $reply => Some($value),
+                    _ => None,
+                }
+            }
+        })+
+    };
+}
+
+answers! {
+    (): Reply::Volume(VolumeReply::Done) | Reply::Worker(WorkerReply::Done) => ();
+    ContainerFacts: Reply::Volume(VolumeReply::Ready(facts)) => facts;
+    CryptMapping: Reply::Volume(VolumeReply::KeyGiven(mapping)) => mapping;
+    HeaderChanged: Reply::Volume(VolumeReply::Changed(changed)) => *changed;
+    TrimReport: Reply::Volume(VolumeReply::Trimmed(report)) => *report;
+    (ClosedReport, bool): Reply::Volume(VolumeReply::Closed(report, reserve_missing)) => (report, reserve_missing);
+    SnapshotReport: Reply::Worker(WorkerReply::SnapshotTaken(report)) => *report;
+    Vec<SnapshotEntry>: Reply::Worker(WorkerReply::Listed(entries)) => entries;
+    RestoreReport: Reply::Worker(WorkerReply::Restored(report)) => *report;
+    PruneReport: Reply::Worker(WorkerReply::Pruned(report)) => *report;
+    FileSystemCheck: Reply::Worker(WorkerReply::Checked(check)) => check;
+    CheckReport: Reply::Worker(WorkerReply::FilesChecked(report)) => *report;
+    (NameList, Option<String>): Reply::Worker(WorkerReply::BlocksNamed(names, not_saved)) => (names, not_saved);
+    (Option<VolumeRoom>, Option<Newest>): Reply::Worker(WorkerReply::Unmounted(room, newest)) => (room, newest);
+}
