@@ -10,7 +10,9 @@
 pub mod clock;
 pub mod conditions;
 pub mod config;
+pub mod copy_name;
 pub mod due;
 pub mod hooks;
 pub mod notify;
+pub mod state_file;
 pub mod suggest;

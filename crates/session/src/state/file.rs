@@ -7,8 +7,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-/// Writes `content` as JSON, by [`write_bytes`].
-pub(crate) fn write(path: &Path, content: &impl Serialize) -> io::Result<()> {
+/// Writes `content` as JSON: whole or not at all, durable, mode 0600.
+pub fn write(path: &Path, content: &impl Serialize) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(content)?;
     text.push(b'\n');
     write_bytes(path, &text)

@@ -1,0 +1,30 @@
+//! The name of a copy: one job in one container.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// One job in one container, written `home@nas`. Schedule, state and events belong to copies.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CopyName {
+    /// The job's name.
+    pub job: String,
+    /// The container's name in the config.
+    pub container: String,
+}
+
+impl CopyName {
+    /// Makes the name from its two parts.
+    pub fn new(job: impl Into<String>, container: impl Into<String>) -> Self {
+        Self {
+            job: job.into(),
+            container: container.into(),
+        }
+    }
+}
+
+impl fmt::Display for CopyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.job, self.container)
+    }
+}
