@@ -19,6 +19,7 @@ pub mod machine;
 pub mod manifest;
 pub mod memory;
 pub mod needs;
+pub mod notice_servers;
 pub mod power;
 pub mod program;
 pub mod recorder;
