@@ -140,10 +140,7 @@ impl Endpoint {
                  any more",
                 false,
             );
-            while Instant::now() < until {
-                interrupt.check()?;
-                std::thread::sleep(Duration::from_millis(100));
-            }
+            interrupt.wait_until(until)?;
         }
         if self.lease.record.owes_quiet() {
             self.lease.record.quiet()?;

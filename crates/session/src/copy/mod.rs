@@ -265,10 +265,8 @@ fn copy_watched<'a>(
             observer.tell(&format!("{why}, retrying in {s} s: {what}"), false);
             reported.clone_from(&failure.what);
         }
-        let until = Instant::now() + pause;
-        while Instant::now() < until && !interrupt.requested() {
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        // The next attempt ends at once after an interrupt.
+        let _ = interrupt.wait_until(Instant::now() + pause);
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use sprat_store::{IgnorePoison, StoreError};
 use sprat_volume::Volume;
@@ -65,6 +66,18 @@ impl StopFlag {
         *known = Some(Arc::clone(volume));
         if self.requested.load(Ordering::SeqCst) {
             volume.abort();
+        }
+    }
+
+    /// Waits until `end`. Fails as soon as a request arrives.
+    pub(crate) fn wait_until(&self, end: Instant) -> Result<(), Failure> {
+        loop {
+            self.check()?;
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(Duration::from_millis(100)));
         }
     }
 

@@ -91,7 +91,8 @@ impl<'w> Waiting<'w> {
                 next_report = waited + interval;
                 interval = (interval * 2).min(REPORT_INTERVALS[1]);
             }
-            self.pause(PAUSE.min(self.wish.answer_wait))?;
+            let pause = PAUSE.min(self.wish.answer_wait);
+            self.interrupt.wait_until(Instant::now() + pause)?;
         }
     }
 
@@ -163,7 +164,8 @@ impl<'w> Waiting<'w> {
                 ));
                 self.reported = reason;
             }
-            self.pause(self.outage.pause(FIRST_PAUSE))?;
+            let pause = self.outage.pause(FIRST_PAUSE);
+            self.interrupt.wait_until(Instant::now() + pause)?;
         }
     }
 
@@ -263,18 +265,6 @@ impl<'w> Waiting<'w> {
                 "whether anything can arrive yet can't be asked of the server's kernel: {reason}"
             )),
             _ => {}
-        }
-    }
-
-    fn pause(&self, time: Duration) -> Result<(), Failure> {
-        let until = Instant::now() + time;
-        loop {
-            self.interrupt.check()?;
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(());
-            }
-            std::thread::sleep(left.min(Duration::from_millis(50)));
         }
     }
 }

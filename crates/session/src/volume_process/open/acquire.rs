@@ -2,7 +2,7 @@
 //! writes.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sprat_store::{
     LeaseCheck, Lock, LockError, LockInfo, Store, StoreErrorKind, WriteJournal, lock,
@@ -148,11 +148,8 @@ fn acquire_lock_while(
     };
     let patience = lock::EMPTY_WAIT.min(start.settings.quiet_time);
     while let Some(wait) = first.wait_for_empty(record, patience) {
-        let until = Instant::now() + wait;
-        while Instant::now() < until {
-            stop.check().map_err(AcquireError::Other)?;
-            std::thread::sleep(wait.min(Duration::from_millis(100)));
-        }
+        stop.wait_until(Instant::now() + wait)
+            .map_err(AcquireError::Other)?;
         first = first.again(store)?;
     }
     let lock = Lock::acquire_after(&first, store, record, owner, meanwhile)?;
@@ -226,10 +223,8 @@ pub(crate) fn wait_for_quiet(
     });
     let quiet_time = start.settings.quiet_time * TAKEOVER_QUIET_TIMES;
     let until = lease.held_since() + quiet_time;
-    while lease.server_outlives_us() && Instant::now() < until {
-        stop.check()?;
-        let left = until.saturating_duration_since(Instant::now());
-        std::thread::sleep(left.min(Duration::from_millis(100)));
+    if lease.server_outlives_us() {
+        stop.wait_until(until)?;
     }
     lease.record().quiet()?;
     Ok(())
