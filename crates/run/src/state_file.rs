@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sprat_session::state::file;
+use sprat_session::files;
 
 /// A JSON file. While it can't be written, what it would hold is kept in memory.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl<T: Default + Clone + Serialize + DeserializeOwned> StateFile<T> {
         let _turn = self.lock().ok();
         let mut content = self.read();
         let result = change(&mut content);
-        match file::write(&self.path, &content) {
+        match files::write_json(&self.path, &content) {
             Ok(()) => self.unwritten = None,
             Err(error) => {
                 let path = self.path.display();

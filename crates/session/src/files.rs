@@ -1,22 +1,32 @@
-//! Files and folders of this machine.
+//! Files of the state folder and folders of this machine.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{self, Write as _};
 use std::path::Path;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sprat_snapshot::local_file;
 use sprat_store::hex;
 
 use crate::Failure;
 
+/// Reads a JSON file. `None`: it is missing, or it has no usable content.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+/// Writes `content` as JSON, by [`local_file::replace`].
+pub fn write_json(path: &Path, content: &impl Serialize) -> io::Result<()> {
+    let mut text = serde_json::to_vec_pretty(content)?;
+    text.push(b'\n');
+    local_file::replace(path, |file| file.write_all(&text))
+}
+
 /// Makes a folder, and those above it, that only this user may enter.
 pub(crate) fn make_private_folder(folder: &Path) -> Result<(), Failure> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(|error| {
-            Failure::failed(format!("can't make the folder {}", folder.display())).caused_by(&error)
-        })
+    local_file::make_private_folder(folder).map_err(|error| {
+        Failure::failed(format!("can't make the folder {}", folder.display())).caused_by(&error)
+    })
 }
 
 /// 64 bits of a hash, as part of a file's name: nobody makes another content for a given one.

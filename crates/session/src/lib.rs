@@ -20,7 +20,7 @@ pub mod copy;
 pub mod diagnosis;
 pub mod failure;
 mod file_system;
-mod files;
+pub mod files;
 pub mod interrupt;
 mod limits;
 pub mod mount_point;

@@ -33,7 +33,7 @@ mod job;
 mod keep;
 mod list;
 mod listing;
-mod local_file;
+pub mod local_file;
 mod long_path;
 mod mounts;
 mod mounts_inside;

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -63,7 +63,8 @@ impl Suspects {
                 _ => Ok(()),
             };
         }
-        local_file::replace(path, &serde_json::to_vec(self)?)
+        let content = serde_json::to_vec(self)?;
+        local_file::replace(path, |file| file.write_all(&content))
     }
 
     /// Adds `suspect`, whose path is below `root`, where the volume is mounted.

@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use sprat_luks::Secret;
 use sprat_session::trusted_file;
+use sprat_snapshot::local_file;
 use zeroize::Zeroizing;
 
 use crate::Failure;
@@ -97,33 +98,13 @@ pub(crate) fn make_key_file(path: &Path) -> Result<bool, Failure> {
     let cannot = |error: &dyn std::error::Error| {
         Failure::failed(format!("can't make the key file {}", path.display())).caused_by(error)
     };
-    if path.symlink_metadata().is_ok() {
-        return Ok(false);
+    if let Some(folder) = path.parent() {
+        local_file::make_private_folder(folder).map_err(|error| cannot(&error))?;
     }
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(|error| cannot(&error))?;
     let mut key = Zeroizing::new([0u8; KEY_BYTES]);
     openssl::rand::rand_priv_bytes(&mut *key).map_err(|error| cannot(&error))?;
-    // Written under a temporary name that is not used otherwise: a half-written key file must never look
-    // like a complete one.
-    let made = (|| {
-        let mut file = tempfile::Builder::new()
-            .prefix(".")
-            .suffix(".part")
-            .tempfile_in(folder)?;
-        file.write_all(&*key)?;
-        file.as_file().sync_all()?;
-        file.persist_noclobber(path).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all()
-    })();
-    match made {
+    // A half-written key file must never look like a complete one.
+    match local_file::create(path, |file| file.write_all(&*key)) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(cannot(&error)),

@@ -5,7 +5,7 @@
 //! key only wrapped in the key slots. All cryptography is `sprat_luks`'s, as for `init` and for a
 //! session.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,13 +14,14 @@ use sprat_luks::{
     Extent, FormatOptions, Header, LuksError, Pins, RecoveryKey, Secret, SectorCipher, SlotKind,
     UnlockOptions, format,
 };
+use sprat_snapshot::local_file;
 use sprat_store::{FileStat, ReadClass, StoreError, StoreFile, hex};
 
 use crate::connect::HeaderBytes;
 use crate::copy::endpoint::Source;
 use crate::copy::{CopyObserver, Job};
 use crate::file_system::{FileSystemState, read_stamp_block};
-use crate::state::{self, file, headers};
+use crate::state::{self, headers};
 use crate::{Exit, Failure};
 
 /// Block size of the volume. A block of zeros, before decryption, was never written: it is a hole.
@@ -304,7 +305,7 @@ impl Job<'_> {
             )
         })?;
         let path = self.header_path();
-        file::write_bytes(&path, &header.image).map_err(|error| {
+        local_file::replace(&path, |file| file.write_all(&header.image)).map_err(|error| {
             Failure::failed(format!("can't keep the new header in {}", path.display()))
                 .caused_by(&error)
                 .with_hint(
@@ -492,7 +493,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("copies/x.header");
         let (made, key) = header();
-        file::write_bytes(&path, &made.image).unwrap();
+        local_file::replace(&path, |file| file.write_all(&made.image)).unwrap();
         let kept = NewHeader::load(&path, &made.digest).unwrap();
         assert_eq!((&kept.pins, &kept.image), (&made.pins, &made.image));
         let secret = Secret::key_file(vec![7; 4096]);

@@ -14,7 +14,7 @@ use serde_json::Value;
 use sprat_snapshot::{CheckWhat, begin_known_from};
 
 use crate::Exit;
-use crate::state::file;
+use crate::files;
 use crate::state::paths::{self, StatePaths};
 
 /// All that is kept of one container.
@@ -55,9 +55,7 @@ pub enum Kind<'a> {
 
 /// What is kept of a container: nothing, where nothing usable is.
 pub fn last(paths: &StatePaths) -> KeptChecks {
-    let read = std::fs::read(path(paths)).ok();
-    read.and_then(|text| serde_json::from_slice(&text).ok())
-        .unwrap_or_default()
+    files::read_json(&path(paths)).unwrap_or_default()
 }
 
 impl KeptChecks {
@@ -84,7 +82,7 @@ impl KeptChecks {
 
     /// Keeps it.
     pub fn store(&self, paths: &StatePaths) -> io::Result<()> {
-        file::write(&path(paths), self)
+        files::write_json(&path(paths), self)
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::file_system::{Age, FileSystemState, Stamp};
-use crate::state::file;
+use crate::files;
 use crate::state::paths::{KNOWN, StatePaths};
 use crate::{Exit, Failure};
 
@@ -83,10 +83,8 @@ pub enum Finding {
 impl KnownState {
     /// What the state folder has of the container.
     pub fn load(paths: &StatePaths) -> Self {
-        let read = std::fs::read(path(paths)).ok();
-        let known: Option<Self> = read.and_then(|text| serde_json::from_slice(&text).ok());
-        known
-            .filter(|known| known.format == FORMAT)
+        files::read_json(&path(paths))
+            .filter(|known: &Self| known.format == FORMAT)
             .unwrap_or_default()
     }
 
@@ -301,7 +299,7 @@ impl KnownState {
     fn store(&mut self, paths: &StatePaths) -> Result<(), Failure> {
         self.format = FORMAT;
         let path = path(paths);
-        file::write(&path, self).map_err(|error| {
+        files::write_json(&path, self).map_err(|error| {
             Failure::failed(format!(
                 "can't note the state of the container in {}",
                 path.display()

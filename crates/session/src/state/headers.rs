@@ -1,10 +1,12 @@
 //! Headers kept in files of this machine: one of each container by itself, others where asked.
 
 use std::fs::File;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use sprat_luks::{Extent, Header, HeaderBackup, HeaderRead, LuksErrorKind};
+
+use sprat_snapshot::local_file;
 
 use crate::files::short_hash;
 use crate::state::paths::{Elsewhere, HEADERS, StatePaths};
@@ -207,18 +209,7 @@ pub fn replaced(state_dir: &Path, uuid: &str) -> Vec<Header> {
 
 /// Writes a header into a file of the state folder, over what is there.
 fn write_over(path: &Path, backup: &HeaderBackup) -> Result<(), Failure> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let kept = (|| {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)?;
-        let part = tempfile::NamedTempFile::new_in(folder)?;
-        fill(part.as_file(), backup)?;
-        part.persist(path).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all()
-    })();
-    kept.map_err(|error: std::io::Error| {
+    local_file::replace(path, |file| fill(file, backup)).map_err(|error| {
         Failure::failed(format!(
             "can't keep a copy of the header in {}",
             path.display()
@@ -230,18 +221,7 @@ fn write_over(path: &Path, backup: &HeaderBackup) -> Result<(), Failure> {
 
 /// Writes a header into a new file of mode 0600, which has its name only once it is whole.
 pub fn write_new(path: &Path, backup: &HeaderBackup) -> Result<(), Failure> {
-    let folder = path.parent().filter(|folder| *folder != Path::new(""));
-    let folder = folder.unwrap_or(Path::new("."));
-    let written = (|| {
-        if path.symlink_metadata().is_ok() {
-            return Err(std::io::ErrorKind::AlreadyExists.into());
-        }
-        let part = tempfile::NamedTempFile::new_in(folder)?;
-        fill(part.as_file(), backup)?;
-        part.persist_noclobber(path).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all()
-    })();
-    written.map_err(|error: std::io::Error| {
+    local_file::create(path, |file| fill(file, backup)).map_err(|error| {
         if error.kind() == std::io::ErrorKind::AlreadyExists {
             return Failure::failed(format!("{} exists already", path.display()))
                 .with_hint("nothing is ever overwritten: name another file");
@@ -256,7 +236,7 @@ fn fill(file: &File, backup: &HeaderBackup) -> std::io::Result<()> {
     for extent in &backup.extents {
         file.write_all_at(&extent.bytes, extent.offset)?;
     }
-    file.sync_all()
+    Ok(())
 }
 
 /// Opens a file that a header is kept in.

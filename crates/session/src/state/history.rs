@@ -4,16 +4,15 @@
 //! In the state folder, `status/UUID-TARGET.json` ([`StatePaths`]): the server never learns it.
 
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use sprat_snapshot::{SnapshotReport, Warning};
+use sprat_snapshot::{SnapshotReport, Warning, local_file};
 
-use crate::state::file;
+use crate::files;
 use crate::state::paths::{self, StatePaths};
 use crate::{Exit, VolumeRoom};
 
@@ -103,25 +102,19 @@ pub struct MissingPlace {
 impl History {
     /// Reads what is known; nothing where that can't be read: it is for people only.
     pub fn load(paths: &StatePaths) -> Self {
-        std::fs::read(path(paths))
-            .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok())
-            .unwrap_or_default()
+        files::read_json(&path(paths)).unwrap_or_default()
     }
 
     /// Changes what is known. Sessions that end at the same moment take turns.
     pub fn update(paths: &StatePaths, change: impl FnOnce(&mut Self)) -> std::io::Result<()> {
         let path = path(paths);
         let folder = path.parent().unwrap_or(Path::new("."));
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)?;
+        local_file::make_private_folder(folder)?;
         let turn = File::open(folder)?;
         flock(&turn, FlockOperation::LockExclusive)?;
         let mut history = Self::load(paths);
         change(&mut history);
-        file::write(&path, &history)
+        files::write_json(&path, &history)
     }
 
     /// Notes what room was left in the volume, where it was mounted.

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use sprat_luks::{Header, Pins};
 
 use crate::address::Target;
-use crate::state::{file, moved};
+use crate::files;
+use crate::state::moved;
 use crate::{ContainerFacts, Exit, Failure, IdentityPolicy};
 
 /// As [`Pins::fingerprint`] has them.
@@ -84,7 +85,7 @@ pub fn store(state_dir: &Path, target: &Target, pins: &Pins) -> Result<(), Failu
         pinned_at: Timestamp::now(),
     };
     moved::forget(state_dir, target);
-    file::write(&path, &remembered).map_err(|error| {
+    files::write_json(&path, &remembered).map_err(|error| {
         Failure::failed(format!(
             "can't remember the container in {}",
             path.display()
@@ -146,9 +147,7 @@ fn load(state_dir: &Path, target: &Target) -> Result<Option<Pins>, Failure> {
 
 /// The target whose [`Target::id`] is `id`, as text, where something is pinned of it.
 pub fn target_of(state_dir: &Path, id: &str) -> Option<String> {
-    let text = std::fs::read(named(state_dir, id)).ok()?;
-    let remembered: Remembered = serde_json::from_slice(&text).ok()?;
-    Some(remembered.target)
+    files::read_json(&named(state_dir, id)).map(|remembered: Remembered| remembered.target)
 }
 
 fn file(state_dir: &Path, target: &Target) -> PathBuf {

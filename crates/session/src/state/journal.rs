@@ -1,10 +1,12 @@
 //! A container's write journal, and the id of this host in leases. The journal's flock proves that this
 //! host has the container open at most once.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use sprat_snapshot::local_file;
 use sprat_store::{LockError, OwnerNote, WriteJournal, hex};
 
 use crate::Failure;
@@ -91,7 +93,7 @@ pub(crate) fn owner_note(state_dir: &Path) -> Result<OwnerNote, Failure> {
     let host = match known(&path).map_err(failed)? {
         Some(host) => host,
         None => {
-            make_host_id(state_dir, &path).map_err(failed)?;
+            make_host_id(&path).map_err(failed)?;
             known(&path)
                 .map_err(failed)?
                 .ok_or_else(|| failed(io::Error::other("it was just made, but does not read")))?
@@ -104,22 +106,20 @@ pub(crate) fn owner_note(state_dir: &Path) -> Result<OwnerNote, Failure> {
 }
 
 /// If several processes make the id at once, one wins, and all of them read its id.
-fn make_host_id(state_dir: &Path, path: &Path) -> io::Result<()> {
+fn make_host_id(path: &Path) -> io::Result<()> {
     let mut random = [0; 16];
     openssl::rand::rand_bytes(&mut random).map_err(io::Error::other)?;
-    let mut made = tempfile::NamedTempFile::new_in(state_dir)?;
-    io::Write::write_all(&mut made, hex(&random).as_bytes())?;
-    made.as_file().sync_all()?;
-    match made.persist_noclobber(path) {
-        Ok(_) => Ok(()),
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-            // A crash left it incomplete, so nobody has used it.
-            if std::fs::read(path)?.len() != 32 {
-                error.file.persist(path)?;
-            }
-            Ok(())
+    let id = hex(&random);
+    let write = |file: &mut File| file.write_all(id.as_bytes());
+    match local_file::create(path, write) {
+        // A crash left it incomplete, so nobody has used it.
+        Err(error)
+            if error.kind() == io::ErrorKind::AlreadyExists && std::fs::read(path)?.len() != 32 =>
+        {
+            local_file::replace(path, write)
         }
-        Err(error) => Err(error.error),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
     }
 }
 

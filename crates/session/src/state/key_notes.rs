@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 use crate::address::Target;
+use crate::files;
+use crate::state::headers;
 use crate::state::paths::StatePaths;
-use crate::state::{file, headers};
 
 /// What a key is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,10 +62,7 @@ pub struct KeyNotes {
 impl KeyNotes {
     /// Reads what is known; nothing where that can't be read: it is for people only.
     pub fn load(state_dir: &Path, uuid: &str) -> Self {
-        std::fs::read(path(state_dir, uuid))
-            .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok())
-            .unwrap_or_default()
+        files::read_json(&path(state_dir, uuid)).unwrap_or_default()
     }
 
     /// The note of the slot with this mark.
@@ -102,7 +100,7 @@ impl KeyNotes {
     /// Writes the notes to the state folder.
     pub fn store(&self, state_dir: &Path, uuid: &str) -> Result<(), Failure> {
         let path = path(state_dir, uuid);
-        file::write(&path, self).map_err(|error| {
+        files::write_json(&path, self).map_err(|error| {
             Failure::failed(format!("can't note the keys in {}", path.display())).caused_by(&error)
         })
     }

@@ -6,7 +6,6 @@
 
 pub mod checks;
 mod compare;
-pub mod file;
 mod header;
 pub mod headers;
 pub mod history;

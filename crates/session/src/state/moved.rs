@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::address::Target;
-use crate::state::file;
+use crate::files;
 use crate::{Exit, Failure};
 
 /// A move that came to its end.
@@ -24,7 +24,7 @@ pub fn note(state_dir: &Path, from: &Target, to: &Target) {
         to: to.identity(),
         at: Timestamp::now(),
     };
-    let _ = file::write(&file(state_dir, from), &moved);
+    let _ = files::write_json(&file(state_dir, from), &moved);
 }
 
 /// A container is at `target` again, or for the first time.
@@ -40,9 +40,8 @@ pub fn no_container(state_dir: &Path, target: &Target) -> Failure {
 
 /// What to do where there is no container.
 pub fn hint(state_dir: &Path, target: &Target) -> String {
-    let text = std::fs::read(file(state_dir, target)).ok();
-    let moved: Option<Moved> = text.and_then(|text| serde_json::from_slice(&text).ok());
-    match moved.filter(|moved| moved.from == target.identity()) {
+    let moved = files::read_json(&file(state_dir, target));
+    match moved.filter(|moved: &Moved| moved.from == target.identity()) {
         Some(Moved { to, at, .. }) => format!(
             "this machine moved it on {} to {to}: name that place. In the config, put target = \
              \"{to}\"",

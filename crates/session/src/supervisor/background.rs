@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
+use sprat_snapshot::local_file;
 
 use crate::address::Target;
 use crate::files::short_hash;
@@ -168,15 +169,9 @@ pub(crate) fn write_record(path: &Path, record: &MountRecord) -> Result<(), Fail
     let failed = |error: &dyn std::error::Error| {
         Failure::failed(format!("can't write {}", path.display())).caused_by(error)
     };
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    crate::files::make_private_folder(folder)?;
     let mut text = serde_json::to_vec(record).map_err(|error| failed(&error))?;
     text.push(b'\n');
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|error| failed(&error))?;
-    file.write_all(&text).map_err(|error| failed(&error))?;
-    file.persist(path)
-        .map(drop)
-        .map_err(|error| failed(&error.error))
+    local_file::replace(path, |file| file.write_all(&text)).map_err(|error| failed(&error))
 }
 
 /// Holds the record for as long as this process lives: that is how others see that it does.

@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
@@ -167,7 +167,7 @@ impl Known {
             }
         }
         content.extend(first_eight(&sha256(&content)).to_le_bytes());
-        local_file::replace(path, &content)
+        local_file::replace(path, |file| file.write_all(&content))
     }
 }
 
