@@ -12,6 +12,37 @@ use sprat_volume::VolumeError;
 use crate::address::TargetError;
 use crate::failure::{Exit, Failure};
 
+impl Failure {
+    /// The failure of a library's error, with the error's sources as causes.
+    fn of(error: &dyn Error, exit: Exit, hint: Option<&str>) -> Self {
+        let mut failure = Self::new(exit, error.to_string());
+        if let Some(source) = error.source() {
+            failure = failure.caused_by(source);
+        }
+        failure.hint = hint.map(str::to_owned);
+        failure
+    }
+}
+
+macro_rules! from_owned {
+    ($($error:ty),+) => {
+        $(impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                Self::from(&error)
+            }
+        })+
+    };
+}
+
+from_owned!(
+    AttachError,
+    LockError,
+    LuksError,
+    SnapshotError,
+    StoreError,
+    VolumeError
+);
+
 impl From<TargetError> for Failure {
     fn from(error: TargetError) -> Self {
         let hint = match &error {
@@ -39,28 +70,15 @@ impl From<&StoreError> for Failure {
             StoreErrorKind::NotFound | StoreErrorKind::NotRegular => Exit::NoContainer,
             _ => Exit::Failed,
         };
-        let mut failure = Self::new(exit, error.to_string());
-        if let Some(source) = error.source() {
-            failure = failure.caused_by(source);
-        }
-        // What a machine backs up, and what it knows of its containers, is root's.
-        if error.kind() == StoreErrorKind::PermissionDenied && !rustix::process::geteuid().is_root()
-        {
-            return failure.with_hint(
+        let hint = match error.kind() {
+            // What a machine backs up, and what it knows of its containers, is root's.
+            StoreErrorKind::PermissionDenied if !rustix::process::geteuid().is_root() => Some(
                 "nothing was changed. Run it as root. Where that is not it, check who owns the folder, and \
                  whether the account may write",
-            );
-        }
-        match store_hint(error.kind()) {
-            Some(hint) => failure.with_hint(hint),
-            None => failure,
-        }
-    }
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Self::from(&error)
+            ),
+            kind => store_hint(kind),
+        };
+        Self::of(error, exit, hint)
     }
 }
 
@@ -169,14 +187,7 @@ impl From<&LuksError> for Failure {
             LuksErrorKind::WrongSecret => Exit::WrongKey,
             _ => Exit::Failed,
         };
-        let mut failure = Self::new(exit, error.to_string());
-        if let Some(source) = error.source() {
-            failure = failure.caused_by(source);
-        }
-        match luks_hint(error) {
-            Some(hint) => failure.with_hint(hint),
-            None => failure,
-        }
+        Self::of(error, exit, luks_hint(error))
     }
 }
 
@@ -255,12 +266,6 @@ impl Failure {
     }
 }
 
-impl From<LuksError> for Failure {
-    fn from(error: LuksError) -> Self {
-        Self::from(&error)
-    }
-}
-
 impl From<&LockError> for Failure {
     fn from(error: &LockError) -> Self {
         let (exit, hint) = match error {
@@ -334,17 +339,7 @@ impl From<&LockError> for Failure {
             ),
             _ => (Exit::Failed, "finished snapshots are unharmed"),
         };
-        let mut failure = Self::new(exit, error.to_string()).with_hint(hint);
-        if let Some(source) = error.source() {
-            failure = failure.caused_by(source);
-        }
-        failure
-    }
-}
-
-impl From<LockError> for Failure {
-    fn from(error: LockError) -> Self {
-        Self::from(&error)
+        Self::of(error, exit, Some(hint))
     }
 }
 
@@ -419,20 +414,7 @@ impl From<&VolumeError> for Failure {
             VolumeError::Fenced(_) => (Exit::Locked, None),
             _ => (Exit::Failed, None),
         };
-        let mut failure = Self::new(exit, error.to_string());
-        if let Some(source) = error.source() {
-            failure = failure.caused_by(source);
-        }
-        match hint {
-            Some(hint) => failure.with_hint(hint),
-            None => failure,
-        }
-    }
-}
-
-impl From<VolumeError> for Failure {
-    fn from(error: VolumeError) -> Self {
-        Self::from(&error)
+        Self::of(error, exit, hint)
     }
 }
 
@@ -481,20 +463,7 @@ impl From<&AttachError> for Failure {
             AttachError::MountRefused { damaged: true, .. } => Exit::Damaged,
             _ => Exit::Failed,
         };
-        let mut failure = Self::new(exit, error.to_string());
-        if let Some(source) = error.source() {
-            failure = failure.caused_by(source);
-        }
-        match hint {
-            Some(hint) => failure.with_hint(hint),
-            None => failure,
-        }
-    }
-}
-
-impl From<AttachError> for Failure {
-    fn from(error: AttachError) -> Self {
-        Self::from(&error)
+        Self::of(error, exit, hint)
     }
 }
 
@@ -507,17 +476,11 @@ impl From<&SnapshotError> for Failure {
             SnapshotErrorKind::Damaged => Exit::Damaged,
             _ => Exit::Failed,
         };
-        let mut failure = Self::new(exit, error.to_string());
-        if let Some(source) = error.source() {
-            failure = failure.caused_by(source);
-        }
+        let mut failure = Self::of(error, exit, snapshot_hint(error));
         // The first is in the message already.
         let messages = error.messages().iter().skip(1).take(10);
         failure.causes.extend(messages.cloned());
-        match snapshot_hint(error) {
-            Some(hint) => failure.with_hint(hint),
-            None => failure,
-        }
+        failure
     }
 }
 
@@ -619,10 +582,4 @@ fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
         }
         _ => return None,
     })
-}
-
-impl From<SnapshotError> for Failure {
-    fn from(error: SnapshotError) -> Self {
-        Self::from(&error)
-    }
 }
