@@ -82,7 +82,7 @@ pub enum TargetError {
     #[error(transparent)]
     BadFileName(#[from] sprat_store::FileNameError),
     /// A login without a path, or with a slash where the colon belongs.
-    #[error("{0:?} looks like a login on a server, without the path of a container there")]
+    #[error("{0:?} seems to be a login on a server, without the path of a container there")]
     LoginOnly(String),
     /// A URL of another kind.
     #[error("{0:?}: of URLs only ssh:// is known")]
@@ -433,7 +433,7 @@ mod tests {
     fn a_login_without_a_path_is_no_local_file() {
         for login in ["user@host", "user@host/srv/x.luks"] {
             let refused = parse(login).expect_err(login);
-            assert!(refused.contains("looks like a login"), "{refused}");
+            assert!(refused.contains("seems to be a login"), "{refused}");
         }
         assert!(parse("./user@host").is_ok());
     }

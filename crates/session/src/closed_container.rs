@@ -228,9 +228,9 @@ fn check_file_system(block: &[u8], header: &Header, file_bytes: u64) -> Result<(
         Some(_) => Ok(()),
         None => Err(
             Failure::new(Exit::Damaged, "behind it lies no ext4 file system").with_hint(
-                "nothing was changed. The key is right; the beginning of the volume was \
-                 overwritten or damaged on the server: look for another copy of the container \
-                 there, and check the server's disk",
+                "nothing was changed. The key is right. The beginning of the volume was \
+                 overwritten or damaged on the server. Search the server for another copy of the \
+                 container, and check the server's disk",
             ),
         ),
     }

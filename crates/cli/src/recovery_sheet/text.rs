@@ -142,7 +142,7 @@ impl Sheet<'_> {
         };
         steps.push(step("Reach the server's folder", begin));
         steps.push(step(
-            "Look at the container: the UUID, aes-xts-plain64 and the offset must be those above",
+            "Check the container: the UUID, aes-xts-plain64 and the offset must be those above",
             vec![quoted(&["cryptsetup", "luksDump", &file])],
         ));
         let typed = open(&[]);
@@ -165,7 +165,7 @@ impl Sheet<'_> {
         }
         let mapper = format!("/dev/mapper/{MAPPER_NAME}");
         steps.push(step(
-            "Look inside",
+            "Browse it",
             vec![
                 quoted(&["mount", "-o", "ro", &mapper, VOLUME_DIR]),
                 quoted(&["ls", "-l", VOLUME_DIR]),

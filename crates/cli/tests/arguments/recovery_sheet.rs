@@ -77,7 +77,7 @@ fn commands_of_the_sheet_are_quoted_for_the_shell() {
            mkdir -p /mnt/sprat-server /mnt/sprat-volume
            sshfs -F /root/sprat-ssh.conf "sprat-server:/srv/it's here" /mnt/sprat-server
 
-    3. Look at the container: the UUID, aes-xts-plain64 and the offset must be those above
+    3. Check the container: the UUID, aes-xts-plain64 and the offset must be those above
            cryptsetup luksDump '/mnt/sprat-server/x y.luks'
 
     4. Open it with the key file
@@ -86,7 +86,7 @@ fn commands_of_the_sheet_are_quoted_for_the_shell() {
     5. … or, without the key file, with the recovery key, typed with its dashes
            cryptsetup open --type luks2 '/mnt/sprat-server/x y.luks' sprat-restore
 
-    6. Look inside
+    6. Browse it
            mount -o ro /dev/mapper/sprat-restore /mnt/sprat-volume
            ls -l /mnt/sprat-volume
 

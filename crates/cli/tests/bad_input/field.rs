@@ -146,7 +146,7 @@ fn two_runs_at_once_report_which_container_is_open() {
     sprat: job home failed
     Caused by:
       1: another process on this machine has [DIR]/store/x.luks open
-    Hint: nothing was changed. It is mounted at [DIR]/mnt: look round there, or `sprat umount [DIR]/mnt` first
+    Hint: nothing was changed. It is mounted at [DIR]/mnt. Browse it there, or run `sprat umount [DIR]/mnt` first
     ");
     machine.nothing_is_left();
 }

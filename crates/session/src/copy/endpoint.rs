@@ -459,7 +459,10 @@ mod tests {
         drop(killed);
         let mut next = on_a_server(folder.path());
         next.lease.acquire(&store, &mut Silent).unwrap();
-        assert!(!next.lease.release(&store, false).unwrap(), "suspects");
+        assert!(
+            !next.lease.release(&store, false).unwrap(),
+            "writes are in doubt"
+        );
         next.lease.record.all_resolved().unwrap();
         assert!(
             !next.lease.release(&store, false).unwrap(),

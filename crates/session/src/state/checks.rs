@@ -1,8 +1,8 @@
-//! What the last check of each kind said of a container, kept on this machine.
+//! The results of the last check of each kind, kept on this machine for each container.
 //!
 //! `checks/UUID-TARGET.json` ([`StatePaths`]) in the state folder: `quick` (header and file system; every
-//! check looks at those), `read_data`, and `against_source` with an entry a job. One kind never
-//! takes another's place: what a look at the metadata can't see stays known after it.
+//! check covers those), `read_data`, and `against_source` with an entry for each job. One kind never replaces
+//! another: a check of the metadata says nothing about damaged files.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,7 +17,7 @@ use crate::Exit;
 use crate::files;
 use crate::state::paths::{self, StatePaths};
 
-/// All that is kept of one container.
+/// All results of one container.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KeptChecks {
@@ -36,13 +36,13 @@ pub struct KeptCheck {
     pub at: Timestamp,
     /// [`Exit::Done`] or [`Exit::Damaged`].
     pub exit: Exit,
-    /// It looked at everything; else the next one goes on.
+    /// It covered everything. If not, the next check continues.
     pub finished: bool,
     /// The JSON that `sprat check --json` printed, or the failure that it ended with.
     pub result: Value,
 }
 
-/// What was looked at.
+/// What was checked.
 #[derive(Debug, Clone, Copy)]
 pub enum Kind<'a> {
     /// The default check: header, lock, file system.
@@ -53,14 +53,13 @@ pub enum Kind<'a> {
     AgainstSource(&'a str),
 }
 
-/// What is kept of a container: nothing, where nothing usable is.
+/// The kept results of a container. Empty if the file is missing or unusable.
 pub fn last(paths: &StatePaths) -> KeptChecks {
     files::read_json(&path(paths)).unwrap_or_default()
 }
 
 impl KeptChecks {
-    /// Takes a result. One that looked at a part and found nothing says nothing of the damage that
-    /// an earlier one found.
+    /// Stores a result. A check of only a part that found nothing does not replace one that found damage.
     pub fn put(&mut self, kind: Kind<'_>, check: KeptCheck) {
         let part_only = !check.finished && check.exit == Exit::Done;
         let of_kind = match kind {
@@ -80,14 +79,14 @@ impl KeptChecks {
         }
     }
 
-    /// Keeps it.
+    /// Writes the results to the state folder.
     pub fn store(&self, paths: &StatePaths) -> io::Result<()> {
         files::write_json(&path(paths), self)
     }
 }
 
 impl KeptCheck {
-    /// A check that ends now.
+    /// The result of a check that ends now.
     #[must_use]
     pub fn now(exit: Exit, finished: bool, result: Value) -> Self {
         Self {
@@ -132,7 +131,7 @@ pub fn sums(paths: &StatePaths, what: &CheckWhat) -> (PathBuf, Option<io::Error>
     (own, error)
 }
 
-/// Where it is kept.
+/// The file with the results.
 pub fn path(paths: &StatePaths) -> PathBuf {
     paths.file(paths::CHECKS, ".json")
 }

@@ -1,7 +1,7 @@
-//! The file that holds what is known of a container, and the one routine that compares.
+//! The file with what this machine knows of a container, and the comparison with what the server shows.
 //!
-//! The file is replaced as a whole. One that is missing, torn or of another format is the same as
-//! knowing nothing: it stops no command. It holds no secret.
+//! The file is replaced as a whole. If it is missing, torn or of another format, nothing is known, and
+//! every command works. It holds no secret.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ const FORMAT: u32 = 1;
 /// The newest snapshot of each job: job, snapshot.
 pub type Newest = BTreeMap<String, String>;
 
-/// Key slots: number, digest of what the header says of the slot.
+/// Key slots: number, digest of the slot's metadata in the header.
 type Slots = BTreeMap<u32, String>;
 
 /// What is known of a container.
@@ -27,7 +27,7 @@ pub struct KnownState {
     format: u32,
     /// The state in which a session of this machine last left or saw the container.
     stamp: Option<Stamp>,
-    /// A session of this machine may have written since, and did not end in order.
+    /// Since then a session of this machine may have written. It did not end in order.
     #[serde(default)]
     writing: bool,
     /// The newest snapshots in the state of `stamp`. `None`: not known.
@@ -36,17 +36,17 @@ pub struct KnownState {
     /// The key slots, as this machine last accepted them.
     #[serde(default)]
     slots: Option<Slots>,
-    /// The key slots as a change of this machine makes them, from before its first write until its
-    /// end. Where it was interrupted, each slot may be as before or as it was to be.
+    /// The key slots after a change that this machine has begun. Set before its first write, until its
+    /// end. After an interrupted change, each slot may have the old or the new state.
     #[serde(default)]
     changing_to: Option<Slots>,
     /// The key slot that opened the container the last time.
     #[serde(default)]
     opened_by: Option<u32>,
-    /// Blocks of the volume that were overwritten late, and that a check named the files of.
+    /// Blocks of the volume that were overwritten late, and whose files a check has named.
     #[serde(default)]
     overwritten: BTreeSet<u64>,
-    /// Where the container got its volume key by `copy --new-key`.
+    /// Set if the container got its volume key by `copy --new-key`.
     #[serde(default)]
     new_key: Option<NewKey>,
 }
@@ -60,14 +60,14 @@ struct NewKey {
     used_bytes: u64,
 }
 
-/// What a comparison came to.
+/// The result of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
     /// Nothing is known, or the file system has no stamp.
     Unknown,
     /// The container is as this machine left it.
     Same,
-    /// A session of this machine that did not end in order may have written, and nobody else.
+    /// Only a session of this machine that did not end in order may have written.
     OwnInterrupted,
     /// Another machine or program has written.
     WrittenElsewhere,
@@ -81,7 +81,7 @@ pub enum Finding {
 }
 
 impl KnownState {
-    /// What the state folder has of the container.
+    /// Reads what this machine knows of the container.
     pub fn load(paths: &StatePaths) -> Self {
         files::read_json(&path(paths))
             .filter(|known: &Self| known.format == FORMAT)
@@ -103,8 +103,8 @@ impl KnownState {
         Some(under)
     }
 
-    /// Notes for a copy with another volume key what this is for its source, in the state that
-    /// `stamp_block`, in plaintext, shows. `paths` and `slots` are the copy's.
+    /// Records this knowledge for a copy with another volume key, in the state that `stamp_block`, in
+    /// plaintext, shows. `paths` and `slots` are the copy's.
     pub fn with_new_key(
         &self,
         paths: &StatePaths,
@@ -132,8 +132,8 @@ impl KnownState {
         copy.store(paths)
     }
 
-    /// Compares the state that the server shows with the known one. `own`: no other machine has held
-    /// the container since this one did, so what is newer is this machine's.
+    /// Compares the state that the server shows with the known one. `own`: no other machine has had the
+    /// container open since this one, so a newer state is this machine's.
     pub fn compare(&self, found: Option<&Stamp>, own: bool) -> Finding {
         let (Some(known), Some(found)) = (&self.stamp, found) else {
             return Finding::Unknown;
@@ -190,9 +190,10 @@ impl KnownState {
         ))
     }
 
-    /// The newest snapshots that must be there in the state of `finding`. A session of this machine
-    /// that did not end in order has removed none of them: it adds newer ones, `prune` keeps the
-    /// newest, and a mount for writing forgets them. One that was refused because they are gone must not hide that from the next.
+    /// The newest snapshots that must be there in the state of `finding`. A session of this machine that
+    /// did not end in order has removed none of them: it adds newer ones, `prune` keeps the newest, and a
+    /// mount for writing forgets them. If a session was refused because they are gone, the next session
+    /// must see that, too.
     pub fn expected(&self, finding: &Finding) -> Newest {
         match finding {
             Finding::Same | Finding::OwnInterrupted => self.newest.clone().unwrap_or_default(),
@@ -206,7 +207,7 @@ impl KnownState {
         self.store(paths)
     }
 
-    /// From now on a person writes, who may remove any snapshot. Durable when it returns.
+    /// From now on a user writes, and may remove any snapshot. Durable when it returns.
     pub fn forget_newest(&mut self, paths: &StatePaths) -> Result<(), Failure> {
         self.newest = None;
         self.store(paths)

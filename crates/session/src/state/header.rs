@@ -1,4 +1,4 @@
-//! What the header that a server shows is compared with, and what it means that there is none.
+//! Compares the header that a server shows with what this machine knows, and explains a missing header.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,8 +31,8 @@ pub fn opened_last(state_dir: &Path, target: &Target, uuid: &str) -> Option<u32>
     KnownState::load(&StatePaths::new(state_dir, uuid, target)).opened_by()
 }
 
-/// Why a header can't be read. Where one was pinned, and what lies there is none any more, it was
-/// destroyed: that is damage, and not a wrong path.
+/// Why a header can't be read. If a header was pinned, and the file has none any more, it was destroyed.
+/// That is damage and not a wrong path.
 pub fn header_unreadable(
     state_dir: &Path,
     target: &Target,
@@ -62,9 +62,9 @@ pub fn header_unreadable(
             text::counted(kept.slots().len() as u64, "key", "keys")
         ),
         Err(_) => "nothing was changed, and this machine keeps no copy of the header. Other \
-                   machines that open this container keep one, and so may whoever ran `sprat key \
-                   header-backup`: put it back with `sprat key header-restore`. Without a header \
-                   the data can't be decrypted"
+                   machines that open this container keep one. A file that `sprat key \
+                   header-backup` made is one, too. Restore it with `sprat key header-restore`. \
+                   Without a header the data can't be decrypted"
             .to_owned(),
     })
 }

@@ -1,4 +1,4 @@
-//! Headers kept in files of this machine: one of each container by itself, others where asked.
+//! Copies of headers in files of this machine: one for each container, and others on request.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -25,16 +25,16 @@ fn named(paths: &StatePaths, what: &str) -> PathBuf {
     paths.file(HEADERS, &format!("{what}.luks"))
 }
 
-/// A name for a header that is not the newest. With its content in it a server that shows one
-/// content after the other takes the place of no good one.
+/// A name for a header that is not the newest. The name depends on the content. So a server that shows
+/// one content after the other replaces no good copy.
 fn aside(paths: &StatePaths, what: &str, backup: &HeaderBackup) -> PathBuf {
     let hash = short_hash(&backup.content_hash());
     named(paths, &format!("{what}-{hash}"))
 }
 
-/// The header to be put back where nobody names one: that of this container, else the newest that
-/// is kept of another one with its UUID, and then also where that one lies, if that is known. The
-/// container may have been moved by hand, or be spelled otherwise.
+/// The header to restore if the user names none: that of this container, else the newest kept one of
+/// another container with its UUID, with the target of that container, if it is known. The container may
+/// have been moved by hand, or have another spelling.
 pub fn to_put_back(paths: &StatePaths) -> (PathBuf, Option<Elsewhere>) {
     let own = newest(paths);
     if own.symlink_metadata().is_ok() {
@@ -56,14 +56,14 @@ pub fn to_put_back(paths: &StatePaths) -> (PathBuf, Option<Elsewhere>) {
 pub struct Kept {
     /// The file.
     pub path: PathBuf,
-    /// The header kept before says more or something else, and stays.
+    /// The previous copy has other key slots, and stays.
     pub aside: Option<Aside>,
 }
 
 /// A kept header that another one did not replace.
 #[derive(Debug)]
 pub struct Aside {
-    /// Slots that the newer header does not have, or of which it says something else.
+    /// Slots that the newer header lacks or describes differently.
     pub gone: Vec<u32>,
     /// Slots that both have, with other bytes in their areas.
     pub differ: Vec<u32>,
@@ -71,8 +71,8 @@ pub struct Aside {
     pub path: PathBuf,
 }
 
-/// Keeps a header as the newest, in the place of the one kept before. That one stays under another
-/// name where it has a slot that the newer one lacks, or has otherwise: its key may be the only good
+/// Keeps a header as the newest, in the place of the previous copy. If the previous copy has a slot that
+/// the newer header lacks or has differently, it stays under another name: its key may be the only good
 /// one. The slot `going` does not count: this machine removes it.
 pub fn keep_newest(
     paths: &StatePaths,
@@ -107,7 +107,7 @@ fn set_aside(
         slots.retain(|slot| going != Some(*slot));
     }
     let same_keys = differ.is_empty() && gone.is_empty();
-    // A newer one than this may be all that is left of its keys.
+    // A newer header than this may be the only copy of its keys.
     if same_keys && earlier.sequence_id() <= header.sequence_id() {
         return Ok(None);
     }
@@ -118,8 +118,8 @@ fn set_aside(
     Ok((!same_keys).then_some(Aside { gone, differ, path }))
 }
 
-/// The slots whose areas in `source` hold other bytes than the newest kept header has of them: their
-/// keys may open nothing any more. None where no header is kept, or none that can be read.
+/// The slots whose areas in `source` differ from the newest kept header: their keys may open nothing any
+/// more. Empty if no readable header is kept.
 pub fn differing_slots(
     paths: &StatePaths,
     header: &Header,
@@ -191,9 +191,8 @@ fn beginning(source: &dyn HeaderRead) -> std::io::Result<HeaderBackup> {
 
 const BEFORE_RESTORE: &str = ".before-restore-";
 
-/// The headers that kept ones have replaced here; those that can't be read are left out. Of every
-/// place: one that was run again may spell it otherwise, and where another copy had a slot no key of
-/// this one's is lost.
+/// The headers that `header-restore` has replaced here, without unreadable ones. Those of every spelling
+/// of the target: a repeated command may spell it differently.
 pub fn replaced(state_dir: &Path, uuid: &str) -> Vec<Header> {
     let is_one = |name: &str| name.starts_with(uuid) && name.contains(BEFORE_RESTORE);
     let Ok(entries) = std::fs::read_dir(state_dir.join(HEADERS)) else {
@@ -207,7 +206,7 @@ pub fn replaced(state_dir: &Path, uuid: &str) -> Vec<Header> {
         .collect()
 }
 
-/// Writes a header into a file of the state folder, over what is there.
+/// Writes a header into a file of the state folder. Replaces what is there.
 fn write_over(path: &Path, backup: &HeaderBackup) -> Result<(), Failure> {
     local_file::replace(path, |file| fill(file, backup)).map_err(|error| {
         Failure::failed(format!(
@@ -219,7 +218,7 @@ fn write_over(path: &Path, backup: &HeaderBackup) -> Result<(), Failure> {
     })
 }
 
-/// Writes a header into a new file of mode 0600, which has its name only once it is whole.
+/// Writes a header into a new file of mode 0600. It gets its name when it is complete.
 pub fn write_new(path: &Path, backup: &HeaderBackup) -> Result<(), Failure> {
     local_file::create(path, |file| fill(file, backup)).map_err(|error| {
         if error.kind() == std::io::ErrorKind::AlreadyExists {
@@ -231,7 +230,7 @@ pub fn write_new(path: &Path, backup: &HeaderBackup) -> Result<(), Failure> {
 }
 
 fn fill(file: &File, backup: &HeaderBackup) -> std::io::Result<()> {
-    // The rest stays a hole: nearly all of the 16 MiB.
+    // The rest, nearly all of the 16 MiB, stays a hole.
     file.set_len(backup.len_bytes)?;
     for extent in &backup.extents {
         file.write_all_at(&extent.bytes, extent.offset)?;
@@ -239,7 +238,7 @@ fn fill(file: &File, backup: &HeaderBackup) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Opens a file that a header is kept in.
+/// Opens a file with a kept header.
 pub fn open(path: &Path) -> Result<File, Failure> {
     let unreadable = |error: &std::io::Error| {
         Failure::usage(format!("{} can't be read", path.display())).caused_by(error)
@@ -252,7 +251,7 @@ pub fn open(path: &Path) -> Result<File, Failure> {
     Err(Failure::usage(format!("{} is no file", path.display())))
 }
 
-/// Judges the header in it as strictly as one on a server.
+/// Reads the header in it, with the same checks as for one on a server.
 pub fn load(file: &File, path: &Path) -> Result<Header, Failure> {
     Header::load(file).map_err(|error| {
         let failure = Failure::usage(format!("{} holds no usable header", path.display()));

@@ -1,5 +1,5 @@
-//! What this machine saw of a container at its last sessions: how its jobs went, and what room was
-//! left. For `sprat status`; nothing else depends on it.
+//! What this machine saw of a container in its last sessions: the results of its jobs, and the free space.
+//! For `sprat status`; nothing else depends on it.
 //!
 //! In the state folder, `status/UUID-TARGET.json` ([`StatePaths`]): the server never learns it.
 
@@ -64,7 +64,7 @@ pub struct MadeSnapshot {
     pub name: String,
     /// No source file was left unread.
     pub complete: bool,
-    /// Disks that it lacks, or whose place another one has.
+    /// Disks that it lacks, or that another disk has replaced.
     #[serde(default)]
     pub missing: Vec<MissingPlace>,
 }
@@ -100,12 +100,12 @@ pub struct MissingPlace {
 }
 
 impl History {
-    /// Reads what is known; nothing where that can't be read: it is for people only.
+    /// Reads the history. Empty if that fails: it is for people only.
     pub fn load(paths: &StatePaths) -> Self {
         files::read_json(&path(paths)).unwrap_or_default()
     }
 
-    /// Changes what is known. Sessions that end at the same moment take turns.
+    /// Changes the history. Sessions that end at the same moment take turns.
     pub fn update(paths: &StatePaths, change: impl FnOnce(&mut Self)) -> std::io::Result<()> {
         let path = path(paths);
         let folder = path.parent().unwrap_or(Path::new("."));
@@ -117,7 +117,7 @@ impl History {
         files::write_json(&path, &history)
     }
 
-    /// Notes what room was left in the volume, where it was mounted.
+    /// Records the free space of the volume, if it was mounted.
     pub fn saw(&mut self, room: Option<VolumeRoom>) {
         if let Some(room) = room {
             let at = Timestamp::now();

@@ -17,15 +17,15 @@ const FINGERPRINT_DIGITS: usize = 20;
 /// One container, as remembered: the content of `containers/<16 hex>.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Remembered {
-    /// For people who look into the file, and to say whose a note is that was filed by its id.
+    /// For people who read the file, and to find the target of a file that is named by the target's id.
     target: String,
     pins: Pins,
     fingerprint: String,
     pinned_at: Timestamp,
 }
 
-/// What the session compares the header with: the fingerprint that the user gave, else what is
-/// pinned, else nothing.
+/// What the session compares the header with: the fingerprint that the user gave, else the pins, else
+/// nothing.
 pub fn policy(
     state_dir: &Path,
     target: &Target,
@@ -47,7 +47,7 @@ pub fn is_known(state_dir: &Path, target: &Target, header: &Header) -> bool {
         .is_ok_and(|known| known.is_some_and(|pins| header.check_pins(&pins).is_ok()))
 }
 
-/// Refuses what is no fingerprint before anything starts: it would be told as a container that differs.
+/// Refuses what is no fingerprint before anything starts. Else it would be reported as another container.
 pub fn check_form(typed: &str) -> Result<(), Failure> {
     let digits = typed.chars().filter(|c| !c.is_whitespace() && *c != '-');
     let (count, hex) = digits.fold((0, true), |(count, hex), c| {
@@ -62,7 +62,7 @@ pub fn check_form(typed: &str) -> Result<(), Failure> {
     .with_hint("nothing was started. It stands on the recovery sheet, in groups with dashes"))
 }
 
-/// Remembers what a session found, where it tells something new.
+/// Pins what a session found, if it is new.
 pub fn remember(
     state_dir: &Path,
     target: &Target,
@@ -120,14 +120,14 @@ fn load(state_dir: &Path, target: &Target) -> Result<Option<Pins>, Failure> {
         )
         .caused_by(error)
         .with_hint(
-            "remove that file and give --fingerprint from the recovery sheet, and the container \
-             is pinned anew",
+            "remove that file and give --fingerprint from the recovery sheet. Then the container \
+             is pinned again",
         )
         };
     let text = match std::fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        // Removing the file would remove what guards against a changed header.
+        // To remove the file would remove the protection against a changed header.
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             return Err(Failure::failed(format!(
                 "this user may not read what is pinned of the container: {}",

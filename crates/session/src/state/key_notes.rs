@@ -1,8 +1,8 @@
 //! What this machine knows of each key: its kind, its label, when it was added and last proved.
 //!
-//! In the state folder, never in the container: there the server could read and change it. A slot
-//! is known by its mark, so a slot that gets an old number gets no old label. Those of
-//! removed slots stay: a kept header may bring them back.
+//! It is in the state folder, never in the container: there the server could read and change it. A note
+//! belongs to a slot's mark, so a new slot with an old number gets no old label. Notes of removed slots
+//! stay: a kept header may bring the slots back.
 
 use std::path::{Path, PathBuf};
 
@@ -60,7 +60,7 @@ pub struct KeyNotes {
 }
 
 impl KeyNotes {
-    /// Reads what is known; nothing where that can't be read: it is for people only.
+    /// Reads the notes. Empty if that fails: they are for people only.
     pub fn load(state_dir: &Path, uuid: &str) -> Self {
         files::read_json(&path(state_dir, uuid)).unwrap_or_default()
     }
@@ -70,7 +70,7 @@ impl KeyNotes {
         self.keys.iter().find(|key| key.mark == mark)
     }
 
-    /// Notes a key, in the place of what was known of that slot.
+    /// Adds a note, and removes an old one of that slot.
     pub fn note(&mut self, note: KeyNote) {
         self.keys.retain(|key| key.mark != note.mark);
         self.keys.push(note);
@@ -83,14 +83,14 @@ impl KeyNotes {
         }
     }
 
-    /// Notes that the key opens nothing any more; a header that is put back must prove it anew.
+    /// Notes that the key opens nothing any more. After a header is restored it must be proved again.
     pub fn removed(&mut self, mark: &str) {
         for key in self.keys.iter_mut().filter(|key| key.mark == mark) {
             key.proved = None;
         }
     }
 
-    /// When any of those that can stand on paper was last proved: a key file goes with the machine.
+    /// When a key that can be on paper was last proved. A key file is lost with the machine.
     pub fn last_proved(&self) -> Option<Timestamp> {
         let on_paper = |key: &&KeyNote| key.kind != KeyKind::KeyFile;
         let keys = self.keys.iter().filter(on_paper);

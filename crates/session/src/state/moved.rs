@@ -1,4 +1,4 @@
-//! Where this machine moved a container: for a command that names its old place.
+//! Where this machine moved a container, for a command that names its old target.
 
 use std::path::{Path, PathBuf};
 

@@ -59,8 +59,8 @@ impl StatePaths {
             .join(format!("{uuid}-{target_id}{what}"))
     }
 
-    /// The same file of every other container with this UUID: copies, the same one at an older
-    /// place or spelled otherwise, and one that bears the UUID alone.
+    /// The same file of every other container with this UUID: copies, the same container at an old or
+    /// otherwise spelled target, and a file that has only the UUID in its name.
     pub fn of_others(&self, folder: &str, what: &str) -> Vec<Elsewhere> {
         let elsewhere = |name: &str| {
             let place = name.strip_prefix(&self.uuid)?.strip_suffix(what)?;
@@ -83,7 +83,7 @@ impl StatePaths {
             .collect()
     }
 
-    /// All of its files in a folder, each with what follows the name.
+    /// All of its files in a folder, each with its ending.
     pub fn all(&self, folder: &str) -> io::Result<Vec<(PathBuf, String)>> {
         let dir = self.state_dir.join(folder);
         let begin = format!("{}-{}", self.uuid, self.target_id);
@@ -98,8 +98,8 @@ impl StatePaths {
             .collect())
     }
 
-    /// Another container file comes to this place: what was found of the one that is gone is not
-    /// true of it. A header that was kept stays, but not as that of this place.
+    /// Another container file comes to this target. What was found of the old one is removed. A kept header
+    /// stays, but not as that of this target.
     pub fn make_way(&self) -> io::Result<()> {
         for folder in [STATUS, CHECKS, KNOWN] {
             for (path, _) in self.all(folder)? {
@@ -114,14 +114,13 @@ impl StatePaths {
         }
     }
 
-    /// The container moves to `to`: what is kept of it is filed there, too. What lies there already
-    /// was found there and stays; a header with other content stays beside that one.
+    /// The container moves to `to`: links its files there. A file that is there already stays. A header
+    /// with other content stays beside it.
     pub fn link_to(&self, to: &Self) -> io::Result<()> {
         self.link_folders_to(to, &[HEADERS, STATUS, CHECKS, KNOWN])
     }
 
-    /// The container moves to `to` and gets another volume key on the way: only what is kept of its
-    /// content is filed there, too.
+    /// The container moves to `to` and gets another volume key: links only the files about its content.
     pub fn link_content_to(&self, to: &Self) -> io::Result<()> {
         self.link_folders_to(to, &[STATUS, CHECKS])
     }
@@ -143,7 +142,7 @@ impl StatePaths {
         Ok(())
     }
 
-    /// Removes what is kept of it.
+    /// Removes its files.
     pub fn forget(&self) -> io::Result<()> {
         for folder in [HEADERS, STATUS, CHECKS, KNOWN] {
             for (path, _) in self.all(folder)? {
@@ -160,8 +159,8 @@ impl StatePaths {
     }
 }
 
-/// A second name for a file; false where that name is taken. All of these files are replaced and
-/// none is written to, so one that has two names is as good as two.
+/// Makes a second name for a file. False if that name is taken. These files are replaced and never
+/// changed, so one file with two names is as good as two files.
 fn link(path: &Path, there: &Path) -> io::Result<bool> {
     match fs::hard_link(path, there) {
         Ok(()) => Ok(true),

@@ -1,4 +1,4 @@
-//! The record of a background mount: who serves it, whether it still lives, how it ended.
+//! The record of a background mount: which process serves it, whether that still runs, and how it ended.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -19,8 +19,8 @@ use crate::protocol::reports::ClosedReport;
 use crate::settings::Access;
 use crate::{Exit, Failure};
 
-/// How often the volume process tries to lock its record: `umount` locks it for a moment to see
-/// whether anybody holds it.
+/// How often the volume process tries to lock its record. `umount` locks it for a moment to check
+/// whether another process has the lock.
 const LOCK_ATTEMPTS: u32 = 100;
 
 /// The first line of `RUNTIME/mounts/ID.json`.
@@ -34,7 +34,7 @@ pub struct MountRecord {
     pub access: Access,
     /// When it was mounted.
     pub since: SystemTime,
-    /// [`sprat_attach::volume_id`]: finds the record where the mount point has another path.
+    /// [`sprat_attach::volume_id`]. Finds the record if the mount point has another path.
     #[serde(default)]
     pub volume: Option<String>,
 }
@@ -46,8 +46,8 @@ enum MountResult {
     Failed(Failure),
 }
 
-/// A record that is open. It can be read to the end, and waited for, though its name is removed:
-/// so every `umount` that began before the end gets the one result.
+/// An open record. It can be read although its name is removed. So every `umount` that began before the
+/// end gets the result.
 #[derive(Debug)]
 pub(crate) struct OpenRecord {
     file: File,
@@ -56,7 +56,7 @@ pub(crate) struct OpenRecord {
 }
 
 impl OpenRecord {
-    /// Opens the record at `path`; `None` where there is none that can be read.
+    /// Opens the record at `path`. `None`: none can be read there.
     pub(crate) fn open(path: &Path) -> Option<Self> {
         let file = File::open(path).ok()?;
         let record = serde_json::from_str(lines_of(&file).ok()?.lines().next()?).ok()?;
@@ -72,7 +72,7 @@ impl OpenRecord {
         is_free(&self.file)
     }
 
-    /// The result, after the end. Removes the record's name, unless it is another's by now.
+    /// The result, after the end. Removes the record's name, unless another record has that name by now.
     pub(crate) fn take_result(&self) -> Result<ClosedReport, Failure> {
         let is_this = |named: std::fs::Metadata| {
             let ours = self.file.metadata();
@@ -98,7 +98,7 @@ fn lines_of(mut file: &File) -> io::Result<String> {
     Ok(text)
 }
 
-/// Whether nobody holds the record.
+/// Whether no process has the record's lock.
 fn is_free(file: &File) -> bool {
     let free = flock(file, FlockOperation::NonBlockingLockShared).is_ok();
     if free {
@@ -113,9 +113,9 @@ pub(crate) fn record_path(runtime_dir: &Path, dir: &Path) -> PathBuf {
     runtime_dir.join("mounts").join(format!("{id}.json"))
 }
 
-/// Finds the record of the mount at `dir`, on which `volume` is mounted now, if any is: by the path,
-/// or by the volume where the path has changed, or at the volume process itself where the record was
-/// removed.
+/// Finds the record of the mount at `dir`. `volume` is what is mounted there now, if anything is. If the
+/// path has changed, the volume identifies the record. If the record was removed, the volume process
+/// still has it open.
 pub(crate) fn find(runtime_dir: &Path, dir: &Path, volume: Option<&str>) -> Option<OpenRecord> {
     let by_path = OpenRecord::open(&record_path(runtime_dir, dir));
     let Some(volume) = volume else {
@@ -141,7 +141,7 @@ fn record_files(runtime_dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Records that volume processes have open, as paths in `/proc` that open also what was removed.
+/// Records that volume processes have open, as paths in `/proc`. These open a removed file, too.
 fn records_in_use() -> Vec<PathBuf> {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let volume_processes = processes.map(|entry| entry.path()).filter(|process| {
@@ -163,8 +163,8 @@ fn records_in_use() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Writes the record of a mount that is about to be left alone. A record that is there already is
-/// replaced, not changed: somebody may be waiting for its result.
+/// Writes the record of a mount that is about to go on in the background. Replaces an old record and
+/// does not change it: an `umount` may be waiting for its result.
 pub(crate) fn write_record(path: &Path, record: &MountRecord) -> Result<(), Failure> {
     let failed = |error: &dyn std::error::Error| {
         Failure::failed(format!("can't write {}", path.display())).caused_by(error)
@@ -174,7 +174,7 @@ pub(crate) fn write_record(path: &Path, record: &MountRecord) -> Result<(), Fail
     local_file::replace(path, |file| file.write_all(&text)).map_err(|error| failed(&error))
 }
 
-/// Holds the record for as long as this process lives: that is how others see that it does.
+/// Locks the record until this process ends. The lock shows others that it runs.
 pub(crate) fn hold_record(mount: &BackgroundMount) -> Result<File, Failure> {
     let path = Path::new(&mount.record);
     let failed = |error: &dyn std::error::Error| {
@@ -195,7 +195,7 @@ pub(crate) fn hold_record(mount: &BackgroundMount) -> Result<File, Failure> {
     Ok(file)
 }
 
-/// Leaves word of how it ended, in the record, which is held until this process has ended.
+/// Writes the result into the record. The record stays locked until this process has ended.
 pub(crate) fn report(mut held: &File, result: &Result<ClosedReport, Failure>) {
     let result = match result {
         Ok(report) => MountResult::Closed(*report),
@@ -215,7 +215,7 @@ pub(crate) fn died() -> Failure {
     )
 }
 
-/// Where a container is mounted on this machine now, as far as the records tell.
+/// Where a container is mounted on this machine now, by the records.
 #[must_use]
 pub fn mounted_at(runtime_dir: &Path, target: &str) -> Option<PathBuf> {
     record_files(runtime_dir)
@@ -235,7 +235,7 @@ pub fn explain_lock(runtime_dir: &Path, target: &Target, failure: Failure) -> Fa
         Some(dir) => {
             let dir = dir.display();
             failure.with_hint(format!(
-                "nothing was changed. It is mounted at {dir}: look round there, or \
+                "nothing was changed. It is mounted at {dir}. Browse it there, or run \
                  `sprat umount {dir}` first"
             ))
         }
@@ -243,7 +243,7 @@ pub fn explain_lock(runtime_dir: &Path, target: &Target, failure: Failure) -> Fa
     }
 }
 
-/// Lets go of the terminal and of the folder that the user stood in.
+/// Releases the terminal and the user's working directory.
 pub(crate) fn leave_terminal() {
     if let Ok(null) = File::options().write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stderr(&null);

@@ -1,4 +1,4 @@
-//! `sprat init`: makes a container that appears under its name only once it is whole.
+//! `sprat init`: makes a container that gets its name only when it is complete.
 
 use crate::Failure;
 use crate::interrupt::Interrupt;
@@ -16,7 +16,7 @@ pub type Show<'s> = &'s mut dyn FnMut(&ContainerFacts) -> Result<(), Failure>;
 pub struct NotCreated {
     /// Why.
     pub failure: Failure,
-    /// The container may be there, and what was shown of it holds.
+    /// The container may exist, and then the sheet that was shown is valid.
     pub may_be_made: bool,
 }
 
@@ -29,8 +29,8 @@ impl From<Failure> for NotCreated {
     }
 }
 
-/// Makes a container: file, header, key slots, file system. It gets its name only when it is
-/// whole and durable, and never replaces one. What fails is removed.
+/// Makes a container: file, header, key slots, file system. It gets its name only when it is complete and
+/// durable, and never replaces a file. After a failure it is removed.
 pub fn create(
     options: CreateOptions,
     observer: &mut dyn Observer,
@@ -39,8 +39,8 @@ pub fn create(
     create_and_show(options, None, observer, interrupt).map_err(|not| not.failure)
 }
 
-/// As [`create`]. What `show` shows is shown before the container gets its name: a container whose
-/// recovery key nobody saw must not come about. If `show` fails, nothing is made.
+/// As [`create`]. Calls `show` before the container gets its name: there must be no container whose
+/// recovery key was never shown. If `show` fails, nothing is made.
 pub fn create_and_show(
     options: CreateOptions,
     show: Option<Show<'_>>,
@@ -117,7 +117,7 @@ pub fn create_and_show(
                 }
             };
             let hint = match &failure.hint {
-                // What it says of running the same again holds for what has no name yet.
+                // Its advice to run the same command again is right only without a name.
                 Some(hint) if !naming => format!("{state}. {hint}"),
                 _ => state,
             };

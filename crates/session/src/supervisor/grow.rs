@@ -1,7 +1,7 @@
 //! Grows a container: first the file on the server, then, mounted, the file system in it.
 //!
-//! Each step leaves a container that opens: a file that is longer than its file system needs no
-//! more than this command again.
+//! Each step leaves a container that opens. If the file is longer than the file system, the same command
+//! again is enough.
 
 use serde::Serialize;
 use sprat_luks::Secret;
@@ -25,8 +25,8 @@ pub struct Grown {
     pub closed: ClosedReport,
 }
 
-/// Grows the container file to `file_bytes` and the file system to all of it. Interrupted
-/// anywhere the container stays as usable as before, and running it again finishes.
+/// Grows the container file to `file_bytes` and the file system to all of it. After an interrupt at any
+/// moment the container is as usable as before. The same call again finishes.
 #[expect(
     clippy::needless_pass_by_value,
     reason = "as in `Session::open`: the settings are the session's"
@@ -38,7 +38,7 @@ pub fn grow(
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<Grown, Failure> {
-    // Before anything is touched: without it the kernel refuses at the very last step.
+    // First of all: without it the kernel refuses the very last step.
     if !FileSystemKind::DEFAULT.may_grow() {
         return Err(Failure::failed(
             "a mounted file system can't be grown here: sprat has no CAP_SYS_RESOURCE",

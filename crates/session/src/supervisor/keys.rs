@@ -1,4 +1,4 @@
-//! Changes of a container's keys: asked for here, carried out by the volume process.
+//! Changes a container's keys. The volume process does the work.
 
 use std::path::PathBuf;
 
@@ -16,9 +16,9 @@ use crate::{Exit, Failure};
 pub enum HeaderChange {
     /// A further key.
     Add {
-        /// What shall open the container, too.
+        /// The secret of the new key.
         secret: Secret,
-        /// What it is.
+        /// Its kind.
         kind: SlotKind,
         /// Worthless key derivation, for tests only.
         fast_kdf_for_tests: bool,
@@ -27,26 +27,26 @@ pub enum HeaderChange {
     Remove {
         /// The key slot's number.
         slot: u32,
-        /// Even the one that the given secret, or this machine's own, opens.
+        /// Remove the slot even if the given secret, or this machine's own, opens it.
         although_in_use: bool,
-        /// What this machine's backups open the container with, where that is another secret.
+        /// The secret of this machine's backups, if that is another one.
         used_here: Option<Secret>,
     },
-    /// A header that was kept is put back.
+    /// A kept header is restored.
     Restore {
         /// The file that it is kept in.
         kept: PathBuf,
-        /// The sequence of the header that was shown to the user; another one is refused. `None`:
-        /// none could be read.
+        /// The sequence of the header that the user saw. A header with another sequence is refused.
+        /// `None`: no header could be read.
         shown: Option<u64>,
     },
 }
 
-/// Changes the keys under the container's lock. `secret` opens the container as it is, for
-/// [`HeaderChange::Restore`] the header that is put back.
+/// Changes the keys under the container's lock. `secret` opens the present header, or for
+/// [`HeaderChange::Restore`] the kept one.
 ///
-/// Whatever ends it, the container opens with the keys of before or of after. Running it again
-/// goes on where it stopped.
+/// Whatever ends it, the container opens with the old keys or with the new ones. The same call again
+/// continues where it stopped.
 pub fn change_header(
     mut settings: SessionSettings,
     secret: &Secret,

@@ -1,5 +1,5 @@
-//! The processes of a session as S drives them: it never waits for one without watching all, the
-//! interrupt included.
+//! S drives the processes of a session. While it waits for one, it watches all of them, and the
+//! interrupt.
 
 pub(crate) mod background;
 pub(crate) mod calls;
@@ -35,34 +35,34 @@ use crate::{Exit, Failure};
 
 pub use crate::supervisor::reserves::make_reserves;
 
-/// How long the orderly end may take after the first interrupt, before everything is torn down. What is
-/// not on the server by then is left to the next run.
+/// How long the orderly end may take after the first interrupt. Then everything is torn down. The next
+/// run sends what is not on the server by then.
 const ORDERLY_LIMIT: Duration = Duration::from_secs(7);
 
-/// How long a killed process may take to be gone.
+/// How long a killed process may take to end.
 const DEATH_LIMIT: Duration = Duration::from_secs(20);
 
-/// When the worker fails because the volume did, the volume's own word comes within this.
+/// If the worker fails because the volume failed, the volume's own failure arrives within this time.
 const VOLUME_WORD_LIMIT: Duration = Duration::from_secs(1);
 
-/// With the line away for so long, an interrupt doesn't wait for it any more.
-const LINE_AWAY_MS_MAX: u64 = 3000;
+/// If the connection has been down for so long, an interrupt no longer waits for it.
+const DOWN_MS_MAX: u64 = 3000;
 
-/// What an end before everything was sent means.
+/// What it means that a session ended before everything was sent.
 const LEFT_OUT: &str = "finished snapshots are unharmed; what was not yet on the server is left out. The \
      next run goes on from there";
 
 /// What arrives in S.
 enum Event {
     Volume(Option<VolumeReply>),
-    /// Of the worker of that number. Messages of an earlier worker, its end included, may arrive late.
+    /// From the worker with that number. Messages of an earlier worker may arrive late, its end, too.
     Worker(u32, Option<WorkerReply>),
-    /// An order could not be sent, so its answer never comes.
+    /// An order could not be sent, so its reply never arrives.
     Unsent(Failure),
     Interrupt,
 }
 
-/// Who sees and who stops what is waited for.
+/// Receives reports, and can interrupt, while S waits.
 pub(crate) struct Watch<'a> {
     pub observer: &'a mut dyn Observer,
     pub interrupt: &'a Interrupt,
@@ -87,14 +87,14 @@ pub(crate) struct Supervisor {
     queue: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
     progress: SessionProgress,
-    /// The ends of their control sockets were heard.
+    /// Their control sockets have ended.
     volume_gone: bool,
     worker_gone: bool,
-    /// When the interrupt was acted upon.
+    /// When S acted on the interrupt.
     interrupted: Option<Instant>,
     /// The server was asked to give a new container its name.
     naming: bool,
-    /// The server's room runs out: what is left of it, and whether that was acted upon.
+    /// The server's space runs out: how much is left, and whether S has acted on that.
     room: Option<(u64, bool)>,
     /// Everything is torn down, because of this.
     over: Option<Failure>,
@@ -193,7 +193,7 @@ impl Supervisor {
     ) -> Result<HeaderChanged, Failure> {
         let mut supervisor = Self::launch(settings, Shape::Change(change), secrets, watch)?;
         let changed = supervisor.wait(watch, OnInterrupt::Ask);
-        // Where it holds nothing yet it ends on the spot, without a word.
+        // If V has nothing to release yet, it ends at once, without a reply.
         let ended_at_once = supervisor.interrupted.is_some() && supervisor.volume_gone;
         let changed = changed.map_err(|failure| match ended_at_once {
             true => Failure::interrupted(),
@@ -227,8 +227,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The volume key goes from V to W, unseen here, and W has dm-crypt use it. Not V: a process
-    /// that waits for a device which it serves itself can't be killed.
+    /// The volume key goes from V to W, which hands it to dm-crypt. This process only passes the pipe on.
+    /// V can't do it: a process that waits for a device which it serves itself can't be killed.
     fn map(&mut self, watch: &mut Watch<'_>) -> Result<(), Failure> {
         let mapping = self.call(&VolumeOrder::GiveKey, watch)?;
         self.hand_over_key().map_err(|failure| self.fail(failure))?;
@@ -243,7 +243,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// This process's copy is closed on return: V is to be the only one that holds it.
+    /// Closes this process's copy: only V may have it open.
     fn hand_over_fuse(&mut self) -> Result<(), Failure> {
         let worker = self
             .worker
@@ -297,7 +297,7 @@ impl Supervisor {
         loop {
             self.heed_interrupt(watch, on_interrupt)?;
             self.heed_room(watch, on_interrupt);
-            // The interrupt wakes by itself; the pause is for the look at the line.
+            // An interrupt wakes this wait. The limit is for the check of the connection.
             let event = match self.events.recv_timeout(Duration::from_secs(1)) {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => continue,
@@ -314,7 +314,7 @@ impl Supervisor {
                 Event::Worker(number, _) if number != self.worker_number => continue,
                 Event::Worker(_, None) if self.worker.is_none() => continue,
                 Event::Worker(_, None) => return Err(self.worker_died()),
-                Event::Volume(Some(reply)) => match self.tell(reply, watch) {
+                Event::Volume(Some(reply)) => match self.pass_on(reply, watch) {
                     Some(VolumeReply::Failed(failure)) => return Err(self.fail(failure)),
                     Some(reply) => Reply::Volume(reply),
                     None => continue,
@@ -352,15 +352,15 @@ impl Supervisor {
         if !watch.interrupt.requested() {
             return Ok(());
         }
-        let line_away = self
+        let is_down = self
             .progress
             .volume
             .reconnecting_ms
-            .is_some_and(|ms| ms > LINE_AWAY_MS_MAX);
-        if watch.interrupt.hard() || line_away {
+            .is_some_and(|ms| ms > DOWN_MS_MAX);
+        if watch.interrupt.hard() || is_down {
             watch.observer.phase(Phase::Stopping);
-            let why = if line_away {
-                "interrupted while the line was down"
+            let why = if is_down {
+                "interrupted while the connection was down"
             } else {
                 "interrupted twice: ended at once"
             };
@@ -389,7 +389,7 @@ impl Supervisor {
         }
     }
 
-    /// Has the worker stop what takes room, as an interrupt does; what ends by itself goes on.
+    /// If the server's space runs out, cancels an order as an interrupt does. Short orders go on.
     fn heed_room(&mut self, watch: &mut Watch<'_>, on_interrupt: OnInterrupt) {
         if let (Some((_, heeded @ false)), OnInterrupt::Cancel) = (&mut self.room, on_interrupt) {
             *heeded = true;
@@ -398,14 +398,14 @@ impl Supervisor {
         }
     }
 
-    /// What was left on the server when the worker was stopped because of it.
+    /// Bytes that were left on the server when the order was cancelled for lack of space.
     pub(crate) fn stopped_for_room(&self) -> Option<u64> {
         self.room
             .and_then(|(available_bytes, heeded)| heeded.then_some(available_bytes))
     }
 
-    /// Passes on what V reports meanwhile. Returns a reply that answers an order.
-    fn tell(&mut self, reply: VolumeReply, watch: &mut Watch<'_>) -> Option<VolumeReply> {
+    /// Passes on a report of V. Returns a reply to an order.
+    fn pass_on(&mut self, reply: VolumeReply, watch: &mut Watch<'_>) -> Option<VolumeReply> {
         match reply {
             VolumeReply::Phase(phase) => watch.observer.phase(phase),
             VolumeReply::Notice(notice) => watch.observer.notice(notice),
@@ -422,7 +422,7 @@ impl Supervisor {
         None
     }
 
-    /// The worker's failure, or the volume's if that was the cause of it.
+    /// The worker's failure, or the volume's failure if that was its cause.
     fn worker_failed(&mut self, failure: Failure) -> Failure {
         if failure.exit == Exit::Interrupted || failure.exit == Exit::Usage {
             return failure;
@@ -478,7 +478,7 @@ impl Supervisor {
         self.aborted
     }
 
-    /// Whether a new container may have its name: the server was asked, and no answer was heard.
+    /// Whether a new container may have its name: the server was asked, and no answer arrived.
     pub(crate) fn may_be_named(&self) -> bool {
         self.naming && !self.aborted.removed
     }
@@ -500,7 +500,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// V sends the rest, waits for the server's fsync, lets go and ends.
+    /// V sends the rest, waits for the server's fsync, releases the lease and ends.
     pub(crate) fn close(&mut self, watch: &mut Watch<'_>) -> Result<ClosedReport, Failure> {
         let close = VolumeOrder::Close(self.unmounted.1.clone());
         let report: ClosedReport;
@@ -515,7 +515,7 @@ impl Supervisor {
         })
     }
 
-    /// Lets go of both without ending them: they live on in the background.
+    /// Leaves both processes running in the background.
     pub(crate) fn leave(mut self) {
         self.over = Some(Failure::failed("the session was left in the background"));
     }
@@ -554,7 +554,7 @@ pub(crate) fn start_order(
     VolumeStart {
         settings: settings.clone(),
         kernel: opened_by == OpenedBy::Kernel,
-        // People who write by hand expect fsync to mean it; a backup waits once, at its end.
+        // A user of a mount expects that fsync is durable. A backup waits once, at its end.
         durable_flush: background && settings.access == Access::ReadWrite,
         create,
         change,

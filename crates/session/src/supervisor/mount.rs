@@ -22,14 +22,14 @@ use crate::supervisor::background::{self, MountRecord, OpenRecord, record_path};
 use crate::supervisor::{Shape, Supervisor, Watch};
 use crate::{Exit, Failure, text};
 
-/// How long `umount` waits for whatever else holds the volume after the unmount.
+/// How long `umount` waits for other users of the volume after the unmount.
 const HOLDER_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// How often that is checked. A check reads a file of each process.
+/// Time between two checks for such users. A check reads a file of each process.
 const HOLDER_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Mounts the volume at `dir` for everybody; it stays when the command ends. Reads only, unless
-/// `settings.access` says otherwise; then every fsync waits for the server's.
+/// Mounts the volume at `dir` for all users. It stays mounted when the command ends. It is read-only unless
+/// `settings.access` says otherwise. Then every fsync waits for the server's fsync.
 #[expect(
     clippy::needless_pass_by_value,
     reason = "as in `Session::open`: the settings are the session's"
@@ -80,7 +80,7 @@ pub fn mount(
     Ok(facts)
 }
 
-/// V goes on by itself, watched by the keeper.
+/// Lets V run without this process. The keeper watches it.
 fn leave(
     supervisor: &mut Supervisor,
     background: BackgroundMount,
@@ -120,7 +120,7 @@ pub fn unmount(
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<ClosedReport, Failure> {
-    // A dead mount can't be read, so its name is used as it is.
+    // A dead mount can't be read, so its path is used as it is.
     let dir = std::fs::canonicalize(dir)
         .or_else(|_| std::path::absolute(dir))
         .map_err(|error| Failure::usage(format!("{}: {error}", dir.display())))?;
@@ -133,7 +133,8 @@ pub fn unmount(
             dir.display()
         )));
     }
-    // Its process lives: asking the device would wait for a line that is away, and hold the device.
+    // If its process runs, the device is not read: a read could wait for a lost connection, and would
+    // keep the device in use.
     let state = if record.as_ref().is_some_and(|record| !record.has_ended()) {
         MountState::Alive
     } else {
@@ -159,7 +160,7 @@ pub fn unmount(
             return Err(goes_on(&dir));
         }
         std::thread::sleep(Duration::from_millis(50));
-        // Without a record only the device shows that the volume process can end.
+        // Without a record only the device shows whether the volume process can end.
         if record.is_some() && checked_at.elapsed() < HOLDER_INTERVAL {
             continue;
         }

@@ -8,17 +8,17 @@ use crate::interrupt::Interrupt;
 use crate::protocol::messages::{VolumeOrder, VolumeReply};
 use crate::supervisor::{DEATH_LIMIT, Event, Supervisor};
 
-/// Crews whose sessions are over, and whose containers lack their reserve.
+/// Sessions that are over and whose containers lack their reserve.
 static RESERVES_TO_MAKE: Mutex<Vec<Supervisor>> = Mutex::new(Vec::new());
 
-/// Makes the reserves that are missing beside the containers of the sessions of this process that are
-/// over. To be called when success was reported; an interrupt stops it, and harms nothing.
+/// Makes the missing reserves of this process's sessions that are over. To be called after success was
+/// reported. An interrupt stops it and harms nothing.
 pub fn make_reserves(interrupt: &Interrupt, note: impl Fn()) {
-    let crews = RESERVES_TO_MAKE
+    let supervisors = RESERVES_TO_MAKE
         .lock()
-        .map(|mut crews| std::mem::take(&mut *crews))
+        .map(|mut supervisors| std::mem::take(&mut *supervisors))
         .unwrap_or_default();
-    for mut supervisor in crews {
+    for mut supervisor in supervisors {
         if !interrupt.requested() {
             note();
             supervisor.make_reserve(interrupt);
@@ -32,9 +32,9 @@ impl Supervisor {
     /// After [`close`](Self::close): leaves the reserve to [`make_reserves`], where it is missing.
     pub(crate) fn finish(self) {
         if self.reserve_missing
-            && let Ok(mut crews) = RESERVES_TO_MAKE.lock()
+            && let Ok(mut supervisors) = RESERVES_TO_MAKE.lock()
         {
-            crews.push(self);
+            supervisors.push(self);
         }
     }
 

@@ -7,11 +7,11 @@ use crate::protocol::messages::{DRAIN_MAX, VolumeOrder, VolumeReply, WorkerOrder
 use crate::protocol::spawn::Role;
 use crate::supervisor::{DEATH_LIMIT, Event, ORDERLY_LIMIT, Supervisor};
 
-/// How long an abort may take before the volume process is killed: removing what init made and
-/// giving the lock back are a few round trips.
+/// How long an abort may take before the volume process is killed. To remove what init made and to
+/// release the lease takes a few round trips.
 const ABORT_LIMIT: Duration = Duration::from_secs(10);
 
-/// By when after the first interrupt it is torn down.
+/// The abort is over by this time after the first interrupt.
 const INTERRUPTED_LIMIT: Duration = Duration::from_secs(9);
 
 impl Supervisor {
@@ -28,7 +28,7 @@ impl Supervisor {
             .as_mut()
             .is_some_and(|worker| worker.role() == Role::Keeper);
         if keeps_mount {
-            // It is in the caller's namespace: it must take its mounts away itself.
+            // Its mounts are in the caller's namespace, so it must unmount them itself.
             self.order(&WorkerOrder::Unmount);
         } else if let Some(worker) = &mut self.worker {
             worker.kill();
@@ -48,7 +48,7 @@ impl Supervisor {
                     volume_done = true;
                 }
                 Ok(Event::Volume(Some(VolumeReply::Naming(naming)))) => self.naming = naming,
-                // Killed before, it leaves no list of what may arrive late.
+                // If it were killed before, it would leave no list of what may arrive late.
                 Ok(Event::Volume(Some(VolumeReply::Draining))) if self.interrupted.is_none() => {
                     deadline = Instant::now() + DRAIN_MAX + ABORT_LIMIT;
                 }

@@ -1,8 +1,9 @@
-//! Gives the space of what the file system no longer needs back to the server.
+//! Gives space that the file system no longer needs back to the server.
 //!
-//! First everything is durable and the journal replayed; then a read-only mount says what it does
-//! not need, which is only noted; then nothing is mounted any more, and the space is given back.
-//! Only after every answer of that the lock is released, so nobody can have begun to write.
+//! 1. Everything becomes durable, and the journal is replayed.
+//! 2. A read-only mount reports what it does not need. V only notes that.
+//! 3. Nothing is mounted any more, and the space is given back. The lock is released after the last
+//!    answer, so no other session can have begun to write.
 
 use sprat_luks::Secret;
 
@@ -15,8 +16,8 @@ use crate::session::{MountFor, mount_privately};
 use crate::settings::{Access, Mode, SessionSettings};
 use crate::supervisor::{Shape, Supervisor, Watch};
 
-/// Trims the container; returns what was done once all of it is durable and the lock released.
-/// Interrupted or killed anywhere nothing is lost; run it again.
+/// Trims the container. Returns when everything is durable and the lock is released. An interrupt or a
+/// kill at any moment loses nothing. Run it again.
 pub fn trim(
     settings: SessionSettings,
     secret: &Secret,
@@ -25,8 +26,7 @@ pub fn trim(
     interrupt: &Interrupt,
 ) -> Result<(ContainerFacts, TrimReport), Failure> {
     debug_assert_eq!(settings.access, Access::ReadWrite);
-    // What is noted is the file system's own view: where the kernel decrypts, its discards would
-    // have to pass through dm-crypt, which drops them unless told otherwise.
+    // Not kernel mode: there dm-crypt drops the discards of the file system by default.
     let settings = SessionSettings {
         mode: Mode::User,
         ..settings
@@ -46,7 +46,7 @@ fn run(
     how: TrimHow,
     watch: &mut Watch<'_>,
 ) -> Result<TrimReport, Failure> {
-    // Replays the journal of a session that died, which is a write like any other.
+    // Replays the journal of a session that died. That is a write like any other.
     mount_read_only(supervisor, settings, watch)?;
     supervisor.detach(watch)?;
     supervisor.call::<()>(&VolumeOrder::Collect, watch)?;

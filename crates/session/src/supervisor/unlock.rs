@@ -1,8 +1,8 @@
-//! Takes a container over from a session that may still live, and sets it free once nothing of
-//! that session can arrive any more.
+//! Takes a container over from a session that may still run, and releases it when no write of that
+//! session can arrive any more.
 //!
-//! No step leaves the container without a lease: the next lease is made behind the old one, held
-//! until every open door of it is closed, and only then given back.
+//! The container never is without a lease. The new lease is made behind the old one. It is released
+//! only when every open predecessor is closed.
 
 mod waiting;
 
@@ -21,9 +21,9 @@ use crate::state::moved;
 use crate::supervisor::unlock::waiting::Waiting;
 use crate::{Exit, Failure, connect};
 
-/// For an answer of the old session this long is waited before anything less is used.
+/// How long to wait for the old session's answer before anything weaker counts.
 pub const ANSWER_WAIT: Duration = Duration::from_secs(30);
-/// How long a lease is watched: two renewals and some time on the way.
+/// How long a lease is watched: two renewals, and some time for the way to the server.
 pub const WATCH: Duration = Duration::from_secs(2 * RENEW_INTERVAL.as_secs() + 5);
 
 /// What an unlock may do.
@@ -31,7 +31,7 @@ pub const WATCH: Duration = Duration::from_secs(2 * RENEW_INTERVAL.as_secs() + 5
 pub struct UnlockWish {
     /// Take over from a session that is alive.
     pub force: bool,
-    /// Somebody knows that the machine of the old session is off.
+    /// The user knows that the machine of the old session is off.
     pub is_off: bool,
     /// Give up the comparison of what watched sessions wrote.
     pub forget_watch: bool,
@@ -56,13 +56,13 @@ impl Default for UnlockWish {
     }
 }
 
-/// How it became known, as far as it is, that nothing of a session arrives any more.
+/// The reason to believe that no write of a session can arrive any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DoorWay {
-    /// It said so: everything that it sent was answered. A proof.
+    /// The session itself reported that everything that it sent was answered. A proof.
     Answered,
-    /// The server's kernel says that nobody has the container open for writing. A proof.
+    /// The server's kernel reports that no process has the container open for writing. A proof.
     Kernel,
     /// Its lease was not renewed for so long that the server dropped the connection. No proof.
     Silent,
@@ -73,11 +73,11 @@ pub enum DoorWay {
 /// What an unlock did.
 #[derive(Debug, Default)]
 pub struct Unlocked {
-    /// What was taken over; `None` where nothing held the container, or it was given back.
+    /// The lease that was taken over. `None`: there was none, or it was released meanwhile.
     pub taken_over: Option<LockInfo>,
     /// It was renewed while it was watched.
     pub was_renewed: bool,
-    /// Each earlier lease that was waited for, and how the waiting ended.
+    /// Each earlier lease that the unlock waited for, and how the wait ended.
     pub ways: Vec<(u64, DoorWay)>,
     /// Sessions whose writes will not be compared.
     pub forgotten: usize,
@@ -85,7 +85,7 @@ pub struct Unlocked {
     pub was_locked: bool,
 }
 
-/// Sets a container free. Sends at most leases; the container itself is not touched.
+/// Frees a container. Writes lease files only; the container itself is not touched.
 pub fn unlock(
     settings: &SessionSettings,
     wish: &UnlockWish,
@@ -183,13 +183,13 @@ pub fn unlock(
     Ok(done)
 }
 
-/// A lease that may be gone after a crash of the server is none.
+/// A lease that a crash of the server can lose protects nothing.
 fn no_fsync(store: &dyn Store) -> Failure {
     Failure::failed(format!(
         "{} can't make a lease durable: it has no fsync@openssh.com",
         store.describe()
     ))
-    .with_hint("nothing was changed. Who backs up there with --allow-no-fsync unlocks with it, too")
+    .with_hint("nothing was changed. If backups there use --allow-no-fsync, unlock with it, too")
 }
 
 fn is_there(store: &dyn Store, name: &FileName) -> bool {
@@ -208,7 +208,7 @@ fn still_waiting(failure: Failure) -> Failure {
     let stays = "the container stays taken over and locked, so nothing can be written to it. Run `sprat \
                  unlock` again: it goes on waiting";
     match &failure.hint {
-        // What is wrong with the server is to be said, too.
+        // The user must learn what is wrong with the server, too.
         Some(hint) if failure.exit == Exit::Damaged => {
             let hint = format!("{stays}. {hint}");
             failure.with_hint(hint)
@@ -225,6 +225,6 @@ fn info_line(info: &LockInfo) -> String {
     match (&info.token, info.free) {
         (Some(_), false) => format!("locked by {info}"),
         (Some(_), true) => format!("{info}, but an earlier session may still write"),
-        (None, _) => format!("locked by {}, which says nothing of its owner", info.file),
+        (None, _) => format!("locked by {}, which does not name its owner", info.file),
     }
 }

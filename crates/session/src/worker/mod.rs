@@ -1,6 +1,6 @@
 //! W, the hidden `worker` command: mounts in namespaces of its own, mkfs, rsync, e2fsck.
 //!
-//! Everything that it does may block for as long as the volume does; it is killed then.
+//! Each order may block while the volume blocks. Then the session kills W.
 
 pub mod mount_keeper;
 
@@ -25,14 +25,14 @@ use crate::protocol::reports::{Notice, VolumeRoom};
 use crate::protocol::spawn::{leave_signals_to_the_session, take_sockets};
 use crate::{Exit, Failure};
 
-/// The longest volume key: AES-256-XTS. A pipe holds it without anybody reading.
+/// The longest volume key: AES-256-XTS. It fits into a pipe that no process reads from yet.
 const KEY_BYTES_MAX: usize = 64;
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
 /// Runs W; its standard input is the control socket.
 pub fn run() -> Exit {
     leave_signals_to_the_session();
-    // Before anything that starts a thread or opens a file: it runs this program again.
+    // First, before a thread is started or a file is opened: it runs this program again.
     let private = sprat_attach::enter_private_namespaces();
     converse(private, false)
 }
@@ -97,8 +97,9 @@ fn converse(private: Result<(), AttachError>, keeps_mount: bool) -> Exit {
     Exit::Failed
 }
 
-/// Reads orders on a thread of its own, so that a cancel is heard while rsync runs. At the end of
-/// the socket the session is dead; pid 1 of the namespace ending ends all in it, mounts included.
+/// Reads orders on a thread of its own, so that a cancel arrives while rsync runs. When the socket ends,
+/// the session is dead. Then this process, pid 1 of its namespace, exits, and all processes and mounts
+/// of the namespace end with it.
 fn hear_orders(
     mut receiver: Receiver,
     cancel: &Cancel,
@@ -116,8 +117,8 @@ fn hear_orders(
                     break;
                 }
             }
-            // A mount in the caller's namespace does not go with this process: the main thread
-            // takes it away when it sees the end of the queue.
+            // A mount in the caller's namespace does not end with this process. The main thread
+            // unmounts it when it sees the end of the queue.
             if !keeps_mount {
                 std::process::exit(i32::from(Exit::Failed.code()));
             }
@@ -135,7 +136,7 @@ struct Worker {
     writes: bool,
 }
 
-/// The server shows the file system's newest super block, and something older behind it.
+/// The server shows the file system's newest super block, and older blocks behind it.
 fn newest_gone(gone: &[String]) -> Failure {
     Failure::new(
         Exit::Damaged,
@@ -146,15 +147,15 @@ fn newest_gone(gone: &[String]) -> Failure {
     )
     .with_hint(
         "the server shows a mixture of a newer and an older state of the container, or its disk is \
-         damaged. Look at the server's disk and for other copies of the file there; `sprat check \
-         --read-data` says what is damaged. To go on, add --accept-older-state once: that snapshot \
-         is lost then",
+         damaged. Check the server's disk, and search it for other copies of the file. `sprat check \
+         --read-data` reports what is damaged. To go on, add --accept-older-state once: that snapshot \
+         is then lost",
     )
 }
 
 impl Worker {
     fn reply(&self, reply: &WorkerReply) {
-        // If the session process is gone, so is this one in a moment.
+        // If the session process has ended, this one ends in a moment, too.
         if let Err(error) = self.events.send(reply)
             && error.kind() == std::io::ErrorKind::InvalidData
         {
@@ -231,7 +232,7 @@ impl Worker {
                 let report = self.with_mounts(needed, &spec.rsync, |events| {
                     sprat_snapshot::take(root, &spec, now, events, &cancel)
                 })?;
-                self.tell_room();
+                self.warn_if_nearly_full();
                 WorkerReply::SnapshotTaken(Box::new(report))
             }
             WorkerOrder::List => WorkerReply::Listed(sprat_snapshot::list(self.root()?)?),
@@ -303,7 +304,7 @@ impl Worker {
         let events = self.events.clone();
         let run = || {
             job(&mut |progress| {
-                // Without anybody to hear it this process is about to end anyway.
+                // Without a receiver this process is about to end anyway.
                 let _ = events.send(&WorkerReply::Progress(progress));
             })
         };
@@ -314,8 +315,8 @@ impl Worker {
         )??)
     }
 
-    /// Says it where the volume is nearly full, in time for somebody to do something.
-    fn tell_room(&self) {
+    /// Warns if the volume is nearly full.
+    fn warn_if_nearly_full(&self) {
         if let Some(room) = self.room()
             && room.is_low()
         {
@@ -332,7 +333,7 @@ impl Worker {
         sprat_snapshot::newest(root).ok()
     }
 
-    /// What is left in the mounted volume; asks the kernel's memory only.
+    /// What is left in the mounted volume. Needs only the kernel's memory, no read from the server.
     fn room(&self) -> Option<VolumeRoom> {
         FileSystemKind::DEFAULT.room(self.mounted.as_deref()?)
     }
@@ -341,8 +342,8 @@ impl Worker {
         self.reply(&WorkerReply::Progress(progress));
     }
 
-    /// Mounts FUSE and gives its descriptor away: the volume process must be the only one that
-    /// holds it, or its death would not be seen.
+    /// Mounts FUSE and sends its descriptor away. Only the volume process may have it open, or the kernel
+    /// would not notice the death of that process.
     fn begin(&mut self) -> Result<(), Failure> {
         let fuse = sprat_attach::open_fuse()?;
         let attachment = Attachment::begin(fuse.as_fd(), AttachOptions::default())?;
@@ -352,7 +353,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes the volume key, and keeps it no longer than dm-crypt needs to be told of it.
+    /// Receives the volume key. Keeps it only until dm-crypt has it.
     fn map(&mut self, mapping: &CryptMapping) -> Result<(), Failure> {
         // Each is best effort, as in the volume process.
         let _ = sprat_attach::hide_from_debuggers();
@@ -367,7 +368,7 @@ impl Worker {
         Ok(())
     }
 
-    /// The session ended before the mount was left to itself: takes it away, dead or alive.
+    /// The session ended before the mount went on in the background. Unmounts it, dead or alive.
     fn abandon(&mut self) {
         let dir = self.mounted.take();
         let unmounted = match self.attachment.take() {
@@ -379,7 +380,7 @@ impl Worker {
         }
     }
 
-    /// The mount stays; from the session comes the volume process's control socket.
+    /// The mount stays. The session sends the volume process's control socket.
     fn leave_mounted(&mut self) -> Result<OwnedFd, Failure> {
         let control = sprat_attach::receive_fd(&self.descriptors)?;
         if let Some(attachment) = self.attachment.take() {

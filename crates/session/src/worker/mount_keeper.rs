@@ -1,4 +1,4 @@
-//! The hidden `mount-keeper` command, the keeper of a background mount: takes the mount away if its volume process dies.
+//! The hidden `mount-keeper` command, the keeper of a background mount: unmounts it if its volume process dies.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,7 @@ use crate::protocol::frames::Receiver;
 use crate::protocol::messages::{BackgroundMount, VolumeReply};
 use crate::supervisor::background::{self, OpenRecord};
 
-/// How long the kernel may take to notice that the server of the mount is gone.
+/// How long the kernel may take to notice that the volume process is gone.
 const NOTICE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs the keeper; its standard input is the control socket.
@@ -23,7 +23,7 @@ pub fn run() -> Exit {
 /// Waits for the end of V, which is the end of its control socket.
 pub(crate) fn keep(mount: &BackgroundMount, control: OwnedFd) -> Exit {
     background::leave_terminal();
-    // Opened while V lives: afterwards an `umount` may remove it at any moment.
+    // Opened while V runs. Later an `umount` may remove it at any moment.
     let record = OpenRecord::open(Path::new(&mount.record));
     let mut receiver = Receiver::new(UnixStream::from(control));
     while let Ok(Some(_)) = receiver.receive::<VolumeReply>() {}
@@ -33,7 +33,7 @@ pub(crate) fn keep(mount: &BackgroundMount, control: OwnedFd) -> Exit {
     let deadline = Instant::now() + NOTICE_LIMIT;
     let dir = Path::new(&mount.dir);
     while Instant::now() < deadline {
-        // Another volume may be mounted at this folder meanwhile; that one has its own keeper.
+        // Another volume may be mounted at this folder by now. That volume has its own keeper.
         let is_ours = volume_id(dir).is_ok_and(|volume| volume == record.record.volume);
         if record.has_ended() {
             match mount_state(dir) {

@@ -1,4 +1,4 @@
-//! Holds the lease that took over, for hours perhaps, until nothing of an earlier session can arrive.
+//! Keeps the lease that took over until no write of an earlier session can arrive. That may take hours.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,17 +13,17 @@ use crate::state::reserved_names::HalfMade;
 use crate::supervisor::unlock::{DoorWay, UnlockWish, hours};
 use crate::{Failure, text};
 
-/// Between two questions to the server's kernel, each with a login of its own.
+/// Time between two questions to the server's kernel. Each needs a login of its own.
 const KERNEL_PAUSE: Duration = Duration::from_secs(60);
-/// Between two looks at the leases that are waited for.
+/// Time between two checks of the leases that it waits for.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The first pause before a lost connection is sought again; [`Outage`] doubles it.
+/// The first pause before a reconnect. [`Outage`] doubles it.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// How often it is reported what is waited for: first after this time, then each time after twice as
-/// long, up to the second one.
+/// Time between two reports on the wait: the first interval, then each time twice as long, up to the
+/// second one.
 const REPORT_INTERVALS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(15 * 60)];
 
-/// A lease that waits.
+/// A lease that waits for its predecessors.
 pub(crate) struct Waiting<'w> {
     lease: &'w Lock,
     store: Arc<dyn Store>,
@@ -32,10 +32,10 @@ pub(crate) struct Waiting<'w> {
     interrupt: &'w Interrupt,
     container: &'w FileName,
     begun: Instant,
-    /// Stands still while the machine sleeps, as `begun` does.
+    /// Its clock stands still while the machine sleeps, as that of `begun` does.
     outage: Outage,
     outage_max: Duration,
-    /// Why the connection was lost, as it was reported.
+    /// The last reason that was reported for a lost connection.
     reported: String,
     renewed: Instant,
     kernel_asked: Option<Instant>,
@@ -68,12 +68,12 @@ impl<'w> Waiting<'w> {
         }
     }
 
-    /// The store as it is reached now.
+    /// The store over the present connection.
     pub(crate) fn into_store(self) -> Arc<dyn Store> {
         self.store
     }
 
-    /// Waits until no door is open. Returns how each was closed.
+    /// Waits until no predecessor is open. Returns how each was closed.
     pub(crate) fn for_doors(
         &mut self,
         tell: &mut dyn FnMut(&str),
@@ -82,7 +82,7 @@ impl<'w> Waiting<'w> {
         let mut interval = REPORT_INTERVALS[0];
         loop {
             self.ask_kernel(tell);
-            if self.with_patience(tell, Self::look_at_doors)? {
+            if self.with_patience(tell, Self::check_predecessors)? {
                 return Ok(std::mem::take(&mut self.ways));
             }
             let waited = self.begun.elapsed();
@@ -96,8 +96,8 @@ impl<'w> Waiting<'w> {
         }
     }
 
-    /// Notes durably that nothing is waited for any more, and looks once more whether the lease is
-    /// ours. Removes what a rewrite (`trim --rewrite`) left that died: nobody else will know of it.
+    /// Records durably that the wait is over, and checks once more that the lease is ours. Removes what a
+    /// rewrite (`trim --rewrite`) that died has left: no later session would know of it.
     pub(crate) fn clear_up(
         &mut self,
         tell: &mut dyn FnMut(&str),
@@ -113,7 +113,7 @@ impl<'w> Waiting<'w> {
         })
     }
 
-    /// Does it, on new connections if need be, until the server was away for too long.
+    /// Runs `act`, on new connections if necessary, until the server has been away for too long.
     fn with_patience<T>(
         &mut self,
         tell: &mut dyn FnMut(&str),
@@ -140,16 +140,16 @@ impl<'w> Waiting<'w> {
                 Err(error) => error,
             };
             let LockError::Store { source, .. } = &error else {
-                // Nothing but leases was sent, so nothing can arrive late. If it can't be said, who took
-                // over waits longer.
+                // Only leases were sent, so nothing can arrive late. If this report fails, the session
+                // that took over waits longer.
                 let _ = self.lease.answer(&*self.store);
                 return Err(Failure::from(&error));
             };
             let now = self.begun.elapsed();
             self.outage.lost(now);
             let over = self.outage_max.is_zero() || !self.outage.begin_attempt(now);
-            // Before the lease was read on a new connection, any answer: as in a session, a server that
-            // starts may show another host key, or refuse logins.
+            // Until the lease was read on a new connection, every error may pass, as in a session. A
+            // server that starts may show another host key, or refuse logins.
             let may_pass = !answers || source.kind().may_pass();
             if !may_pass || over {
                 return Err(Failure::from(&error));
@@ -176,7 +176,7 @@ impl<'w> Waiting<'w> {
             source,
         };
         let new = self.connection.connect().map_err(failed)?;
-        // Its disk may come later than its login: then nothing is there, and the lease is not lost.
+        // Its disk may be mounted later than logins work. A missing lease is not lost then.
         match new.stat(&self.lease.file()) {
             Err(error) if error.kind() == StoreErrorKind::NotFound => {
                 new.stat(self.container).map_err(failed)?;
@@ -189,8 +189,8 @@ impl<'w> Waiting<'w> {
         Ok(())
     }
 
-    /// True once no door is open.
-    fn look_at_doors(&mut self) -> Result<bool, LockError> {
+    /// True when no predecessor is open.
+    fn check_predecessors(&mut self) -> Result<bool, LockError> {
         let (lease, wish) = (self.lease, self.wish);
         let ways = &mut self.ways;
         let mut note = |doors: Vec<u64>, way| {
@@ -234,8 +234,8 @@ impl<'w> Waiting<'w> {
         )
     }
 
-    /// Closes all doors where nobody has the container open for writing. Asked again later where
-    /// somebody has: a connection that the server drops is one less. No answer is none.
+    /// Closes all predecessors if no process on the server has the container open for writing. Else it
+    /// asks again later: the server may have dropped a connection by then.
     fn ask_kernel(&mut self, tell: &mut dyn FnMut(&str)) {
         let answer_is_late = self.begun.elapsed() >= self.wish.answer_wait;
         let asked = self.kernel_asked;
@@ -258,11 +258,11 @@ impl<'w> Waiting<'w> {
                     .extend(closed.map(|number| (number, DoorWay::Kernel)));
             }
             Writers::Some if first => tell(
-                "the server's kernel says that a process there has the container open for writing \
-                 yet: an sftp-server of the earlier session. End it on the server if you can",
+                "the server's kernel reports that a process there still has the container open for \
+                 writing: an sftp-server of the earlier session. End it on the server if you can",
             ),
             Writers::Unknown { reason } if first => tell(&format!(
-                "whether anything can arrive yet can't be asked of the server's kernel: {reason}"
+                "can't ask the server's kernel whether writes can still arrive: {reason}"
             )),
             _ => {}
         }

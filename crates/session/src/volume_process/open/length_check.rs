@@ -46,8 +46,8 @@ fn super_block_unread(error: &StoreError) -> Failure {
     )
     .caused_by(error)
     .with_hint(
-        "nothing was changed. Look after the server's disk, and copy the file away as far as it \
-         can be read; ext4 keeps copies of its super block (`e2fsck -b 32768`)",
+        "nothing was changed. Check the server's disk, and copy as much of the file away as can \
+         be read. ext4 keeps copies of its super block (`e2fsck -b 32768`)",
     )
 }
 
