@@ -8,6 +8,9 @@ use sprat_run::config::ConfigPlaces;
 
 use crate::Failure;
 
+/// The folder of root's config. The timers know no other one.
+pub(crate) const ROOT_CONFIG_DIR: &str = "/etc/sprat";
+
 /// The level of the log that `SPRAT_LOG` sets.
 pub(crate) fn log_level() -> Option<String> {
     std::env::var("SPRAT_LOG").ok()
@@ -18,7 +21,7 @@ pub(crate) fn log_level() -> Option<String> {
 pub(crate) struct Environment {
     /// The user is root.
     pub root: bool,
-    /// The user's home folder.
+    /// The user's home folder: `HOME`, else what the account says.
     pub home: Option<PathBuf>,
     /// The folder of the config and the key files: `/etc/sprat` (root) or `~/.config/sprat`.
     pub config_dir: Option<PathBuf>,
@@ -37,7 +40,8 @@ impl Environment {
                 .filter(|value: &OsString| Path::new(value).is_absolute())
                 .map(PathBuf::from)
         };
-        let home = folder("HOME");
+        // systemd sets no HOME for the services of the system.
+        let home = std::env::home_dir().filter(|home| home.is_absolute());
         let user_config = || {
             folder("XDG_CONFIG_HOME")
                 .or_else(|| home.as_ref().map(|home| home.join(".config")))
@@ -45,7 +49,7 @@ impl Environment {
         };
         let config_dir = folder("SPRAT_CONFIG_DIR").or_else(|| {
             if root {
-                Some(PathBuf::from("/etc/sprat"))
+                Some(PathBuf::from(ROOT_CONFIG_DIR))
             } else {
                 user_config()
             }

@@ -14,5 +14,7 @@ pub mod copy_name;
 pub mod due;
 pub mod hooks;
 pub mod notify;
+pub mod schedule;
 pub mod state_file;
 pub mod suggest;
+pub mod timer;

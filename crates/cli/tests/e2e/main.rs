@@ -32,6 +32,7 @@ mod readme;
 mod reserve;
 mod restore;
 mod room;
+mod schedule;
 mod sheet;
 mod sheet_page;
 mod status;
