@@ -3,14 +3,19 @@
 
     SPRAT_TRIPS=LOG [SPRAT_TRIPS_RTT_MS=50] sprat --ssh-command bench/trips.py … ssh://any-host/abs/path/x.luks
     bench/trips.py LOG
+    bench/trips.py --total LOG
 
-The second form prints the log in order, and what it comes to: requests, fsyncs, logins, and the longest chain
-of requests each of which was sent after the answer of the one before, which is what a slow line makes one wait
-for. ssh's arguments are ignored; a login is taken to be eight round trips (SPRAT_TRIPS_LOGIN). No ssh and no
-network take part, so the counts hardly depend on the machine's load; times do.
+The second form prints the log in order, and the totals: requests, fsyncs, logins, and the longest chain of requests
+each of which was sent after the answer of the one before. A slow connection makes sprat wait for that chain. The third
+form prints the totals only. `bench/trips_table.py` makes a table of the commands.
+
+ssh's arguments are ignored. A login is taken to be eight round trips (SPRAT_TRIPS_LOGIN). It is not part of the chain.
+No ssh and no network take part, so the counts hardly depend on the machine's load; times do. If the arguments contain
+`borg serve`, that runs instead of sftp-server, and a chain link is a message and the first bytes that can answer it.
 """
 import os
 import queue
+import shutil
 import struct
 import subprocess
 import sys
@@ -38,6 +43,7 @@ class Log:
 
     def __init__(self, path):
         self.file, self.handles, self.asked = open(path, "a", buffering=1), {}, {}
+        self.message_sent = None
 
     def say(self, *words):
         self.file.write(" ".join(str(word) for word in (f"{time.time():.4f}", os.getpid(), *words)) + "\n")
@@ -71,8 +77,33 @@ class Log:
             self.handles[text_at(body, 5)[0]] = what
         self.say("<", name, what, NAMES.get(body[0], body[0]))
 
+    def message(self):
+        """Some bytes of a protocol that is not SFTP were sent."""
+        if self.message_sent is None:
+            self.message_sent = time.monotonic()
+            self.say("> MESSAGE")
 
-def pump(source, to, delay_s, sent, arrived, ready):
+    def message_answer(self, rtt_s):
+        """Some bytes of such a protocol arrived. Bytes that were under way before can't be the answer."""
+        if self.message_sent is not None and time.monotonic() >= self.message_sent + rtt_s:
+            self.message_sent = None
+            self.say("< MESSAGE DATA")
+
+
+def packets_of(source):
+    """SFTP's packets: each with its length in front, and its body."""
+    while len(head := source.read(4)) == 4:
+        body = source.read(struct.unpack(">I", head)[0])
+        yield head + body, body
+
+
+def chunks_of(source):
+    """Bytes as they come, for any other protocol."""
+    while chunk := source.read1(1 << 16):
+        yield chunk, chunk
+
+
+def pump(source, to, delay_s, sent, arrived, ready, cut=packets_of):
     """Passes packets on, each after the delay."""
     packets = queue.Queue()
 
@@ -83,7 +114,8 @@ def pump(source, to, delay_s, sent, arrived, ready):
             try:
                 if packet is None:
                     return to.close()
-                arrived(packet[4:])
+                packet, body = packet
+                arrived(body)
                 to.write(packet)
                 to.flush()
             except OSError:
@@ -91,44 +123,58 @@ def pump(source, to, delay_s, sent, arrived, ready):
 
     delivering = threading.Thread(target=deliver)
     delivering.start()
-    while len(head := source.read(4)) == 4:
-        body = source.read(struct.unpack(">I", head)[0])
+    for packet, body in cut(source):
         sent(body)
-        packets.put((max(ready, time.monotonic()) + delay_s, head + body))
+        packets.put((max(ready, time.monotonic()) + delay_s, (packet, body)))
     packets.put((time.monotonic() + delay_s, None))
     delivering.join()
 
 
-def stand_in(path):
+def stand_in(path, arguments):
     rtt_s = float(os.environ.get("SPRAT_TRIPS_RTT_MS", "50")) / 1000
     logged_in = time.monotonic() + rtt_s * float(os.environ.get("SPRAT_TRIPS_LOGIN", "8"))
-    program = next(program for program in SFTP_SERVERS if os.access(program, os.X_OK))
     log, nothing = Log(path), lambda body: None
-    server = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    up = (sys.stdin.buffer, server.stdin, rtt_s / 2, log.request, nothing, logged_in)
+    if "serve" in arguments:
+        program = [shutil.which("borg"), "serve"]
+        sent, arrived, cut = lambda body: log.message(), lambda body: log.message_answer(rtt_s), chunks_of
+    else:
+        program = [next(program for program in SFTP_SERVERS if os.access(program, os.X_OK))]
+        sent, arrived, cut = log.request, log.answer, packets_of
+    server = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    up = (sys.stdin.buffer, server.stdin, rtt_s / 2, sent, nothing, logged_in, cut)
     threading.Thread(target=pump, args=up, daemon=True).start()
-    pump(server.stdout, sys.stdout.buffer, rtt_s / 2, nothing, log.answer, 0)
+    pump(server.stdout, sys.stdout.buffer, rtt_s / 2, nothing, arrived, 0, cut)
     os._exit(0)
 
 
-def show(path):
+def totals(path, each=lambda line: None):
+    """Counts what a log holds: requests, fsyncs, logins and the longest chain. `each` gets every line of it."""
     lines = sorted((line.split(" ", 2) for line in Path(path).read_text().splitlines()), key=lambda line: line[0])
     channels, depth, answered, requests, fsyncs = {}, {}, 0, 0, 0
     for at, channel, what in lines:
         number = channels.setdefault(channel, len(channels))
         way, name = what.split()[:2]
         key = (channel, what[2:].rsplit(" ", 1)[0] if way == "<" and name != "VERSION" else what[2:].strip())
+        if name == "VERSION":
+            key = (channel, "INIT")
         if way == ">":
             requests, fsyncs = requests + 1, fsyncs + (name == "fsync")
             depth.setdefault(key, []).append(answered + 1)
         elif depth.get(key):
             answered = max(answered, depth[key].pop(0))
-        print(f"{float(at) - float(lines[0][0]):8.3f} {number} {answered:4} {what}")
-    print(f"{requests} requests, {fsyncs} fsyncs, {len(channels)} logins, longest chain {answered}")
+        each(f"{float(at) - float(lines[0][0]):8.3f} {number} {answered:4} {what}")
+    return {"chain": answered, "requests": requests, "fsyncs": fsyncs, "logins": len(channels)}
+
+
+def show(path, each):
+    found = totals(path, each)
+    print("{requests} requests, {fsyncs} fsyncs, {logins} logins, longest chain {chain}".format(**found))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2 and "SPRAT_TRIPS" not in os.environ:
-        show(sys.argv[1])
+    if "SPRAT_TRIPS" in os.environ:
+        stand_in(os.environ["SPRAT_TRIPS"], sys.argv[1:])
+    elif sys.argv[1] == "--total":
+        show(sys.argv[2], lambda line: None)
     else:
-        stand_in(os.environ["SPRAT_TRIPS"])
+        show(sys.argv[1], print)
