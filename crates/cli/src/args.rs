@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Args, value_parser};
 use sprat_session::Mode;
 
 /// The heading of the global options. The help of a command leaves them out: `sprat help options`
@@ -117,9 +117,9 @@ pub(crate) struct GlobalArgs {
     /// Time between two reports of progress, in seconds; the default depends on where they go.
     #[arg(long, global = true, hide = true, value_parser = seconds, value_name = "SECONDS")]
     pub progress_interval: Option<Duration>,
-    /// Number of SFTP channels for data.
-    #[arg(long, global = true, hide = true, default_value = "4")]
-    pub data_channels: usize,
+    /// Most connections to the server.
+    #[arg(long, global = true, hide = true, value_parser = value_parser!(u8).range(1..=8))]
+    pub connections: Option<u8>,
     /// Largest amount of unsent data in memory, in bytes.
     #[arg(long, global = true, hide = true, default_value = "134217728")]
     pub write_buffer_bytes_max: usize,

@@ -13,10 +13,10 @@ use sprat_store::{
     SftpStore, SshTarget, Store, StoreError, StoreFile, WriteJournal, Writers,
 };
 
+use crate::Failure;
 use crate::address::{Location, SshLocation, Target};
 use crate::settings::{SessionSettings, SshOptions};
 use crate::state::{self, identity};
-use crate::{Access, Failure};
 
 /// How long a server may take to punch some hundred holes.
 const PUNCH_TIMEOUT: Duration = Duration::from_secs(120);
@@ -125,15 +125,14 @@ impl HeaderRead for HeaderBytes<'_> {
 pub(crate) struct Connection {
     location: Location,
     ssh: SshOptions,
-    data_channels: usize,
-    data_channels_at_once: bool,
+    connections: usize,
     allow_no_fsync: bool,
     quiet_time: Duration,
     flock: OwnedFd,
 }
 
 impl Connection {
-    /// A session that writes opens all data channels at once.
+    /// As the settings say.
     pub(crate) fn new(settings: &SessionSettings, journal: &WriteJournal) -> Result<Self, Failure> {
         let flock = journal.fd().try_clone_to_owned().map_err(|error| {
             Failure::failed("can't share the local lock record").caused_by(&error)
@@ -141,25 +140,17 @@ impl Connection {
         Ok(Self {
             location: settings.target.location.clone(),
             ssh: settings.ssh.clone(),
-            data_channels: settings.data_channels,
-            data_channels_at_once: settings.access == Access::ReadWrite,
+            connections: settings.connections,
             allow_no_fsync: settings.allow_no_fsync,
             quiet_time: settings.quiet_time,
             flock,
         })
     }
 
-    /// Opens all data channels at once, whatever the access: a copy needs them at once.
-    pub(crate) fn with_all_channels(mut self) -> Self {
-        self.data_channels_at_once = true;
-        self
-    }
-
     /// Connects.
     pub(crate) fn connect(&self) -> Result<Arc<dyn Store>, StoreError> {
         let tune = |options: &mut SftpOptions| {
-            options.data_channels = self.data_channels;
-            options.data_channels_at_once = self.data_channels_at_once;
+            options.connections = self.connections;
             options.insist_without_fsync = self.allow_no_fsync;
             options.inherit_fds = vec![self.share_flock(&options.host)?];
             Ok(())

@@ -49,8 +49,8 @@ pub use protocol::reports::{
 };
 pub use session::{Session, check, check_file_system};
 pub use settings::{
-    Access, CreateOptions, IdentityPolicy, Mode, SIZE_BYTES_MIN, SessionSettings, SshOptions,
-    TAKEOVER_QUIET_TIMES,
+    Access, CONNECTIONS, CreateOptions, IdentityPolicy, Mode, SIZE_BYTES_MIN, SessionSettings,
+    SshOptions, TAKEOVER_QUIET_TIMES,
 };
 pub use supervisor::background::{MountRecord, explain_lock, mounted_at};
 pub use supervisor::create::{NotCreated, Show, create, create_and_show};

@@ -110,6 +110,9 @@ impl Default for SshOptions {
     }
 }
 
+/// Most connections to one server, if nothing else is set.
+pub const CONNECTIONS: usize = 4;
+
 /// How a container is opened.
 ///
 /// A new setting is a field here, with its default in [`SessionSettings::new`].
@@ -145,8 +148,9 @@ pub struct SessionSettings {
     pub quiet_time: Duration,
     /// How often [`SessionProgress`](crate::SessionProgress) is reported.
     pub stats_interval: Duration,
-    /// SFTP channels for data.
-    pub data_channels: usize,
+    /// Most connections to the server, 1 to 8. All but the first begin only when more is queued
+    /// than the first carries in one round trip.
+    pub connections: usize,
     /// Most bytes that may wait to be durable on the server.
     pub write_buffer_bytes_max: usize,
     /// The folder in which each container has its persistent cache (`/var/cache/sprat`).
@@ -191,7 +195,7 @@ impl SessionSettings {
             reconnect_max: Duration::from_secs(15 * 60),
             quiet_time: Duration::from_secs(60),
             stats_interval: Duration::from_millis(500),
-            data_channels: 4,
+            connections: CONNECTIONS,
             write_buffer_bytes_max: 128 << 20,
             pins: IdentityPolicy::TrustOnce,
             // The child resolves this link, so it runs this very program even if an upgrade has

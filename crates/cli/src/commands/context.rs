@@ -300,7 +300,9 @@ impl Context {
         if let Some(interval) = global.progress_interval {
             options.stats_interval = interval;
         }
-        options.data_channels = global.data_channels;
+        if let Some(connections) = global.connections {
+            options.connections = connections.into();
+        }
         options.write_buffer_bytes_max = global.write_buffer_bytes_max;
         options.reserve_bytes = global.reserve_bytes;
         options.space_interval = global.room_interval;

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 use sprat_run::config::Job;
 use sprat_session::diagnosis::{self, Finding, ServerCheck, State};
-use sprat_session::text;
+use sprat_session::{CONNECTIONS, text};
 
 use super::context::{CommandArgs, Context, Resolved};
 use crate::output::result_json;
@@ -45,6 +45,7 @@ impl CommandArgs for DoctorArgs {
                 state_dir: &state_dir,
                 fingerprint: context.global.fingerprint.as_deref(),
                 allow_no_fsync: resolved.allow_no_fsync,
+                connections: context.global.connections.map_or(CONNECTIONS, usize::from),
                 reserve_bytes: context.global.reserve_bytes,
             }));
         }

@@ -251,7 +251,7 @@ fn copied_to_hostile(scene: &CopyScene, faults: &[Fault], reconnect_max: &str) -
         ["--ssh-command", ssh[0].to_str().unwrap()],
         ["--quiet-time", "0"],
         ["--reconnect-max", reconnect_max],
-        ["--data-channels", "1"],
+        ["--connections", "2"],
     ];
     let mut words = words.concat();
     words.extend(["copy", CONTAINER, &to]);

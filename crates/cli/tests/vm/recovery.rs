@@ -185,7 +185,7 @@ fn grow(owner: &Owner) -> String {
     let key = owner.key_file("laptop").display().to_string();
     format!(
         "SPRAT_RESERVE_BYTES=0 SPRAT_STATE_DIR=/run/state SPRAT_RUNTIME_DIR=/run/sprat \\\n\
-         SPRAT_CACHE_DIR=/run/cache sprat --quiet --quiet-time 1 --data-channels 1 --key-file '{key}' grow '{target}' 6G"
+         SPRAT_CACHE_DIR=/run/cache sprat --quiet --quiet-time 1 --connections 2 --key-file '{key}' grow '{target}' 6G"
     )
 }
 

@@ -74,7 +74,7 @@ impl Endpoint {
     /// Acquires the local record. Sends nothing to the server yet.
     pub(super) fn new(options: &SessionSettings) -> Result<Self, Failure> {
         let record = open_journal(&options.state_dir, &options.target, Access::ReadWrite)?;
-        let connection = Connection::new(options, &record)?.with_all_channels();
+        let connection = Connection::new(options, &record)?;
         let lease = EndpointLease {
             target: options.target.clone(),
             state_dir: options.state_dir.clone(),

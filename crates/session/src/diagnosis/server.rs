@@ -6,7 +6,7 @@ use sprat_luks::Copies;
 use sprat_store::{Access, FileStat, Store, StoreError, lock};
 
 use super::finding::{Finding, State};
-use crate::address::Target;
+use crate::address::{Location, Target};
 use crate::state::history::History;
 use crate::state::paths::StatePaths;
 use crate::state::{identity, moved, reserved_names};
@@ -29,6 +29,8 @@ pub struct ServerCheck<'c> {
     pub fingerprint: Option<&'c str>,
     /// Writing without fsync is allowed.
     pub allow_no_fsync: bool,
+    /// Most connections of one session.
+    pub connections: usize,
     /// Size of the reserve.
     pub reserve_bytes: u64,
 }
@@ -46,6 +48,7 @@ pub fn server(checked: &ServerCheck<'_>) -> Vec<Finding> {
     };
     let what = format!("{name}: server");
     let mut findings = vec![Finding::new(what, State::Fine, store.describe())];
+    findings.extend(connections(checked));
     findings.push(fsync(name, checked, &*store));
     findings.extend(removal(name, checked, &*store));
     let stat = store.stat(&checked.target.name).ok();
@@ -84,6 +87,19 @@ fn volume(checked: &ServerCheck<'_>) -> Option<Finding> {
         false => return Some(Finding::new(what, State::Fine, detail)),
     };
     Some(Finding::new(what, state, detail).hint("`sprat prune` removes snapshots; `sprat grow`"))
+}
+
+/// How many connections a session may have; a local folder has none.
+fn connections(checked: &ServerCheck<'_>) -> Option<Finding> {
+    if !matches!(checked.target.location, Location::Ssh(_)) {
+        return None;
+    }
+    let detail = match checked.connections {
+        1 => "1".to_owned(),
+        most => format!("1, and up to {most} while there is much to send or read"),
+    };
+    let what = format!("{}: connections", checked.name);
+    Some(Finding::new(what, State::Fine, detail))
 }
 
 fn fsync(name: &str, checked: &ServerCheck<'_>, store: &dyn Store) -> Finding {

@@ -42,8 +42,8 @@ pub(crate) struct Patience {
 /// channels, has more.
 const BYTES_PER_SECOND_MIN: usize = 1024;
 
-/// Called with the reason when a channel dies, and with whether the server had greeted on it.
-type OnDeath = Box<dyn Fn(&Ending, bool) + Send + Sync>;
+/// Called with the reason when a channel dies.
+type OnDeath = Box<dyn Fn(&Ending) + Send + Sync>;
 
 /// Ends a channel without keeping it alive.
 pub(crate) struct Killer(Weak<Shared>);
@@ -232,6 +232,28 @@ impl Channel {
         state.bytes_in_flight + state.bytes_waiting
     }
 
+    /// Whether a request with so many bytes would have to wait: more is queued than the channel
+    /// carries in one round trip.
+    pub(crate) fn is_full(&self, bytes: usize) -> bool {
+        self.shared.lock().is_full(bytes)
+    }
+
+    /// Waits until such a request fits, the channel has died, or `until` returns true.
+    /// [`wake`](Self::wake) makes it ask `until` again, which must not use this channel.
+    pub(crate) fn wait_while_full(&self, bytes: usize, until: impl Fn() -> bool) {
+        let mut state = self.shared.lock();
+        while state.dead.is_none() && state.is_full(bytes) && !until() {
+            state = self.shared.wait_for_room(state);
+        }
+    }
+
+    /// See [`wait_while_full`](Self::wait_while_full).
+    pub(crate) fn wake(&self) {
+        // Under the lock, so that no caller is between its check and its wait.
+        let _state = self.shared.lock();
+        self.shared.room.notify_all();
+    }
+
     /// Sends a request. While the channel is full, callers wait in turn.
     pub(crate) fn ask(&self, request: &Request<'_>) -> Result<Answer, Ending> {
         let bytes = match request {
@@ -247,9 +269,7 @@ impl Channel {
             if let Some(ending) = &state.dead {
                 return Err(ending.clone());
             }
-            let fits = state.bytes_in_flight == 0
-                || state.bytes_in_flight.saturating_add(bytes) <= IN_FLIGHT_BYTES_MAX;
-            if state.entering == ticket && fits && state.pending.len() < IN_FLIGHT_REQUESTS_MAX {
+            if state.entering == ticket && state.fits(bytes) {
                 break;
             }
             state = self.shared.wait_for_room(state);
@@ -369,6 +389,18 @@ impl ChannelState {
         Some(pending)
     }
 
+    /// Whether the limits leave space for a request.
+    fn fits(&self, bytes: usize) -> bool {
+        let fits = self.bytes_in_flight == 0
+            || self.bytes_in_flight.saturating_add(bytes) <= IN_FLIGHT_BYTES_MAX;
+        fits && self.pending.len() < IN_FLIGHT_REQUESTS_MAX
+    }
+
+    fn is_full(&self, bytes: usize) -> bool {
+        let nobody_waits = self.entering == self.next_ticket;
+        !(nobody_waits && self.fits(bytes))
+    }
+
     /// The request that has waited longest, of a few dozen at most.
     fn oldest(&self) -> Option<&Pending> {
         self.pending.values().min_by_key(|pending| pending.order)
@@ -463,7 +495,7 @@ impl Shared {
 
     fn report_death(&self, ending: &Ending) {
         if let Some(report) = self.on_death.get() {
-            report(ending, self.greeting.get().is_some());
+            report(ending);
         }
     }
 

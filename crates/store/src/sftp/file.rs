@@ -2,21 +2,21 @@
 
 mod answers;
 mod batched_flush;
+mod joined;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, TryLockError};
+use std::sync::{Arc, Mutex};
 
 use super::channel::Channel;
 use super::codec::{Attributes, OpenFor, Request};
-use super::session::{Call, SftpSession};
+use super::further::SharedSession;
+use super::session::Call;
 use crate::contract::{Access, Applied, FileStat, ReadClass, StoreFile};
-use crate::join::join;
 use crate::{FileName, IgnorePoison, StoreError};
 use answers::{Owed, Whole};
+pub(super) use joined::{Handle, OpenFile};
 
-/// A transfer beyond this size is worth opening the data channels for.
-const SMALL_TRANSFER_BYTES: usize = 32 * 1024;
 /// Other channels take further reads once this much is under way on the first channel.
 const DEMAND_QUEUE_BYTES: usize = 512 * 1024;
 /// Requests end at multiples of this, so that a block is never split between two of them.
@@ -25,39 +25,17 @@ const BLOCK_BYTES: u64 = 4096;
 const READ_WINDOW_BYTES: usize = 8 * 1024 * 1024;
 
 pub(crate) struct SftpFile {
-    pub(super) session: Arc<SftpSession>,
-    name: FileName,
-    pub(super) object: String,
-    path: String,
-    access: Access,
-    /// [`SftpSession::renames_of`] when it was opened.
-    renames: u64,
-    opened: Attributes,
-    first: Arc<Handle>,
-    data: Vec<DataHandle>,
+    pub(super) session: Arc<SharedSession>,
+    file: Arc<OpenFile>,
     /// Locked during a flush: a flush that starts later must not return before the one that took
     /// the `unsynced` marks.
     flushing: Mutex<()>,
     flush_failed: AtomicBool,
 }
 
-pub(super) struct Handle {
-    pub(super) bytes: Vec<u8>,
-    /// A write on it was answered since its last fsync started.
-    unsynced: AtomicBool,
-}
-
-/// This file on one data channel, opened when it is first needed.
-#[derive(Default)]
-struct DataHandle {
-    opening: Mutex<()>,
-    /// `None`: the channel can't be used for it.
-    opened: OnceLock<Option<Arc<Handle>>>,
-}
-
 impl SftpFile {
     pub(crate) fn open(
-        session: &Arc<SftpSession>,
+        session: &Arc<SharedSession>,
         name: &FileName,
         access: Access,
     ) -> Result<Self, StoreError> {
@@ -69,41 +47,26 @@ impl SftpFile {
     }
 
     pub(crate) fn create_new(
-        session: &Arc<SftpSession>,
+        session: &Arc<SharedSession>,
         name: &FileName,
     ) -> Result<Self, StoreError> {
         let access = Access::ReadWrite;
         let file = Self::open_as(session, name, access, "create", OpenFor::Creating)?;
         // So that a flush of an empty new file reaches its inode, too.
-        file.first.unsynced.store(true, Ordering::SeqCst);
+        file.file.first.unsynced.store(true, Ordering::SeqCst);
         Ok(file)
     }
 
     fn open_as(
-        session: &Arc<SftpSession>,
+        session: &Arc<SharedSession>,
         name: &FileName,
         access: Access,
         op: &'static str,
         how: OpenFor,
     ) -> Result<Self, StoreError> {
-        let (object, path) = (session.object(name), session.path(name));
-        let renames = session.renames_of(name);
-        let (bytes, opened) = session.open_file(&session.first, op, &object, &path, how)?;
         Ok(Self {
             session: Arc::clone(session),
-            name: name.clone(),
-            object,
-            path,
-            access,
-            renames,
-            opened,
-            first: Arc::new(Handle {
-                bytes,
-                unsynced: AtomicBool::new(false),
-            }),
-            data: (0..session.options.data_channels)
-                .map(|_| DataHandle::default())
-                .collect(),
+            file: Arc::new(OpenFile::open(session, name, access, op, how)?),
             flushing: Mutex::default(),
             flush_failed: AtomicBool::new(false),
         })
@@ -113,139 +76,70 @@ impl SftpFile {
         Call {
             channel,
             op,
-            object: &self.object,
+            object: &self.file.object,
         }
     }
 
     pub(super) fn attributes(&self, op: &'static str) -> Result<Attributes, StoreError> {
-        let handle = &self.first.bytes;
+        let handle = &self.file.first.bytes;
         self.call(&self.session.first, op)
             .attributes(&Request::Fstat { handle })
     }
 
     fn writable(&self, op: &'static str) -> Result<(), StoreError> {
-        match self.access {
+        match self.file.access {
             Access::ReadWrite => Ok(()),
             Access::ReadOnly => Err(StoreError::PermissionDenied {
                 op,
-                object: self.object.clone(),
+                object: self.file.object.clone(),
             }),
         }
     }
 
-    /// The channel for a demand read: the first, which carries no bulk transfers. While that is
-    /// busy with other such reads, one that is up and less busy.
+    /// The channel for a demand read: the first, which carries no bulk transfers once others can.
+    /// While that is busy with other such reads, one that joined and is less busy.
     fn demand_channel(&self) -> (&Channel, Arc<Handle>) {
-        let first = (&self.session.first, Arc::clone(&self.first));
         let busy = self.session.first.load();
-        if busy <= DEMAND_QUEUE_BYTES {
-            return first;
-        }
-        let less_busy = self.session.data_channels().iter().zip(&self.data);
-        let less_busy = less_busy.filter_map(|(channel, slot)| {
-            // This must not wait: neither for a channel nor for a handle on it.
-            let handle = slot.opened.get()?.as_ref()?;
-            let up = self.session.usable(channel);
-            up.then(|| (channel.load(), channel, Arc::clone(handle)))
-        });
-        match less_busy.min_by_key(|(load, ..)| *load) {
-            Some((load, channel, handle)) if load < busy => (channel, handle),
-            _ => first,
-        }
-    }
-
-    /// The channel for read-ahead, which must not fill the first one. If no other channel is up,
-    /// this waits until one is, or none can be.
-    fn ahead_channel(&self, len: usize) -> (&Channel, Arc<Handle>) {
-        let first = &self.session.first;
-        let up = |channel: &Channel| self.session.usable(channel);
-        if !self.session.data_channels().iter().any(up) && first.load() + len <= DEMAND_QUEUE_BYTES
+        if busy > DEMAND_QUEUE_BYTES
+            && let Some((load, channel, handle)) = self.least_busy()
+            && load < busy
         {
-            // A few reads are not worth more logins, nor a wait for them.
-            return (first, Arc::clone(&self.first));
+            return (channel, handle);
         }
-        for channel in self.session.begin_data_channels() {
-            // The next channel is tried only if this one can't be used.
-            if channel.wait_greeting().is_ok() && self.session.usable(channel) {
-                break;
-            }
-        }
-        self.bulk_channel(len)
+        (&self.session.first, Arc::clone(&self.file.first))
     }
 
-    /// The least busy channel for bulk transfers; the first while no other is up.
+    /// The channel for a bulk transfer (a write or read-ahead): the least busy one that joined this
+    /// file. Before the first has joined, the first channel; while that is full, this waits for
+    /// whichever comes first: space, or a joined connection. So demand reads never wait behind more
+    /// than a full channel.
     fn bulk_channel(&self, len: usize) -> (&Channel, Arc<Handle>) {
-        let channels = if len > SMALL_TRANSFER_BYTES {
-            self.session.begin_data_channels()
-        } else {
-            self.session.data_channels()
-        };
-        let mut candidates: Vec<(usize, usize, &Channel)> = channels
-            .iter()
-            .enumerate()
-            .filter(|(_, channel)| self.session.usable(channel))
-            .map(|(index, channel)| (channel.load(), index, channel))
-            .collect();
-        candidates.sort_by_key(|(load, index, _)| (*load, *index));
-        for (_, index, channel) in candidates {
-            if let Some(handle) = self.data_handle(index, channel) {
+        if let Some((_, channel, handle)) = self.least_busy() {
+            return (channel, handle);
+        }
+        let first = &self.session.first;
+        if first.is_full(len) {
+            self.session.want_further(&self.file);
+            first.wait_while_full(len, || self.file.has_joined());
+            if let Some((_, channel, handle)) = self.least_busy() {
                 return (channel, handle);
             }
         }
-        (&self.session.first, Arc::clone(&self.first))
+        (first, Arc::clone(&self.file.first))
     }
 
-    /// Returns this file's handle on a data channel, opened at first use. `None` while another
-    /// caller opens it: channels are opened in parallel, not one after another.
-    fn data_handle(&self, index: usize, channel: &Channel) -> Option<Arc<Handle>> {
-        let slot = &self.data[index];
-        if let Some(opened) = slot.opened.get() {
-            return opened.clone();
-        }
-        let _opening = match slot.opening.try_lock() {
-            Ok(opening) => opening,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
-        let open = || {
-            let (same, handle) = join(
-                || self.session.leads_to_the_same_folder(index, channel),
-                || self.join_channel(channel),
-            );
-            handle.filter(|_| same).map(Arc::new)
-        };
-        slot.opened.get_or_init(open).clone()
+    /// The least busy of the further connections that joined this file, with its load.
+    fn least_busy(&self) -> Option<(usize, &Channel, Arc<Handle>)> {
+        let joined = self.joined();
+        joined.min_by_key(|(load, ..)| *load)
     }
 
-    /// Opens the file again by its name. It must be the same file, as far as SFTP v3 can tell: not
-    /// renamed or removed by us, same owner and mode, same length.
-    pub(super) fn join_channel(&self, channel: &Channel) -> Option<Handle> {
-        let how = match self.access {
-            Access::ReadOnly => OpenFor::Reading,
-            Access::ReadWrite => OpenFor::Writing,
-        };
-        // A writer may be growing the file between the two checks.
-        for _ in 0..3 {
-            let (bytes, found) = self
-                .session
-                .open_file(channel, "open", &self.object, &self.path, how)
-                .ok()?;
-            let handle = Handle {
-                bytes,
-                unsynced: AtomicBool::new(false),
-            };
-            let same = (found.owner, found.mode) == (self.opened.owner, self.opened.mode)
-                && self
-                    .attributes("open")
-                    .is_ok_and(|first| first.len == found.len);
-            if same && self.session.renames_of(&self.name) == self.renames {
-                return Some(handle);
-            }
-            channel.send_unanswered(&Request::Close {
-                handle: &handle.bytes,
-            });
-        }
-        None
+    fn joined(&self) -> impl Iterator<Item = (usize, &Channel, Arc<Handle>)> {
+        (0..self.session.further.number()).filter_map(|index| {
+            let handle = self.file.joined(index)?;
+            let channel = self.session.further.channel(index)?;
+            Some((channel.load(), channel, handle))
+        })
     }
 
     /// Cuts a range into requests of at most `max` bytes that end at block boundaries.
@@ -277,7 +171,7 @@ impl SftpFile {
             Some(end) if i64::try_from(end).is_ok() => Ok(()),
             _ => Err(StoreError::Io {
                 op,
-                object: self.object.clone(),
+                object: self.file.object.clone(),
                 source: std::io::ErrorKind::InvalidInput.into(),
             }),
         }
@@ -292,7 +186,7 @@ impl StoreFile for SftpFile {
     fn stat(&self) -> Result<FileStat, StoreError> {
         file_stat(&self.attributes("stat")?).ok_or_else(|| StoreError::Unsupported {
             op: "stat",
-            object: self.object.clone(),
+            object: self.file.object.clone(),
             reason: "the server reports no file lengths".to_owned(),
         })
     }
@@ -324,7 +218,7 @@ impl StoreFile for SftpFile {
                 }
                 let (channel, handle) = match class {
                     ReadClass::Demand => self.demand_channel(),
-                    ReadClass::Ahead => self.ahead_channel(part.len()),
+                    ReadClass::Ahead => self.bulk_channel(part.len()),
                 };
                 let len = u32::try_from(part.len()).unwrap_or(self.session.read_bytes_max);
                 let request = Request::Read {
@@ -390,22 +284,22 @@ impl StoreFile for SftpFile {
     fn discard(&self, _offset: u64, _len: u64) -> Result<(), StoreError> {
         Err(StoreError::Unsupported {
             op: "discard",
-            object: self.object.clone(),
+            object: self.file.object.clone(),
             reason: "SFTP has no request that makes a hole".to_owned(),
         })
     }
 
     fn changed_elsewhere(&self) {
-        self.first.unsynced.store(true, Ordering::SeqCst);
+        self.file.first.unsynced.store(true, Ordering::SeqCst);
     }
 
     fn resize(&self, len: u64) -> Result<(), StoreError> {
         self.writable("resize")?;
-        let handle = &self.first.bytes;
+        let handle = &self.file.first.bytes;
         let outcome = self
             .call(&self.session.first, "resize")
             .status(&Request::SetLen { handle, len });
-        self.first.unsynced.store(true, Ordering::SeqCst);
+        self.file.first.unsynced.store(true, Ordering::SeqCst);
         outcome.map_err(|error| self.session.explain(error))
     }
 }
@@ -421,15 +315,13 @@ impl SftpFile {
 
     /// Sends the writes. The second value is why not all of them were sent.
     fn ask_writes(&self, parts: &[(u64, &[u8])]) -> (Vec<Owed<'_>>, Result<(), StoreError>) {
-        // A few small parts are not worth the data channels; many are.
-        let whole: usize = parts.iter().map(|(_, data)| data.len()).sum();
         let max = self.session.write_bytes_max;
         let requests = parts.iter().flat_map(|(offset, data)| {
             Self::cut(*offset, data.len(), max).map(move |(at, part)| (at, &data[part]))
         });
         let mut owed = Vec::new();
         for (at, data) in requests {
-            let (channel, handle) = self.bulk_channel(whole);
+            let (channel, handle) = self.bulk_channel(data.len());
             let len = data.len();
             let request = Request::Write {
                 handle: &handle.bytes,
@@ -460,7 +352,7 @@ impl SftpFile {
             }
             return Err(StoreError::Unsupported {
                 op: "flush",
-                object: self.object.clone(),
+                object: self.file.object.clone(),
                 reason: "the server has no fsync@openssh.com".to_owned(),
             });
         }
@@ -498,30 +390,22 @@ impl SftpFile {
         }
         Err(StoreError::Refused {
             op: "flush",
-            object: self.object.clone(),
+            object: self.file.object.clone(),
             reason: "an earlier flush of this handle failed: what it covered is lost".to_owned(),
         })
     }
 
     /// Every open handle with its channel.
     fn handles(&self) -> Vec<(&Channel, Arc<Handle>)> {
-        let mut handles = vec![(&self.session.first, Arc::clone(&self.first))];
-        for (channel, slot) in self.session.data_channels().iter().zip(&self.data) {
-            if let Some(Some(handle)) = slot.opened.get() {
-                handles.push((channel, Arc::clone(handle)));
-            }
-        }
+        let mut handles = vec![(&self.session.first, Arc::clone(&self.file.first))];
+        handles.extend(self.joined().map(|(_, channel, handle)| (channel, handle)));
         handles
     }
 }
 
 impl Drop for SftpFile {
     fn drop(&mut self) {
-        for (channel, handle) in self.handles() {
-            channel.send_unanswered(&Request::Close {
-                handle: &handle.bytes,
-            });
-        }
+        self.file.close(&self.session);
     }
 }
 

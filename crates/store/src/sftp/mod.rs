@@ -1,7 +1,8 @@
 //! A store on an SSH server: our own pipelined SFTP version 3 client.
 
 //! `codec` translates requests and replies to bytes. `wire` and `program` provide the byte streams.
-//! `channel` has many requests in flight on one wire. `session` holds the channels of one server.
+//! `channel` has many requests in flight on one wire. `session` holds the channels of one server,
+//! `further` all but the first.
 //! `open` opens its files, and reads, creates and removes small ones. `file` is one open file over
 //! all channels. `witness` verifies that all channels lead to one folder. `punch` and `read_lease`
 //! use a shell on the server, `copy` copies within the server.
@@ -10,6 +11,7 @@ mod channel;
 mod codec;
 mod copy;
 mod file;
+mod further;
 mod open;
 mod program;
 mod punch;
@@ -34,6 +36,7 @@ pub use wire::{Dial, Ending, EndingKind, Wire, WireEnd};
 
 use codec::{Attributes, Request};
 use file::{SftpFile, file_stat};
+use further::SharedSession;
 use program::Program;
 use session::{SessionOptions, SftpSession};
 
@@ -52,12 +55,10 @@ pub struct SftpOptions {
     pub host: String,
     /// The folder on the server: absolute, or relative to the account's home.
     pub folder: String,
-    /// Channels for writes and read-ahead, in addition to the one for demand reads and everything
-    /// else; default 4. If the server refuses one, the session goes on without it.
-    pub data_channels: usize,
-    /// Open the data channels together with the connection, for a caller that will write much: a
-    /// login takes many round trips. Default false: they are opened at the first large transfer.
-    pub data_channels_at_once: bool,
+    /// Most connections, at least 1; default 4. The first one carries everything until more is
+    /// queued than it carries in one round trip. Then all others are begun, in the background, for
+    /// writes and read-ahead. If the server refuses one, the session goes on without it.
+    pub connections: usize,
     /// Descriptors that stay open as long as any of the spawned programs runs (the write journal's
     /// flock).
     pub inherit_fds: Vec<OwnedFd>,
@@ -79,8 +80,7 @@ impl SftpOptions {
             program,
             host: host.to_owned(),
             folder: folder.to_owned(),
-            data_channels: 4,
-            data_channels_at_once: false,
+            connections: 4,
             inherit_fds: Vec::new(),
             answer_timeout: Duration::from_secs(60),
             flush_timeout: Duration::from_secs(600),
@@ -96,7 +96,7 @@ impl SftpOptions {
 /// as long as they exist. `discard` is `Unsupported`; see [`Puncher`].
 #[derive(Debug)]
 pub struct SftpStore {
-    session: Arc<SftpSession>,
+    session: Arc<SharedSession>,
 }
 
 impl SftpStore {
@@ -115,22 +115,19 @@ impl SftpStore {
             SessionOptions {
                 host: printable(options.host.as_bytes()),
                 folder: options.folder,
-                data_channels: options.data_channels,
+                further: options.connections.saturating_sub(1),
                 patience: SessionOptions::patience(options.answer_timeout, options.flush_timeout),
                 insist_without_fsync: options.insist_without_fsync,
             },
             options.inherit_fds,
         )?;
-        if options.data_channels_at_once {
-            session.begin_data_channels();
-        }
         Ok(Self { session })
     }
 
-    /// How many data channels are open now, and why one could not be opened.
+    /// How many connections beyond the first are in use, and why one can't be used.
     #[must_use]
-    pub fn data_channels(&self) -> (usize, Option<String>) {
-        self.session.data_channel_state()
+    pub fn further_connections(&self) -> (usize, Option<String>) {
+        self.session.further_state()
     }
 
     fn lstat(&self, op: &'static str, name: &FileName) -> Result<Attributes, StoreError> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::channel::{Answer, Arrived, Channel, Killer, Patience};
 use super::codec::{self, Attributes, Extensions, Malformed, Reply, Request, Statvfs};
+use super::further::{FurtherConnections, SharedSession};
 use super::wire::{Dial, Ending, EndingKind};
 use crate::local::LIST_ENTRIES_MAX;
 use crate::text::printable;
@@ -28,21 +29,22 @@ const NO_SPACE_BELOW_BYTES: u64 = 1024 * 1024;
 pub(crate) struct SessionOptions {
     pub host: String,
     pub folder: String,
-    pub data_channels: usize,
+    /// Connections beyond the first; see `further`.
+    pub further: usize,
     pub patience: Patience,
     pub insist_without_fsync: bool,
 }
 
-/// A connected server. If one of its channels dies, all do.
+/// A connected server. If one of the channels that are in use dies, all do.
 pub(crate) struct SftpSession {
     pub options: SessionOptions,
     pub extensions: Extensions,
     pub read_bytes_max: u32,
     pub write_bytes_max: u32,
     pub first: Channel,
-    dial: Box<dyn Dial>,
-    data: OnceLock<DataChannels>,
-    group: Arc<Group>,
+    pub(super) dial: Box<dyn Dial>,
+    pub(super) further: FurtherConnections,
+    pub(super) group: Arc<Group>,
     /// How often a name was renamed or removed: handles opened by a name before and after that must
     /// not be combined.
     renames: Mutex<HashMap<FileName, u64>>,
@@ -52,7 +54,7 @@ pub(crate) struct SftpSession {
     pub folders_closed: AtomicBool,
     /// A small file that all channels must show with the same content.
     witness: Mutex<Option<FileName>>,
-    /// The witness that each data channel has shown.
+    /// The witness that each further connection has shown.
     checked: Mutex<HashMap<usize, FileName>>,
     /// An answer arrived before that of a request sent earlier on the same channel.
     overtook: AtomicBool,
@@ -60,25 +62,25 @@ pub(crate) struct SftpSession {
     _inherit_fds: Vec<OwnedFd>,
 }
 
-struct DataChannels {
-    channels: Vec<Channel>,
-    failure: Option<String>,
-}
-
 /// Ends all channels when one dies.
 #[derive(Default)]
-struct Group {
+pub(super) struct Group {
     dead: OnceLock<Ending>,
     members: Mutex<Vec<Killer>>,
 }
 
 impl Group {
-    fn join(self: &Arc<Self>, channel: &Channel) {
+    /// Adds a channel. When it dies and `is_in_use` returns true then, all die. Otherwise the
+    /// session is only slower.
+    pub(super) fn join(
+        self: &Arc<Self>,
+        channel: &Channel,
+        is_in_use: impl Fn() -> bool + Send + Sync + 'static,
+    ) {
         self.members.lock().ignore_poison().push(channel.killer());
         let group = Arc::clone(self);
-        channel.on_death(Box::new(move |ending, greeted| {
-            // If one never came up, the session is only slower, not lost.
-            if greeted {
+        channel.on_death(Box::new(move |ending| {
+            if is_in_use() {
                 group.die(ending);
             }
         }));
@@ -104,7 +106,7 @@ impl SftpSession {
         dial: Box<dyn Dial>,
         options: SessionOptions,
         inherit_fds: Vec<OwnedFd>,
-    ) -> Result<Arc<Self>, StoreError> {
+    ) -> Result<Arc<SharedSession>, StoreError> {
         let host = &options.host;
         let _span = tracing::debug_span!("connection", %host).entered();
         let wire = dial.dial()?;
@@ -117,15 +119,15 @@ impl SftpSession {
             .wait_greeting()
             .map_err(|ending| unreached(host, ending))?;
         let group = Arc::new(Group::default());
-        group.join(&first);
+        group.join(&first, || true);
         let mut session = Self {
+            further: FurtherConnections::new(options.further),
             options,
             extensions,
             read_bytes_max: PLAIN_TRANSFER_BYTES,
             write_bytes_max: PLAIN_TRANSFER_BYTES,
             first,
             dial,
-            data: OnceLock::new(),
             group,
             renames: Mutex::default(),
             new_names: Mutex::default(),
@@ -159,7 +161,7 @@ impl SftpSession {
             extensions = ?session.extensions,
             "connected"
         );
-        Ok(Arc::new(session))
+        Ok(SharedSession::new(session))
     }
 
     /// The largest read and write; `None` if the server announces no limits.
@@ -235,65 +237,9 @@ impl SftpSession {
         }
     }
 
-    /// The data channels. The first call starts to open all of them; it does not wait.
-    pub(crate) fn begin_data_channels(&self) -> &[Channel] {
-        let data = self.data.get_or_init(|| {
-            let mut data = DataChannels {
-                channels: Vec::new(),
-                failure: None,
-            };
-            for _ in 0..self.options.data_channels {
-                let channel = self.dial.dial().and_then(|wire| {
-                    Channel::start(wire, self.options.patience).map_err(|source| StoreError::Io {
-                        op: "connect",
-                        object: self.options.host.clone(),
-                        source,
-                    })
-                });
-                match channel {
-                    Ok(channel) => {
-                        self.group.join(&channel);
-                        data.channels.push(channel);
-                    }
-                    Err(error) => data.failure = Some(error.to_string()),
-                }
-            }
-            data
-        });
-        &data.channels
-    }
-
-    /// The data channels that were started so far.
-    pub(crate) fn data_channels(&self) -> &[Channel] {
-        self.data.get().map_or(&[], |data| &data.channels)
-    }
-
-    /// Whether transfers may use `channel`: it is up, and leads to a server with the same
-    /// extensions.
-    pub(crate) fn usable(&self, channel: &Channel) -> bool {
-        channel.greeting() == Some(self.extensions)
-    }
-
-    /// The number of open data channels, and why one could not be opened.
-    pub(crate) fn data_channel_state(&self) -> (usize, Option<String>) {
-        let Some(data) = self.data.get() else {
-            return (0, None);
-        };
-        let usable = |channel: &&Channel| self.usable(channel) && channel.ending().is_none();
-        let refused = data
-            .channels
-            .iter()
-            .find_map(|channel| match channel.greeting() {
-                None => channel.ending().map(|ending| ending.reason),
-                Some(greeting) if greeting != self.extensions => {
-                    Some("it leads to a server with other extensions".to_owned())
-                }
-                Some(_) => None,
-            });
-        (
-            data.channels.iter().filter(usable).count(),
-            data.failure.clone().or(refused),
-        )
+    /// How many further connections are in use, and why one can't be used.
+    pub(crate) fn further_state(&self) -> (usize, Option<String>) {
+        self.further.state()
     }
 
     /// Whether a channel's requests are certainly carried out one after another.

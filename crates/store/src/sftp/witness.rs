@@ -27,12 +27,12 @@ const PAUSES: [Duration; 4] = [
 ];
 
 impl SftpSession {
-    /// From now on data channels are used only if they show this file as the first channel does.
+    /// From now on further connections are used only if they show this file as the first one does.
     pub(crate) fn set_witness(&self, name: &FileName) {
         *self.witness() = Some(name.clone());
     }
 
-    /// Whether data channel `channel` shows the witness as the first channel does. If not, the
+    /// Whether further connection `index` shows the witness as the first one does. If not, the
     /// whole session ends. If a read fails, this returns true: then the channel, or the lease, is
     /// lost anyway.
     pub(crate) fn leads_to_the_same_folder(&self, index: usize, channel: &Channel) -> bool {

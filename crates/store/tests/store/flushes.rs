@@ -138,14 +138,14 @@ fn on_three_connections_failing(
         }
         None
     };
-    let store = connect_by(greeting, 2, script).unwrap();
+    let store = connect_by(greeting, 3, script).unwrap();
     let file = store.open(&name(), Access::ReadWrite).unwrap();
-    // A small write goes over the first connection; bulk writes over the others once they are up.
+    // The first connection carries everything until it is full, and the others once they joined.
     file.write_at(0, &[1; 4096]).unwrap();
     let mut offset = 0;
     crate::part::eventually(|| {
-        file.write_at(offset, &vec![1; 2 << 20]).unwrap();
-        offset += 2 << 20;
+        file.write_at(offset, &vec![1; 4 << 20]).unwrap();
+        offset += 4 << 20;
         (connections(&carried.lock().unwrap()).len() == 3).then_some(())
     });
     if !unsynced {
@@ -277,7 +277,7 @@ fn check_behind_a_write_keeps_the_order_and_reports_its_failure() {
     }
 }
 
-/// The file is opened again by its name on each data channel.
+/// The file is opened again by its name on each further connection.
 #[test]
 fn file_that_replaced_the_opened_one_is_never_written_to() {
     requires!(needs::sftp_server_missing());
@@ -303,12 +303,13 @@ fn file_that_replaced_the_opened_one_is_never_written_to() {
     for (what, replace) in cases {
         let folder = tempfile::tempdir().unwrap();
         let mut options = crate::part::piped(folder.path(), &[]);
-        options.data_channels = 2;
+        options.connections = 3;
         let store = SftpStore::connect(options).unwrap();
         let other = store.create_new(&FileName::new("other").unwrap()).unwrap();
+        other.resize(4 << 20).unwrap();
         crate::part::eventually(|| {
-            other.write_at(0, &[1; 100_000]).unwrap();
-            (store.data_channels().0 == 2).then_some(())
+            other.write_at(0, &vec![1; 4 << 20]).unwrap();
+            (store.further_connections().0 == 2).then_some(())
         });
         let file = store.create_new(&name()).unwrap();
         file.resize(SMALL).unwrap();
@@ -317,8 +318,11 @@ fn file_that_replaced_the_opened_one_is_never_written_to() {
         let file = store.open(&name(), Access::ReadWrite).unwrap();
         replace(&store, folder.path());
         let there = std::fs::read(folder.path().join("x")).unwrap();
-        for round in 0..4 {
-            file.write_at(round * 100_000, &[7; 100_000]).unwrap();
+        let len = 4 << 20;
+        // More than one connection carries at once, until the others had the time to join.
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < std::time::Duration::from_millis(300) {
+            file.write_at(0, &vec![7; len]).unwrap();
         }
         file.flush().unwrap();
         let mut first = [0; 10];
@@ -327,7 +331,7 @@ fn file_that_replaced_the_opened_one_is_never_written_to() {
         let now = std::fs::read(folder.path().join("x")).unwrap();
         assert!(now == there, "{what}: the other file was written to");
         let old = std::fs::read(folder.path().join("old")).unwrap();
-        assert!(old == [7; 400_000], "{what}");
+        assert!(old == vec![7; len], "{what}");
     }
 }
 

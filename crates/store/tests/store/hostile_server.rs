@@ -629,7 +629,7 @@ fn server_text_is_escaped_for_the_terminal() {
 }
 
 #[test]
-fn data_channel_that_does_not_come_up_only_slows_the_session() {
+fn connection_that_does_not_come_up_only_slows_the_session() {
     let folder = tempfile::tempdir().unwrap();
     requires!(needs::sftp_server_missing());
     let server = needs::sftp_server().unwrap();
@@ -644,15 +644,16 @@ fn data_channel_that_does_not_come_up_only_slows_the_session() {
         Ok(Wire::over_socket(ours).unwrap())
     };
     let mut options = SftpOptions::new(Vec::new(), "host", folder.path().to_str().unwrap());
-    options.data_channels = 3;
+    options.connections = 4;
     let store = SftpStore::connect_over(Box::new(dial), options).unwrap();
     let file = store.create_new(&FileName::new("x").unwrap()).unwrap();
     for round in 0..5 {
-        file.write_at(round, &vec![1; 1 << 20]).unwrap();
+        file.write_at(round, &vec![1; 4 << 20]).unwrap();
     }
     file.flush().unwrap();
-    let (open, why) =
-        crate::part::eventually(|| Some(store.data_channels()).filter(|(_, why)| why.is_some()));
+    let (open, why) = crate::part::eventually(|| {
+        Some(store.further_connections()).filter(|(_, why)| why.is_some())
+    });
     assert_eq!((open, why.is_some()), (0, true));
 }
 

@@ -12,6 +12,7 @@
 mod contract;
 mod copy;
 mod flushes;
+mod further;
 mod hostile_server;
 mod lock;
 mod part;

@@ -140,12 +140,12 @@ fn killed_connection_ends_every_call_and_leaves_nothing_behind() {
     requires!(openssh::missing());
     let sshd = SshServer::start();
     let folder = tempfile::tempdir().unwrap();
-    for victim in 0..5 {
+    for victim in 0..4 {
         let store = SftpStore::connect(through(&sshd, folder.path())).unwrap();
         let file = store.create_new(&name(&format!("x{victim}"))).unwrap();
         crate::part::eventually(|| {
-            file.write_at(0, &vec![1; 1 << 20]).unwrap();
-            (store.data_channels().0 == 4).then_some(())
+            file.write_at(0, &vec![1; 8 << 20]).unwrap();
+            (store.further_connections().0 == 3).then_some(())
         });
         file.write_at(0, &vec![1; 8 << 20]).unwrap();
         std::thread::scope(|scope| {
@@ -361,7 +361,7 @@ fn measure_transfer_rates() {
         ("pipe", crate::part::piped(folder.path(), &[])),
         ("ssh", through(&sshd, folder.path())),
     ] {
-        options.data_channels = 4;
+        options.connections = 5;
         let store = SftpStore::connect(options).unwrap();
         let file = store.create_new(&name(what)).unwrap();
         let data = vec![5; 1 << 20];
@@ -453,10 +453,10 @@ fn connections_to_machines_with_other_files_end_the_session() {
         let begun = Instant::now();
         let mut all_up_for = 0;
         let error = loop {
-            if let Err(error) = file.write_at(0, &vec![1; 2 << 20]) {
+            if let Err(error) = file.write_at(0, &vec![1; 4 << 20]) {
                 break Some(error);
             }
-            all_up_for += u32::from(store.data_channels().0 == 4);
+            all_up_for += u32::from(store.further_connections().0 == 3);
             if shared && all_up_for > 20 {
                 break None;
             }

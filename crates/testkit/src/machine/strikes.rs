@@ -109,7 +109,7 @@ impl TestMachine {
             "0"
         };
         let mut all = vec!["--ssh-command", &ssh, "--cheap-kdf-for-tests"];
-        all.extend(["--quiet-time", "0", "--data-channels", "1"]);
+        all.extend(["--quiet-time", "0", "--connections", "2"]);
         all.extend(["--reconnect-max", patience]);
         all.extend(arguments);
         self.sprat(&all)

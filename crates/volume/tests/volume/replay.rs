@@ -227,7 +227,7 @@ impl Server {
             Ok(Wire::over_socket(ours).unwrap())
         };
         let mut options = SftpOptions::new(Vec::new(), "scripted", "/folder");
-        options.data_channels = 2;
+        options.connections = 3;
         SftpStore::connect_over(Box::new(dial), options)?
             .open(&FileName::new("x.luks").unwrap(), Access::ReadWrite)
     }

@@ -55,7 +55,7 @@ impl SftpFile {
     ) -> Result<(), StoreError> {
         let truncated = || StoreError::Truncated {
             op: "read",
-            object: self.object.clone(),
+            object: self.file.object.clone(),
             offset: whole.offset,
             asked: whole.len as u64,
             got: at - whole.offset,
@@ -64,8 +64,8 @@ impl SftpFile {
         if now < at + rest.len() as u64 {
             return Err(truncated());
         }
-        let handle = self.join_channel(read.channel).ok_or_else(truncated)?;
-        let handle = Arc::new(handle);
+        let handle = self.file.open_again(&self.session, read.channel);
+        let handle = Arc::new(handle.ok_or_else(truncated)?);
         let asked = self.call(read.channel, "read").ask(&Request::Read {
             handle: &handle.bytes,
             offset: at,
@@ -114,7 +114,7 @@ impl SftpFile {
                 } => {
                     return Err(StoreError::Truncated {
                         op: "read",
-                        object: self.object.clone(),
+                        object: self.file.object.clone(),
                         offset: whole.offset,
                         asked: whole.len as u64,
                         got: read.at - whole.offset + done as u64,

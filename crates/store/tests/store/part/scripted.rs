@@ -138,13 +138,13 @@ pub fn connect_to(
     greeting: &[u8],
     script: impl Fn(u8, u32, &[u8], &mut UnixStream) -> Option<Next> + Send + Sync + 'static,
 ) -> Result<SftpStore, StoreError> {
-    connect_by(greeting, 0, script)
+    connect_by(greeting, 1, script)
 }
 
-/// As [`connect_to`], with this many data channels. Each connection has a stream of its own.
+/// As [`connect_to`], with at most this many connections. Each connection has a stream of its own.
 pub fn connect_by(
     greeting: &[u8],
-    data_channels: usize,
+    connections: usize,
     script: impl Fn(u8, u32, &[u8], &mut UnixStream) -> Option<Next> + Send + Sync + 'static,
 ) -> Result<SftpStore, StoreError> {
     let (greeting, script): (Vec<u8>, Arc<Script>) = (greeting.to_vec(), Arc::new(script));
@@ -155,7 +155,7 @@ pub fn connect_by(
         Ok(Wire::over_socket(ours).unwrap())
     };
     let mut options = SftpOptions::new(Vec::new(), "evil.host", "/folder");
-    options.data_channels = data_channels;
+    options.connections = connections;
     options.answer_timeout = Duration::from_millis(700);
     options.flush_timeout = Duration::from_millis(1500);
     SftpStore::connect_over(Box::new(dial), options)
