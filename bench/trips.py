@@ -7,12 +7,13 @@
 
 The second form prints the log in order, and the totals: requests, fsyncs, logins, and the longest chain of requests
 each of which was sent after the answer of the one before. A slow connection makes sprat wait for that chain. The third
-form prints the totals only. `bench/trips_table.py` makes a table of the commands.
+form prints the totals as JSON. `bench/trips_table.py` makes a table of the commands.
 
 ssh's arguments are ignored. A login is taken to be eight round trips (SPRAT_TRIPS_LOGIN). It is not part of the chain.
 No ssh and no network take part, so the counts hardly depend on the machine's load; times do. If the arguments contain
 `borg serve`, that runs instead of sftp-server, and a chain link is a message and the first bytes that can answer it.
 """
+import json
 import os
 import queue
 import shutil
@@ -166,15 +167,11 @@ def totals(path, each=lambda line: None):
     return {"chain": answered, "requests": requests, "fsyncs": fsyncs, "logins": len(channels)}
 
 
-def show(path, each):
-    found = totals(path, each)
-    print("{requests} requests, {fsyncs} fsyncs, {logins} logins, longest chain {chain}".format(**found))
-
-
 if __name__ == "__main__":
     if "SPRAT_TRIPS" in os.environ:
         stand_in(os.environ["SPRAT_TRIPS"], sys.argv[1:])
     elif sys.argv[1] == "--total":
-        show(sys.argv[2], lambda line: None)
+        print(json.dumps(totals(sys.argv[2])))
     else:
-        show(sys.argv[1], print)
+        found = totals(sys.argv[1], print)
+        print("{requests} requests, {fsyncs} fsyncs, {logins} logins, longest chain {chain}".format(**found))

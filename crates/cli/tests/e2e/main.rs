@@ -36,3 +36,4 @@ mod schedule;
 mod sheet;
 mod sheet_page;
 mod status;
+mod trips;

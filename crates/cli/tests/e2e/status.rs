@@ -47,6 +47,9 @@ fn status_reports_space_jobs_and_lock_without_a_key() {
     let text = remote.sprat(&["status", "TARGET"]);
     assert!(text.stdout.contains("quick: whole"), "{}", text.whole());
     assert!(text.stdout.contains("last run FAILED"), "{}", text.whole());
+    let doctor = remote.sprat(&["doctor", "TARGET", "--connections", "3"]);
+    let told = "1, and up to 3 while there is much to send or read";
+    assert!(doctor.stdout.contains(told), "{}", doctor.whole());
     let offline = remote.sprat(&["status", "TARGET", "--offline"]);
     assert!(offline.stdout.contains("not asked"), "{}", offline.whole());
     assert_eq!(offline.code, 1);
