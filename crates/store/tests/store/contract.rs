@@ -429,9 +429,15 @@ fn local_folder_keeps_the_contract() {
     });
 }
 
-/// They join in the background.
+/// Waits until all further connections, which join in the background, carry something.
 fn all_in_use(store: &SftpStore) {
-    crate::part::eventually(|| (store.further_connections() == (3, None)).then_some(()));
+    let data = noise(10, 8 << 20);
+    let file = store.create_new(&name("much")).unwrap();
+    file.resize(data.len() as u64).unwrap();
+    crate::part::eventually(|| {
+        file.write_at(0, &data).unwrap();
+        (store.further_connections() == (3, None)).then_some(())
+    });
 }
 
 #[test]
