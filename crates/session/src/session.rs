@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use sprat_luks::Secret;
 use sprat_snapshot::{
-    LocalContainer, NameList, PruneReport, PruneSpec, RestoreReport, RestoreSpec, SnapshotEntry,
-    SnapshotReport, SnapshotSpec,
+    LocalContainer, NameList, PinReport, PinSpec, PruneReport, PruneSpec, RemoveReport, RemoveSpec,
+    RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec,
 };
 
 use crate::file_system::FileSystemCheck;
@@ -213,6 +213,33 @@ impl Session {
     ) -> Result<PruneReport, Failure> {
         spec.suspects = Some(self.suspects());
         self.ask(&WorkerOrder::Prune(Box::new(spec)), observer, interrupt)
+    }
+
+    /// Removes the snapshots that are named.
+    pub fn remove(
+        &mut self,
+        mut spec: RemoveSpec,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<RemoveReport, Failure> {
+        spec.suspects = Some(self.suspects());
+        if spec.allow_newest && !spec.dry_run {
+            // If this session does not end in order, the next one must not miss them.
+            let settings = &self.settings;
+            let paths = StatePaths::new(&settings.state_dir, &self.facts.uuid, &settings.target);
+            KnownState::load(&paths).forget_newest(&paths)?;
+        }
+        self.ask(&WorkerOrder::Remove(Box::new(spec)), observer, interrupt)
+    }
+
+    /// Pins or unpins a snapshot.
+    pub fn pin(
+        &mut self,
+        spec: PinSpec,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<PinReport, Failure> {
+        self.ask(&WorkerOrder::Pin(Box::new(spec)), observer, interrupt)
     }
 
     /// What never enters a snapshot.

@@ -136,7 +136,7 @@ pub(crate) fn chosen(
     snapshot: Option<&str>,
 ) -> Result<Option<PathBuf>, SnapshotError> {
     let copies = copies_of(volume_root, job.as_str())?;
-    if let Some(snapshot) = snapshot.filter(|name| *name != "latest") {
+    if let Some(snapshot) = snapshot {
         let named = |path: &PathBuf| path.file_name().is_some_and(|name| name == snapshot);
         return Ok(copies.into_iter().find(named));
     }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::NameError;
 use crate::name_list::NameList;
+use crate::zone::ZoneError;
 
 fn waited_for(file: Option<&str>) -> String {
     match file {
@@ -26,6 +27,9 @@ pub enum SnapshotError {
     /// The name of a job or a snapshot is not valid.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// There is no such time zone.
+    #[error(transparent)]
+    Zone(#[from] ZoneError),
     /// The job has no sources.
     #[error("job {job}: no sources are named")]
     NoSources { job: String },
@@ -122,6 +126,22 @@ pub enum SnapshotError {
     /// There is no such snapshot.
     #[error("job {job} has no snapshot {snapshot}")]
     NoSuchSnapshot { job: String, snapshot: String },
+    /// The beginning of a name could mean several snapshots, and the operation must not guess.
+    #[error("job {job}: {snapshot} could be any of {}", names.join(", "))]
+    SeveralSnapshots {
+        job: String,
+        snapshot: String,
+        /// Oldest first.
+        names: Vec<String>,
+    },
+    /// A snapshot must not be removed.
+    #[error("snapshot {job}/{snapshot} {why}")]
+    RemovalRefused {
+        job: String,
+        snapshot: String,
+        /// What it is.
+        why: String,
+    },
     /// The snapshot has no such path.
     #[error("snapshot {snapshot} has no {path}")]
     NoSuchPath { snapshot: String, path: String },
@@ -290,12 +310,15 @@ impl SnapshotError {
         use SnapshotErrorKind as Kind;
         match self {
             Self::Name(_)
+            | Self::Zone(_)
             | Self::NoSources { .. }
             | Self::SourceRefused { .. }
             | Self::PatternRefused { .. }
             | Self::PatternFile { .. }
             | Self::PatternLineRefused { .. }
             | Self::PathRefused { .. }
+            | Self::SeveralSnapshots { .. }
+            | Self::RemovalRefused { .. }
             | Self::DeleteReachesContainer { .. }
             | Self::DeleteReachesMounts { .. }
             | Self::DeleteReachesOtherDisk { .. }

@@ -10,7 +10,7 @@
 //! | `.sprat/NAME.recent` | files that may have changed after they were read, see `recent` | write, rename |
 //! | `.sprat/NAME.checkpoint` | what of `NAME.inflight` is durable | see `checkpoint` |
 //! | `.sprat/deleting-*` | a tree being removed: a snapshot or an interrupted one | rename; the next run or prune finishes the removal |
-//! | `.sprat/NAME.pin` | the snapshot is pinned; content and owner of the file don't matter | – |
+//! | `.sprat/NAME.pin` | the snapshot is pinned; the content is the reason | write, rename; or a person makes it |
 
 use std::collections::BTreeSet;
 use std::io;
@@ -25,7 +25,7 @@ use crate::error::SnapshotError;
 use crate::foreign;
 use crate::name::{JobName, SnapshotName};
 use crate::record::{EntryKind, RunRecord, Warning};
-use crate::text::escape_path;
+use crate::text::{escape_name, escape_path};
 use crate::walk::{entry_is_folder, is_folder, names_in, open_folder, open_folder_at};
 
 pub(crate) const STATE_FOLDER: &str = ".sprat";
@@ -33,6 +33,10 @@ const INFLIGHT: &str = ".inflight";
 const PARTIAL: &str = ".partial";
 /// The size limit of a record. A record has some kilobytes, and about 300 with all its lists full.
 const RECORD_BYTES_MAX: u64 = 16 << 20;
+/// The size limit of the reason in a pin.
+const PIN_BYTES_MAX: u64 = 4096;
+/// The beginning of the name of a tree that is being removed.
+pub(crate) const DELETING: &str = "deleting-";
 /// How many temporary names are tried for `latest`.
 const LATEST_NAMES: u32 = 10;
 
@@ -232,15 +236,40 @@ impl JobFolder {
 
     /// Whether the snapshot is pinned: `.sprat/NAME.pin` exists.
     pub(crate) fn is_pinned(&self, name: SnapshotName) -> bool {
-        let pin = format!("{STATE_FOLDER}/{name}.pin");
-        statat(&self.folder, pin, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+        let pin = Path::new(STATE_FOLDER).join(Self::pin_name(name));
+        statat(&self.folder, &pin, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// The name of the file in the state folder that pins a snapshot.
+    pub(crate) fn pin_name(name: SnapshotName) -> String {
+        format!("{name}.pin")
+    }
+
+    /// Why the snapshot is pinned, escaped: the content of its pin, which a person may have made and
+    /// which may be empty. `None`: it is not pinned.
+    pub(crate) fn pin(&self, name: SnapshotName) -> Option<String> {
+        if !self.is_pinned(name) {
+            return None;
+        }
+        let path = self.path.join(STATE_FOLDER).join(Self::pin_name(name));
+        let mut text = Vec::new();
+        if let Ok(file) = open_plain(&path) {
+            let _ = io::Read::read_to_end(&mut io::Read::take(file, PIN_BYTES_MAX), &mut text);
+        }
+        Some(escape_name(
+            String::from_utf8_lossy(&text).trim().as_bytes(),
+        ))
+    }
+
+    /// Whether a removal of the snapshot was interrupted.
+    pub(crate) fn is_being_removed(&self, name: SnapshotName) -> bool {
+        self.is_folder(&Path::new(STATE_FOLDER).join(format!("{DELETING}{name}")))
     }
 
     /// The finished snapshot that was made last: the one that `latest` points to, or a later one whose
     /// run ended before it could update `latest`.
     pub(crate) fn latest(&self) -> Option<SnapshotName> {
-        let target = rustix::fs::readlinkat(&self.folder, "latest", Vec::new()).ok()?;
-        let named = SnapshotName::parse(target.to_str().ok()?).ok()?;
+        let named = self.linked()?;
         if !self.is_folder(Path::new(&named.to_string())) {
             return None;
         }
@@ -263,6 +292,12 @@ impl JobFolder {
             last = later.swap_remove(at);
         }
         Some(last)
+    }
+
+    /// The name that `latest` has in it, whether that snapshot is there or not.
+    pub(crate) fn linked(&self) -> Option<SnapshotName> {
+        let target = rustix::fs::readlinkat(&self.folder, "latest", Vec::new()).ok()?;
+        SnapshotName::parse(target.to_str().ok()?).ok()
     }
 
     fn is_made_after(&self, name: SnapshotName, before: SnapshotName) -> bool {
@@ -396,6 +431,14 @@ impl RunFolder {
             return Err(on_volume("replace", &"latest")(e.into()));
         }
         Ok(true)
+    }
+
+    /// Removes `latest`, because no finished snapshot is left.
+    pub(crate) fn forget_latest(&self) -> Result<(), SnapshotError> {
+        match rustix::fs::unlinkat(&self.job.folder, "latest", AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(e) => Err(on_volume("remove", &"latest")(e.into())),
+        }
     }
 
     /// The trees to link unchanged files from, best first: the interrupted ones, newest first; then the

@@ -1,54 +1,35 @@
-//! Which snapshots of a job are kept, and why: a pure function of names, kinds and rules.
+//! Which snapshots of a job are kept, and why: a pure function of names, kinds, rules and time zone.
 //!
-//! Days, weeks (Monday to Sunday, ISO 8601), months and years are in UTC, like the names. Of each of the
-//! newest N days that have a snapshot, one is kept: the newest complete one, or else the newest. The
-//! same holds for weeks, months and years. "Within" counts back from the newest snapshot, not from now,
-//! so that a job that no longer runs loses nothing. A snapshot dated in the future, by a wrong clock, is
-//! kept and not counted: as the newest one it would make every rule drop real ones. `latest` was made
-//! last, so a snapshot dated later than `latest` has such a date, too.
+//! Names are in UTC. Hours are UTC hours, so that the hour that comes twice in autumn is two hours. Days,
+//! weeks (Monday to Sunday, ISO 8601), months and years are those of the time zone. Of each of the newest
+//! N days that have a snapshot, one is kept: the newest complete one, or else the newest. The same holds
+//! for the other periods. A rule that finds fewer than N periods also keeps the oldest complete snapshot,
+//! or else the oldest: until there is enough history, none of it is dropped at its old end.
+//!
+//! "Within" counts back from the newest counted snapshot, not from now, so that a job that no longer runs
+//! loses nothing. A snapshot dated in the future, by a wrong clock, is kept and not counted: as the newest
+//! one it would make every rule drop real ones. `latest` was made last, so a snapshot dated later than
+//! `latest` has such a date, too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::keep_rules::{KeepCount, KeepPolicy, KeepRules};
 use crate::name::SnapshotName;
 use crate::record::EntryKind;
 
 /// How far ahead of the clock a snapshot may be dated: clocks differ, and time zones may be wrong.
 const AHEAD_MAX: SignedDuration = SignedDuration::from_hours(24);
+/// Changed rules may remove so many snapshots at once without a question.
+const REMOVED_AT_ONCE_MAX: usize = 5;
 
 /// Whether the name came from a wrong clock: it is more than a day ahead of `now`.
 pub(crate) fn is_future(name: SnapshotName, now: Timestamp) -> bool {
     name.moment().duration_since(now) > AHEAD_MAX
-}
-
-/// The retention rules. A zero keeps nothing by that rule.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct KeepRules {
-    /// How many of the newest snapshots are kept.
-    pub last: u32,
-    /// For how many of the newest days with a snapshot one is kept.
-    pub daily: u32,
-    /// The same for weeks.
-    pub weekly: u32,
-    /// The same for months.
-    pub monthly: u32,
-    /// The same for years.
-    pub yearly: u32,
-    /// All snapshots at most this many seconds older than the newest one are kept.
-    pub within_s: u64,
-}
-
-impl KeepRules {
-    /// Whether no rule is given.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 /// Why a snapshot is kept.
@@ -58,6 +39,8 @@ impl KeepRules {
 pub enum KeepReason {
     /// It is one of the newest.
     Last,
+    /// It represents its hour.
+    Hourly,
     /// It represents its day.
     Daily,
     /// It represents its week.
@@ -66,18 +49,24 @@ pub enum KeepReason {
     Monthly,
     /// It represents its year.
     Yearly,
+    /// It is the oldest one, and a rule found fewer periods than it may keep.
+    Oldest,
     /// It is not much older than the newest one.
     Within,
     /// It is the newest complete one. Always kept.
     LastGood,
     /// `latest` points to it. Always kept.
     Latest,
+    /// It is the newest one that is counted, although `latest` does not point to it. Always kept.
+    Newest,
     /// It is pinned. Always kept.
     Pinned,
     /// It is the newest one with a disk that the newest complete one lacks. Always kept.
     MissingDisk,
     /// It has the last right content of a file that is damaged in a kept snapshot. Always kept.
     RightContent,
+    /// It was there when an unusual change of the source was noticed. Kept until that is accepted.
+    BeforeChange,
     /// It has no record, so its content is unknown. Never removed.
     Unrecorded,
     /// It is dated in the future. Kept, and not counted.
@@ -108,9 +97,23 @@ pub struct KeepDecision {
     pub keep: Vec<KeepReason>,
 }
 
-/// Decides about every finished snapshot of a job at the time `now`. The result is sorted by name.
+/// What the decisions depend on, beside the snapshots.
+#[derive(Debug, Clone)]
+pub struct KeepBy<'a> {
+    /// The rules.
+    pub rules: &'a KeepRules,
+    /// The zone of days, weeks, months and years.
+    pub zone: &'a TimeZone,
+    /// The time of the decision.
+    pub now: Timestamp,
+    /// When an unusual change of the source was noticed that nobody has accepted. What was begun before
+    /// it is kept.
+    pub changed_at: Option<Timestamp>,
+}
+
+/// Decides about every finished snapshot of a job. The result is sorted by name.
 #[must_use]
-pub fn decide(candidates: &[Candidate], rules: &KeepRules, now: Timestamp) -> Vec<KeepDecision> {
+pub fn decide(candidates: &[Candidate], by: &KeepBy<'_>) -> Vec<KeepDecision> {
     let mut all: Vec<&Candidate> = candidates
         .iter()
         .filter(|candidate| candidate.kind.is_snapshot())
@@ -124,40 +127,83 @@ pub fn decide(candidates: &[Candidate], rules: &KeepRules, now: Timestamp) -> Ve
         keep.entry(name).or_default().push(reason);
     };
     let latest = all.iter().find(|one| one.is_latest).map(|one| one.name);
-    let (future, all): (Vec<&Candidate>, Vec<&Candidate>) =
+    let (future, counted): (Vec<&Candidate>, Vec<&Candidate>) =
         all.into_iter().partition(|candidate| {
-            is_future(candidate.name, now) || latest.is_some_and(|latest| candidate.name > latest)
+            is_future(candidate.name, by.now)
+                || latest.is_some_and(|latest| candidate.name > latest)
         });
     for candidate in future {
         mark(candidate.name, KeepReason::Future);
     }
-    for candidate in all.iter().take(rules.last as usize) {
+    mark_by_rules(&counted, by, &mut mark);
+    mark_protected(&counted, by, &mut mark);
+    keep.into_iter()
+        .map(|(name, keep)| KeepDecision { name, keep })
+        .collect()
+}
+
+/// Marks what a rule keeps. `counted` is sorted newest first.
+fn mark_by_rules(
+    counted: &[&Candidate],
+    by: &KeepBy<'_>,
+    mark: &mut impl FnMut(SnapshotName, KeepReason),
+) {
+    let rules = by.rules;
+    for candidate in counted.iter().take(rules.last.limit()) {
         mark(candidate.name, KeepReason::Last);
     }
+    let is_complete = |one: &&&Candidate| one.kind == EntryKind::Complete;
+    let oldest = counted.iter().rfind(is_complete).or(counted.last());
+    let mut keep_oldest = false;
     for (count, reason, period) in [
-        (rules.daily, KeepReason::Daily, day as fn(Date) -> i32),
-        (rules.weekly, KeepReason::Weekly, week),
-        (rules.monthly, KeepReason::Monthly, month),
-        (rules.yearly, KeepReason::Yearly, year),
+        (rules.hourly, KeepReason::Hourly, hour as Period),
+        (rules.daily, KeepReason::Daily, |at, zone| {
+            day(date(at, zone))
+        }),
+        (rules.weekly, KeepReason::Weekly, |at, zone| {
+            week(date(at, zone))
+        }),
+        (rules.monthly, KeepReason::Monthly, |at, zone| {
+            month(date(at, zone))
+        }),
+        (rules.yearly, KeepReason::Yearly, |at, zone| {
+            i64::from(date(at, zone).year())
+        }),
     ] {
-        for name in one_of_each(&all, count, period) {
+        let kept = one_of_each(counted, count, |one| period(one.name.moment(), by.zone));
+        keep_oldest |= kept.len() < count.limit();
+        for name in kept {
             mark(name, reason);
         }
     }
-    if let Some(newest) = all.first()
+    if let Some(oldest) = oldest.filter(|_| keep_oldest) {
+        mark(oldest.name, KeepReason::Oldest);
+    }
+    if let Some(newest) = counted.first()
         && rules.within_s > 0
     {
         let oldest_s = i128::from(newest.name.moment().as_second()) - i128::from(rules.within_s);
         let within =
             |candidate: &&&Candidate| i128::from(candidate.name.moment().as_second()) >= oldest_s;
-        for candidate in all.iter().filter(within) {
+        for candidate in counted.iter().filter(within) {
             mark(candidate.name, KeepReason::Within);
         }
     }
-    if let Some(good) = all.iter().find(|one| one.kind == EntryKind::Complete) {
+}
+
+/// Marks what is kept whatever the rules are. `counted` is sorted newest first.
+fn mark_protected(
+    counted: &[&Candidate],
+    by: &KeepBy<'_>,
+    mark: &mut impl FnMut(SnapshotName, KeepReason),
+) {
+    if let Some(good) = counted.iter().find(|one| one.kind == EntryKind::Complete) {
         mark(good.name, KeepReason::LastGood);
     }
-    for candidate in &all {
+    if let Some(newest) = counted.first().filter(|newest| !newest.is_latest) {
+        mark(newest.name, KeepReason::Newest);
+    }
+    for candidate in counted {
         if candidate.is_latest {
             mark(candidate.name, KeepReason::Latest);
         }
@@ -167,52 +213,65 @@ pub fn decide(candidates: &[Candidate], rules: &KeepRules, now: Timestamp) -> Ve
         if candidate.has_missing_disk {
             mark(candidate.name, KeepReason::MissingDisk);
         }
+        if by.changed_at.is_some_and(|at| candidate.name.moment() < at) {
+            mark(candidate.name, KeepReason::BeforeChange);
+        }
         if candidate.kind == EntryKind::Unrecorded {
             mark(candidate.name, KeepReason::Unrecorded);
         }
     }
-    keep.into_iter()
-        .map(|(name, keep)| KeepDecision { name, keep })
-        .collect()
 }
 
-/// The snapshots to keep, one for each of the newest `count` periods that have any. `all` is sorted
+/// Whether a prune has to wait for a person: the rules or the zone are not those of the last prune
+/// (`before`; `None`: there was none), and they would remove more than half of the snapshots and more
+/// than 5. A typo in a rule must not cost the history.
+#[must_use]
+pub fn is_held(before: Option<&KeepPolicy>, now: &KeepPolicy, decisions: &[KeepDecision]) -> bool {
+    let removed = decisions.iter().filter(|one| one.keep.is_empty()).count();
+    before != Some(now) && removed > REMOVED_AT_ONCE_MAX && removed * 2 > decisions.len()
+}
+
+/// The snapshots to keep, one for each of the newest `count` periods that have any. `counted` is sorted
 /// newest first.
-fn one_of_each(all: &[&Candidate], count: u32, period: fn(Date) -> i32) -> Vec<SnapshotName> {
-    let mut kept: Vec<(i32, &Candidate)> = Vec::new();
-    for candidate in all {
-        let date = TimeZone::UTC.to_datetime(candidate.name.moment()).date();
-        let number = period(date);
-        let full = kept.len() >= count as usize;
-        match kept.last_mut() {
-            Some((last, chosen)) if *last == number => {
-                if chosen.kind != EntryKind::Complete && candidate.kind == EntryKind::Complete {
-                    *chosen = candidate;
-                }
-            }
-            _ if full => break,
-            _ => kept.push((number, candidate)),
+fn one_of_each(
+    counted: &[&Candidate],
+    count: KeepCount,
+    period: impl Fn(&Candidate) -> i64,
+) -> BTreeSet<SnapshotName> {
+    // By period and not by neighbours: where clocks go back over midnight, a day comes twice.
+    let mut chosen: BTreeMap<i64, &Candidate> = BTreeMap::new();
+    for candidate in counted {
+        let one = chosen.entry(period(candidate)).or_insert(candidate);
+        if one.kind != EntryKind::Complete && candidate.kind == EntryKind::Complete {
+            *one = candidate;
         }
     }
-    kept.into_iter().map(|(_, chosen)| chosen.name).collect()
+    let newest = chosen.into_values().rev().take(count.limit());
+    newest.map(|candidate| candidate.name).collect()
 }
 
-/// A number that rises with time and differs for each day.
-fn day(date: Date) -> i32 {
-    i32::from(date.year()) * 400 + i32::from(date.day_of_year())
+/// A number that rises with time and differs for each period.
+type Period = fn(Timestamp, &TimeZone) -> i64;
+
+fn hour(at: Timestamp, _: &TimeZone) -> i64 {
+    at.as_second().div_euclid(3600)
 }
 
-fn week(date: Date) -> i32 {
+fn date(at: Timestamp, zone: &TimeZone) -> Date {
+    zone.to_datetime(at).date()
+}
+
+fn day(date: Date) -> i64 {
+    i64::from(date.year()) * 400 + i64::from(date.day_of_year())
+}
+
+fn week(date: Date) -> i64 {
     let week = date.iso_week_date();
-    i32::from(week.year()) * 60 + i32::from(week.week())
+    i64::from(week.year()) * 60 + i64::from(week.week())
 }
 
-fn month(date: Date) -> i32 {
-    i32::from(date.year()) * 12 + i32::from(date.month())
-}
-
-fn year(date: Date) -> i32 {
-    i32::from(date.year())
+fn month(date: Date) -> i64 {
+    i64::from(date.year()) * 12 + i64::from(date.month())
 }
 
 #[cfg(test)]
@@ -235,8 +294,17 @@ mod tests {
         }
     }
 
+    fn by<'a>(rules: &'a KeepRules, zone: &'a TimeZone) -> KeepBy<'a> {
+        KeepBy {
+            rules,
+            zone,
+            now: now(),
+            changed_at: None,
+        }
+    }
+
     fn kept(candidates: &[Candidate], rules: &KeepRules) -> Vec<String> {
-        decide(candidates, rules, now())
+        decide(candidates, &by(rules, &TimeZone::UTC))
             .into_iter()
             .filter(|decision| !decision.keep.is_empty())
             .map(|decision| decision.name.to_string())
@@ -254,7 +322,7 @@ mod tests {
         all[1].kind = EntryKind::Incomplete;
         all[1].is_latest = true;
         let rules = KeepRules {
-            last: 1,
+            last: KeepCount::new(1),
             ..KeepRules::default()
         };
         assert_eq!(
@@ -277,7 +345,7 @@ mod tests {
         let rules = KeepRules::default;
         assert_eq!(kept(&all, &rules()), ["2026-01-02T00-00-00Z"]);
         let daily = KeepRules {
-            daily: 2,
+            daily: KeepCount::new(2),
             ..rules()
         };
         assert_eq!(
@@ -286,7 +354,7 @@ mod tests {
         );
         // 2026-01-01 and -02 are in the same week. 2024-12-30 is in the first week of 2025.
         let weekly = KeepRules {
-            weekly: 3,
+            weekly: KeepCount::new(3),
             ..rules()
         };
         assert_eq!(
@@ -298,7 +366,7 @@ mod tests {
             ]
         );
         let monthly = KeepRules {
-            monthly: 2,
+            monthly: KeepCount::new(2),
             ..rules()
         };
         assert_eq!(
@@ -306,12 +374,14 @@ mod tests {
             ["2025-12-28T10-00-00Z", "2026-01-02T00-00-00Z"]
         );
         let yearly = KeepRules {
-            yearly: 9,
+            yearly: KeepCount::new(9),
             ..rules()
         };
         assert_eq!(
             kept(&all, &yearly),
             [
+                // There are only three years: the oldest stays, too.
+                "2024-12-29T23-59-59Z",
                 "2024-12-30T00-00-00Z",
                 "2025-12-28T10-00-00Z",
                 "2026-01-02T00-00-00Z"
@@ -335,12 +405,85 @@ mod tests {
     fn a_complete_snapshot_represents_its_day_before_a_newer_incomplete_one() {
         let mut incomplete = at("2026-01-01T20-00-00Z");
         incomplete.kind = EntryKind::Incomplete;
-        let all = [at("2026-01-01T10-00-00Z"), incomplete];
+        let all = [
+            at("2026-01-01T10-00-00Z"),
+            incomplete,
+            at("2026-01-02T10-00-00Z"),
+        ];
         let rules = KeepRules {
-            daily: 1,
+            daily: KeepCount::new(2),
             ..KeepRules::default()
         };
-        assert_eq!(kept(&all, &rules), ["2026-01-01T10-00-00Z"]);
+        assert_eq!(
+            kept(&all, &rules),
+            ["2026-01-01T10-00-00Z", "2026-01-02T10-00-00Z"]
+        );
+        // The newest one stays, too.
+        assert_eq!(kept(&all[..2], &rules).len(), 2);
+    }
+
+    #[test]
+    fn snapshots_from_before_an_unusual_change_stay() {
+        let all = [
+            at("2026-01-01T00-00-00Z"),
+            at("2026-01-02T00-00-00Z"),
+            at("2026-01-03T00-00-00Z"),
+            at("2026-01-04T00-00-00Z"),
+        ];
+        let rules = KeepRules {
+            last: KeepCount::new(1),
+            ..KeepRules::default()
+        };
+        let utc = TimeZone::UTC;
+        let by = KeepBy {
+            changed_at: Some(all[2].name.moment()),
+            ..by(&rules, &utc)
+        };
+        let kept: Vec<Vec<KeepReason>> =
+            decide(&all, &by).into_iter().map(|one| one.keep).collect();
+        assert_eq!(kept[0], [KeepReason::BeforeChange]);
+        assert_eq!(kept[1], [KeepReason::BeforeChange]);
+        assert!(kept[2].is_empty(), "newer ones go by the rules");
+    }
+
+    #[test]
+    fn a_prune_by_changed_rules_that_removes_most_is_held() {
+        let policy = |daily, zone: &str| KeepPolicy {
+            rules: KeepRules {
+                daily: KeepCount::new(daily),
+                ..KeepRules::default()
+            },
+            time_zone: zone.to_owned(),
+        };
+        let decisions = |removed: usize, kept: usize| -> Vec<KeepDecision> {
+            let keep = [
+                vec![Vec::new(); removed],
+                vec![vec![KeepReason::Daily]; kept],
+            ]
+            .concat();
+            let name = at("2026-01-01T00-00-00Z").name;
+            keep.into_iter()
+                .map(|keep| KeepDecision { name, keep })
+                .collect()
+        };
+        let old = policy(14, "local");
+        for (now, removed, kept, held) in [
+            (policy(1, "local"), 6, 5, true),
+            (policy(14, "UTC"), 6, 5, true),
+            // Not more than half.
+            (policy(1, "local"), 6, 6, false),
+            // Not more than 5.
+            (policy(1, "local"), 5, 0, false),
+            // The same rules: after a long time without a prune much may go.
+            (policy(14, "local"), 60, 5, false),
+        ] {
+            let held_now = is_held(Some(&old), &now, &decisions(removed, kept));
+            assert_eq!(held_now, held, "{now:?} {removed} {kept}");
+        }
+        assert!(
+            is_held(None, &old, &decisions(6, 5)),
+            "the first rules of a job are new ones, too"
+        );
     }
 
     fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
@@ -363,32 +506,37 @@ mod tests {
     }
 
     fn rules() -> impl Strategy<Value = KeepRules> {
-        let few = 0..5_u32;
+        let count =
+            || prop_oneof![6 => (0..5_u32).prop_map(KeepCount::new), 1 => Just(KeepCount::ALL)];
         let within_s = prop_oneof![Just(0_u64), 0..100_000_000_u64, Just(u64::MAX)];
-        (
-            few.clone(),
-            few.clone(),
-            few.clone(),
-            few.clone(),
-            few,
-            within_s,
+        let counts = (count(), count(), count(), count(), count(), count());
+        (counts, within_s).prop_map(
+            |((last, hourly, daily, weekly, monthly, yearly), within_s)| KeepRules {
+                last,
+                hourly,
+                daily,
+                weekly,
+                monthly,
+                yearly,
+                within_s,
+            },
         )
-            .prop_map(
-                |(last, daily, weekly, monthly, yearly, within_s)| KeepRules {
-                    last,
-                    daily,
-                    weekly,
-                    monthly,
-                    yearly,
-                    within_s,
-                },
-            )
+    }
+
+    /// Without the system's database. The second one goes back over midnight.
+    fn zone() -> impl Strategy<Value = TimeZone> {
+        prop_oneof![
+            Just("CET-1CEST,M3.5.0,M10.5.0/3"),
+            Just("NST3:30NDT,M3.2.0/0:01,M11.1.0/0:01"),
+            Just("<+14>-14"),
+        ]
+        .prop_map(|text| TimeZone::posix(text).unwrap())
     }
 
     proptest! {
         #[test]
         fn protected_snapshots_stay_and_no_rule_keeps_too_many(
-            all in candidates(), rules in rules()
+            all in candidates(), rules in rules(), zone in zone()
         ) {
             let mut names: Vec<SnapshotName> = Vec::new();
             let all: Vec<Candidate> = all.into_iter().filter(|one| {
@@ -396,7 +544,7 @@ mod tests {
                 names.push(one.name);
                 new
             }).collect();
-            let decisions = decide(&all, &rules, now());
+            let decisions = decide(&all, &by(&rules, &zone));
             let snapshots = all.iter().filter(|one| one.kind.is_snapshot()).count();
             prop_assert_eq!(decisions.len(), snapshots);
             prop_assert!(decisions.is_sorted_by_key(|decision| decision.name));
@@ -404,6 +552,9 @@ mod tests {
             let good = all.iter().filter(|one| one.kind == EntryKind::Complete);
             if let Some(good) = good.max_by_key(|one| one.name) {
                 prop_assert!(keeps(good.name));
+            }
+            if let Some(newest) = all.iter().filter(|one| one.kind.is_snapshot()).max_by_key(|one| one.name) {
+                prop_assert!(keeps(newest.name));
             }
             for one in all.iter().filter(|one| one.kind.is_snapshot()) {
                 let protected = one.pinned
@@ -414,14 +565,15 @@ mod tests {
             }
             for (reason, most) in [
                 (KeepReason::Last, rules.last),
+                (KeepReason::Hourly, rules.hourly),
                 (KeepReason::Daily, rules.daily),
                 (KeepReason::Weekly, rules.weekly),
                 (KeepReason::Monthly, rules.monthly),
                 (KeepReason::Yearly, rules.yearly),
             ] {
                 let kept = decisions.iter().filter(|v| v.keep.contains(&reason)).count();
-                prop_assert!(kept <= most as usize);
-                prop_assert!(most == 0 || snapshots == 0 || kept > 0);
+                prop_assert!(kept <= most.limit());
+                prop_assert!(most.is_zero() || snapshots == 0 || kept > 0);
             }
         }
 
@@ -429,12 +581,17 @@ mod tests {
         fn more_generous_rules_never_drop_what_the_others_keep(
             all in candidates(), rules in rules(), more in rules()
         ) {
+            let sum = |a: KeepCount, b: KeepCount| match a.max(b) {
+                KeepCount::ALL => KeepCount::ALL,
+                _ => KeepCount::new((a.limit() + b.limit()).try_into().unwrap()),
+            };
             let generous = KeepRules {
-                last: rules.last + more.last,
-                daily: rules.daily + more.daily,
-                weekly: rules.weekly + more.weekly,
-                monthly: rules.monthly + more.monthly,
-                yearly: rules.yearly + more.yearly,
+                last: sum(rules.last, more.last),
+                hourly: sum(rules.hourly, more.hourly),
+                daily: sum(rules.daily, more.daily),
+                weekly: sum(rules.weekly, more.weekly),
+                monthly: sum(rules.monthly, more.monthly),
+                yearly: sum(rules.yearly, more.yearly),
                 within_s: rules.within_s.saturating_add(more.within_s),
             };
             let few = kept(&all, &rules);

@@ -11,7 +11,7 @@
 //!   (`checkpoint`).
 //! - No output of rsync, no content of the volume and no user input causes a panic, and every list made
 //!   from them is bounded.
-//! - Nothing is printed, and no environment variable is read.
+//! - Nothing is printed, and no environment variable is read but `TZ`, for the time zone `local`.
 #![forbid(unsafe_code)]
 
 mod adopted;
@@ -22,6 +22,7 @@ mod begun;
 mod cancel;
 mod check;
 mod checkpoint;
+mod choice;
 mod compare;
 mod completeness;
 mod conflicts;
@@ -31,10 +32,12 @@ mod file_system;
 mod foreign;
 mod job;
 mod keep;
+mod keep_rules;
 mod list;
 mod listing;
 pub mod local_file;
 mod long_path;
+mod moment;
 mod mounts;
 mod mounts_inside;
 mod name;
@@ -42,12 +45,14 @@ mod name_list;
 mod own_places;
 mod paths;
 mod patterns;
+mod pin;
 mod progress;
 mod protected_paths;
 mod prune;
 mod recent;
 mod record;
 mod recover;
+mod remove;
 mod reread;
 mod restore;
 mod rsync;
@@ -64,25 +69,32 @@ mod text;
 mod unfit;
 mod unlinked;
 mod walk;
+mod zone;
 
 pub use cancel::Cancel;
 pub use check::{CheckReport, CheckSpec, CheckWhat, FilesOn, begin_known_from, check, files_on};
+pub use choice::SnapshotChoice;
 pub use error::{SnapshotError, SnapshotErrorKind, SpaceKind};
 pub use file_system::FileSystem;
-pub use keep::{Candidate, KeepDecision, KeepReason, KeepRules, decide};
+pub use keep::{Candidate, KeepBy, KeepDecision, KeepReason, decide, is_held};
+pub use keep_rules::{KeepCount, KeepPolicy, KeepRules};
 pub use list::{list, missing, newest};
+pub use moment::{MomentError, parse_moment};
 pub use name::{JobName, NameError, SnapshotName};
 pub use name_list::NameList;
 pub use own_places::LocalContainer;
 pub use patterns::pattern_mistake;
+pub use pin::{PIN_REASON_BYTES_MAX, PinReport, PinSpec, check_pin_reason, pin};
 pub use progress::{Phase, Progress};
 pub use prune::{Interrupted, PruneReport, PruneSpec, Pruned, prune};
 pub use record::{
     EntryKind, GoneDisk, LinkedFrom, RECORD_FORMAT, RunRecord, RunStats, SnapshotEntry, Warning,
 };
+pub use remove::{Removal, RemoveReport, RemoveSpec, remove};
 pub use restore::restore;
 pub use snapshot_path::SnapshotPath;
 pub use sources::{check_source, mistakes};
 pub use spec::{RestoreReport, RestoreSpec, SnapshotReport, SnapshotSpec};
 pub use take::take;
 pub use text::{escape_name, unescape_name};
+pub use zone::{LOCAL_ZONE, ZoneError, time_zone};

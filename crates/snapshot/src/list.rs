@@ -97,6 +97,7 @@ fn copy_at_the_top(name: &Path) -> SnapshotEntry {
         kind: EntryKind::Adopted,
         name: None,
         is_latest: false,
+        pin: None,
         record: None,
         record_error: None,
     }
@@ -132,12 +133,16 @@ fn entry(
         },
         name: ours.map(Folder::name),
         is_latest: false,
+        pin: None,
         record: None,
         record_error: None,
     };
     if let Some(ours) = ours {
         let (kind, record) = folder.kind(ours);
         entry.kind = kind;
+        if let Folder::Named(name) = ours {
+            entry.pin = folder.pin(name);
+        }
         entry.is_latest = latest.is_some_and(|latest| ours == Folder::Named(latest));
         match record {
             Ok(record) => entry.record = Some(record),

@@ -6,17 +6,20 @@
 
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::cancel::Cancel;
 use crate::disks::{holders, kept_for_disks};
 use crate::error::SnapshotError;
-use crate::job::{Folder, JobFolder};
-use crate::keep::{Candidate, KeepDecision, KeepReason, KeepRules, decide};
+use crate::job::{Folder, JobFolder, RunFolder};
+use crate::keep::{Candidate, KeepBy, KeepDecision, KeepReason, decide};
+use crate::keep_rules::KeepRules;
 use crate::name::JobName;
 use crate::progress::{Phase, Progress};
 use crate::record::EntryKind;
 use crate::suspects::Suspects;
+use crate::zone::{LOCAL_ZONE, time_zone};
 
 /// What to prune.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +28,12 @@ pub struct PruneSpec {
     pub job: JobName,
     /// Which snapshots are kept. Without any rule nothing is removed.
     pub rules: KeepRules,
+    /// The zone of days, weeks, months and years: see [`crate::time_zone`].
+    #[serde(default = "local_zone")]
+    pub time_zone: String,
+    /// See [`KeepBy::changed_at`](crate::KeepBy::changed_at).
+    #[serde(default)]
+    pub changed_at: Option<Timestamp>,
     /// The list of files whose content is wrong, see [`crate::CheckSpec::suspects`]. A snapshot with the
     /// last right content of one of them is kept.
     #[serde(default, with = "crate::text::path_text_option")]
@@ -35,6 +44,26 @@ pub struct PruneSpec {
     /// Only report what would be done. Works on a volume that is mounted read-only.
     #[serde(default)]
     pub dry_run: bool,
+}
+
+impl PruneSpec {
+    /// Prunes `job` by `rules` in the machine's time zone, and removes nothing else.
+    #[must_use]
+    pub fn new(job: JobName, rules: KeepRules) -> Self {
+        Self {
+            job,
+            rules,
+            time_zone: local_zone(),
+            changed_at: None,
+            suspects: None,
+            drop_interrupted: false,
+            dry_run: false,
+        }
+    }
+}
+
+fn local_zone() -> String {
+    LOCAL_ZONE.to_owned()
 }
 
 /// The result for one snapshot.
@@ -105,11 +134,7 @@ pub fn prune(
         ..PruneReport::default()
     };
     report.snapshots = undone(decided(&run.job, spec)?);
-    let mut removals = Removals {
-        progress,
-        before: 0,
-        now: 0,
-    };
+    let mut removals = Removals::new(progress);
     for away in run.half_removed()? {
         removals.remove(&run, &away, cancel)?;
     }
@@ -144,16 +169,26 @@ pub fn prune(
 }
 
 /// Counts the removed names of all trees, and reports progress.
-struct Removals<'t> {
+pub(crate) struct Removals<'t> {
     progress: &'t mut dyn FnMut(Progress),
-    before: u64,
+    /// The names of the trees that are removed.
+    pub(crate) before: u64,
     now: u64,
 }
 
-impl Removals<'_> {
-    fn remove(
+impl<'t> Removals<'t> {
+    pub(crate) fn new(progress: &'t mut dyn FnMut(Progress)) -> Self {
+        Self {
+            progress,
+            before: 0,
+            now: 0,
+        }
+    }
+
+    /// Removes a tree in the state folder, and its record.
+    pub(crate) fn remove(
         &mut self,
-        run: &crate::job::RunFolder,
+        run: &RunFolder,
         away: &Path,
         cancel: &Cancel,
     ) -> Result<(), SnapshotError> {
@@ -171,9 +206,14 @@ impl Removals<'_> {
     }
 }
 
-fn decided(job: &JobFolder, spec: &PruneSpec) -> Result<Vec<KeepDecision>, SnapshotError> {
+/// Decides about the finished snapshots of `job`.
+pub(crate) fn decided(
+    job: &JobFolder,
+    spec: &PruneSpec,
+) -> Result<Vec<KeepDecision>, SnapshotError> {
     let latest = job.latest();
-    let now = jiff::Timestamp::now();
+    let zone = time_zone(&spec.time_zone)?;
+    let now = Timestamp::now();
     let for_disks = kept_for_disks(&holders(job, now)?);
     let candidates: Vec<Candidate> = job
         .own_folders()?
@@ -187,7 +227,13 @@ fn decided(job: &JobFolder, spec: &PruneSpec) -> Result<Vec<KeepDecision>, Snaps
             has_missing_disk: for_disks.contains(&folder.name()),
         })
         .collect();
-    let mut decisions = decide(&candidates, &spec.rules, now);
+    let by = KeepBy {
+        rules: &spec.rules,
+        zone: &zone,
+        now,
+        changed_at: spec.changed_at,
+    };
+    let mut decisions = decide(&candidates, &by);
     keep_right_content(job, spec, &mut decisions);
     Ok(decisions)
 }
@@ -243,6 +289,6 @@ fn undone(decisions: Vec<KeepDecision>) -> Vec<Pruned> {
 }
 
 /// For people. 0 if it is unknown.
-fn free_bytes(volume_root: &Path) -> u64 {
+pub(crate) fn free_bytes(volume_root: &Path) -> u64 {
     rustix::fs::statvfs(volume_root).map_or(0, |about| about.f_bavail * about.f_frsize)
 }

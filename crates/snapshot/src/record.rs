@@ -372,6 +372,9 @@ pub struct SnapshotEntry {
     pub name: Option<SnapshotName>,
     /// Whether `latest` points to it.
     pub is_latest: bool,
+    /// Why it is pinned, which may be empty; `None`: it is not pinned.
+    #[serde(default)]
+    pub pin: Option<String>,
     /// Its record.
     pub record: Option<RunRecord>,
     /// Why there is no record, although the folder has the name of a snapshot.

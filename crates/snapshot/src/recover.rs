@@ -10,7 +10,7 @@ use crate::begun;
 use crate::cancel::Cancel;
 use crate::checkpoint;
 use crate::error::SnapshotError;
-use crate::job::{Folder, RunFolder, STATE_FOLDER, on_volume};
+use crate::job::{DELETING, Folder, RunFolder, STATE_FOLDER, on_volume};
 use crate::name::SnapshotName;
 use crate::recent;
 use crate::record::Warning;
@@ -21,8 +21,7 @@ use crate::walk::{
     open_folder, remove_content, remove_content_reporting, remove_files_changed_since,
 };
 
-const DELETING: &str = "deleting-";
-/// Has the prefix of [`DELETING`], so that the next run removes it.
+/// Has the prefix `DELETING`, so that the next run removes it.
 const LINKS_TO_COPY: &str = "deleting-links-to-copy";
 /// Separates a number from a name that a foreign object has already.
 const NUMBERED: char = '~';

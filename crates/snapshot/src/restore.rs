@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, FileType, statat};
 
 use crate::adopted;
 use crate::cancel::Cancel;
+use crate::choice::{self, SnapshotChoice};
 use crate::compare::{Restored, Unequal};
 use crate::conflicts::conflicts;
 use crate::error::SnapshotError;
@@ -205,7 +206,12 @@ fn choose(volume_root: &Path, spec: &RestoreSpec) -> Result<(JobFolder, Chosen),
         ) => missing,
         other => return other,
     };
-    let copy = adopted::chosen(volume_root, &spec.job, spec.snapshot.as_deref())?;
+    let copy = match &spec.snapshot {
+        SnapshotChoice::Latest => adopted::chosen(volume_root, &spec.job, None)?,
+        SnapshotChoice::Named(name) => adopted::chosen(volume_root, &spec.job, Some(name))?,
+        // It is unknown when one began, and whether it is complete.
+        SnapshotChoice::LatestComplete | SnapshotChoice::At(_) => None,
+    };
     let folder = copy.ok_or(missing)?;
     let chosen = Chosen {
         folder,
@@ -216,18 +222,8 @@ fn choose(volume_root: &Path, spec: &RestoreSpec) -> Result<(JobFolder, Chosen),
 }
 
 fn choose_in(folder: &JobFolder, spec: &RestoreSpec) -> Result<Chosen, SnapshotError> {
-    let missing = |snapshot: &str| SnapshotError::NoSuchSnapshot {
-        job: spec.job.to_string(),
-        snapshot: snapshot.to_owned(),
-    };
-    let name = match spec.snapshot.as_deref() {
-        None | Some("latest") => newest(folder)?.ok_or_else(|| missing("at all"))?,
-        Some(text) => unescape_path(text),
-    };
-    let one_name = name.components().count() == 1 && name.file_name() == Some(name.as_os_str());
-    if !one_name || !folder.is_folder(&name) || name == Path::new(crate::job::STATE_FOLDER) {
-        return Err(missing(&escape_path(&name)));
-    }
+    let name = choice::folder_to_read(folder, &spec.snapshot)?
+        .ok_or_else(|| choice::no_such(folder, &spec.snapshot))?;
     let own = name.to_str().and_then(Folder::parse);
     let theirs = match name.to_str() {
         Some(name) if adopted::is_copy_in_job(name) => EntryKind::Adopted,
@@ -242,18 +238,6 @@ fn choose_in(folder: &JobFolder, spec: &RestoreSpec) -> Result<Chosen, SnapshotE
         kind,
         record,
     })
-}
-
-/// The snapshot that `latest` points to, or else the newest finished one.
-fn newest(folder: &JobFolder) -> Result<Option<PathBuf>, SnapshotError> {
-    if let Some(latest) = folder.latest() {
-        return Ok(Some(latest.to_string().into()));
-    }
-    let own = folder.own_folders()?;
-    Ok(own
-        .into_iter()
-        .rfind(|own| matches!(own, Folder::Named(_)))
-        .map(|own| own.to_string().into()))
 }
 
 impl Chosen {

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::choice::SnapshotChoice;
 use crate::name::JobName;
 
 /// A snapshot, or a part of it.
@@ -11,13 +12,28 @@ use crate::name::JobName;
 pub struct SnapshotPath {
     /// The job.
     pub job: JobName,
-    /// The snapshot's name; `None`: the latest one.
-    pub snapshot: Option<String>,
+    /// The snapshot, if one is named.
+    pub snapshot: Option<SnapshotChoice>,
     /// The path in the source, absolute; `None`: everything.
     pub path: Option<PathBuf>,
 }
 
 impl SnapshotPath {
+    /// Parses `JOB/SNAPSHOT`: a whole snapshot, which must be named.
+    ///
+    /// # Errors
+    /// Says what is wrong, in words.
+    pub fn parse_snapshot(text: &OsStr) -> Result<(JobName, SnapshotChoice), String> {
+        let found = Self::parse(text)?;
+        match (found.snapshot, found.path) {
+            (Some(snapshot), None) => Ok((found.job, snapshot)),
+            (None, _) => Err(format!("{text:?} names no snapshot of the job")),
+            (Some(_), Some(_)) => Err(format!(
+                "{text:?} names a path in a snapshot; a whole snapshot is needed"
+            )),
+        }
+    }
+
     /// Parses `JOB[/SNAPSHOT][:PATH]`. The first colon begins the path, which may contain more colons and
     /// need not be UTF-8.
     ///
@@ -52,7 +68,7 @@ impl SnapshotPath {
         });
         Ok(Self {
             job: JobName::new(job).map_err(|error| error.to_string())?,
-            snapshot: snapshot.filter(|name| *name != "latest").map(str::to_owned),
+            snapshot: snapshot.map(SnapshotChoice::parse),
             path,
         })
     }
@@ -61,6 +77,23 @@ impl SnapshotPath {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_whole_snapshot_must_be_named() {
+        let parse = |text: &str| SnapshotPath::parse_snapshot(text.as_ref());
+        let (job, snapshot) = parse("home/2026-11").unwrap();
+        assert_eq!(
+            (job.as_str(), snapshot),
+            ("home", SnapshotChoice::parse("2026-11"))
+        );
+        assert!(parse("home").unwrap_err().contains("names no snapshot"));
+        assert!(
+            parse("home/latest:/etc")
+                .unwrap_err()
+                .contains("names a path")
+        );
+        assert!(parse("home/").is_err());
+    }
 
     #[test]
     fn job_snapshot_and_path_are_told_apart() {
@@ -76,10 +109,10 @@ mod tests {
         let dated = "2026-11-23T13-21-01Z";
         for (text, expected) in [
             ("home", "home None None".to_owned()),
-            ("home/latest", "home None None".to_owned()),
+            ("home/latest", "home Some(Latest) None".to_owned()),
             (
                 &format!("home/{dated}"),
-                format!("home Some({dated:?}) None"),
+                format!("home Some(Named({dated:?})) None"),
             ),
             (
                 "home:/etc/fstab",
@@ -88,7 +121,7 @@ mod tests {
             ("home:etc/a:b", "home None Some(\"/etc/a:b\")".to_owned()),
             (
                 &format!("home/{dated}:/x/y z"),
-                format!("home Some({dated:?}) Some(\"/x/y z\")"),
+                format!("home Some(Named({dated:?})) Some(\"/x/y z\")"),
             ),
             ("", not_a_job("\"\" is not a job name: it is empty")),
             ("home/", "\"\" is no snapshot's name".to_owned()),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::choice::SnapshotChoice;
 use crate::name::{JobName, SnapshotName};
 use crate::name_list::NameList;
 use crate::own_places::LocalContainer;
@@ -93,10 +94,9 @@ pub struct SnapshotReport {
 pub struct RestoreSpec {
     /// The job.
     pub job: JobName,
-    /// The folder's name as [`crate::list()`] returns it. `None` or `latest`: the snapshot that `latest`
-    /// points to, or else the newest finished one.
+    /// The snapshot.
     #[serde(default)]
-    pub snapshot: Option<String>,
+    pub snapshot: SnapshotChoice,
     /// One file or folder, by its absolute path in the source; it becomes `to/basename`. `None` or `/`:
     /// everything, with its whole path below `to`. With `to` = `/` that restores in place.
     #[serde(default, with = "path_text_option")]
@@ -139,7 +139,7 @@ impl RestoreSpec {
     pub fn new(job: JobName, to: PathBuf) -> Self {
         Self {
             job,
-            snapshot: None,
+            snapshot: SnapshotChoice::Latest,
             path: None,
             to,
             dry_run: false,

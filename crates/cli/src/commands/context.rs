@@ -19,6 +19,7 @@ use sprat_session::{
     Access, ClosedReport, ContainerFacts, IdentityPolicy, Session, SessionSettings, SshOptions,
     text,
 };
+use sprat_snapshot::{LOCAL_ZONE, SnapshotChoice, parse_moment, time_zone};
 
 use crate::args::GlobalArgs;
 use crate::environment::Environment;
@@ -452,6 +453,15 @@ impl Context {
         self.output
             .result(text, &result_json(command, exit, fields))?;
         Ok(exit)
+    }
+
+    /// The snapshot that `--at TIME` means.
+    pub(crate) fn snapshot_at(&self, time: &str) -> Result<SnapshotChoice, Failure> {
+        let now = jiff::Timestamp::now();
+        let refused = |what: String| Failure::usage(what).with_hint("nothing was started");
+        let zone = time_zone(LOCAL_ZONE).map_err(|what| refused(what.to_string()))?;
+        let at = parse_moment(time, now, &zone).map_err(|what| refused(format!("--at {what}")))?;
+        Ok(SnapshotChoice::At(at))
     }
 
     /// The state folder.

@@ -12,13 +12,14 @@ use crate::args::{GLOBAL_HEADING, GlobalArgs};
 use crate::output::complain;
 
 /// The commands of `sprat --help`, in groups.
-const GROUPS: [(&str, &[&str]); 5] = [
+const GROUPS: [(&str, &[&str]); 6] = [
     ("Set-up", &["init", "schedule", "doctor", "completions"]),
     ("Every day", &["backup", "status", "check", "prune"]),
     (
         "Browse and restore",
         &["snapshots", "restore", "mount", "umount"],
     ),
+    ("Keep and remove", &["pin", "unpin", "remove"]),
     ("Container maintenance", &["key", "trim", "grow", "copy"]),
     ("Emergencies", &["unlock"]),
 ];

@@ -13,7 +13,9 @@ mod help;
 mod init;
 mod key;
 mod mount;
+mod pin;
 mod prune;
+mod remove;
 mod restore;
 mod schedule;
 mod snapshots;
@@ -21,6 +23,7 @@ mod status;
 mod trim;
 mod umount;
 mod unlock;
+mod unpin;
 
 use std::ffi::OsString;
 
@@ -66,6 +69,15 @@ enum Command {
     /// Remove those snapshots of a job that no retention rule keeps
     #[command(before_help = prune::EXAMPLES, after_help = prune::NOTES)]
     Prune(prune::PruneArgs),
+    /// Pin a snapshot: it is kept until it is unpinned
+    #[command(before_help = pin::EXAMPLES)]
+    Pin(pin::PinArgs),
+    /// Unpin a snapshot: the retention rules decide about it again
+    #[command(before_help = unpin::EXAMPLES)]
+    Unpin(unpin::UnpinArgs),
+    /// Remove snapshots by name
+    #[command(before_help = remove::EXAMPLES, after_help = remove::NOTES)]
+    Remove(remove::RemoveArgs),
     /// Mount snapshots for browsing
     #[command(before_help = mount::EXAMPLES, after_help = mount::NOTES)]
     Mount(mount::MountArgs),
@@ -151,6 +163,9 @@ fn dispatch(name: String, cli: Cli) -> Exit {
         Command::Snapshots(args) => run.command(&args),
         Command::Restore(args) => run.command(&args),
         Command::Prune(args) => run.command(&args),
+        Command::Pin(args) => run.command(&args),
+        Command::Unpin(args) => run.command(&args),
+        Command::Remove(args) => run.command(&args),
         Command::Mount(args) => run.command(&args),
         Command::Umount(args) => run.command(&args),
         Command::Check(args) => run.command(&args),

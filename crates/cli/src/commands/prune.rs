@@ -7,7 +7,7 @@ use serde_json::json;
 use sprat_run::config;
 use sprat_session::{Access, text};
 use sprat_snapshot::{
-    EntryKind, Interrupted, KeepReason, KeepRules, PruneReport, PruneSpec, Pruned,
+    EntryKind, Interrupted, KeepCount, KeepReason, KeepRules, PruneReport, PruneSpec, Pruned,
 };
 
 use super::context::{CommandArgs, Context};
@@ -22,8 +22,9 @@ Examples:
   sprat prune home --job www --drop-interrupted";
 
 pub(super) const NOTES: &str = "\
-Snapshots that no rule keeps are removed. One snapshot can satisfy several rules. Days begin at
-midnight UTC, like the snapshots' names. The newest complete snapshot is always kept.";
+Snapshots that no rule keeps are removed. One snapshot can satisfy several rules. Hours are UTC hours,
+days begin at midnight of the local time zone. A rule that finds fewer than N periods also keeps the
+oldest snapshot. The newest complete snapshot is always kept. All rules: docs/retention.md";
 
 #[derive(Debug, Args)]
 pub(super) struct PruneArgs {
@@ -33,20 +34,23 @@ pub(super) struct PruneArgs {
     #[arg(long)]
     job: String,
     /// Keep the newest N
-    #[arg(long, value_name = "N", default_value = "0")]
-    keep_last: u32,
-    /// Keep one snapshot per day, for the newest N days that have one
-    #[arg(long, value_name = "N", default_value = "0")]
-    keep_daily: u32,
+    #[arg(long, value_name = "N")]
+    keep_last: Option<KeepCount>,
+    /// Keep one snapshot per hour, for the newest N hours that have one
+    #[arg(long, value_name = "N")]
+    keep_hourly: Option<KeepCount>,
+    /// The same for days; like N of every rule but --keep-within, N may be `all`
+    #[arg(long, value_name = "N")]
+    keep_daily: Option<KeepCount>,
     /// The same for weeks, Monday to Sunday
-    #[arg(long, value_name = "N", default_value = "0")]
-    keep_weekly: u32,
+    #[arg(long, value_name = "N")]
+    keep_weekly: Option<KeepCount>,
     /// The same for months
-    #[arg(long, value_name = "N", default_value = "0")]
-    keep_monthly: u32,
+    #[arg(long, value_name = "N")]
+    keep_monthly: Option<KeepCount>,
     /// The same for years
-    #[arg(long, value_name = "N", default_value = "0")]
-    keep_yearly: u32,
+    #[arg(long, value_name = "N")]
+    keep_yearly: Option<KeepCount>,
     /// Keep all snapshots made within this time before the newest one, such as 36h, 14d, 6w
     #[arg(long, value_name = "TIME", value_parser = within)]
     keep_within: Option<Duration>,
@@ -67,15 +71,28 @@ fn within(text: &str) -> Result<Duration, String> {
 }
 
 impl PruneArgs {
-    fn rules(&self) -> KeepRules {
-        KeepRules {
-            last: self.keep_last,
-            daily: self.keep_daily,
-            weekly: self.keep_weekly,
-            monthly: self.keep_monthly,
-            yearly: self.keep_yearly,
-            within_s: self.keep_within.map_or(0, |time| time.as_secs()),
-        }
+    /// The rules of the command line; `None`: there is none.
+    fn given(&self) -> Option<KeepRules> {
+        let within_s = self.keep_within.map(|time| time.as_secs());
+        let rules = KeepRules {
+            last: self.keep_last.unwrap_or_default(),
+            hourly: self.keep_hourly.unwrap_or_default(),
+            daily: self.keep_daily.unwrap_or_default(),
+            weekly: self.keep_weekly.unwrap_or_default(),
+            monthly: self.keep_monthly.unwrap_or_default(),
+            yearly: self.keep_yearly.unwrap_or_default(),
+            within_s: within_s.unwrap_or_default(),
+        };
+        let counts = [
+            self.keep_last,
+            self.keep_hourly,
+            self.keep_daily,
+            self.keep_weekly,
+            self.keep_monthly,
+            self.keep_yearly,
+        ];
+        let any = counts.iter().any(Option::is_some) || within_s.is_some();
+        any.then_some(rules)
     }
 }
 
@@ -84,11 +101,11 @@ impl CommandArgs for PruneArgs {
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let job = config::job_name(&self.job).map_err(Failure::usage)?;
-        let rules = self.rules();
+        let rules = self.given().unwrap_or_default();
         if rules.is_empty() && !self.drop_interrupted {
             return Err(Failure::usage("no retention rule given").with_hint(
-                "nothing was started. Give at least one of --keep-last, --keep-daily, --keep-weekly, \
-                 --keep-monthly, --keep-yearly and --keep-within; --dry-run shows what they do. \
+                "nothing was started. Give at least one of --keep-last, --keep-hourly, --keep-daily, \
+                 --keep-weekly, --keep-monthly, --keep-yearly and --keep-within; --dry-run shows what they do. \
                  --drop-interrupted removes what interrupted runs left, and needs none of them",
             ));
         }
@@ -100,13 +117,9 @@ impl CommandArgs for PruneArgs {
         prepared.options.may_use_reserve = true;
         let target = prepared.resolved.target.clone();
         let mut reporter = Reporter::new(context.output, format!("{job}: "));
-        let spec = PruneSpec {
-            suspects: None,
-            job,
-            rules,
-            drop_interrupted: self.drop_interrupted,
-            dry_run: self.dry_run,
-        };
+        let mut spec = PruneSpec::new(job, rules);
+        spec.drop_interrupted = self.drop_interrupted;
+        spec.dry_run = self.dry_run;
         let (report, closed) =
             context.in_session(prepared, &mut reporter, |session, reporter| {
                 session.prune(spec, reporter, &context.interrupt)
@@ -117,26 +130,26 @@ impl CommandArgs for PruneArgs {
             "report": report,
             "volume": closed.volume,
         });
-        let text = table(&report, self, reporter.server_is_low());
+        let text = table(&report, self, rules.is_empty(), reporter.server_is_low());
         context.finish("prune", Exit::Done, &target, &text, fields)
     }
 }
 
-fn table(report: &PruneReport, args: &PruneArgs, server_is_low: bool) -> String {
+/// `no_rule`: without a rule nothing is removed.
+fn table(report: &PruneReport, args: &PruneArgs, no_rule: bool, server_is_low: bool) -> String {
     let (target, dry_run) = (&args.target, args.dry_run);
     let mut rows = vec![["SNAPSHOT", "WHAT", "WHY"].map(str::to_owned).to_vec()];
     for pruned in &report.snapshots {
         let what = match (pruned.decision.keep.is_empty(), dry_run) {
             (false, _) => "kept",
-            // Without a rule nothing is removed.
-            (true, _) if args.rules().is_empty() => "kept",
+            (true, _) if no_rule => "kept",
             (true, false) => "removed",
             (true, true) => "would go",
         };
         rows.push(vec![
             pruned.decision.name.to_string(),
             what.to_owned(),
-            why(pruned, args),
+            why(pruned, no_rule),
         ]);
     }
     for tree in &report.interrupted {
@@ -151,7 +164,7 @@ fn table(report: &PruneReport, args: &PruneArgs, server_is_low: bool) -> String 
             text::harmless(&interrupted(tree)),
         ]);
     }
-    let gone = |pruned: &&Pruned| !args.rules().is_empty() && pruned.decision.keep.is_empty();
+    let gone = |pruned: &&Pruned| !no_rule && pruned.decision.keep.is_empty();
     let count = report.snapshots.iter().filter(gone).count() as u64;
     let mut said = text::table(&rows, &[]);
     let mut snapshots = text::counted(count, "snapshot", "snapshots");
@@ -198,13 +211,11 @@ fn interrupted(tree: &Interrupted) -> String {
     said
 }
 
-fn why(pruned: &Pruned, args: &PruneArgs) -> String {
+fn why(pruned: &Pruned, no_rule: bool) -> String {
     if pruned.decision.keep.is_empty() {
-        let rules = !args.rules().is_empty();
-        return if rules {
-            "no rule keeps it"
-        } else {
-            "no rule was given"
+        return match no_rule {
+            true => "no rule was given",
+            false => "no rule keeps it",
         }
         .to_owned();
     }
@@ -220,18 +231,22 @@ fn why(pruned: &Pruned, args: &PruneArgs) -> String {
 fn word(reason: KeepReason) -> &'static str {
     match reason {
         KeepReason::Last => "last",
+        KeepReason::Hourly => "hourly",
         KeepReason::Daily => "daily",
         KeepReason::Weekly => "weekly",
         KeepReason::Monthly => "monthly",
         KeepReason::Yearly => "yearly",
         KeepReason::Within => "within",
+        KeepReason::Oldest => "oldest: a rule may keep more than there is",
         KeepReason::LastGood => "the newest whole one",
         KeepReason::Latest => "latest",
+        KeepReason::Newest => "the newest one",
         KeepReason::Pinned => "pinned",
         KeepReason::MissingDisk => "the newest copy of a disk that the newest whole one lacks",
         KeepReason::RightContent => {
             "has the last right content of a file that is damaged elsewhere"
         }
+        KeepReason::BeforeChange => "was there before an unusual change of the source",
         KeepReason::Unrecorded => "has no record: never touched",
         KeepReason::Future => "dated in the future: not counted",
         _ => "a reason that this version does not know",

@@ -17,7 +17,8 @@ use crate::{Exit, Failure};
 pub(super) const EXAMPLES: &str = "\
 Examples:
   sprat restore home www --to /restore
-  sprat restore home www/2026-11-23T13-21-01Z:/etc/fstab --to /tmp
+  sprat restore home www/2026-11-23:/etc/fstab --to /tmp
+  sprat restore home www --at yesterday --to /restore
   sprat restore home www --to / --dry-run --delete";
 
 /// Changes that a dry run lists as text; JSON has more.
@@ -27,12 +28,16 @@ const CHANGES_SHOWN_MAX: usize = 200;
 pub(super) struct RestoreArgs {
     #[arg(help = TARGET_HELP)]
     target: String,
-    /// What to restore; without SNAPSHOT the latest one, without PATH all of it
+    /// What to restore. SNAPSHOT: a name or its beginning (of several the newest), `latest-complete`,
+    /// or without it the latest one. Without PATH all of it
     #[arg(value_name = "JOB[/SNAPSHOT][:PATH]")]
     what: OsString,
     /// Restore into DIR: /a/b becomes DIR/b; without PATH each file keeps its whole path below DIR
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
+    /// Restore the newest snapshot begun at TIME or before: 2026-11-28 14:00, 14:00, yesterday, 3d
+    #[arg(long, value_name = "TIME")]
+    at: Option<String>,
     /// Show only what would be done
     #[arg(long)]
     dry_run: bool,
@@ -58,10 +63,20 @@ impl CommandArgs for RestoreArgs {
             Failure::usage(what)
                 .with_hint("name it JOB, JOB/SNAPSHOT, JOB:PATH or JOB/SNAPSHOT:PATH")
         })?;
+        let snapshot = match (wanted.snapshot, &self.at) {
+            (Some(_), Some(_)) => {
+                return Err(
+                    Failure::usage("--at and a snapshot's name exclude each other")
+                        .with_hint("nothing was started. Name the job alone, or omit --at"),
+                );
+            }
+            (named, None) => named.unwrap_or_default(),
+            (None, Some(time)) => context.snapshot_at(time)?,
+        };
         let prepared = context.prepare(&self.target, Access::ReadOnly)?;
         let target = prepared.resolved.target.clone();
         let mut spec = RestoreSpec::new(wanted.job, context.environment.absolute(&self.to));
-        spec.snapshot = wanted.snapshot;
+        spec.snapshot = snapshot;
         spec.path = wanted.path;
         spec.dry_run = self.dry_run;
         spec.delete = self.delete;

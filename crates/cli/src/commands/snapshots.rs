@@ -101,11 +101,13 @@ fn state(entry: &SnapshotEntry) -> String {
         EntryKind::Adopted => "made by hand".to_owned(),
         _ => "unknown".to_owned(),
     };
-    if entry.is_latest {
-        format!("{state}, latest")
-    } else {
-        state
-    }
+    let latest = if entry.is_latest { ", latest" } else { "" };
+    let pinned = match entry.pin.as_deref() {
+        None => String::new(),
+        Some("") => ", pinned".to_owned(),
+        Some(reason) => format!(", pinned: {}", text::harmless(reason)),
+    };
+    format!("{state}{latest}{pinned}")
 }
 
 #[cfg(test)]
@@ -119,6 +121,7 @@ mod tests {
             kind,
             name: None,
             is_latest,
+            pin: None,
             record: None,
             record_error: None,
         }

@@ -32,6 +32,11 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
       mount        Mount snapshots for browsing
       umount       Unmount a container and wait until all data is on the server's disk
 
+    Keep and remove:
+      pin          Pin a snapshot: it is kept until it is unpinned
+      unpin        Unpin a snapshot: the retention rules decide about it again
+      remove       Remove snapshots by name
+
     Container maintenance:
       key          Manage keys, the recovery sheet and header backups
       trim         Release unused space to the server
@@ -126,6 +131,9 @@ fn every_command_has_a_help_with_an_example() {
         "snapshots",
         "restore",
         "prune",
+        "pin",
+        "unpin",
+        "remove",
         "mount",
         "umount",
         "trim",

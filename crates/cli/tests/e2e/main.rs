@@ -29,6 +29,7 @@ mod path;
 mod prompts;
 mod prune;
 mod readme;
+mod remove;
 mod reserve;
 mod restore;
 mod room;

@@ -550,6 +550,17 @@ fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
         SnapshotError::NoSuchJob { .. } | SnapshotError::NoSuchSnapshot { .. } => {
             "Nothing was changed. Run `sprat snapshots` to list what there is."
         }
+        SnapshotError::SeveralSnapshots { .. } => {
+            "Nothing was changed. Give one of these names in full."
+        }
+        SnapshotError::RemovalRefused { .. } => {
+            "Nothing was removed. Run `sprat unpin` if it is pinned and not needed any more. \
+             --allow-newest removes the newest complete snapshot of a job."
+        }
+        SnapshotError::Zone(_) => {
+            "Nothing was changed. Correct `time_zone` in the config, or install the system's time \
+             zones (tzdata)."
+        }
         SnapshotError::NoSuchPath { .. } => {
             "Nothing was changed. The path is the one in the source. Run `sprat mount` to browse the \
              snapshots."

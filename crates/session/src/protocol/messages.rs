@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use sprat_attach::CryptMapping;
 use sprat_luks::SlotKind;
 use sprat_snapshot::{
-    CheckReport, CheckSpec, PruneReport, PruneSpec, RestoreReport, RestoreSpec, SnapshotEntry,
-    SnapshotReport, SnapshotSpec,
+    CheckReport, CheckSpec, PinReport, PinSpec, PruneReport, PruneSpec, RemoveReport, RemoveSpec,
+    RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec,
 };
 
 use crate::Failure;
@@ -185,6 +185,8 @@ pub(crate) enum WorkerOrder {
     List,
     Restore(Box<RestoreSpec>),
     Prune(Box<PruneSpec>),
+    Remove(Box<RemoveSpec>),
+    Pin(Box<PinSpec>),
     /// Replays the journal and runs `e2fsck -fn` on the loop device; instead of Mount.
     CheckFileSystem,
     /// Reads files of the mounted volume.
@@ -221,6 +223,8 @@ pub(crate) enum WorkerReply {
     Listed(Vec<SnapshotEntry>),
     Restored(Box<RestoreReport>),
     Pruned(Box<PruneReport>),
+    Removed(Box<RemoveReport>),
+    Pinned(Box<PinReport>),
     Checked(FileSystemCheck),
     FilesChecked(Box<CheckReport>),
     /// The files' names, and why the list could not be written.

@@ -3,7 +3,8 @@
 use serde::Serialize;
 use sprat_attach::CryptMapping;
 use sprat_snapshot::{
-    CheckReport, NameList, PruneReport, RestoreReport, SnapshotEntry, SnapshotReport,
+    CheckReport, NameList, PinReport, PruneReport, RemoveReport, RestoreReport, SnapshotEntry,
+    SnapshotReport,
 };
 
 use crate::file_system::FileSystemCheck;
@@ -70,6 +71,8 @@ impl Order for WorkerOrder {
             | Self::List
             | Self::Restore(_)
             | Self::Prune(_)
+            | Self::Remove(_)
+            | Self::Pin(_)
             | Self::CheckFileSystem
             | Self::CheckFiles(_)
             | Self::NameBlocks { .. } => OnInterrupt::Cancel,
@@ -118,6 +121,8 @@ answers! {
     Vec<SnapshotEntry>: Reply::Worker(WorkerReply::Listed(entries)) => entries;
     RestoreReport: Reply::Worker(WorkerReply::Restored(report)) => *report;
     PruneReport: Reply::Worker(WorkerReply::Pruned(report)) => *report;
+    RemoveReport: Reply::Worker(WorkerReply::Removed(report)) => *report;
+    PinReport: Reply::Worker(WorkerReply::Pinned(report)) => *report;
     FileSystemCheck: Reply::Worker(WorkerReply::Checked(check)) => check;
     CheckReport: Reply::Worker(WorkerReply::FilesChecked(report)) => *report;
     (NameList, Option<String>): Reply::Worker(WorkerReply::BlocksNamed(names, not_saved)) => (names, not_saved);

@@ -257,6 +257,19 @@ impl Worker {
                 )?;
                 WorkerReply::Pruned(Box::new(report))
             }
+            WorkerOrder::Remove(spec) => {
+                let cancel = self.cancel.clone();
+                let report = sprat_snapshot::remove(
+                    self.root()?,
+                    &spec,
+                    &mut |progress| self.progress(progress),
+                    &cancel,
+                )?;
+                WorkerReply::Removed(Box::new(report))
+            }
+            WorkerOrder::Pin(spec) => {
+                WorkerReply::Pinned(Box::new(sprat_snapshot::pin(self.root()?, &spec)?))
+            }
             WorkerOrder::CheckFiles(spec) => {
                 let cancel = self.cancel.clone();
                 let root = self.root()?;

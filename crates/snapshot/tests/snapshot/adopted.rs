@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::folder::{Bench, below, inode, job_name};
-use sprat_snapshot::{EntryKind, JobName, RestoreSpec, SnapshotSpec};
+use sprat_snapshot::{EntryKind, JobName, RestoreSpec, SnapshotChoice, SnapshotSpec};
 use sprat_testkit::compare::assert_same;
 use sprat_testkit::tree::make_odd_tree;
 
@@ -49,7 +49,7 @@ fn adopted_copies_are_listed_and_restored_as_they_are() {
         let to = bench.path("restored");
         let _ = fs::remove_dir_all(&to);
         let mut spec = RestoreSpec::new(JobName::new(job).unwrap(), to.clone());
-        spec.snapshot = snapshot.map(str::to_owned);
+        spec.snapshot = snapshot.map(SnapshotChoice::parse).unwrap_or_default();
         let report = bench.restore(&spec).unwrap();
         assert_eq!(report.kind, EntryKind::Adopted);
         let copy = report.snapshot.clone();
@@ -72,7 +72,7 @@ fn adopted_copies_are_listed_and_restored_as_they_are() {
     spec.path = Some("/file".into());
     bench.restore(&spec).unwrap();
     assert_eq!(fs::read(bench.path("one/file")).unwrap(), b"changed");
-    spec.snapshot = Some("home.2026-11-19".to_owned());
+    spec.snapshot = SnapshotChoice::parse("home.2026-11-19");
     assert!(bench.restore(&spec).is_err());
 }
 

@@ -5,7 +5,8 @@ use std::os::unix::fs::symlink;
 
 use crate::folder::{Bench, SmallExt4, job_name, loop_missing, now};
 use sprat_snapshot::{
-    Cancel, EntryKind, RestoreSpec, SnapshotError, SnapshotErrorKind, SnapshotName, Warning,
+    Cancel, EntryKind, RestoreSpec, SnapshotChoice, SnapshotError, SnapshotErrorKind, SnapshotName,
+    Warning,
 };
 use sprat_testkit::compare::assert_same;
 use sprat_testkit::requires;
@@ -80,9 +81,9 @@ fn foreign_folders_are_listed_and_never_changed() {
     );
     // They can be restored by name.
     let mut spec = RestoreSpec::new(job_name(), bench.path("restored"));
-    spec.snapshot = Some("home.2020-01-01".into());
+    spec.snapshot = SnapshotChoice::parse("home.2020-01-01");
     assert_eq!(bench.restore(&spec).unwrap().kind, EntryKind::Adopted);
-    spec.snapshot = None;
+    spec.snapshot = SnapshotChoice::Latest;
     assert_eq!(bench.restore(&spec).unwrap().kind, EntryKind::Complete);
 }
 
@@ -261,7 +262,7 @@ fn a_restore_stays_within_snapshot_and_destination() {
         "2026-01-01T00-00-00Z",
     ] {
         let mut spec = RestoreSpec::new(job_name(), to.clone());
-        spec.snapshot = Some(snapshot.into());
+        spec.snapshot = SnapshotChoice::parse(snapshot);
         let error = bench.restore(&spec).unwrap_err();
         assert!(
             matches!(error, SnapshotError::NoSuchSnapshot { .. }),
@@ -345,7 +346,7 @@ fn without_latest_the_newest_finished_snapshot_is_restored() {
     );
     // A partial one is restored only by its name.
     let mut spec = RestoreSpec::new(job_name(), to);
-    spec.snapshot = Some(format!("{}.partial", third.name));
+    spec.snapshot = SnapshotChoice::Named(format!("{}.partial", third.name));
     assert_eq!(bench.restore(&spec).unwrap().kind, EntryKind::Partial);
 }
 

@@ -16,7 +16,8 @@ use std::process::Command;
 use crate::folder::{Bench, job_name, run};
 use jiff::{SignedDuration, Timestamp};
 use sprat_snapshot::{
-    Cancel, KeepRules, PruneSpec, RestoreSpec, SnapshotError, SnapshotName, prune, take,
+    Cancel, KeepCount, KeepRules, PruneSpec, RestoreSpec, SnapshotChoice, SnapshotError,
+    SnapshotName, prune, take,
 };
 use sprat_testkit::dice::Dice;
 use sprat_testkit::requires;
@@ -328,16 +329,11 @@ impl Life {
             return;
         }
         let needed = self.needed();
-        let spec = PruneSpec {
-            suspects: None,
-            job: job_name(),
-            rules: KeepRules {
-                last: 1 + u32::try_from(self.dice.below(3)).unwrap(),
-                ..KeepRules::default()
-            },
-            drop_interrupted: false,
-            dry_run: false,
+        let rules = KeepRules {
+            last: KeepCount::new(1 + u32::try_from(self.dice.below(3)).unwrap()),
+            ..KeepRules::default()
         };
+        let spec = PruneSpec::new(job_name(), rules);
         let report = prune(&self.bench.volume(), &spec, &mut |_| {}, &Cancel::new()).unwrap();
         for one in &report.snapshots {
             self.log.push(format!(
@@ -407,7 +403,7 @@ impl Life {
             spec.path = Some(path);
         }
         let root = if spec.path.is_some() { place } else { "" };
-        spec.snapshot = Some(name.to_string());
+        spec.snapshot = SnapshotChoice::Named(name.to_string());
         spec.delete = true;
         spec.delete_excluded = true;
         let before = self.all_files();

@@ -18,3 +18,5 @@ mod lives;
 mod mounted;
 mod preserve;
 mod pruned;
+mod removed;
+mod retention;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use crate::folder::{Bench, run};
 use sprat_snapshot::{
-    EntryKind, KeepReason, KeepRules, PruneReport, PruneSpec, RestoreSpec, SnapshotError,
-    SnapshotName, SnapshotReport, Warning,
+    EntryKind, KeepCount, KeepReason, KeepRules, PruneReport, PruneSpec, RestoreSpec,
+    SnapshotChoice, SnapshotError, SnapshotName, SnapshotReport, Warning,
 };
 use sprat_testkit::requires;
 
@@ -43,16 +43,11 @@ fn mount(at: &std::path::Path) {
 
 /// Keeps only the newest snapshot, and those that must always be kept.
 fn keep_the_last(bench: &Bench) -> PruneReport {
-    let spec = PruneSpec {
-        suspects: None,
-        job: crate::folder::job_name(),
-        rules: KeepRules {
-            last: 1,
-            ..KeepRules::default()
-        },
-        drop_interrupted: false,
-        dry_run: false,
+    let rules = KeepRules {
+        last: KeepCount::new(1),
+        ..KeepRules::default()
     };
+    let spec = PruneSpec::new(crate::folder::job_name(), rules);
     let cancel = sprat_snapshot::Cancel::new();
     sprat_snapshot::prune(&bench.volume(), &spec, &mut |_| {}, &cancel).unwrap()
 }
@@ -649,7 +644,7 @@ fn files_on_an_automount_point_belong_to_the_source() {
     assert!(bench.in_snapshot(with.name).join("disk/precious").exists());
     // No file can be written there.
     let mut spec = RestoreSpec::new(crate::folder::job_name(), "/".into());
-    spec.snapshot = Some(with.name.to_string());
+    spec.snapshot = SnapshotChoice::Named(with.name.to_string());
     spec.delete = true;
     let error = bench.restore(&spec).unwrap_err();
     assert!(

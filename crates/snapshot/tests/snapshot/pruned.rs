@@ -4,7 +4,8 @@ use std::fs;
 
 use crate::folder::{Bench, job_name, now};
 use sprat_snapshot::{
-    Cancel, EntryKind, KeepReason, KeepRules, PruneReport, PruneSpec, SnapshotError, SnapshotName,
+    Cancel, EntryKind, KeepCount, KeepReason, KeepRules, PruneReport, PruneSpec, SnapshotError,
+    SnapshotName,
 };
 use sprat_testkit::compare::assert_same;
 use sprat_testkit::tree::make_odd_tree;
@@ -33,13 +34,7 @@ fn days(count: i64) -> (Bench, Vec<SnapshotName>) {
 }
 
 fn spec(rules: KeepRules) -> PruneSpec {
-    PruneSpec {
-        suspects: None,
-        job: job_name(),
-        rules,
-        drop_interrupted: false,
-        dry_run: false,
-    }
+    PruneSpec::new(job_name(), rules)
 }
 
 fn prune(bench: &Bench, spec: &PruneSpec) -> Result<PruneReport, SnapshotError> {
@@ -48,7 +43,7 @@ fn prune(bench: &Bench, spec: &PruneSpec) -> Result<PruneReport, SnapshotError> 
 
 fn last(last: u32) -> KeepRules {
     KeepRules {
-        last,
+        last: KeepCount::new(last),
         ..KeepRules::default()
     }
 }
@@ -71,7 +66,6 @@ fn snapshots_kept_by_no_rule_are_removed_and_others_unchanged() {
         &["-a", kept.to_str().unwrap(), copy.to_str().unwrap()],
     );
     let dry = PruneSpec {
-        suspects: None,
         dry_run: true,
         ..spec(last(2))
     };

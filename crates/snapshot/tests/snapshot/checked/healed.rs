@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sprat_snapshot::{Cancel, CheckWhat, KeepReason, KeepRules, PruneSpec, Warning};
+use sprat_snapshot::{Cancel, CheckWhat, KeepCount, KeepReason, KeepRules, PruneSpec, Warning};
 use sprat_testkit::compare::assert_same;
 
 use super::{against_source, next_second, read_all, rewrite, spec, try_check};
@@ -36,16 +36,12 @@ fn with_suspects(bench: &Bench) -> sprat_snapshot::SnapshotSpec {
 }
 
 fn prune_to(bench: &Bench, last: u32) -> sprat_snapshot::PruneReport {
-    let spec = PruneSpec {
-        job: job_name(),
-        rules: KeepRules {
-            last,
-            ..KeepRules::default()
-        },
-        suspects: Some(bench.path("suspects.json")),
-        drop_interrupted: false,
-        dry_run: false,
+    let rules = KeepRules {
+        last: KeepCount::new(last),
+        ..KeepRules::default()
     };
+    let mut spec = PruneSpec::new(job_name(), rules);
+    spec.suspects = Some(bench.path("suspects.json"));
     sprat_snapshot::prune(&bench.volume(), &spec, &mut |_| {}, &Cancel::new()).unwrap()
 }
 

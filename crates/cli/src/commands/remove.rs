@@ -1,0 +1,155 @@
+//! `sprat remove`: removes the snapshots that are named.
+
+use std::ffi::OsString;
+
+use clap::Args;
+use serde_json::json;
+use sprat_session::{Access, text};
+use sprat_snapshot::{KeepReason, Removal, RemoveReport, RemoveSpec, SnapshotPath};
+
+use super::context::{CommandArgs, Context};
+use crate::args::TARGET_HELP;
+use crate::output::Reporter;
+use crate::{Exit, Failure, terminal};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  sprat remove home www/2026-11-23T13-21-01Z
+  sprat remove home www/2026-11-23T13 www/2026-11-24T13 --yes";
+
+pub(super) const NOTES: &str = "\
+A pinned snapshot is never removed, and the newest complete one of a job only with --allow-newest.
+Everything is checked before the first snapshot is removed. Other snapshots do not change.";
+
+#[derive(Debug, Args)]
+pub(super) struct RemoveArgs {
+    #[arg(help = TARGET_HELP)]
+    target: String,
+    /// A snapshot's name, or a beginning of it that no other snapshot of the job has
+    #[arg(value_name = "JOB/SNAPSHOT", required = true)]
+    snapshots: Vec<OsString>,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// Also remove the newest complete snapshot of a job
+    #[arg(long)]
+    allow_newest: bool,
+}
+
+impl CommandArgs for RemoveArgs {
+    const NEEDS_ROOT: bool = true;
+
+    fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let parse = |text| {
+            SnapshotPath::parse_snapshot(text).map_err(|what| {
+                Failure::usage(what).with_hint("nothing was started. Name it JOB/SNAPSHOT")
+            })
+        };
+        let snapshots: Result<Vec<_>, Failure> =
+            self.snapshots.iter().map(|text| parse(text)).collect();
+        let spec = RemoveSpec {
+            snapshots: snapshots?,
+            allow_newest: self.allow_newest,
+            suspects: None,
+            dry_run: false,
+        };
+        if !self.yes && !terminal::is_there() {
+            return Err(Failure::usage("there is no terminal to ask on").with_hint(
+                "nothing was started. Add --yes to remove the snapshots without a question",
+            ));
+        }
+        let mut prepared = context.prepare(&self.target, Access::ReadWrite)?;
+        prepared.options.may_use_reserve = true;
+        let target = prepared.resolved.target.clone();
+        let mut reporter = Reporter::new(context.output, "");
+        let (report, closed) =
+            context.in_session(prepared, &mut reporter, |session, reporter| {
+                let plan = RemoveSpec {
+                    dry_run: true,
+                    ..spec.clone()
+                };
+                let plan = session.remove(plan, reporter, &context.interrupt)?;
+                reporter.clear();
+                self.confirm(context, &plan)?;
+                session.remove(spec, reporter, &context.interrupt)
+            })?;
+        let fields = json!({ "report": report, "volume": closed.volume });
+        let text = done(&report, &self.target, reporter.server_is_low());
+        context.finish("remove", context.exit(Exit::Done), &target, &text, fields)
+    }
+}
+
+impl RemoveArgs {
+    /// Says what will be removed, and asks.
+    fn confirm(&self, context: &Context, plan: &RemoveReport) -> Result<(), Failure> {
+        let list = table(&plan.snapshots);
+        if self.yes {
+            context.output.note(&format!("to be removed:\n{list}"));
+            return Ok(());
+        }
+        context
+            .output
+            .asked_about(&format!("to be removed:\n{list}"));
+        let answer = terminal::ask_openly("Type yes to remove: ", &context.interrupt)?;
+        if answer == "yes" {
+            return Ok(());
+        }
+        Err(Failure::interrupted().with_hint("nothing was removed"))
+    }
+}
+
+fn table(snapshots: &[Removal]) -> String {
+    let title = ["SNAPSHOT", "FILES", "SIZE", "NOTE"];
+    let mut rows = vec![title.map(str::to_owned).to_vec()];
+    for one in snapshots {
+        let number = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+        rows.push(vec![
+            format!(
+                "{}/{}",
+                text::harmless_within(one.job.as_str(), 40),
+                one.name
+            ),
+            number(one.files.map(text::count)),
+            number(one.bytes_total.map(text::bytes)),
+            notes(one),
+        ]);
+    }
+    text::table(&rows, &[1, 2])
+}
+
+/// What is lost with it.
+fn notes(one: &Removal) -> String {
+    let mut notes = Vec::new();
+    if one.begun_before {
+        notes.push("its removal was interrupted");
+    }
+    for reason in &one.needed {
+        notes.extend(match reason {
+            KeepReason::LastGood => Some("the newest complete one"),
+            KeepReason::Latest => Some("the latest one"),
+            KeepReason::MissingDisk => Some("has the newest copy of a disk"),
+            KeepReason::RightContent => {
+                Some("has the last undamaged copy of a file that is damaged in others")
+            }
+            KeepReason::Unrecorded => Some("has no record"),
+            _ => None,
+        });
+    }
+    notes.join(", ")
+}
+
+fn done(report: &RemoveReport, target: &str, server_is_low: bool) -> String {
+    let freed = report.free_bytes[1].saturating_sub(report.free_bytes[0]);
+    let mut said = format!(
+        "{} removed, {}; {} in the volume for later snapshots\n",
+        text::counted(report.snapshots.len() as u64, "snapshot", "snapshots"),
+        text::counted(report.names_removed, "name", "names"),
+        text::bytes(freed)
+    );
+    if freed > 0 || server_is_low {
+        said.push_str(&format!(
+            "`sprat trim {target}` releases to the server what the volume doesn't need\n"
+        ));
+    }
+    said
+}
