@@ -23,6 +23,7 @@ mod file_system;
 pub mod files;
 pub mod interrupt;
 mod limits;
+pub mod message_bus;
 pub mod mount_point;
 pub mod progress;
 mod protocol;

@@ -21,6 +21,7 @@ pub mod memory;
 pub mod needs;
 pub mod notice_servers;
 pub mod power;
+pub mod private_bus;
 pub mod program;
 pub mod recorder;
 pub mod running;

@@ -6,8 +6,6 @@
 //! Without logind, or without its answer, nothing happens and nothing is reported: this does not
 //! prevent late writes, it only makes them rare.
 
-mod bus;
-
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -15,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use sprat_store::IgnorePoison;
 
-use crate::volume_process::sleep::bus::Bus;
+use crate::message_bus::{Bus, Message};
 
 const LOGIND: &str = "org.freedesktop.login1";
 const PATH: &str = "/org/freedesktop/login1";
@@ -138,32 +136,33 @@ fn inhibit(bus: &mut Bus) -> io::Result<OwnedFd> {
 }
 
 /// Any program may send a signal to one connection.
-fn is_from_logind(bus: &mut Bus, message: &bus::Message) -> bool {
+fn is_from_logind(bus: &mut Bus, message: &Message) -> bool {
     let owner = bus.ask_bus("GetNameOwner", &[LOGIND]);
     owner.is_ok_and(|owner| owner.text().is_some_and(|owner| owner == message.sender))
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::process::{Child, Command, Stdio};
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::sync::{Arc, Mutex};
     use std::thread::JoinHandle;
 
+    use sprat_testkit::private_bus::PrivateBus;
     use sprat_testkit::{needs, requires};
 
     use super::*;
+    use crate::message_bus::Values;
 
     /// A private bus, on which the test plays logind.
     pub(crate) struct Logind {
-        daemon: Daemon,
+        daemon: PrivateBus,
         bus: Bus,
     }
 
     impl Logind {
         pub(crate) fn start() -> Self {
-            let daemon = Daemon::start();
-            let mut bus = daemon.connect();
+            let daemon = PrivateBus::start();
+            let mut bus = connect(&daemon);
             bus.request_name(LOGIND).unwrap();
             Self { daemon, bus }
         }
@@ -173,15 +172,13 @@ pub(crate) mod tests {
             &self,
             sleeper: impl SleepListener + Send + 'static,
         ) -> JoinHandle<Result<(), String>> {
-            let bus = self.daemon.connect();
+            let bus = connect(&self.daemon);
             std::thread::spawn(move || follow(bus, &sleeper).map_err(|error| error.to_string()))
         }
 
         /// Announces that the machine is about to sleep, or that it woke.
         pub(crate) fn sleeps(&mut self, sleeps: bool) {
-            self.bus
-                .emit(PATH, MANAGER, "PrepareForSleep", sleeps)
-                .unwrap();
+            announce(&mut self.bus, sleeps);
         }
 
         /// Answers `Inhibit`. When the inhibitor is closed, the returned descriptor reaches its
@@ -193,58 +190,24 @@ pub(crate) mod tests {
                 };
                 if call.member == "Inhibit" {
                     let (here, there) = rustix::pipe::pipe().unwrap();
-                    self.bus.answer(&call, Some(&there)).unwrap();
+                    let mut values = Values::default();
+                    values.number(0);
+                    self.bus.answer(&call, ("h", values), Some(&there)).unwrap();
                     return here;
                 }
             }
         }
     }
 
-    /// Ends with the test.
-    struct Daemon {
-        folder: tempfile::TempDir,
-        child: Child,
+    fn connect(daemon: &PrivateBus) -> Bus {
+        Bus::at(&daemon.socket()).unwrap()
     }
 
-    impl Daemon {
-        fn start() -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            let at = folder.path().display();
-            std::fs::write(
-                folder.path().join("bus.conf"),
-                format!(
-                    "<busconfig><type>system</type><listen>unix:path={at}/bus</listen>\
-                     <auth>EXTERNAL</auth><policy context=\"default\"><allow send_destination=\"*\" \
-                     eavesdrop=\"true\"/><allow eavesdrop=\"true\"/><allow own=\"*\"/></policy></busconfig>"
-                ),
-            )
+    fn announce(bus: &mut Bus, sleeps: bool) {
+        let mut values = Values::default();
+        values.number(u32::from(sleeps));
+        bus.emit(PATH, MANAGER, "PrepareForSleep", ("b", values))
             .unwrap();
-            let child = Command::new("dbus-daemon")
-                .arg(format!("--config-file={at}/bus.conf"))
-                .arg("--nofork")
-                .stdin(Stdio::null())
-                .spawn()
-                .unwrap();
-            let mut daemon = Self { folder, child };
-            // The socket's file is there a moment before the daemon listens.
-            while std::os::unix::net::UnixStream::connect(daemon.folder.path().join("bus")).is_err()
-            {
-                assert!(daemon.child.try_wait().unwrap().is_none(), "no dbus-daemon");
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            daemon
-        }
-
-        fn connect(&self) -> Bus {
-            bus::tests::bus_at(&self.folder.path().join("bus")).unwrap()
-        }
-    }
-
-    impl Drop for Daemon {
-        fn drop(&mut self) {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
     }
 
     struct Noting {
@@ -283,8 +246,8 @@ pub(crate) mod tests {
         let follower = logind.follow(sleeper);
         let mut inhibitor = logind.inhibited();
         // Any other program may announce a sleep.
-        let mut other = logind.daemon.connect();
-        other.emit(PATH, MANAGER, "PrepareForSleep", true).unwrap();
+        let mut other = connect(&logind.daemon);
+        announce(&mut other, true);
         for _ in 0..2 {
             logind.sleeps(true);
             assert_eq!(next(&heard), "falls asleep");
@@ -304,13 +267,13 @@ pub(crate) mod tests {
     #[test]
     fn without_logind_nobody_waits() {
         requires!(needs::program("dbus-daemon"));
-        let daemon = Daemon::start();
+        let daemon = PrivateBus::start();
         let (said, heard) = channel();
         let sleeper = Noting {
             said,
             ended: Arc::default(),
         };
-        assert!(follow(daemon.connect(), &sleeper).is_err());
+        assert!(follow(connect(&daemon), &sleeper).is_err());
         assert!(heard.try_recv().is_err());
     }
 }

@@ -1,6 +1,6 @@
-//! A small client of the system's message bus: method calls with strings, and signals.
+//! A small client of a D-Bus message bus: method calls, their answers, and signals.
 //!
-//! The D-Bus specification, versions 0.38 and later: "Message Protocol" (header and alignment),
+//! It also answers calls, so that a test can play a service. The D-Bus specification, versions 0.38 and later: "Message Protocol" (header and alignment),
 //! "Authentication Protocol" (EXTERNAL, and descriptors). The size of a message is bounded. A
 //! message that can't be parsed ends the connection.
 
@@ -18,7 +18,7 @@ use rustix::net::{
 };
 use sprat_store::hex;
 
-/// logind and the bus send shorter messages than this.
+/// Services send shorter messages than this.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// The part of a header that has a fixed length.
 const HEAD_BYTES: usize = 16;
@@ -34,45 +34,72 @@ const SIGNAL: u8 = 4;
 
 /// A message, with the fields that matter here.
 #[derive(Debug, Default)]
-pub(super) struct Message {
-    pub kind: u8,
-    pub serial: u32,
+pub struct Message {
+    kind: u8,
+    serial: u32,
+    /// The object.
     pub path: String,
+    /// The interface of the object.
     pub interface: String,
+    /// The method or the signal.
     pub member: String,
-    pub destination: String,
+    destination: String,
+    /// The unique name of the connection that sent it.
     pub sender: String,
-    pub reply_to: Option<u32>,
+    reply_to: Option<u32>,
+    /// The types of the values.
     pub signature: String,
-    pub body: Vec<u8>,
+    body: Vec<u8>,
+    /// Descriptors that came with it.
     pub fds: Vec<OwnedFd>,
 }
 
 impl Message {
-    pub(super) fn is_signal(&self, interface: &str, member: &str) -> bool {
+    /// Whether it is this signal.
+    #[must_use]
+    pub fn is_signal(&self, interface: &str, member: &str) -> bool {
         self.kind == SIGNAL && self.interface == interface && self.member == member
     }
 
     /// The first value, if it is a boolean.
-    pub(super) fn boolean(&self) -> Option<bool> {
+    #[must_use]
+    pub fn boolean(&self) -> Option<bool> {
         let bytes = self.body.get(..4).filter(|_| self.signature == "b")?;
         Some(u32::from_le_bytes(bytes.try_into().ok()?) != 0)
     }
 
     /// The first value, if it is a string.
-    pub(super) fn text(&self) -> Option<String> {
-        let mut reader = Reader {
-            bytes: &self.body,
-            at: 0,
-        };
+    #[must_use]
+    pub fn text(&self) -> Option<String> {
+        let mut reader = self.reader();
         self.signature
             .starts_with('s')
             .then(|| reader.text().ok())?
     }
+
+    /// The first value, if it is an unsigned number of 32 bits, also inside a variant (the answer of
+    /// `org.freedesktop.DBus.Properties.Get`).
+    #[must_use]
+    pub fn number(&self) -> Option<u32> {
+        let mut reader = self.reader();
+        let kind = match self.signature.as_str() {
+            "v" => reader.signature().ok()?,
+            plain => plain.to_owned(),
+        };
+        kind.starts_with('u').then(|| reader.number().ok())?
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        Reader {
+            bytes: &self.body,
+            at: 0,
+        }
+    }
 }
 
 /// A connection to the bus.
-pub(super) struct Bus {
+#[derive(Debug)]
+pub struct Bus {
     socket: UnixStream,
     serial: u32,
     /// Messages that arrived during the wait for an answer.
@@ -81,7 +108,7 @@ pub(super) struct Bus {
 
 impl Bus {
     /// Connects to the system's bus, or to the bus that the environment names.
-    pub(super) fn system() -> io::Result<Self> {
+    pub fn system() -> io::Result<Self> {
         let address = std::env::var("DBUS_SYSTEM_BUS_ADDRESS").ok();
         let path = address
             .as_deref()
@@ -91,7 +118,8 @@ impl Bus {
         Self::at(Path::new(path))
     }
 
-    fn at(path: &Path) -> io::Result<Self> {
+    /// Connects to the bus at this socket.
+    pub fn at(path: &Path) -> io::Result<Self> {
         let mut socket = UnixStream::connect(path)?;
         socket.set_read_timeout(Some(ANSWER_MAX))?;
         socket.set_write_timeout(Some(ANSWER_MAX))?;
@@ -112,12 +140,12 @@ impl Bus {
     }
 
     /// Calls a method of the bus itself.
-    pub(super) fn ask_bus(&mut self, member: &str, texts: &[&str]) -> io::Result<Message> {
+    pub fn ask_bus(&mut self, member: &str, texts: &[&str]) -> io::Result<Message> {
         self.call(BUS, "/org/freedesktop/DBus", BUS, member, texts)
     }
 
     /// Calls a method with strings, and waits for its answer.
-    pub(super) fn call(
+    pub fn call(
         &mut self,
         destination: &str,
         path: &str,
@@ -125,21 +153,37 @@ impl Bus {
         member: &str,
         texts: &[&str],
     ) -> io::Result<Message> {
-        let mut body = Writer::default();
-        texts.iter().for_each(|text| body.text(text));
-        let serial = self.send(
-            &Message {
-                kind: CALL,
-                path: path.to_owned(),
-                interface: interface.to_owned(),
-                member: member.to_owned(),
-                destination: destination.to_owned(),
-                signature: "s".repeat(texts.len()),
-                body: body.0,
-                ..Message::default()
-            },
-            None,
-        )?;
+        let mut values = Values::default();
+        texts.iter().for_each(|text| values.text(text));
+        self.call_with(
+            destination,
+            path,
+            interface,
+            member,
+            (&"s".repeat(texts.len()), values),
+        )
+    }
+
+    /// Calls a method with values of these types, and waits for its answer.
+    pub fn call_with(
+        &mut self,
+        destination: &str,
+        path: &str,
+        interface: &str,
+        member: &str,
+        (signature, values): (&str, Values),
+    ) -> io::Result<Message> {
+        let call = Message {
+            kind: CALL,
+            path: path.to_owned(),
+            interface: interface.to_owned(),
+            member: member.to_owned(),
+            destination: destination.to_owned(),
+            signature: signature.to_owned(),
+            body: values.0,
+            ..Message::default()
+        };
+        let serial = self.send(&call, None)?;
         self.socket.set_read_timeout(Some(ANSWER_MAX))?;
         loop {
             let message = self.read()?;
@@ -155,7 +199,7 @@ impl Bus {
     }
 
     /// The next message, or `None` after `patience`.
-    pub(super) fn next(&mut self, patience: Duration) -> io::Result<Option<Message>> {
+    pub fn next(&mut self, patience: Duration) -> io::Result<Option<Message>> {
         if !self.waiting.is_empty() {
             return Ok(Some(self.waiting.remove(0)));
         }
@@ -167,6 +211,54 @@ impl Bus {
         }
         self.socket.set_read_timeout(Some(ANSWER_MAX))?;
         self.read().map(Some)
+    }
+
+    /// Acquires a well-known name, as a service does.
+    pub fn request_name(&mut self, name: &str) -> io::Result<()> {
+        let mut values = Values::default();
+        values.text(name);
+        values.number(0);
+        let path = "/org/freedesktop/DBus";
+        self.call_with(BUS, path, BUS, "RequestName", ("su", values))
+            .map(drop)
+    }
+
+    /// Answers a call with values of these types; `fd` is the descriptor of a type `h`.
+    pub fn answer(
+        &mut self,
+        call: &Message,
+        (signature, values): (&str, Values),
+        fd: Option<&OwnedFd>,
+    ) -> io::Result<()> {
+        let message = Message {
+            kind: RETURN,
+            destination: call.sender.clone(),
+            reply_to: Some(call.serial),
+            signature: signature.to_owned(),
+            body: values.0,
+            ..Message::default()
+        };
+        self.send(&message, fd).map(drop)
+    }
+
+    /// Sends a signal with values of these types to everybody.
+    pub fn emit(
+        &mut self,
+        path: &str,
+        interface: &str,
+        member: &str,
+        (signature, values): (&str, Values),
+    ) -> io::Result<()> {
+        let message = Message {
+            kind: SIGNAL,
+            path: path.to_owned(),
+            interface: interface.to_owned(),
+            member: member.to_owned(),
+            signature: signature.to_owned(),
+            body: values.0,
+            ..Message::default()
+        };
+        self.send(&message, None).map(drop)
     }
 
     fn send(&mut self, message: &Message, fd: Option<&OwnedFd>) -> io::Result<u32> {
@@ -272,7 +364,7 @@ fn expect_line(socket: &mut UnixStream, begins: &str) -> io::Result<()> {
 }
 
 fn encode(message: &Message, serial: u32, has_fd: bool) -> Vec<u8> {
-    let mut fields = Writer::default();
+    let mut fields = Values::default();
     for (code, kind, text) in [
         (1, "o", &message.path),
         (2, "s", &message.interface),
@@ -296,7 +388,7 @@ fn encode(message: &Message, serial: u32, has_fd: bool) -> Vec<u8> {
     }
     let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     // No service is to be started for it, and only a call wants an answer.
-    let mut head = Writer(vec![
+    let mut head = Values(vec![
         b'l',
         message.kind,
         2 | u8::from(message.kind != CALL),
@@ -338,30 +430,51 @@ fn decode_fields(bytes: &[u8]) -> io::Result<Message> {
     Ok(message)
 }
 
-/// Values, each aligned relative to the beginning.
-#[derive(Default)]
-struct Writer(Vec<u8>);
+/// Values of a message in their order, each aligned relative to the beginning.
+#[derive(Debug, Clone, Default)]
+pub struct Values(Vec<u8>);
 
-impl Writer {
-    fn align(&mut self, to: usize) {
+impl Values {
+    /// Fills up to a multiple of `to` bytes: a structure and an entry of a dictionary begin at a
+    /// multiple of 8.
+    pub fn align(&mut self, to: usize) {
         self.0.resize(self.0.len().next_multiple_of(to), 0);
     }
 
-    fn number(&mut self, number: u32) {
+    /// A number of 32 bits, or a boolean (0 or 1).
+    pub fn number(&mut self, number: u32) {
         self.align(4);
         self.0.extend(number.to_le_bytes());
     }
 
-    fn text(&mut self, text: &str) {
+    /// A string.
+    pub fn text(&mut self, text: &str) {
         self.number(u32::try_from(text.len()).unwrap_or(u32::MAX));
         self.0.extend(text.as_bytes());
         self.0.push(0);
     }
 
-    fn signature(&mut self, text: &str) {
+    /// A signature; a variant is the signature of its value, then the value.
+    pub fn signature(&mut self, text: &str) {
         self.0.push(u8::try_from(text.len()).unwrap_or(u8::MAX));
         self.0.extend(text.as_bytes());
         self.0.push(0);
+    }
+
+    /// An array. Each item is as `item` writes it; the items begin at a multiple of `align` bytes.
+    pub fn array<T>(
+        &mut self,
+        align: usize,
+        items: impl IntoIterator<Item = T>,
+        item: impl Fn(&mut Self, T),
+    ) {
+        self.number(0);
+        let count_at = self.0.len() - 4;
+        self.align(align);
+        let begin = self.0.len();
+        items.into_iter().for_each(|value| item(self, value));
+        let bytes = u32::try_from(self.0.len() - begin).unwrap_or(u32::MAX);
+        self.0[count_at..count_at + 4].copy_from_slice(&bytes.to_le_bytes());
     }
 
     fn begin_field(&mut self, code: u8, kind: &str) {
@@ -419,74 +532,8 @@ impl Reader<'_> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
-
-    /// Connects to the bus at this socket.
-    pub(crate) fn bus_at(path: &Path) -> io::Result<Bus> {
-        Bus::at(path)
-    }
-
-    impl Bus {
-        /// Acquires a well-known name.
-        pub(crate) fn request_name(&mut self, name: &str) -> io::Result<()> {
-            let mut body = Writer::default();
-            body.text(name);
-            body.number(0);
-            let message = Message {
-                kind: CALL,
-                path: "/org/freedesktop/DBus".to_owned(),
-                interface: BUS.to_owned(),
-                member: "RequestName".to_owned(),
-                destination: BUS.to_owned(),
-                signature: "su".to_owned(),
-                body: body.0,
-                ..Message::default()
-            };
-            let serial = self.send(&message, None)?;
-            while self.read()?.reply_to != Some(serial) {}
-            Ok(())
-        }
-
-        /// Answers a call, with or without a descriptor.
-        pub(crate) fn answer(&mut self, call: &Message, fd: Option<&OwnedFd>) -> io::Result<()> {
-            let mut body = Writer::default();
-            if fd.is_some() {
-                body.number(0);
-            }
-            let message = Message {
-                kind: RETURN,
-                destination: call.sender.clone(),
-                reply_to: Some(call.serial),
-                signature: fd.map_or(String::new(), |_| "h".to_owned()),
-                body: body.0,
-                ..Message::default()
-            };
-            self.send(&message, fd).map(drop)
-        }
-
-        /// Sends a signal with a boolean to everybody.
-        pub(crate) fn emit(
-            &mut self,
-            path: &str,
-            interface: &str,
-            member: &str,
-            value: bool,
-        ) -> io::Result<()> {
-            let mut body = Writer::default();
-            body.number(u32::from(value));
-            let message = Message {
-                kind: SIGNAL,
-                path: path.to_owned(),
-                interface: interface.to_owned(),
-                member: member.to_owned(),
-                signature: "b".to_owned(),
-                body: body.0,
-                ..Message::default()
-            };
-            self.send(&message, None).map(drop)
-        }
-    }
 
     #[test]
     fn fields_read_back_and_torn_ones_are_refused() {
