@@ -4,6 +4,10 @@
 //! "Authentication Protocol" (EXTERNAL, and descriptors). The size of a message is bounded. A
 //! message that can't be parsed ends the connection.
 
+mod values;
+
+pub use values::Value;
+
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -87,6 +91,14 @@ impl Message {
             plain => plain.to_owned(),
         };
         kind.starts_with('u').then(|| reader.number().ok())?
+    }
+
+    /// All values in their order. Structures, arrays, dictionaries and variants are flattened. Of the
+    /// types without a place in [`Value`] there must be none.
+    pub fn values(&self) -> io::Result<Vec<Value>> {
+        let mut values = Vec::new();
+        self.reader().values(&self.signature, &mut values, 0)?;
+        Ok(values)
     }
 
     fn reader(&self) -> Reader<'_> {

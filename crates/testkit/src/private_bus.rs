@@ -28,7 +28,8 @@ impl PrivateBus {
             format!(
                 "<busconfig><type>system</type><listen>unix:path={at}/bus</listen>\
                  <auth>EXTERNAL</auth><policy context=\"default\"><allow send_destination=\"*\" \
-                 eavesdrop=\"true\"/><allow eavesdrop=\"true\"/><allow own=\"*\"/></policy></busconfig>"
+                 eavesdrop=\"true\"/><allow eavesdrop=\"true\"/><allow own=\"*\"/>\
+                 <allow user=\"*\"/></policy></busconfig>"
             ),
         )
         .unwrap();
