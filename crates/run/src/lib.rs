@@ -15,6 +15,7 @@ pub mod due;
 pub mod hooks;
 pub mod notify;
 pub mod schedule;
+pub mod program;
 pub mod state_file;
 pub mod suggest;
 pub mod timer;

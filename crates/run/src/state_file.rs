@@ -21,7 +21,7 @@ pub struct StateFile<T> {
     problems: Vec<String>,
 }
 
-impl<T: Default + Clone + Serialize + DeserializeOwned> StateFile<T> {
+impl<T: Default + Clone + PartialEq + Serialize + DeserializeOwned> StateFile<T> {
     /// Reads and writes nothing yet. `loss` says what is lost if the file can't be read.
     #[must_use]
     pub fn new(path: PathBuf, loss: &'static str) -> Self {
@@ -36,15 +36,20 @@ impl<T: Default + Clone + Serialize + DeserializeOwned> StateFile<T> {
     /// What the file holds. A file that is not there, is torn or can't be read counts as not known:
     /// the default. All but the first is a problem.
     pub fn read(&mut self) -> T {
+        self.known().unwrap_or_default()
+    }
+
+    /// What the file holds, or would hold; `None`: not known.
+    fn known(&mut self) -> Option<T> {
         if let Some(unwritten) = &self.unwritten {
-            return unwritten.clone();
+            return Some(unwritten.clone());
         }
         match self.try_read() {
-            Ok(content) => content.unwrap_or_default(),
+            Ok(content) => Some(content.unwrap_or_default()),
             Err(error) => {
                 let path = self.path.display();
                 self.report(format!("can't read {path}: {error}. {}", self.loss));
-                T::default()
+                None
             }
         }
     }
@@ -58,13 +63,17 @@ impl<T: Default + Clone + Serialize + DeserializeOwned> StateFile<T> {
         Ok(Some(serde_json::from_slice(&bytes)?))
     }
 
-    /// Changes the content and writes it, while no other process does. If it can't be written, that is
-    /// a problem, and the change lasts as long as `self`.
+    /// Changes the content and writes it, while no other process does; what stays as it was is not
+    /// written. If it can't be written, that is a problem, and the change lasts as long as `self`.
     pub fn change<R>(&mut self, change: impl FnOnce(&mut T) -> R) -> R {
         // A folder that can't be written has nobody to wait for.
         let _turn = self.lock().ok();
-        let mut content = self.read();
+        let known = self.known();
+        let mut content = known.clone().unwrap_or_default();
         let result = change(&mut content);
+        if known.as_ref() == Some(&content) && self.unwritten.is_none() {
+            return result;
+        }
         match files::write_json(&self.path, &content) {
             Ok(()) => self.unwritten = None,
             Err(error) => {
@@ -131,10 +140,25 @@ mod tests {
     }
 
     #[test]
+    fn what_stays_as_it_was_is_not_written() {
+        use std::os::unix::fs::MetadataExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let mut numbers = file(&folder);
+        numbers.change(|_| ());
+        let path = folder.path().join("state/numbers.json");
+        assert!(!path.exists());
+        numbers.change(|numbers| numbers.push(1));
+        let before = path.metadata().unwrap().ino();
+        numbers.change(|numbers| numbers[0] = 1);
+        assert_eq!(path.metadata().unwrap().ino(), before);
+    }
+
+    #[test]
     fn changes_at_the_same_time_are_all_kept() {
         let folder = tempfile::tempdir().unwrap();
         // The folder is there, so each has the lock.
-        file(&folder).change(|_| ());
+        fs::create_dir(folder.path().join("state")).unwrap();
         std::thread::scope(|scope| {
             for number in 0..8 {
                 let mut numbers = file(&folder);
@@ -162,8 +186,9 @@ mod tests {
                 problems[0].ends_with(". The numbers are not known."),
                 "{problems:?}"
             );
-            numbers.change(|numbers| numbers.push(7));
-            assert_eq!(file(&folder).read(), [7]);
+            // A torn file does not stay.
+            numbers.change(|_| ());
+            assert_eq!(fs::read_to_string(&path).unwrap(), "[]\n");
         }
     }
 

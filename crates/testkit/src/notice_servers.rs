@@ -15,8 +15,8 @@ use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
 use openssl::x509::{X509, X509NameBuilder};
 use serde_json::Value;
 
-/// The system's own: the modules are packages of the distribution.
-const PYTHON: &str = "/usr/bin/python3";
+/// The Python of the system: the modules are packages of the distribution.
+pub const PYTHON: &str = "/usr/bin/python3";
 
 /// What is missing if the system's Python lacks a module.
 #[must_use]

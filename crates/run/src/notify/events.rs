@@ -101,6 +101,8 @@ pub enum State {
     Passed,
     /// A digest.
     Digest,
+    /// A test, sent because a person asked for it.
+    Test,
 }
 
 /// Something that a channel is to deliver.
@@ -112,6 +114,24 @@ pub struct Report {
     pub state: State,
     /// The event as it is now.
     pub event: Event,
+}
+
+impl Report {
+    /// A test notice. It belongs to no event, and nothing is kept of it.
+    #[must_use]
+    pub fn test(now: Timestamp) -> Self {
+        let found = Finding {
+            cause: Cause::new(0, "test"),
+            text: String::new(),
+            hint: String::new(),
+        };
+        let event = new_event(now, Key::new(Kind::Digest, Subject::Machine), &found);
+        Self {
+            id: event.id.clone(),
+            state: State::Test,
+            event,
+        }
+    }
 }
 
 /// Which reports the channels want.
