@@ -50,8 +50,9 @@ pub use limits::{lift_limits, memory_limit_too_low, open_files_limit_too_low};
 pub use loop_device::DIRTY_BYTES_MAX;
 pub use mounts::{MountState, mount_state, unmount_at, unmount_dead, unmount_only, volume_id};
 pub use process::{
-    become_io_flusher, bind_to_this_process, die_with_parent, enter_private_namespaces,
-    hide_from_debuggers, lock_memory, return_freed_memory,
+    ChildIdentity, become_io_flusher, bind_to_this_process, clock_is_synchronised, die_with_parent,
+    enter_private_namespaces, hide_from_debuggers, lock_memory, return_freed_memory,
+    set_child_identity,
 };
 pub use program::find_system_programs;
 pub use serve::{ServeOptions, Serving, serve};

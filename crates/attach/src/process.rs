@@ -5,8 +5,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::process::Command;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::Mode;
 use rustix::mm::MlockAllFlags;
-use rustix::process::{DumpableBehavior, Pid, Resource, Signal, WaitOptions};
+use rustix::process::{DumpableBehavior, Gid, Pid, Resource, Signal, Uid, WaitOptions};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 
 use crate::AttachError;
@@ -20,6 +21,35 @@ use crate::sys::{self, Fork};
 /// as the process, such as the main thread.
 pub fn bind_to_this_process(command: &mut Command) {
     sys::bind_child(command);
+}
+
+/// Who a child is, instead of this process's user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChildIdentity {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// All groups, that one too.
+    pub groups: Vec<u32>,
+}
+
+/// Gives the child that `command` will start this umask and, with `identity`, another user. Only root
+/// may do that; else the start fails with EPERM.
+pub fn set_child_identity(command: &mut Command, umask: u32, identity: Option<ChildIdentity>) {
+    let ids = identity.map(|identity| sys::ChildIds {
+        uid: Uid::from_raw(identity.uid),
+        gid: Gid::from_raw(identity.gid),
+        groups: identity.groups.into_iter().map(Gid::from_raw).collect(),
+    });
+    sys::set_child_identity(command, Mode::from_raw_mode(umask), ids);
+}
+
+/// Whether a time service keeps the kernel's clock. As systemd sees it: the flag `STA_UNSYNC` alone is
+/// also set by some drivers. False where the kernel does not say.
+#[must_use]
+pub fn clock_is_synchronised() -> bool {
+    sys::clock_error_micros().is_ok_and(|error| error < 16_000_000)
 }
 
 /// Asks the kernel to kill this process when its parent dies. [`bind_to_this_process`] does that without

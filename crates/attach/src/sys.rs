@@ -6,7 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::process::{Pid, Signal};
+use rustix::fs::Mode;
+use rustix::process::{Gid, Pid, Signal, Uid};
 use rustix::thread::UnshareFlags;
 
 /// `struct loop_info64` (include/uapi/linux/loop.h).
@@ -351,6 +352,40 @@ fn bind_child_of(parent: Pid, command: &mut Command) {
     // SAFETY: between fork and exec the closure only makes system calls (no allocation, no lock;
     // `from_raw_os_error` stores an integer).
     unsafe { command.pre_exec(bind) };
+}
+
+/// Gives the child that `command` starts this umask and, if there are any, these IDs.
+pub(crate) fn set_child_identity(command: &mut Command, umask: Mode, identity: Option<ChildIds>) {
+    let set = move || {
+        rustix::process::umask(umask);
+        if let Some(ids) = &identity {
+            // The child has a single thread, so that is the process.
+            rustix::thread::set_thread_groups(&ids.groups)?;
+            rustix::thread::set_thread_res_gid(ids.gid, ids.gid, ids.gid)?;
+            rustix::thread::set_thread_res_uid(ids.uid, ids.uid, ids.uid)?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure only makes system calls (no allocation, no lock).
+    unsafe { command.pre_exec(set) };
+}
+
+/// The IDs of a child, ready for the kernel.
+pub(crate) struct ChildIds {
+    pub(crate) uid: Uid,
+    pub(crate) gid: Gid,
+    pub(crate) groups: Vec<Gid>,
+}
+
+/// The largest error in microseconds that the kernel's clock may have (adjtimex(2)). Without a time
+/// service the kernel says 16 s (kernel/time/ntp.c).
+pub(crate) fn clock_error_micros() -> io::Result<i64> {
+    // SAFETY: `timex` has only numbers, so all zeros are a value of it.
+    let mut about: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: with `modes` 0 the kernel only fills in `about`.
+    let state = unsafe { libc::adjtimex(&raw mut about) };
+    checked(state)?;
+    Ok(about.maxerror)
 }
 
 #[cfg(test)]

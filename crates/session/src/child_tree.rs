@@ -41,8 +41,19 @@ impl ChildTree {
         Ok(None)
     }
 
+    /// Its exit status, if it has exited.
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
     /// Ends it and all that it started.
     pub fn end(&mut self) {
+        self.end_within(END_LIMIT);
+    }
+
+    /// Ends it and all that it started: SIGTERM, then SIGKILL once the child has ended, and after
+    /// `limit` at the latest.
+    pub fn end_within(&mut self, limit: Duration) {
         let Some(leader) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) else {
             return;
         };
@@ -59,7 +70,7 @@ impl ChildTree {
             }
         };
         signal(Signal::TERM, true);
-        let deadline = Instant::now() + END_LIMIT;
+        let deadline = Instant::now() + limit;
         while Instant::now() < deadline {
             if !matches!(self.child.try_wait(), Ok(None)) {
                 break;
