@@ -4,6 +4,7 @@
 //!
 //! Always true:
 //! - Nothing here reads the environment or prints; the caller passes both in and out.
+//! - What depends on the time gets it from the caller, so a test plays years in a second.
 //! - A mistake in the config is reported with file and line, and never guessed around.
 #![forbid(unsafe_code)]
 
@@ -11,6 +12,7 @@ pub mod clock;
 pub mod conditions;
 pub mod config;
 pub mod copy_name;
+pub mod copy_state;
 pub mod due;
 pub mod growth;
 pub mod hooks;
@@ -22,3 +24,6 @@ pub mod public_status;
 pub mod state_file;
 pub mod suggest;
 pub mod timer;
+pub mod overdue;
+pub mod run_history;
+pub mod zone;

@@ -1,0 +1,214 @@
+//! What this machine keeps of each copy between runs: its last success and attempts, why it is held
+//! or skipped, and which hooks have begun.
+//!
+//! In the state folder, `schedule/JOB@CONTAINER.json`, and `schedule/@CONTAINER.json` for what
+//! belongs to the container alone. A file that is missing, torn or not understood counts as not
+//! known: the copy is due then.
+
+use std::io;
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sprat_session::Exit;
+
+use crate::copy_name::CopyName;
+use crate::due::is_ahead;
+use crate::overdue::FoundOverdue;
+use crate::state_file::StateFile;
+
+/// The folder in the state folder.
+const FOLDER: &str = "schedule";
+
+/// What is known of one copy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CopyState {
+    /// When `sprat run` first saw the copy.
+    pub first_seen: Option<Timestamp>,
+    /// When a run first saw that its last success, or `first_seen`, lies ahead of the clock.
+    pub ahead_seen: Option<Timestamp>,
+    /// When the last attempt that left a snapshot began.
+    pub last_success: Option<Timestamp>,
+    /// When the last attempt that left a complete snapshot began.
+    pub last_complete: Option<Timestamp>,
+    /// The file system on which the container file lay at the last success: its UUID. Only for a
+    /// local target.
+    pub file_system: Option<String>,
+    /// The last attempt, however it ended.
+    pub last_attempt: Option<Attempt>,
+    /// Attempts since the last success that ended with other than 0, 3 and 130.
+    pub failures_since: u32,
+    /// Those of them that ended with 1.
+    pub failed_in_a_row: u32,
+    /// When the first of the attempts began that ended with 11 or 14, if the last one did.
+    pub not_reached_since: Option<Timestamp>,
+    /// When an attempt last moved bytes.
+    pub bytes_moved_at: Option<Timestamp>,
+    /// When the copy was found overdue for the first time in this boot.
+    pub found_overdue: Option<FoundOverdue>,
+    /// When it was last pruned by a run.
+    pub last_prune: Option<Timestamp>,
+    /// It waits for `sprat accept`.
+    pub held: Option<Held>,
+    /// The last run skipped it.
+    pub skipped: Option<Skipped>,
+    /// The hooks of the attempt that is under way, or that was killed.
+    pub begun: Option<BegunHooks>,
+}
+
+/// One try at a copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Its run.
+    pub run: String,
+    /// Its beginning.
+    pub started: Timestamp,
+    /// Its end.
+    pub ended: Timestamp,
+    /// How it ended.
+    pub exit: Exit,
+    /// What went wrong, in one line.
+    pub reason: Option<String>,
+    /// Stands for the config and the key file as they were.
+    pub inputs: String,
+}
+
+/// A copy waits for a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Since when.
+    pub since: Timestamp,
+    /// Why, in one line.
+    pub reason: String,
+}
+
+/// A run did not try a copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// When.
+    pub at: Timestamp,
+    /// Why, in one line.
+    pub reason: String,
+}
+
+/// Which hooks are owed: they run at the end of the attempt, or in the next run if this one is
+/// killed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BegunHooks {
+    /// The run.
+    pub run: String,
+    /// Its beginning.
+    pub started: Timestamp,
+    /// `before` has begun, so `after` is owed.
+    pub after: bool,
+    /// `finally` is owed.
+    pub finally: bool,
+}
+
+/// What is known of a container, beside its copies.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ContainerState {
+    /// The container's own hooks of a run that is under way, or that was killed. `after` is never
+    /// set.
+    pub begun: Option<BegunHooks>,
+}
+
+impl CopyState {
+    /// A run, or a check for overdue copies, sees the copy at `now`.
+    pub fn seen(&mut self, now: Timestamp) {
+        let begin = *self.first_seen.get_or_insert(now);
+        let begin = self.last_success.unwrap_or(begin);
+        let known = self.ahead_seen.filter(|seen| *seen <= now);
+        self.ahead_seen = is_ahead(begin, now).then(|| known.unwrap_or(now));
+    }
+
+    /// An attempt ended. What is skipped, and a run that met another one, is not an attempt.
+    pub fn attempted(&mut self, attempt: Attempt) {
+        let started = attempt.started;
+        let exit = attempt.exit;
+        self.last_attempt = Some(attempt);
+        self.skipped = None;
+        match exit {
+            Exit::Done | Exit::Unread => {
+                self.last_success = Some(started);
+                if exit == Exit::Done {
+                    self.last_complete = Some(started);
+                }
+                self.failures_since = 0;
+                self.failed_in_a_row = 0;
+                self.not_reached_since = None;
+                self.found_overdue = None;
+                self.ahead_seen = None;
+                return;
+            }
+            // The attempts before it count as they did.
+            Exit::Interrupted => return,
+            Exit::Unreachable | Exit::Locked => {
+                self.not_reached_since.get_or_insert(started);
+            }
+            Exit::Failed => {
+                self.failed_in_a_row = self.failed_in_a_row.saturating_add(1);
+                self.not_reached_since = None;
+            }
+            _ => self.not_reached_since = None,
+        }
+        self.failures_since = self.failures_since.saturating_add(1);
+    }
+
+    /// A run did not try the copy.
+    pub fn skip(&mut self, at: Timestamp, reason: String) {
+        self.skipped = Some(Skipped { at, reason });
+    }
+
+    /// All times in it that a clock wrote.
+    pub fn times(&self) -> impl Iterator<Item = Timestamp> {
+        let attempt = self.last_attempt.as_ref();
+        [
+            self.first_seen,
+            self.last_success,
+            attempt.map(|attempt| attempt.ended),
+            self.last_prune,
+        ]
+        .into_iter()
+        .flatten()
+    }
+}
+
+/// The file of a copy.
+#[must_use]
+pub fn copy_file(state_dir: &Path, copy: &CopyName) -> StateFile<CopyState> {
+    let path = state_dir.join(FOLDER).join(format!("{copy}.json"));
+    StateFile::new(path, "When the copy was last made is not known here.")
+}
+
+/// The file of a container.
+#[must_use]
+pub fn container_file(state_dir: &Path, container: &str) -> StateFile<ContainerState> {
+    let path = state_dir.join(FOLDER).join(format!("@{container}.json"));
+    StateFile::new(path, "Whether its hooks are owed is not known.")
+}
+
+/// All copies of which something is kept, also those that are not in the config any more.
+pub fn known_copies(state_dir: &Path) -> io::Result<Vec<CopyName>> {
+    let entries = match std::fs::read_dir(state_dir.join(FOLDER)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name().into_string();
+        let copy = name.ok().and_then(|name| {
+            // A container's name has no `@`; that of an old job may have one.
+            let (job, container) = name.strip_suffix(".json")?.rsplit_once('@')?;
+            (!job.is_empty()).then(|| CopyName::new(job, container))
+        });
+        names.extend(copy);
+    }
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests;

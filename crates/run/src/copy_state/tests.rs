@@ -1,0 +1,91 @@
+//! What is kept of copies, and what a torn file costs.
+
+use super::*;
+
+fn at(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+fn attempt(exit: Exit, started: &str) -> Attempt {
+    Attempt {
+        run: "r".to_owned(),
+        started: at(started),
+        ended: at(started),
+        exit,
+        reason: None,
+        inputs: "i".to_owned(),
+    }
+}
+
+#[test]
+fn failures_count_until_the_next_success_and_interruptions_do_not() {
+    let mut state = CopyState::default();
+    let started = "2026-11-28T09:00Z";
+    for (exit, failures, failed, unreached) in [
+        (Exit::Failed, 1, 1, false),
+        (Exit::Unreachable, 2, 1, true),
+        (Exit::Interrupted, 2, 1, true),
+        (Exit::Locked, 3, 1, true),
+        (Exit::Failed, 4, 2, false),
+        (Exit::Damaged, 5, 2, false),
+        (Exit::Unread, 0, 0, false),
+        (Exit::Failed, 1, 1, false),
+        (Exit::Done, 0, 0, false),
+    ] {
+        state.attempted(attempt(exit, started));
+        let found = (
+            state.failures_since,
+            state.failed_in_a_row,
+            state.not_reached_since.is_some(),
+        );
+        assert_eq!(found, (failures, failed, unreached), "{exit:?}");
+    }
+}
+
+#[test]
+fn an_incomplete_snapshot_is_a_success_but_not_a_complete_one() {
+    let mut state = CopyState::default();
+    state.attempted(attempt(Exit::Done, "2026-11-27T09:00Z"));
+    state.attempted(attempt(Exit::Unread, "2026-11-28T09:00Z"));
+    assert_eq!(state.last_complete, Some(at("2026-11-27T09:00Z")));
+    assert_eq!(state.last_success, Some(at("2026-11-28T09:00Z")));
+}
+
+#[test]
+fn state_of_copies_is_kept_apart_and_torn_files_count_as_unknown() {
+    let folder = tempfile::tempdir().unwrap();
+    let state_dir = folder.path();
+    assert_eq!(known_copies(state_dir).unwrap(), []);
+    let (home, www) = (CopyName::new("home", "nas"), CopyName::new("www", "nas"));
+    let load = |copy: &CopyName| copy_file(state_dir, copy).read();
+    assert_eq!(load(&home), CopyState::default());
+    let now = at("2026-11-28T09:00Z");
+    copy_file(state_dir, &home).change(|state| state.seen(now));
+    copy_file(state_dir, &www).change(|state| state.skip(now, "metered".to_owned()));
+    let begun = BegunHooks {
+        run: "r".to_owned(),
+        started: now,
+        after: false,
+        finally: true,
+    };
+    container_file(state_dir, "nas").change(|state| state.begun = Some(begun.clone()));
+    assert_eq!(load(&home).first_seen, Some(now));
+    assert!(
+        load(&www)
+            .skipped
+            .is_some_and(|skipped| skipped.reason == "metered")
+    );
+    assert_eq!(container_file(state_dir, "nas").read().begun, Some(begun));
+    assert_eq!(known_copies(state_dir).unwrap(), [home.clone(), www]);
+    let path = state_dir.join("schedule/home@nas.json");
+    let text = std::fs::read(&path).unwrap();
+    for torn in [&text[..text.len() / 2], b"", b"[]", b"\0\0\0\0"] {
+        std::fs::write(&path, torn).unwrap();
+        let mut file = copy_file(state_dir, &home);
+        assert_eq!(file.read(), CopyState::default());
+        assert!(!file.take_problems().is_empty());
+    }
+    // A field of a later release does not hide the others.
+    std::fs::write(&path, r#"{"failures_since": 3, "later": {}}"#).unwrap();
+    assert_eq!(load(&home).failures_since, 3);
+}
