@@ -174,36 +174,33 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let history = RunHistory::new(folder.path());
         let copy = CopyName::new("home", "nas");
-        let old = (0..300).map(|n| line(n, "2025-10-01T12:00:00Z"));
-        let new = (300..12_000).map(|n| line(n, "2026-11-01T12:00:00Z"));
-        let text: Vec<u8> = old
-            .chain(new)
-            .flat_map(|line| [serde_json::to_vec(&line).unwrap(), vec![b'\n']].concat())
-            .collect();
+        let text = |lines: &mut dyn Iterator<Item = RunLine>| -> Vec<u8> {
+            let text = |line| [serde_json::to_vec(&line).unwrap(), vec![b'\n']].concat();
+            lines.flat_map(text).collect()
+        };
+        let mut old = (0..300).map(|n| line(n, "2025-10-01T12:00:00Z"));
+        let mut new = (300..12_000).map(|n| line(n, "2026-11-01T12:00:00Z"));
         local_file::make_private_folder(&history.folder).unwrap();
-        std::fs::write(history.path(&copy), &text[..]).unwrap();
+        let path = history.path(&copy);
+        std::fs::write(&path, [text(&mut old), text(&mut new)].concat()).unwrap();
         let now: Timestamp = "2026-11-28T12:00:00Z".parse().unwrap();
-        let next = |number| line(number, "2026-11-28T12:00:00Z");
-        history.append(&copy, &next(12_000), now).unwrap();
-        let known = history.load(&copy).unwrap();
-        assert_eq!(known.len(), ATTEMPTS_MAX);
-        assert_eq!(
-            (known[0].run.as_str(), known.last().unwrap().run.as_str()),
-            ("2001", "12000")
-        );
-        // Some hundred more are appended before it is written again.
-        for number in 12_001..12_001 + REWRITE_LINES * 2 {
-            history.append(&copy, &next(number), now).unwrap();
-        }
-        let known = history.load(&copy).unwrap();
-        assert!(
-            known.len() <= ATTEMPTS_MAX + REWRITE_LINES,
-            "{}",
-            known.len()
-        );
-        assert_eq!(
-            known.last().unwrap().run,
-            (12_000 + REWRITE_LINES * 2).to_string()
-        );
+        let append = |number| {
+            let next = line(number, "2026-11-28T12:00:00Z");
+            history.append(&copy, &next, now).unwrap();
+            let known = history.load(&copy).unwrap();
+            assert_eq!(known.last(), Some(&next));
+            (known.len(), known[0].run.clone())
+        };
+        assert_eq!(append(12_000), (ATTEMPTS_MAX, "2001".to_owned()));
+        // It is not written again at each attempt.
+        assert_eq!(append(12_001), (ATTEMPTS_MAX + 1, "2001".to_owned()));
+        let mut many =
+            (0..ATTEMPTS_MAX + REWRITE_LINES - 1).map(|n| line(n, "2026-11-01T12:00:00Z"));
+        std::fs::write(&path, text(&mut many)).unwrap();
+        assert_eq!(append(20_000).0, ATTEMPTS_MAX + REWRITE_LINES);
+        assert_eq!(append(20_001).0, ATTEMPTS_MAX);
+        let mut old = (0..REWRITE_LINES + 1).map(|n| line(n, "2025-10-01T12:00:00Z"));
+        std::fs::write(&path, text(&mut old)).unwrap();
+        assert_eq!(append(1_000), (1, "1000".to_owned()));
     }
 }

@@ -79,7 +79,7 @@ fn state_of_copies_is_kept_apart_and_torn_files_count_as_unknown() {
     assert_eq!(known_copies(state_dir).unwrap(), [home.clone(), www]);
     let path = state_dir.join("schedule/home@nas.json");
     let text = std::fs::read(&path).unwrap();
-    for torn in [&text[..text.len() / 2], b"", b"[]", b"\0\0\0\0"] {
+    for torn in [&text[..text.len() / 2], b"", b"{", b"\0\0\0\0"] {
         std::fs::write(&path, torn).unwrap();
         let mut file = copy_file(state_dir, &home);
         assert_eq!(file.read(), CopyState::default());
