@@ -93,26 +93,6 @@ impl SectorCipher {
         self.transform_in_place(Direction::Decrypt, offset, data)
     }
 
-    /// Encrypts `plain` into a new buffer, which saves a copy over [`Self::encrypt`].
-    ///
-    /// Panics if offset or length is not a multiple of the sector size.
-    pub fn encrypt_from(&self, offset: u64, plain: &[u8]) -> Result<Vec<u8>, LuksError> {
-        let mut out = vec![0; plain.len()];
-        let first = self.first_tweak(offset, plain.len());
-        self.with_context(Direction::Encrypt, |context| {
-            let sectors = plain
-                .chunks_exact(self.sector_bytes)
-                .zip(out.chunks_exact_mut(self.sector_bytes));
-            for (index, (plain, out)) in (0_u64..).zip(sectors) {
-                context.encrypt_init(None, None, Some(&self.tweak(first, index)))?;
-                let done = context.cipher_update(plain, Some(out))?;
-                assert_eq!(done, self.sector_bytes, "XTS keeps lengths");
-            }
-            Ok(())
-        })?;
-        Ok(out)
-    }
-
     fn transform_in_place(
         &self,
         direction: Direction,

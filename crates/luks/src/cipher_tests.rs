@@ -271,10 +271,8 @@ fn known_answers_hold_in_both_directions() {
         let cipher = SectorCipher::with_geometry(&key(bits), bytes, 0).unwrap();
         let offset = sector * bytes as u64;
         let mut data = plain(bytes, sector);
-        let from = cipher.encrypt_from(offset, &data).unwrap();
         cipher.encrypt(offset, &mut data).unwrap();
         assert_eq!(hex(&sha256(&data)), known, "{bits} bits, {bytes}, {sector}");
-        assert_eq!(data, from);
         cipher.decrypt(offset, &mut data).unwrap();
         assert_eq!(data, plain(bytes, sector));
     }
@@ -284,11 +282,10 @@ fn known_answers_hold_in_both_directions() {
 fn the_iv_tweak_counts_in_units_of_512_bytes_and_wraps() {
     let shifted = SectorCipher::with_geometry(&key(512), 4096, u64::MAX - 7).unwrap();
     let plainly = SectorCipher::with_geometry(&key(512), 4096, 0).unwrap();
-    let data = plain(4096, 0);
-    assert_eq!(
-        shifted.encrypt_from(4096, &data).unwrap(),
-        plainly.encrypt_from(0, &data).unwrap()
-    );
+    let (mut data, mut same) = (plain(4096, 0), plain(4096, 0));
+    shifted.encrypt(4096, &mut data).unwrap();
+    plainly.encrypt(0, &mut same).unwrap();
+    assert_eq!(data, same);
 }
 
 #[test]

@@ -77,7 +77,8 @@ fn sectors_encrypted_by_us_are_decrypted_by_cryptsetup() {
     let header = Header::load(&file).unwrap();
     let cipher = SectorCipher::new(&ours.made.volume_key, &header).unwrap();
     let expected = plain(crate::stock::PAYLOAD_BYTES as usize);
-    let sealed = cipher.encrypt_from(0, &expected).unwrap();
+    let mut sealed = expected.clone();
+    cipher.encrypt(0, &mut sealed).unwrap();
     file.write_all_at(&sealed, header.pins().payload_offset_bytes)
         .unwrap();
     let key_file = files.holding("key", &ours.key_file);
