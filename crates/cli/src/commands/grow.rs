@@ -33,7 +33,7 @@ impl CommandArgs for GrowArgs {
             prepared,
             |grown: &session::Grown| &grown.facts,
             |options, secret, reporter| {
-                session::grow(options, secret, self.size, reporter, &context.interrupt)
+                session::grow(&options, secret, self.size, reporter, &context.interrupt)
             },
         )?;
         let text = format!(

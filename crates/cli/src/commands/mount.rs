@@ -74,7 +74,7 @@ impl CommandArgs for MountArgs {
             prepared,
             |facts| facts,
             |options, secret, reporter| {
-                session::mount(options, secret, &dir, reporter, &context.interrupt)
+                session::mount(&options, secret, &dir, reporter, &context.interrupt)
             },
         )?;
         let text = format!("mounted {} on {}, {how}\n", resolved.target, dir.display());

@@ -17,7 +17,7 @@ fn mount(harness: &SessionHarness, access: Access) -> Result<(), Failure> {
     let mut options = harness.options(access);
     options.quiet_time = Duration::from_millis(200);
     session::mount(
-        options,
+        &options,
         &harness.secret,
         &harness.path("mnt"),
         &mut Observed::default(),
@@ -234,7 +234,7 @@ fn umount_finds_its_mount_under_another_path_and_without_its_record() {
         fs::create_dir_all(dir).unwrap();
         let options = harness.options(Access::ReadWrite);
         session::mount(
-            options,
+            &options,
             &harness.secret,
             dir,
             &mut Observed::default(),

@@ -17,7 +17,7 @@ use crate::connect::Connection;
 use crate::copy::CopyObserver;
 use crate::interrupt::Interrupt;
 use crate::settings::{Access, SessionSettings, TAKEOVER_QUIET_TIMES};
-use crate::state::journal::{open_journal, owner_note};
+use crate::state::journal::{AcquireError, open_journal, owner_note};
 use crate::{Exit, Failure};
 
 /// How many renewals in a row may fail.
@@ -388,27 +388,6 @@ fn as_unreachable(error: &LockError) -> Failure {
         failure.exit = Exit::Unreachable;
     }
     failure
-}
-
-/// Why a lease was not acquired.
-enum AcquireError {
-    Lock(LockError),
-    Other(Failure),
-}
-
-impl From<LockError> for AcquireError {
-    fn from(error: LockError) -> Self {
-        Self::Lock(error)
-    }
-}
-
-impl From<AcquireError> for Failure {
-    fn from(error: AcquireError) -> Self {
-        match error {
-            AcquireError::Lock(error) => Self::from(&error),
-            AcquireError::Other(failure) => failure,
-        }
-    }
 }
 
 fn cannot_write(kind: StoreErrorKind) -> bool {

@@ -18,6 +18,27 @@ use crate::settings::Access;
 /// was closed.
 const DEAD_SESSION_GRACE: Duration = Duration::from_secs(5);
 
+/// Why a lease was not acquired.
+pub(crate) enum AcquireError {
+    Lock(LockError),
+    Other(Failure),
+}
+
+impl From<LockError> for AcquireError {
+    fn from(error: LockError) -> Self {
+        Self::Lock(error)
+    }
+}
+
+impl From<AcquireError> for Failure {
+    fn from(error: AcquireError) -> Self {
+        match error {
+            AcquireError::Lock(error) => Self::from(&error),
+            AcquireError::Other(failure) => failure,
+        }
+    }
+}
+
 /// Opens the container's journal. Its flock proves that this host has the container open at most once.
 pub(crate) fn open_journal(
     state_dir: &Path,

@@ -27,12 +27,8 @@ pub struct Grown {
 
 /// Grows the container file to `file_bytes` and the file system to all of it. After an interrupt at any
 /// moment the container is as usable as before. The same call again finishes.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "as in `Session::open`: the settings are the session's"
-)]
 pub fn grow(
-    settings: SessionSettings,
+    settings: &SessionSettings,
     secret: &Secret,
     file_bytes: u64,
     observer: &mut dyn Observer,
@@ -50,8 +46,8 @@ pub fn grow(
     }
     let mut watch = Watch::new(observer, interrupt);
     let shape = Shape::Grow(file_bytes / 4096 * 4096);
-    let (mut supervisor, facts) = Supervisor::start(&settings, shape, &[secret], &mut watch)?;
-    grow_file_system(&mut supervisor, &settings, &facts, &mut watch)?;
+    let (mut supervisor, facts) = Supervisor::start(settings, shape, &[secret], &mut watch)?;
+    grow_file_system(&mut supervisor, settings, &facts, &mut watch)?;
     supervisor.detach(&mut watch)?;
     let closed = supervisor.close(&mut watch)?;
     supervisor.finish();

@@ -30,12 +30,8 @@ const HOLDER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Mounts the volume at `dir` for all users. It stays mounted when the command ends. It is read-only unless
 /// `settings.access` says otherwise. Then every fsync waits for the server's fsync.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "as in `Session::open`: the settings are the session's"
-)]
 pub fn mount(
-    settings: SessionSettings,
+    settings: &SessionSettings,
     secret: &Secret,
     dir: &Path,
     observer: &mut dyn Observer,
@@ -45,7 +41,7 @@ pub fn mount(
     let mut watch = Watch::new(observer, interrupt);
     let record = record_path(&settings.runtime_dir, &dir);
     let (mut supervisor, facts) =
-        Supervisor::start(&settings, Shape::Background, &[secret], &mut watch)?;
+        Supervisor::start(settings, Shape::Background, &[secret], &mut watch)?;
     supervisor.attach(Role::Keeper, &mut watch)?;
     let order = WorkerOrder::Mount {
         at: OsString::from(&dir),

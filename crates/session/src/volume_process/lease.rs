@@ -264,9 +264,9 @@ impl ContainerLease {
                 self.failed_renewals.store(0, Ordering::SeqCst);
                 Renewal::Ours
             }
-            // A lost connection recovery_listener nothing about the lease. The lease is checked again on the
+            // A lost connection says nothing about the lease. The lease is checked again on the
             // next connection, which nobody else may request while the session is idle. If the
-            // connection was replaced meanwhile, this error recovery_listener nothing about the new one.
+            // connection was replaced meanwhile, this error says nothing about the new one.
             Err(LockError::Store { source, .. })
                 if source.kind() == StoreErrorKind::Disconnected
                     && Arc::ptr_eq(&store, &self.store()) =>
@@ -315,7 +315,7 @@ impl ContainerLease {
     }
 
     /// At the end of a read-only session: whether everything it read belongs to one state. A
-    /// connection that is lost just now recovery_listener nothing, and the last check was a short while ago.
+    /// connection that is lost just now says nothing, and the last check was a short while ago.
     pub(crate) fn was_undisturbed(&self) -> Result<(), LockError> {
         match self.verify() {
             Err(LockError::Store { .. }) => Ok(()),

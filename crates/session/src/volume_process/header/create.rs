@@ -19,6 +19,7 @@ use crate::settings::SIZE_BYTES_MIN;
 use crate::state::headers;
 use crate::state::paths::StatePaths;
 use crate::state::reserved_names::{self, HalfMade};
+use crate::volume_process::header::differs;
 use crate::volume_process::knowledge::Knowledge;
 use crate::volume_process::lease::LateRecords;
 use crate::volume_process::lease::{ContainerLease, LeaseParts, keep_renewing};
@@ -290,17 +291,10 @@ impl NewContainer {
         let store = lease.store();
         let file = store.open(lease.file_name(), Access::ReadOnly)?;
         for extent in &self.header {
-            let mut found = vec![0; extent.bytes.len()];
-            file.read_at(extent.offset, &mut found, ReadClass::Demand)?;
-            if found != extent.bytes {
-                return Err(Failure::new(
-                    Exit::Damaged,
-                    format!(
-                        "the header does not read back as it was written (offset {})",
-                        extent.offset
-                    ),
-                )
-                .with_hint("the new container was removed; check the server's disk"));
+            if let Some(failure) = differs(&*file, extent)? {
+                return Err(
+                    failure.with_hint("the new container was removed; check the server's disk")
+                );
             }
         }
         let bytes = HeaderBytes(&*file);

@@ -9,7 +9,7 @@ use sprat_luks::{
     Extent, FormatOptions, Header, HeaderRead, HeaderWrite, LuksError, LuksErrorKind, Secret,
     SectorCipher, SlotKind, VolumeKey,
 };
-use sprat_store::{Access, ReadClass, Store, StoreFile};
+use sprat_store::{Access, Store, StoreFile};
 use sprat_volume::{Fenced, SessionHooks as _};
 
 use crate::connect::HeaderBytes;
@@ -21,6 +21,7 @@ use crate::settings::IdentityPolicy;
 use crate::state::headers::{self, Kept};
 use crate::state::paths::StatePaths;
 use crate::state::{self, KnownState};
+use crate::volume_process::header::differs;
 use crate::volume_process::knowledge;
 use crate::volume_process::lease::{ContainerLease, keep_renewing};
 use crate::volume_process::open::{
@@ -520,18 +521,9 @@ pub(crate) fn write_in_order(
     }
     for write in writes {
         if let HeaderWrite::Write(extent) = write {
-            let mut found = vec![0; extent.bytes.len()];
-            let read = file.read_at(extent.offset, &mut found, ReadClass::Demand);
-            read.map_err(|error| half_way(Failure::from(error)))?;
-            if found != extent.bytes {
-                return Err(Failure::new(
-                    Exit::Damaged,
-                    format!(
-                        "the header does not read back as it was written (offset {})",
-                        extent.offset
-                    ),
-                )
-                .with_hint(
+            let read = differs(file, extent);
+            if let Some(failure) = read.map_err(|error| half_way(Failure::from(error)))? {
+                return Err(failure.with_hint(
                     "the previous header is kept on this machine: `sprat key header-restore` \
                      restores it. Check the server's disk",
                 ));

@@ -12,7 +12,7 @@ use crate::Failure;
 use crate::protocol::messages::VolumeStart;
 use crate::protocol::reports::{Notice, Phase};
 use crate::settings::{Access, TAKEOVER_QUIET_TIMES};
-use crate::state::journal::owner_note;
+use crate::state::journal::{AcquireError, owner_note};
 use crate::volume_process::lease::LateRecords;
 use crate::volume_process::lease::{ContainerLease, LeaseParts};
 use crate::volume_process::open::{ConnectedStore, opened_by};
@@ -109,27 +109,6 @@ fn lacks_space(error: &AcquireError) -> bool {
         source.kind(),
         StoreErrorKind::NoSpace | StoreErrorKind::Failed
     )
-}
-
-/// Why a lease was not acquired.
-enum AcquireError {
-    Lock(LockError),
-    Other(Failure),
-}
-
-impl From<LockError> for AcquireError {
-    fn from(error: LockError) -> Self {
-        Self::Lock(error)
-    }
-}
-
-impl From<AcquireError> for Failure {
-    fn from(error: AcquireError) -> Self {
-        match error {
-            AcquireError::Lock(error) => Self::from(&error),
-            AcquireError::Other(failure) => failure,
-        }
-    }
 }
 
 fn acquire_lock_while(
