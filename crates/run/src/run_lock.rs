@@ -112,7 +112,8 @@ mod tests {
             .spawn()
             .unwrap();
         drop(lock);
-        let again = RunLock::acquire(folder.path(), Duration::ZERO, &interrupt).unwrap();
+        // spawn(3) returns when the child has a memory of its own. Its copy of the file is closed a moment later.
+        let again = RunLock::acquire(folder.path(), Duration::from_secs(10), &interrupt).unwrap();
         assert!(again.is_some());
         child.kill().unwrap();
         child.wait().unwrap();
