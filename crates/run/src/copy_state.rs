@@ -11,6 +11,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sprat_session::Exit;
+use sprat_snapshot::FileSystem;
 
 use crate::copy_name::CopyName;
 use crate::due::is_ahead;
@@ -32,9 +33,8 @@ pub struct CopyState {
     pub last_success: Option<Timestamp>,
     /// When the last attempt that left a complete snapshot began.
     pub last_complete: Option<Timestamp>,
-    /// The file system on which the container file lay at the last success: its UUID. Only for a
-    /// local target.
-    pub file_system: Option<String>,
+    /// The file system on which the container file lay at the last success. Only for a local target.
+    pub file_system: Option<FileSystem>,
     /// The last attempt, however it ended.
     pub last_attempt: Option<Attempt>,
     /// Attempts since the last success that ended with other than 0, 3 and 130.

@@ -26,5 +26,6 @@ pub mod run_lock;
 pub mod schedule;
 pub mod state_file;
 pub mod suggest;
+pub mod target_disk;
 pub mod timer;
 pub mod zone;

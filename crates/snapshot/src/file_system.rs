@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-use crate::mounts::Mount;
-use crate::paths::joined;
+use crate::mounts::{Mount, holding, mounts};
+use crate::paths::{joined, real_path};
 use crate::text::{escape_name, escape_path};
 
 /// File systems that report the same `f_fsid` at each mount. Others report a device number, which
@@ -68,6 +68,32 @@ impl FileSystem {
             mounted_here: real == mount.at,
             full: false,
         }
+    }
+
+    /// The file system that holds `path` on this machine. The last parts of `path` need not exist.
+    /// `None` if the table of mounts can't be read.
+    #[must_use]
+    pub fn holding(path: &Path) -> Option<Self> {
+        let table = mounts().ok()?;
+        let real = real_path(path);
+        let mount = holding(&table, &real)?;
+        Some(Self::at(mount, path, &real))
+    }
+
+    /// Whether it, or a part of it, is mounted at any path. True also where too little is known to
+    /// say so.
+    #[must_use]
+    pub fn is_mounted(&self) -> bool {
+        let Ok(table) = mounts() else { return true };
+        let alike = |mount: &&Mount| family(&mount.kind) == family(&self.kind);
+        let is_this = |mount: &Mount| {
+            let found = Self {
+                root: self.root.clone(),
+                ..Self::at(mount, &mount.at, &mount.at)
+            };
+            self.is_same(&found) != Some(false)
+        };
+        self.is_unknown() || table.iter().filter(alike).any(is_this)
     }
 
     /// A file system of which only the place is known, as in an older record.
