@@ -11,8 +11,8 @@ use jiff::{SignedDuration, Timestamp};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::due::is_ahead;
 use crate::state_file::StateFile;
+use crate::times::is_ahead;
 
 /// In one boot the wall clock and CLOCK_BOOTTIME may move apart by so much between two ticks, and a
 /// server's clock may differ by so much.

@@ -14,12 +14,19 @@ use sprat_session::Exit;
 use sprat_snapshot::FileSystem;
 
 use crate::copy_name::CopyName;
-use crate::due::is_ahead;
-use crate::overdue::FoundOverdue;
 use crate::state_file::StateFile;
+use crate::times::is_ahead;
 
 /// The folder in the state folder.
 const FOLDER: &str = "schedule";
+
+/// When a copy was found overdue for the first time in this boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundOverdue {
+    pub(crate) boot_id: String,
+    /// CLOCK_MONOTONIC.
+    pub(crate) monotonic_seconds: u64,
+}
 
 /// What is known of one copy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,11 +12,10 @@ use jiff::tz::TimeZone;
 use sprat_session::Exit;
 
 use crate::copy_state::CopyState;
+use crate::times::{add, is_ahead};
 
 pub use at::{At, AtTime, spread_part};
 
-/// A time that lies further ahead of now than this was written by a wrong clock.
-pub const AHEAD_MAX: Duration = Duration::from_secs(5 * 60);
 /// Half of the 15 minutes between two ticks.
 const SLACK_MAX: Duration = Duration::from_secs(450);
 /// An attempt that did not reach the server is repeated at each tick for so long, then hourly.
@@ -126,12 +125,6 @@ pub fn decide(
     }
 }
 
-/// Whether a time was written by a clock that was ahead of `now`.
-#[must_use]
-pub fn is_ahead(time: Timestamp, now: Timestamp) -> bool {
-    time > add(now, AHEAD_MAX)
-}
-
 /// When a copy is due that was last made at `last`; `None`: never.
 fn next_after(schedule: &Schedule, zone: &TimeZone, last: Timestamp) -> Option<Timestamp> {
     match schedule {
@@ -185,11 +178,6 @@ fn waits_until(
 /// one to a later tick.
 fn add_less_slack(time: Timestamp, wait: Duration) -> Timestamp {
     add(time, wait - SLACK_MAX.min(wait / 10))
-}
-
-/// `time` and `wait`, at most the last time that can be written.
-pub(crate) fn add(time: Timestamp, wait: Duration) -> Timestamp {
-    time.saturating_add(wait).unwrap_or(Timestamp::MAX)
 }
 
 #[cfg(test)]

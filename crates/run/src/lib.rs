@@ -28,4 +28,5 @@ pub mod state_file;
 pub mod suggest;
 pub mod target_disk;
 pub mod timer;
+pub mod times;
 pub mod zone;

@@ -5,25 +5,16 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
 use crate::clock::Moment;
-use crate::copy_state::CopyState;
-use crate::due::{add, is_ahead};
+use crate::copy_state::{CopyState, FoundOverdue};
+use crate::times::{add, is_ahead};
 
 /// How far apart two checks must find a copy overdue, of time that the machine was awake. A machine
 /// that was off for the holidays may back up first.
 const CHECKS_APART: Duration = Duration::from_secs(30 * 60);
 /// An attempt that moved bytes within this time may still succeed.
 const MOVED_WITHIN: Duration = Duration::from_secs(3600);
-
-/// When a copy was found overdue for the first time in this boot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FoundOverdue {
-    boot_id: String,
-    /// CLOCK_MONOTONIC.
-    monotonic_seconds: u64,
-}
 
 /// When the copy is overdue, if no success comes; `None`: never. `first_seen` is when `sprat run`
 /// first saw it, if it did.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sprat_snapshot::local_file;
 
 use crate::copy_name::CopyName;
-use crate::due::add;
+use crate::times::add;
 
 /// The folder in the state folder.
 const FOLDER: &str = "runs";

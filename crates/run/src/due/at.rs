@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use jiff::civil::{Date, Time, Weekday};
 use jiff::tz::TimeZone;
 
-use crate::due::add;
+use crate::times::add;
 
 /// One time of the day, on some days of the week.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
