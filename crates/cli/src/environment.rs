@@ -8,9 +8,6 @@ use sprat_run::config::ConfigPlaces;
 
 use crate::Failure;
 
-/// The folder of root's config. The timers know no other one.
-pub(crate) const ROOT_CONFIG_DIR: &str = "/etc/sprat";
-
 /// The level of the log that `SPRAT_LOG` sets.
 pub(crate) fn log_level() -> Option<String> {
     std::env::var("SPRAT_LOG").ok()
@@ -49,7 +46,7 @@ impl Environment {
         };
         let config_dir = folder("SPRAT_CONFIG_DIR").or_else(|| {
             if root {
-                Some(PathBuf::from(ROOT_CONFIG_DIR))
+                Some(PathBuf::from("/etc/sprat"))
             } else {
                 user_config()
             }

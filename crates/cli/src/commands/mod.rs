@@ -17,7 +17,6 @@ mod pin;
 mod prune;
 mod remove;
 mod restore;
-mod schedule;
 mod snapshots;
 mod status;
 mod trim;
@@ -99,9 +98,6 @@ enum Command {
     /// Show free space, the last runs of each job, and the lock
     #[command(before_help = status::EXAMPLES, after_help = status::NOTES)]
     Status(status::StatusArgs),
-    /// Install, remove or show the timers that start sprat by itself
-    #[command(before_help = schedule::EXAMPLES, after_help = schedule::NOTES)]
-    Schedule(schedule::ScheduleArgs),
     /// Remove the lock of a session that died on another machine
     #[command(before_help = unlock::EXAMPLES, after_help = unlock::NOTES)]
     Unlock(unlock::UnlockArgs),
@@ -157,7 +153,6 @@ fn dispatch(name: String, cli: Cli) -> Exit {
         Command::Worker => return session::worker::run(),
         Command::MountKeeper => return session::worker::mount_keeper::run(),
         Command::Completions(args) => completions::run(&args, &Cli::command()),
-        Command::Schedule(args) => schedule::run(&args, &run.global, output),
         Command::Init(args) => run.command(&args),
         Command::Backup(args) => run.command(&args),
         Command::Snapshots(args) => run.command(&args),

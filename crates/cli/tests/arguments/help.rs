@@ -16,7 +16,6 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
 
     Set-up:
       init         Create a container, its key file and its recovery sheet
-      schedule     Install, remove or show the timers that start sprat by itself
       doctor       Diagnose set-up problems
       completions  Print a completion script for a shell
 
@@ -141,7 +140,6 @@ fn every_command_has_a_help_with_an_example() {
         "unlock",
         "key",
         "doctor",
-        "schedule",
         "completions",
     ];
     for command in commands {
