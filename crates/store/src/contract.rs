@@ -244,6 +244,12 @@ pub trait Store: Send + Sync {
         }
     }
 
+    /// Opens `name` ahead for one [`Store::overwrite_and_stat`], which then takes one round trip.
+    /// Does nothing by default.
+    fn prepare_overwrite(&self, name: &FileName) {
+        let _ = name;
+    }
+
     /// Removes a file and makes the removal durable. An error means that it was not removed.
     fn remove_durably(&self, name: &FileName) -> Result<Applied, StoreError> {
         self.remove(name)?;
@@ -329,6 +335,12 @@ pub trait StoreFile: Send + Sync {
     /// other calls as little as possible.
     fn flush_behind(&self) -> Result<(), StoreError> {
         self.flush()
+    }
+
+    /// The file's attributes behind the last [`StoreFile::write_parts_durably`], if the store asked
+    /// for them in the same round trip and nothing was written since. `None` by default.
+    fn stat_behind_flush(&self) -> Option<FileStat> {
+        None
     }
 
     /// Gives the space of a range back; it then reads as zeros. `Unsupported` by default.

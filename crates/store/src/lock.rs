@@ -267,8 +267,9 @@ impl Lock {
     /// [`WriteJournal::all_resolved`], when everything that was sent was answered. Otherwise drop
     /// the lease instead, so that no other machine starts before this host has recovered the
     /// in-doubt writes. [`LockError::Lost`] if a copy of this process or a takeover got in: then
-    /// some of this session's writes may be gone.
-    pub fn release(self, store: &dyn Store) -> Result<(), LockError> {
+    /// some of this session's writes may be gone. Returns whether there was no higher lease: then no
+    /// other session can have written before the release.
+    pub fn release(self, store: &dyn Store) -> Result<bool, LockError> {
         let _span = tracing::debug_span!("lease", op = "release").entered();
         let _writing = self.writing();
         self.change(|content| content.free = true);
@@ -278,7 +279,13 @@ impl Lock {
         if next.is_some() {
             self.check_above(store, &now)?;
         }
-        Ok(())
+        Ok(next.is_none())
+    }
+
+    /// Opens the lease ahead, so that [`Lock::release`] takes one round trip. Call it while other
+    /// answers are pending.
+    pub fn prepare_release(&self, store: &dyn Store) {
+        store.prepare_overwrite(&self.file());
     }
 
     /// Checks whether the leases above ours were created by sessions that began after ours ended.

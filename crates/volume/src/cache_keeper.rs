@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::MutexGuard;
 
+use sprat_store::StoreFile;
+
 use crate::cache::Cache;
 use crate::cache_file::{CacheValidator, remove_clean_marker};
 use crate::engine::{Engine, VolumeState};
@@ -86,40 +88,56 @@ impl Engine {
         }
     }
 
-    /// Waits until no block waits to enter the cache, and marks the cache as clean for the
-    /// container's current state. The volume has been closed; everything is durable.
-    pub(crate) fn keep_cache(&self) {
+    /// Waits until no block waits to enter the cache. The volume has been closed; everything is
+    /// durable. `None` if the cache may not be kept.
+    pub(crate) fn close_cache(&self) -> Option<ClosedCache> {
         let mut state = self.state();
         while state.cache.as_ref().is_some_and(Cache::is_busy) && !state.cache_stopped {
             state = self.wait(&self.cached, state);
         }
         let doubtful = state.plan.losses() > 0 || !self.options.in_doubt.is_empty();
-        let Some(cache) = state.cache.take() else {
-            return;
-        };
+        let cache = state.cache.take()?;
         let store = state.file.clone();
         drop(state);
         if doubtful || !cache.writing {
-            return;
+            return None;
         }
-        let Some(validator) =
-            CacheValidator::read(&*store, self.geometry, cache.stamp_offset_bytes)
-        else {
-            return;
-        };
+        let validator = self.closing_validator(&*store, &cache)?;
+        Some(ClosedCache { cache, validator })
+    }
+
+    /// The state in which the volume leaves the container. Usually the file's attributes came with
+    /// the last flush, and the stamp block is the one that was just written.
+    fn closing_validator(&self, store: &dyn StoreFile, cache: &Cache) -> Option<CacheValidator> {
+        let index = cache.stamp_offset_bytes / BLOCK_BYTES as u64;
+        let place = cache.slots.find(index);
+        let written = place.and_then(|place| cache.file.read(index, place));
+        if let (Some(stat), Some(written)) = (store.stat_behind_flush(), written) {
+            return CacheValidator::of(&stat, written, self.geometry);
+        }
+        let validator = CacheValidator::read(store, self.geometry, cache.stamp_offset_bytes)?;
         // If the stamp block differs, another session has mounted the volume meanwhile, and the
         // cached blocks belong to a state before that.
-        let index = cache.stamp_offset_bytes / BLOCK_BYTES as u64;
-        let cached = cache.slots.find(index);
-        if cached.is_some_and(|place| place.digest != digest_of(index, &validator.stamp_block)) {
-            return;
-        }
-        // Checked after the validator was read: a session that gets the lock from now on changes
-        // the state that the marker is compared with.
-        if self.session.before_epoch().is_err() {
-            return;
-        }
-        // Without the marker the next session only has to read more.
+        let same =
+            place.is_none_or(|place| place.digest == digest_of(index, &validator.stamp_block));
+        same.then_some(validator)
+    }
+}
+
+/// The persistent cache of a volume that was closed, not yet marked as clean.
+#[derive(Debug)]
+pub struct ClosedCache {
+    cache: Cache,
+    validator: CacheValidator,
+}
+
+impl ClosedCache {
+    /// Marks the cache as clean for the state in which the volume left the container. Call this
+    /// only after a check that no other session acquired the lock before the volume was closed: it
+    /// may have written blocks that the cache has in an older state. Without the mark the next
+    /// session only has to read more.
+    pub fn keep(self) {
+        let Self { cache, validator } = self;
         let _ = cache.file.mark_clean(&validator, &cache.slots.held());
     }
 }

@@ -3,12 +3,14 @@
 use std::thread;
 
 use crate::VolumeError;
+use crate::cache_keeper::ClosedCache;
 use crate::engine::{Engine, Meaning, meaning};
 use crate::threads::named;
 
 impl Engine {
     /// Waits until everything is durable and every in-doubt block read back, then ends the volume.
-    pub(crate) fn close(&self) -> Result<(), VolumeError> {
+    /// Returns the cache, which is not yet marked as clean.
+    pub(crate) fn close(&self) -> Result<Option<ClosedCache>, VolumeError> {
         let mut state = self.state();
         state.check()?;
         state.held_back = false;
@@ -29,10 +31,9 @@ impl Engine {
         }
         if self.read_only {
             self.drop_cache_that_differs();
-        } else {
-            self.keep_cache();
+            return Ok(None);
         }
-        Ok(())
+        Ok(self.close_cache())
     }
 
     /// Makes everything durable and reads every in-doubt block back. At the same time as the last

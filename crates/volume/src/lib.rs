@@ -62,6 +62,7 @@ mod threads;
 mod volume;
 
 pub use cache_file::remove_unused_caches;
+pub use cache_keeper::ClosedCache;
 pub use discard::Punch;
 pub use error::VolumeError;
 pub use options::{

@@ -9,6 +9,7 @@ use sprat_store::{StoreError, StoreErrorKind, StoreFile};
 
 use crate::cache::Cache;
 use crate::cache_file::{CacheValidator, remove_clean_marker};
+use crate::cache_keeper::ClosedCache;
 use crate::discard::Punch;
 use crate::engine::{Engine, spawn};
 use crate::overlay::Overlay;
@@ -291,6 +292,20 @@ impl Volume {
     /// all writes are resolved. After a loss it waits for the end of the quiet time. Every later
     /// call fails.
     pub fn close(&self) -> Result<(), VolumeError> {
+        if let Some(cache) = self.engine.close()? {
+            // Checked after the cache's state was read: a session that gets the lock from now on
+            // changes the state that the marker is compared with.
+            if self.engine.session.before_epoch().is_ok() {
+                cache.keep();
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`close`](Self::close), but leaves it to the caller to keep the persistent cache, with
+    /// [`ClosedCache::keep`]. This saves the round trips of a lock check if the caller makes one
+    /// anyway.
+    pub fn close_without_cache(&self) -> Result<Option<ClosedCache>, VolumeError> {
         self.engine.close()
     }
 

@@ -1,6 +1,7 @@
 //! A session's lease on its container: local record, lease file, renewal, safe reconnecting.
 
 mod late_writes;
+mod release;
 mod renewal;
 mod sleep;
 
@@ -64,6 +65,8 @@ pub(crate) struct ContainerLease {
     sent: OnceLock<Sent>,
     /// Whether the machine is about to sleep.
     sleep: sleep::Sleep,
+    /// The lease was released, and no higher one existed then.
+    released_alone: AtomicBool,
     /// Receives the progress of the recovery of a dead session's writes.
     recovery_listener: OnceLock<Box<dyn Fn(u64, u64) + Send + Sync>>,
 }
@@ -138,6 +141,7 @@ impl ContainerLease {
             late_records: parts.late_records,
             sent: OnceLock::new(),
             sleep: sleep::Sleep::default(),
+            released_alone: AtomicBool::new(false),
             recovery_listener: OnceLock::new(),
         }
     }
@@ -367,58 +371,6 @@ impl ContainerLease {
         self.stale_lock
             .as_ref()
             .is_some_and(|stale| stale.number == info.number && stale.token == info.token)
-    }
-
-    /// Releases the lease. While writes are pending or unresolved the lease stays, so that the next
-    /// session recovers them first. Returns true if no lease is left.
-    pub(crate) fn release(&self) -> Result<bool, LockError> {
-        let mut held = self.lock.write().ignore_poison();
-        // Checked under the mutex, so nothing is sent between this check and the end. If the wait
-        // for a dead session's writes did not end, it is still due, and the lease tells the next
-        // session so.
-        let unresolved = self.unresolved.load(Ordering::SeqCst) || self.record.owes_quiet();
-        if unresolved {
-            return Ok(false);
-        }
-        if self.lost().is_some() {
-            // A session that took over from a change of keys, or from a session that sent nothing,
-            // need not wait. A session that recorded what it sent leaves its list first, and
-            // answers then.
-            if self.sent.get().is_none()
-                && let Some(lock) = held.take()
-            {
-                drop(held);
-                if let Some(store) = self.store_after_loss(&lock) {
-                    let _ = lock.answer(&*store);
-                }
-            }
-            return Ok(false);
-        }
-        if let Some(lock) = held.take() {
-            drop(held);
-            self.record.all_resolved()?;
-            lock.release(&*self.store())?;
-        }
-        Ok(true)
-    }
-
-    /// Releases the lease after `last`. Nothing is sent before `last` any more, and nothing that
-    /// was sent matters after it.
-    pub(crate) fn release_after(
-        &self,
-        last: impl FnOnce(&dyn Store) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
-        let store = self.store();
-        let lock = {
-            let mut held = self.lock.write().ignore_poison();
-            held.take()
-        };
-        last(&*store)?;
-        self.all_resolved()?;
-        if let Some(lock) = lock {
-            lock.release(&*store)?;
-        }
-        Ok(())
     }
 
     /// Everything that was sent is durable, because a flush outside the volume (the header's)

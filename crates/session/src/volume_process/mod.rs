@@ -30,7 +30,7 @@ use std::time::{Duration, Instant, SystemTime};
 use sprat_attach::{CryptMapping, ServeOptions, Serving};
 use sprat_luks::{Secret, VolumeKey};
 use sprat_store::LockError;
-use sprat_volume::{Flush, Volume};
+use sprat_volume::{ClosedCache, Flush, Volume};
 
 use crate::protocol::frames::{Receiver, Sender};
 use crate::protocol::messages::{
@@ -388,6 +388,10 @@ impl Served {
             let (bytes, lease) = (self.reserve_bytes, Arc::clone(&self.lease));
             std::thread::spawn(move || reserve::is_there(bytes, &lease))
         });
+        let prepared = (self.access == Access::ReadWrite).then(|| {
+            let lease = Arc::clone(&self.lease);
+            std::thread::spawn(move || lease.prepare_release())
+        });
         // A rewrite has put another file there itself, and a new container has no name yet.
         let identity = (self.access == Access::ReadWrite
             && !self.volume_closed
@@ -396,7 +400,7 @@ impl Served {
             let (opened, lease) = (self.as_opened.clone(), Arc::clone(&self.lease));
             std::thread::spawn(move || identity_check::check(&opened, &lease))
         });
-        self.close_volume()?;
+        let cache = self.close_volume()?;
         if let Some(Ok(found)) = identity.map(std::thread::JoinHandle::join) {
             found?;
         }
@@ -406,7 +410,14 @@ impl Served {
         let reserve_missing = asked.is_some_and(|asked| !asked.join().unwrap_or(false));
         let noted = self.note_end(newest);
         self.lease.leave_written_list(&self.events);
+        if let Some(prepared) = prepared {
+            let _ = prepared.join();
+        }
         self.release()?;
+        // Whoever got the lease before may have written what the cache has in an older state.
+        if let Some(cache) = cache.filter(|_| self.lease.was_released_alone()) {
+            cache.keep();
+        }
         noted?;
         let mut volume = figures(&self.volume);
         volume.written_bytes += self
@@ -438,12 +449,12 @@ impl Served {
     }
 
     /// Closes the volume once. A rewrite of the container has closed it before.
-    fn close_volume(&mut self) -> Result<(), Failure> {
+    fn close_volume(&mut self) -> Result<Option<ClosedCache>, Failure> {
         if std::mem::replace(&mut self.volume_closed, true) {
-            return Ok(());
+            return Ok(None);
         }
         self.volume
-            .close()
+            .close_without_cache()
             .map_err(|error| self.lease.lost().unwrap_or_else(|| Failure::from(&error)))
     }
 

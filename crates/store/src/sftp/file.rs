@@ -5,7 +5,7 @@ mod batched_flush;
 mod joined;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::channel::Channel;
@@ -31,6 +31,10 @@ pub(crate) struct SftpFile {
     /// the `unsynced` marks.
     flushing: Mutex<()>,
     flush_failed: AtomicBool,
+    /// How often the file was changed through this handle.
+    changes: AtomicU64,
+    /// The attributes behind a flush, and the number of changes then.
+    behind_flush: Mutex<Option<(u64, Attributes)>>,
 }
 
 impl SftpFile {
@@ -69,6 +73,8 @@ impl SftpFile {
             file: Arc::new(OpenFile::open(session, name, access, op, how)?),
             flushing: Mutex::default(),
             flush_failed: AtomicBool::new(false),
+            changes: AtomicU64::new(0),
+            behind_flush: Mutex::default(),
         })
     }
 
@@ -281,6 +287,13 @@ impl StoreFile for SftpFile {
         self.flush_handles(1)
     }
 
+    fn stat_behind_flush(&self) -> Option<FileStat> {
+        let behind = self.behind_flush.lock().ignore_poison();
+        let (changes, found) = behind.as_ref()?;
+        let current = *changes == self.changes.load(Ordering::SeqCst);
+        current.then(|| file_stat(found)).flatten()
+    }
+
     fn discard(&self, _offset: u64, _len: u64) -> Result<(), StoreError> {
         Err(StoreError::Unsupported {
             op: "discard",
@@ -290,11 +303,13 @@ impl StoreFile for SftpFile {
     }
 
     fn changed_elsewhere(&self) {
+        self.changes();
         self.file.first.unsynced.store(true, Ordering::SeqCst);
     }
 
     fn resize(&self, len: u64) -> Result<(), StoreError> {
         self.writable("resize")?;
+        self.changes();
         let handle = &self.file.first.bytes;
         let outcome = self
             .call(&self.session.first, "resize")
@@ -313,8 +328,20 @@ impl SftpFile {
             .try_for_each(|(offset, data)| self.in_range("write", *offset, data.len()))
     }
 
+    fn changes(&self) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Sends the writes. The second value is why not all of them were sent.
     fn ask_writes(&self, parts: &[(u64, &[u8])]) -> (Vec<Owed<'_>>, Result<(), StoreError>) {
+        // Counted before and after: whoever asks for attributes in between sees a change.
+        self.changes();
+        let asked = self.ask_all_writes(parts);
+        self.changes();
+        asked
+    }
+
+    fn ask_all_writes(&self, parts: &[(u64, &[u8])]) -> (Vec<Owed<'_>>, Result<(), StoreError>) {
         let max = self.session.write_bytes_max;
         let requests = parts.iter().flat_map(|(offset, data)| {
             Self::cut(*offset, data.len(), max).map(move |(at, part)| (at, &data[part]))

@@ -317,6 +317,10 @@ impl Store for SftpStore {
             .transpose()
     }
 
+    fn prepare_overwrite(&self, name: &FileName) {
+        self.session.prepare_overwrite(name);
+    }
+
     fn remove_durably(&self, name: &FileName) -> Result<Applied, StoreError> {
         self.session.remove_durably(name)
     }

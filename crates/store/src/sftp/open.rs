@@ -10,7 +10,7 @@ use super::channel::{Answer, Channel};
 use super::codec::{Attributes, Malformed, OpenFor, Reply, Request};
 use super::session::{Call, STATUS_EOF, SftpSession};
 use crate::contract::{Access, Applied};
-use crate::{FileName, StoreError, StoreErrorKind};
+use crate::{FileName, IgnorePoison, StoreError, StoreErrorKind};
 
 /// How names become durable on this server.
 enum Folder {
@@ -168,6 +168,31 @@ impl SftpSession {
         }
     }
 
+    /// Opens a file ahead: see [`crate::Store::prepare_overwrite`]. If this fails, the overwrite
+    /// opens the file and reports why it can't.
+    pub(crate) fn prepare_overwrite(&self, name: &FileName) {
+        let (object, path) = (self.object(name), self.path(name));
+        let renames = self.renames_of(name);
+        let call = self.call("write", &object);
+        if let Ok((_, handle)) = stat_and_open(&call, &path, OpenFor::Writing) {
+            let prepared = (name.clone(), renames, handle);
+            let before = self.prepared.lock().ignore_poison().replace(prepared);
+            if let Some((.., handle)) = before {
+                self.close(&handle);
+            }
+        }
+    }
+
+    /// The handle of [`prepare_overwrite`](Self::prepare_overwrite), once.
+    fn take_prepared(&self, wanted: &FileName) -> Option<Vec<u8>> {
+        let (name, renames, handle) = self.prepared.lock().ignore_poison().take()?;
+        if name == *wanted && renames == self.renames_of(wanted) {
+            return Some(handle);
+        }
+        self.close(&handle);
+        None
+    }
+
     /// Overwrites a small file, and then checks another name: see
     /// [`crate::Store::overwrite_and_stat`]. Both are sent at once on one channel; if the server
     /// may not keep the order, one after the other.
@@ -179,7 +204,10 @@ impl SftpSession {
     ) -> Result<Option<Attributes>, StoreError> {
         let (object, path) = (self.object(name), self.path(name));
         let call = self.call("write", &object);
-        let (_, handle) = stat_and_open(&call, &path, OpenFor::Writing)?;
+        let handle = match self.take_prepared(name) {
+            Some(handle) => handle,
+            None => stat_and_open(&call, &path, OpenFor::Writing)?.1,
+        };
         let (next_object, next_path) = (self.object(next), self.path(next));
         let stat_call = self.call("stat", &next_object);
         let stat = Request::Lstat { path: &next_path };

@@ -58,6 +58,8 @@ pub(crate) struct SftpSession {
     checked: Mutex<HashMap<usize, FileName>>,
     /// An answer arrived before that of a request sent earlier on the same channel.
     overtook: AtomicBool,
+    /// A file that was opened ahead, how often it was renamed before, and its handle.
+    pub(super) prepared: Mutex<Option<(FileName, u64, Vec<u8>)>>,
     /// Kept open for the programs that later channels start.
     _inherit_fds: Vec<OwnedFd>,
 }
@@ -135,6 +137,7 @@ impl SftpSession {
             witness: Mutex::default(),
             checked: Mutex::default(),
             overtook: AtomicBool::new(false),
+            prepared: Mutex::default(),
             _inherit_fds: inherit_fds,
         };
         let place = session.describe();

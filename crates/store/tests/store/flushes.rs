@@ -277,6 +277,73 @@ fn check_behind_a_write_keeps_the_order_and_reports_its_failure() {
     }
 }
 
+#[test]
+fn attributes_behind_a_flush_are_those_after_the_last_write() {
+    for (greeting, serial) in both_greetings().into_iter().zip([true, false]) {
+        for overtakes in [false, true] {
+            let script = move |kind: u8, id: u32, rest: &[u8], stream: &mut UnixStream| {
+                if !overtakes || kind != EXTENDED || !rest[4..].starts_with(b"fsync") {
+                    return None;
+                }
+                let mut stream = stream.try_clone().unwrap();
+                std::thread::spawn(move || {
+                    std::thread::sleep(std::time::Duration::from_millis(100));
+                    stream.write_all(&status(id, 0)).unwrap();
+                });
+                Some(Next::Answered)
+            };
+            let store = connect_to(&greeting, script).unwrap();
+            let file = store.open(&name(), Access::ReadWrite).unwrap();
+            let durably = |parts: &[(u64, &[u8])]| {
+                let written = file.write_parts_durably(parts).unwrap();
+                written.durable().unwrap();
+            };
+            assert!(file.stat_behind_flush().is_none());
+            durably(&[(0, &[1; 4096])]);
+            let stat = file.stat_behind_flush();
+            assert_eq!(stat.is_some(), serial && !overtakes);
+            assert!(stat.is_none_or(|stat| stat.modified_s == Some(8)));
+            file.write_at(0, &[2; 4096]).unwrap();
+            assert!(file.stat_behind_flush().is_none(), "it was written to");
+            durably(&[(0, &[1; 4096])]);
+            file.resize(1 << 30).unwrap();
+            assert!(file.stat_behind_flush().is_none(), "it got another length");
+        }
+    }
+}
+
+#[test]
+fn prepared_overwrite_opens_once_and_never_writes_to_a_renamed_file() {
+    requires!(needs::sftp_server_missing());
+    let folder = tempfile::tempdir().unwrap();
+    let store = SftpStore::connect(crate::part::piped(folder.path(), &[])).unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (next, old) = (
+        FileName::new("next").unwrap(),
+        FileName::new("old").unwrap(),
+    );
+    std::fs::write(path("x"), [0; 4]).unwrap();
+    store.prepare_overwrite(&name());
+    // Somebody else gives the name to another file: it was opened before.
+    std::fs::rename(path("x"), path("moved")).unwrap();
+    std::fs::write(path("x"), [0; 4]).unwrap();
+    store.overwrite_and_stat(&name(), &[1; 4], &next).unwrap();
+    assert_eq!(std::fs::read(path("moved")).unwrap(), [1; 4]);
+    // Once: the next one opens the file again.
+    store.overwrite_and_stat(&name(), &[2; 4], &next).unwrap();
+    assert_eq!(std::fs::read(path("x")).unwrap(), [2; 4]);
+    store.prepare_overwrite(&name());
+    store.rename(&name(), &old).unwrap();
+    std::fs::write(path("x"), [0; 4]).unwrap();
+    store.overwrite_and_stat(&name(), &[3; 4], &next).unwrap();
+    assert_eq!(std::fs::read(path("x")).unwrap(), [3; 4]);
+    assert_eq!(std::fs::read(path("old")).unwrap(), [2; 4]);
+    // Prepared for one file, used for another.
+    store.prepare_overwrite(&old);
+    store.overwrite_and_stat(&name(), &[4; 4], &next).unwrap();
+    assert_eq!(std::fs::read(path("x")).unwrap(), [4; 4]);
+}
+
 /// The file is opened again by its name on each further connection.
 #[test]
 fn file_that_replaced_the_opened_one_is_never_written_to() {

@@ -79,7 +79,7 @@ fn assert_held(result: Result<Lock, LockError>, number: u64) {
     clippy::needless_pass_by_value,
     reason = "reads better where it is called"
 )]
-fn assert_lost(result: Result<(), LockError>) {
+fn assert_lost<T: std::fmt::Debug>(result: Result<T, LockError>) {
     assert!(matches!(result, Err(LockError::Lost { .. })), "{result:?}");
 }
 

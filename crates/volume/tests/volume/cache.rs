@@ -28,6 +28,9 @@ struct Server {
     modified_s: Arc<AtomicU64>,
     lose_a_line: Arc<AtomicBool>,
     lock_lost: Arc<AtomicBool>,
+    /// Attributes come with each flush.
+    tells_behind_flush: Arc<AtomicBool>,
+    behind_flush: Arc<Mutex<Option<FileStat>>>,
 }
 
 impl Server {
@@ -38,6 +41,8 @@ impl Server {
             modified_s: Arc::new(AtomicU64::new(1)),
             lose_a_line: Arc::default(),
             lock_lost: Arc::default(),
+            tells_behind_flush: Arc::default(),
+            behind_flush: Arc::default(),
         }
     }
 
@@ -118,7 +123,13 @@ impl StoreFile for Server {
         Ok(())
     }
     fn flush(&self) -> Result<(), StoreError> {
+        if self.tells_behind_flush.load(Ordering::SeqCst) {
+            *self.behind_flush.lock().unwrap() = Some(self.stat()?);
+        }
         Ok(())
+    }
+    fn stat_behind_flush(&self) -> Option<FileStat> {
+        *self.behind_flush.lock().unwrap()
     }
     fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
         let (at, len) = (usize::try_from(offset), usize::try_from(len));
@@ -404,6 +415,41 @@ fn session_that_lost_its_connection_leaves_no_marker() {
         drop(volume);
         assert!(!dir.path().join("clean").exists());
     });
+}
+
+#[test]
+fn caller_decides_whether_a_closed_cache_is_kept() {
+    for keep in [false, true] {
+        let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
+        filled(&server, dir.path());
+        let volume = server.volume(dir.path(), BLOCKS * BLOCK * 4);
+        volume.write_at(0, &stamped(77)).unwrap();
+        // The check of the lock is the caller's.
+        let cache = volume.close_without_cache().unwrap().unwrap();
+        assert!(!dir.path().join("clean").exists());
+        if keep {
+            cache.keep();
+        }
+        let cached = reading(&server, dir.path()).cache_read_blocks;
+        assert_eq!(cached, if keep { BLOCKS as u64 } else { 0 });
+    }
+}
+
+/// The attributes that came with the last flush are those of the cache, and nothing later.
+#[test]
+fn closed_cache_belongs_to_the_state_behind_the_last_flush() {
+    let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
+    filled(&server, dir.path());
+    server.tells_behind_flush.store(true, Ordering::SeqCst);
+    let volume = server.volume(dir.path(), BLOCKS * BLOCK * 4);
+    volume.write_at(0, &stamped(77)).unwrap();
+    volume.flush(Flush::Durable).unwrap();
+    let modified_s = server.modified_s.load(Ordering::SeqCst);
+    // As after a session of another machine.
+    server.modified_s.store(modified_s + 1, Ordering::SeqCst);
+    server.put(9, 78);
+    volume.close_without_cache().unwrap().unwrap().keep();
+    assert_eq!(reading(&server, dir.path()).cache_read_blocks, 0);
 }
 
 #[test]

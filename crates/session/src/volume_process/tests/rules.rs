@@ -74,6 +74,18 @@ impl TestSession {
         (lock, store)
     }
 
+    /// Another machine takes the container over.
+    fn taken_over_by_another(&self) -> (Lock, Arc<dyn Store>) {
+        let state = self.folder.path().join("other");
+        let record = open_journal(&state, &self.start.settings.target, Access::ReadWrite).unwrap();
+        let store: Arc<dyn Store> =
+            Arc::new(LocalStore::open(&self.folder.path().join("store")).unwrap());
+        let owner = owner_note(&state).unwrap();
+        let name = &self.start.settings.target.name;
+        let lock = Lock::take_over(&*store, name, &record, owner).unwrap();
+        (lock, store)
+    }
+
     /// Keeps the header as it is, and returns the order that restores it.
     fn kept_to_be_put_back(&self) -> ChangeStart {
         let header = self.header();
@@ -229,6 +241,21 @@ fn kept_header_is_restored_only_over_the_shown_one() {
     let refused = work.carry_out(&what, &secrets).unwrap_err();
     assert!(refused.what.contains("in the meantime"), "{refused:?}");
     assert!(std::fs::read(session.path("x.luks")).unwrap() == before);
+}
+
+/// The persistent cache is kept only then.
+#[test]
+fn release_tells_whether_another_session_came_before() {
+    let session = TestSession::new();
+    session.lease.prepare_release();
+    assert!(!session.lease.was_released_alone(), "it is not released");
+    assert!(session.lease.release().unwrap());
+    assert!(session.lease.was_released_alone());
+    let session = TestSession::new();
+    session.lease.prepare_release();
+    let (_other, _store) = session.taken_over_by_another();
+    session.lease.release().unwrap_err();
+    assert!(!session.lease.was_released_alone());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use super::{Handle, Owed, SftpFile};
 use crate::contract::{Applied, StoreFile};
 use crate::sftp::channel::{Answer, Channel};
-use crate::sftp::codec::Request;
+use crate::sftp::codec::{Reply, Request};
 use crate::{IgnorePoison, StoreError};
 
 /// An fsync that was sent.
@@ -19,6 +19,14 @@ struct Asked<'a> {
     channel: &'a Channel,
     handle: Arc<Handle>,
     answer: Result<Answer, StoreError>,
+}
+
+/// A question for the attributes that was sent behind an fsync.
+struct AskedStat<'a> {
+    channel: &'a Channel,
+    answer: Answer,
+    /// The number of changes before.
+    changes: u64,
 }
 
 impl SftpFile {
@@ -35,6 +43,7 @@ impl SftpFile {
         self.may_write(parts)?;
         let (writes, unasked) = self.ask_writes(parts);
         let flushes = self.ask_flushes(&writes);
+        let stat = self.ask_stat_behind(&writes);
         let (mut written, mut flushed) = (unasked, Ok(()));
         // Every answer is waited for, even after a failure: see `write_parts_at`.
         let mut last: Vec<(&Channel, u64)> = Vec::new();
@@ -46,7 +55,7 @@ impl SftpFile {
             });
             written = written.and(answered);
         }
-        let mut overtaken = false;
+        let (mut overtaken, mut flushed_at) = (false, 0);
         for asked in flushes {
             let call = self.call(asked.channel, "flush");
             let answered = asked.answer.and_then(|answer| {
@@ -54,6 +63,7 @@ impl SftpFile {
                 overtaken |= last.iter().any(|(channel, number)| {
                     std::ptr::eq(*channel, asked.channel) && *number > arrived.number
                 });
+                flushed_at = arrived.number;
                 call.is_ok(&arrived.body)
             });
             if answered.is_err() {
@@ -79,7 +89,39 @@ impl SftpFile {
             self.session.note_overtaking();
             return Ok(self.flush().into());
         }
+        if let Some(stat) = stat {
+            self.note_stat_behind(&stat, flushed_at);
+        }
         Ok(Applied::Durable)
+    }
+
+    /// Asks for the attributes behind the fsync, if one channel carries everything: then they are
+    /// those after the last write.
+    fn ask_stat_behind<'a>(&self, writes: &[Owed<'a>]) -> Option<AskedStat<'a>> {
+        let [write] = writes else { return None };
+        let changes = self.changes.load(Ordering::SeqCst);
+        let handle = &write.handle.bytes;
+        let asked = self
+            .call(write.channel, "stat")
+            .ask(&Request::Fstat { handle });
+        Some(AskedStat {
+            channel: write.channel,
+            answer: asked.ok()?,
+            changes,
+        })
+    }
+
+    /// The attributes count only if their answer came behind the fsync's.
+    fn note_stat_behind(&self, asked: &AskedStat<'_>, flushed_at: u64) {
+        let call = self.call(asked.channel, "stat");
+        let Ok(arrived) = call.wait_arrival(&asked.answer) else {
+            return;
+        };
+        if let (Ok(Reply::Attributes(found)), true) =
+            (call.parse(&arrived.body), arrived.number > flushed_at)
+        {
+            *self.behind_flush.lock().ignore_poison() = Some((asked.changes, found));
+        }
     }
 
     /// Sends an fsync behind the writes of each handle, and for each handle with older writes.

@@ -1,0 +1,75 @@
+//! Releases the lease, if nothing that was sent is unresolved.
+
+use std::sync::atomic::Ordering;
+
+use sprat_store::{IgnorePoison, LockError, Store};
+
+use crate::Failure;
+use crate::volume_process::lease::ContainerLease;
+
+impl ContainerLease {
+    /// Releases the lease. While writes are pending or unresolved the lease stays, so that the next
+    /// session recovers them first. Returns true if no lease is left.
+    pub(crate) fn release(&self) -> Result<bool, LockError> {
+        let mut held = self.lock.write().ignore_poison();
+        // Checked under the mutex, so nothing is sent between this check and the end. If the wait
+        // for a dead session's writes did not end, it is still due, and the lease tells the next
+        // session so.
+        let unresolved = self.unresolved.load(Ordering::SeqCst) || self.record.owes_quiet();
+        if unresolved {
+            return Ok(false);
+        }
+        if self.lost().is_some() {
+            // A session that took over from a change of keys, or from a session that sent nothing,
+            // need not wait. A session that recorded what it sent leaves its list first, and
+            // answers then.
+            if self.sent.get().is_none()
+                && let Some(lock) = held.take()
+            {
+                drop(held);
+                if let Some(store) = self.store_after_loss(&lock) {
+                    let _ = lock.answer(&*store);
+                }
+            }
+            return Ok(false);
+        }
+        if let Some(lock) = held.take() {
+            drop(held);
+            self.record.all_resolved()?;
+            let alone = lock.release(&*self.store())?;
+            self.released_alone.store(alone, Ordering::SeqCst);
+        }
+        Ok(true)
+    }
+
+    /// Opens the lease ahead, for a [`release`](Self::release) in one round trip.
+    pub(crate) fn prepare_release(&self) {
+        if let Some(lock) = &*self.lock.read().ignore_poison() {
+            lock.prepare_release(&*self.store());
+        }
+    }
+
+    /// Whether the lease was released, and no other session acquired the container before that.
+    pub(crate) fn was_released_alone(&self) -> bool {
+        self.released_alone.load(Ordering::SeqCst)
+    }
+
+    /// Releases the lease after `last`. Nothing is sent before `last` any more, and nothing that
+    /// was sent matters after it.
+    pub(crate) fn release_after(
+        &self,
+        last: impl FnOnce(&dyn Store) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let store = self.store();
+        let lock = {
+            let mut held = self.lock.write().ignore_poison();
+            held.take()
+        };
+        last(&*store)?;
+        self.all_resolved()?;
+        if let Some(lock) = lock {
+            lock.release(&*store)?;
+        }
+        Ok(())
+    }
+}
