@@ -89,6 +89,29 @@ impl From<Result<(), StoreError>> for Applied {
     }
 }
 
+/// A question that can be asked ahead: see [`Store::ask_ahead`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Question {
+    /// That of [`Store::free_space`].
+    FreeSpace,
+    /// That of [`Store::list`].
+    List,
+    /// That of [`Store::stat`].
+    Stat(FileName),
+    /// Those of [`Store::open`] and [`Store::read_small`].
+    Open(FileName, Access),
+}
+
+/// A file that was opened, and what was read of it.
+pub struct OpenedAndRead {
+    /// The file.
+    pub file: Arc<dyn StoreFile>,
+    /// Its attributes.
+    pub stat: FileStat,
+    /// The bytes of each range, in the order in which they were asked for.
+    pub ranges: Vec<Result<Vec<u8>, StoreError>>,
+}
+
 /// A folder that holds containers. Any number of threads may call at once.
 ///
 /// A store never follows a symbolic link at a name: opening one is
@@ -226,6 +249,50 @@ pub trait Store: Send + Sync {
             .and_then(|()| file.flush())
             .and_then(|()| self.flush_folder());
         Ok(filled.into())
+    }
+
+    /// As [`Store::create_filled`]. If the store knows that its server carries out requests in
+    /// order, it also asks `behind` ahead, so that the server answers after both flushes.
+    fn create_filled_asking(
+        &self,
+        name: &FileName,
+        content: &[u8],
+        behind: &[Question],
+    ) -> Result<Applied, StoreError> {
+        let _ = behind;
+        self.create_filled(name, content)
+    }
+
+    /// Sends questions now whose answers later calls use: each once, and only until something is
+    /// changed through this store, or until [`Store::forget_ahead`]. On a slow connection these
+    /// calls then wait less. Does nothing by default.
+    fn ask_ahead(&self, questions: &[Question]) {
+        let _ = questions;
+    }
+
+    /// Ends the use of answers to questions that were asked ahead.
+    fn forget_ahead(&self) {}
+
+    /// Opens a file as [`Store::open`] does, and reads its attributes and some ranges of it, each
+    /// given by offset and length. Takes as few round trips as the store can.
+    fn open_and_read(
+        &self,
+        name: &FileName,
+        access: Access,
+        ranges: &[(u64, usize)],
+    ) -> Result<OpenedAndRead, StoreError> {
+        let file = self.open(name, access)?;
+        let stat = file.stat()?;
+        let ranges = ranges.iter().map(|(offset, len)| {
+            let mut bytes = vec![0; *len];
+            file.read_at(*offset, &mut bytes, ReadClass::Demand)?;
+            Ok(bytes)
+        });
+        Ok(OpenedAndRead {
+            ranges: ranges.collect(),
+            stat,
+            file,
+        })
     }
 
     /// Overwrites the first bytes of a small file, and then returns the attributes of `next`;

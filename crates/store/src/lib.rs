@@ -29,7 +29,8 @@ mod token;
 mod write_journal;
 
 pub use contract::{
-    Access, Applied, Capabilities, FileStat, FreeSpace, ReadClass, Store, StoreFile,
+    Access, Applied, Capabilities, FileStat, FreeSpace, OpenedAndRead, Question, ReadClass, Store,
+    StoreFile,
 };
 pub use error::{StoreError, StoreErrorKind};
 pub use local::LocalStore;

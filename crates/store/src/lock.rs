@@ -91,6 +91,8 @@ pub struct Lock {
     #[expect(dead_code, reason = "kept, not read")]
     busy: LockBusy,
     journal: WriteJournal,
+    /// Before the second check, by [`since_boot`].
+    checked_at: Duration,
 }
 
 /// The lease file that we have now. A reconnect creates the next one.
@@ -149,6 +151,12 @@ impl Lock {
     #[must_use]
     pub fn container(&self) -> &FileName {
         &self.container
+    }
+
+    /// When the second check was begun, by [`since_boot`]: nothing of it was asked earlier.
+    #[must_use]
+    pub fn checked_at(&self) -> Duration {
+        self.checked_at
     }
 
     /// The lease file's name.

@@ -12,7 +12,7 @@ use super::{Current, Lock, LockBusy, LockError, OwnerNote, read_if_there};
 use crate::clock::{now_s, since_boot};
 use crate::join::join;
 use crate::token::Token;
-use crate::{FileName, Store, StoreErrorKind, WriteJournal};
+use crate::{Access, FileName, Question, Store, StoreErrorKind, WriteJournal};
 
 /// A lease that was created and not filled is skipped if it is still empty after this time: its
 /// creator died, or will find the next number when it wakes.
@@ -193,8 +193,51 @@ impl Lock {
         owner: OwnerNote,
         meanwhile: impl FnOnce() + Send,
     ) -> Result<Self, LockError> {
+        Self::acquire_asking(first, store, journal, owner, &[], meanwhile)
+    }
+
+    /// As [`acquire_after`](Self::acquire_after). `questions` of `meanwhile` are asked together with
+    /// those of the second check, behind the flushes of the new lease, if the server keeps the
+    /// order.
+    pub fn acquire_asking(
+        first: &LeaseCheck,
+        store: &dyn Store,
+        journal: &WriteJournal,
+        owner: OwnerNote,
+        questions: &[Question],
+        meanwhile: impl FnOnce() + Send,
+    ) -> Result<Self, LockError> {
         let _span = tracing::debug_span!("lease", op = "acquire").entered();
-        Self::make(first, store, journal, owner, false, meanwhile)
+        Self::make(first, store, journal, owner, (false, questions), meanwhile)
+    }
+
+    /// The questions of [`check_leases`](Self::check_leases) and [`inspect`](super::inspect), to be
+    /// asked ahead.
+    pub fn questions(
+        container: &FileName,
+        journal: &WriteJournal,
+    ) -> Result<Vec<Question>, LockError> {
+        let mut questions = vec![Question::List];
+        if let Some(number) = hint(journal) {
+            let file = lock_name(container, number)?;
+            questions.push(Question::Open(file, Access::ReadWrite));
+        }
+        Ok(questions)
+    }
+
+    /// The questions of the second check.
+    fn second_questions(&self) -> Result<Vec<Question>, LockError> {
+        let now = self.now();
+        let mut questions = vec![Question::List];
+        if let Some(next) = now.number.checked_add(1) {
+            questions.push(Question::Stat(lock_name(&self.container, next)?));
+        }
+        questions.push(Question::Open(now.file, Access::ReadWrite));
+        if let Some(below) = now.below {
+            let below = lock_name(&self.container, below)?;
+            questions.push(Question::Open(below, Access::ReadWrite));
+        }
+        Ok(questions)
     }
 
     /// Creates the next lease behind whatever exists, even behind a lease in use: that session
@@ -208,7 +251,7 @@ impl Lock {
         owner: OwnerNote,
     ) -> Result<Self, LockError> {
         let first = Self::check_leases(store, container, journal)?;
-        Self::make(&first, store, journal, owner, true, || {})
+        Self::make(&first, store, journal, owner, (true, &[]), || {})
     }
 
     fn make(
@@ -216,7 +259,7 @@ impl Lock {
         store: &dyn Store,
         journal: &WriteJournal,
         owner: OwnerNote,
-        on_purpose: bool,
+        (on_purpose, questions): (bool, &[Question]),
         meanwhile: impl FnOnce() + Send,
     ) -> Result<Self, LockError> {
         let container = &first.container;
@@ -249,10 +292,15 @@ impl Lock {
             has_twin: AtomicBool::new(false),
             busy,
             journal: journal.clone(),
+            checked_at: since_boot(),
         };
-        lock.create(store)?;
+        if let Err(error) = lock.create(store, questions) {
+            store.forget_ahead();
+            return Err(error);
+        }
         let check_again = || lock.check_again(store, via, on_purpose, &first.folder);
         let ((), checked) = join(meanwhile, check_again);
+        store.forget_ahead();
         match checked {
             Ok(()) => {
                 store.set_witness(&lock.file());
@@ -270,11 +318,14 @@ impl Lock {
         }
     }
 
-    /// Creates our lease's file.
-    fn create(&self, store: &dyn Store) -> Result<(), LockError> {
+    /// Creates our lease's file. Asks the questions of the second check, and `also`, behind that.
+    fn create(&self, store: &dyn Store, also: &[Question]) -> Result<(), LockError> {
         let now = self.now();
         self.journal.acquiring(now.number, self.token)?;
-        let filled = match store.create_filled(&now.file, &now.content.bytes()) {
+        let mut behind = self.second_questions()?;
+        behind.extend_from_slice(also);
+        let created = store.create_filled_asking(&now.file, &now.content.bytes(), &behind);
+        let filled = match created {
             Ok(filled) => filled.durable(),
             Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
                 self.journal.not_acquired(now.number, self.token)?;

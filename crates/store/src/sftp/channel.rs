@@ -6,21 +6,25 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufReader, ErrorKind, Read, Write};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::ahead::Ahead;
 use super::codec::{self, Extensions, Malformed, Request};
 use super::wire::{Ending, EndingKind, Wire, WireEnd};
 use crate::IgnorePoison;
 use crate::text::printable;
 
+pub(crate) use super::answer::{Answer, Arrived};
+
 /// Bytes in flight on one channel: the window of an SSH session channel (`CHAN_SES_WINDOW_DEFAULT`,
 /// openssh channels.h). More would only wait in pipes, in front of everything that comes later.
 const IN_FLIGHT_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// Requests in flight on one channel: what OpenSSH's own client uses (sftp.c).
-const IN_FLIGHT_REQUESTS_MAX: usize = 64;
+/// Requests in flight on one channel: twice what OpenSSH's own client uses (sftp.c), so that an
+/// opening asks everything at once.
+const IN_FLIGHT_REQUESTS_MAX: usize = 128;
 /// Small packets are combined up to this size before they are written.
 const WRITE_BATCH_BYTES: usize = 64 * 1024;
 /// How long an ended wire may take to report why.
@@ -58,6 +62,7 @@ impl Killer {
 
 /// A channel and its two threads.
 pub(crate) struct Channel {
+    pub(super) ahead: Ahead,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -110,15 +115,6 @@ struct Pending {
     answer: SyncSender<Arrived>,
 }
 
-/// An answer's body, and its position among the channel's answers.
-pub(crate) struct Arrived {
-    pub number: u64,
-    pub body: Vec<u8>,
-}
-
-/// A pending answer. Dropping it discards the answer; the request is still carried out.
-pub(crate) struct Answer(Receiver<Arrived>);
-
 impl Channel {
     /// Sends the greeting and starts the threads; waits for nothing.
     pub(crate) fn start(wire: Wire, patience: Patience) -> std::io::Result<Self> {
@@ -155,6 +151,7 @@ impl Channel {
             on_death: OnceLock::new(),
         });
         let mut channel = Self {
+            ahead: Ahead::default(),
             shared: Arc::clone(&shared),
             threads: Vec::new(),
         };
@@ -254,8 +251,24 @@ impl Channel {
         self.shared.room.notify_all();
     }
 
-    /// Sends a request. While the channel is full, callers wait in turn.
+    /// Sends a request, unless its answer is under way already.
     pub(crate) fn ask(&self, request: &Request<'_>) -> Result<Answer, Ending> {
+        match self.ahead.take(request) {
+            Some(answer) => Ok(answer),
+            None => self.send(request),
+        }
+    }
+
+    /// Asks a question whose answer a later [`Channel::ask`] takes. A channel that has died reports
+    /// that then.
+    pub(super) fn ask_ahead(&self, request: &Request<'_>) {
+        if let Ok(answer) = self.send(request) {
+            self.ahead.keep(request, answer);
+        }
+    }
+
+    /// Sends a request. While the channel is full, callers wait in turn.
+    pub(super) fn send(&self, request: &Request<'_>) -> Result<Answer, Ending> {
         let bytes = match request {
             Request::Read { len, .. } => usize::try_from(*len).unwrap_or(usize::MAX),
             Request::Write { data, .. } => data.len(),
@@ -292,7 +305,7 @@ impl Channel {
         let packet = request.encode(id);
         self.shared.lock().queue.push_back(packet);
         self.shared.work.notify_one();
-        Ok(Answer(owed))
+        Ok(Answer::new(owed))
     }
 
     /// Sends a request without waiting for space or for its answer (a `CLOSE`, of which there is
@@ -314,8 +327,11 @@ impl Channel {
 
     /// Waits for an answer.
     pub(crate) fn wait(&self, answer: &Answer) -> Result<Arrived, Ending> {
+        if let Some(arrived) = answer.take_arrived() {
+            return Ok(arrived);
+        }
         loop {
-            match answer.0.recv_timeout(self.shared.time_to_next_check()) {
+            match answer.owed.recv_timeout(self.shared.time_to_next_check()) {
                 Ok(arrived) => return Ok(arrived),
                 Err(RecvTimeoutError::Timeout) => self.shared.check_for_stall(),
                 Err(RecvTimeoutError::Disconnected) => {

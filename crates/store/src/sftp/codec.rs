@@ -4,6 +4,8 @@
 //! counts what follows it. Requests and their replies carry a `u32 id` after the type; the greeting
 //! (`INIT`, `VERSION`) doesn't. A string is `u32 length | bytes`.
 
+use crate::contract::Access;
+
 /// The longest packet that is accepted, as in OpenSSH (`SFTP_MAX_MSG_LENGTH`, sftp-common.h).
 pub(crate) const PACKET_BYTES_MAX: usize = 256 * 1024;
 /// The draft's limit of a handle's length (section 6.2).
@@ -121,7 +123,42 @@ pub(crate) enum Request<'a> {
     },
 }
 
+impl OpenFor {
+    /// How an existing file is opened.
+    pub(crate) fn existing(access: Access) -> Self {
+        match access {
+            Access::ReadOnly => Self::Reading,
+            Access::ReadWrite => Self::Writing,
+        }
+    }
+}
+
 impl Request<'_> {
+    /// Whether the server is another one after this request.
+    pub(crate) fn changes_something(&self) -> bool {
+        match self {
+            Self::Open { how, .. } => *how == OpenFor::Creating,
+            Self::Write { .. }
+            | Self::SetLen { .. }
+            | Self::SetOwnerAndMode { .. }
+            | Self::CopyData { .. }
+            | Self::Remove { .. }
+            | Self::Rename { .. }
+            | Self::PosixRename { .. } => true,
+            Self::Init
+            | Self::Close { .. }
+            | Self::Read { .. }
+            | Self::Lstat { .. }
+            | Self::Stat { .. }
+            | Self::Fstat { .. }
+            | Self::Opendir { .. }
+            | Self::Readdir { .. }
+            | Self::Fsync { .. }
+            | Self::Limits
+            | Self::Statvfs { .. } => false,
+        }
+    }
+
     /// The whole packet, starting with its length. `INIT` has no id.
     pub(crate) fn encode(&self, id: u32) -> Vec<u8> {
         let mut packet = Builder::new(self.kind(), id, self.capacity());

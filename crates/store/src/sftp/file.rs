@@ -43,11 +43,23 @@ impl SftpFile {
         name: &FileName,
         access: Access,
     ) -> Result<Self, StoreError> {
-        let how = match access {
-            Access::ReadOnly => OpenFor::Reading,
-            Access::ReadWrite => OpenFor::Writing,
-        };
-        Self::open_as(session, name, access, "open", how)
+        Self::open_asking(session, name, access, &[])
+    }
+
+    /// Also asks for these ranges ahead, on the first channel.
+    pub(crate) fn open_asking(
+        session: &Arc<SharedSession>,
+        name: &FileName,
+        access: Access,
+        ranges: &[(u64, usize)],
+    ) -> Result<Self, StoreError> {
+        let how = OpenFor::existing(access);
+        Self::open_as(session, name, access, "open", how, ranges)
+    }
+
+    /// The attributes when it was opened.
+    pub(crate) fn as_opened(&self) -> &Attributes {
+        self.file.as_opened()
     }
 
     pub(crate) fn create_new(
@@ -55,7 +67,7 @@ impl SftpFile {
         name: &FileName,
     ) -> Result<Self, StoreError> {
         let access = Access::ReadWrite;
-        let file = Self::open_as(session, name, access, "create", OpenFor::Creating)?;
+        let file = Self::open_as(session, name, access, "create", OpenFor::Creating, &[])?;
         // So that a flush of an empty new file reaches its inode, too.
         file.file.first.unsynced.store(true, Ordering::SeqCst);
         Ok(file)
@@ -67,10 +79,29 @@ impl SftpFile {
         access: Access,
         op: &'static str,
         how: OpenFor,
+        ranges: &[(u64, usize)],
     ) -> Result<Self, StoreError> {
+        let mut ask_reads = |handle: &[u8]| {
+            for (offset, len) in ranges {
+                for (offset, part) in Self::cut(*offset, *len, session.read_bytes_max) {
+                    let len = u32::try_from(part.len()).unwrap_or(session.read_bytes_max);
+                    session.first.ask_ahead(&Request::Read {
+                        handle,
+                        offset,
+                        len,
+                    });
+                }
+            }
+        };
         Ok(Self {
             session: Arc::clone(session),
-            file: Arc::new(OpenFile::open(session, name, access, op, how)?),
+            file: Arc::new(OpenFile::open(
+                session,
+                name,
+                access,
+                (op, how),
+                &mut ask_reads,
+            )?),
             flushing: Mutex::default(),
             flush_failed: AtomicBool::new(false),
             changes: AtomicU64::new(0),

@@ -1,12 +1,14 @@
 //! A store on an SSH server: our own pipelined SFTP version 3 client.
 
 //! `codec` translates requests and replies to bytes. `wire` and `program` provide the byte streams.
-//! `channel` has many requests in flight on one wire. `session` holds the channels of one server,
-//! `further` all but the first.
+//! `channel` has many requests in flight on one wire; `ahead` asks early. `session` holds the
+//! channels of one server, `further` all but the first.
 //! `open` opens its files, and reads, creates and removes small ones. `file` is one open file over
 //! all channels. `witness` verifies that all channels lead to one folder. `punch` and `read_lease`
 //! use a shell on the server, `copy` copies within the server.
 
+mod ahead;
+mod answer;
 mod channel;
 mod codec;
 mod copy;
@@ -15,6 +17,7 @@ mod further;
 mod open;
 mod program;
 mod punch;
+mod questions;
 mod read_lease;
 mod session;
 mod target;
@@ -40,7 +43,10 @@ use further::SharedSession;
 use program::Program;
 use session::{SessionOptions, SftpSession};
 
-use crate::contract::{Access, Applied, Capabilities, FileStat, FreeSpace, Store, StoreFile};
+use crate::contract::{
+    Access, Applied, Capabilities, FileStat, FreeSpace, OpenedAndRead, Question, ReadClass, Store,
+    StoreFile,
+};
 use crate::text::printable;
 use crate::{FileName, StoreError};
 
@@ -70,6 +76,8 @@ pub struct SftpOptions {
     /// Let [`StoreFile::flush`] succeed, without durability, on a server without
     /// `fsync@openssh.com`. Only if the user explicitly allows it; default false.
     pub insist_without_fsync: bool,
+    /// Asked ahead as soon as the server has greeted: see [`Store::ask_ahead`]. Default none.
+    pub questions: Vec<Question>,
 }
 
 impl SftpOptions {
@@ -85,6 +93,7 @@ impl SftpOptions {
             answer_timeout: Duration::from_secs(60),
             flush_timeout: Duration::from_secs(600),
             insist_without_fsync: false,
+            questions: Vec::new(),
         }
     }
 }
@@ -118,6 +127,7 @@ impl SftpStore {
                 further: options.connections.saturating_sub(1),
                 patience: SessionOptions::patience(options.answer_timeout, options.flush_timeout),
                 insist_without_fsync: options.insist_without_fsync,
+                questions: options.questions,
             },
             options.inherit_fds,
         )?;
@@ -299,9 +309,46 @@ impl Store for SftpStore {
     }
 
     fn create_filled(&self, name: &FileName, content: &[u8]) -> Result<Applied, StoreError> {
+        self.create_filled_asking(name, content, &[])
+    }
+
+    fn create_filled_asking(
+        &self,
+        name: &FileName,
+        content: &[u8],
+        behind: &[Question],
+    ) -> Result<Applied, StoreError> {
         self.session
-            .create_filled(name, content)
+            .create_filled(name, content, behind)
             .map_err(|error| self.explain_with(error, "create", name))
+    }
+
+    fn ask_ahead(&self, questions: &[Question]) {
+        self.session.ask_ahead(questions);
+    }
+
+    fn forget_ahead(&self) {
+        self.session.first.ahead.forget();
+    }
+
+    fn open_and_read(
+        &self,
+        name: &FileName,
+        access: Access,
+        ranges: &[(u64, usize)],
+    ) -> Result<OpenedAndRead, StoreError> {
+        let opened = SftpFile::open_asking(&self.session, name, access, ranges);
+        let file = opened.map_err(|error| self.explain_opened(error, access))?;
+        let ranges = ranges.iter().map(|(offset, len)| {
+            let mut bytes = vec![0; *len];
+            file.read_at(*offset, &mut bytes, ReadClass::Demand)?;
+            Ok(bytes)
+        });
+        Ok(OpenedAndRead {
+            ranges: ranges.collect(),
+            stat: self.file_stat_of(name, file.as_opened())?,
+            file: Arc::new(file),
+        })
     }
 
     fn overwrite_and_stat(

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use super::channel::{Answer, Channel};
 use super::codec::{Attributes, Malformed, OpenFor, Reply, Request};
 use super::session::{Call, STATUS_EOF, SftpSession};
-use crate::contract::{Access, Applied};
+use crate::contract::{Access, Applied, Question};
 use crate::{FileName, IgnorePoison, StoreError, StoreErrorKind};
 
 /// How names become durable on this server.
@@ -38,6 +38,19 @@ impl SftpSession {
         path: &str,
         how: OpenFor,
     ) -> Result<(Vec<u8>, Attributes), StoreError> {
+        self.open_file_asking(channel, op, object, path, how, &mut |_| {})
+    }
+
+    /// The same. Calls `behind` with the handle, to ask more while the open file is checked.
+    pub(crate) fn open_file_asking(
+        &self,
+        channel: &Channel,
+        op: &'static str,
+        object: &str,
+        path: &str,
+        how: OpenFor,
+        behind: &mut dyn FnMut(&[u8]),
+    ) -> Result<(Vec<u8>, Attributes), StoreError> {
         let call = Call {
             channel,
             op,
@@ -51,7 +64,9 @@ impl SftpSession {
                     (Some(before), handle)
                 }
             };
-            let after = call.attributes(&Request::Fstat { handle: &handle });
+            let after = call.ask(&Request::Fstat { handle: &handle });
+            behind(&handle);
+            let after = after.and_then(|asked| call.wait_attributes(&asked));
             match compare_stats(&call, before.as_ref(), after) {
                 Ok(Some(after)) => return Ok((handle, after)),
                 other => {
@@ -70,10 +85,7 @@ impl SftpSession {
         access: Access,
         len_max: usize,
     ) -> Result<(Attributes, Vec<u8>), StoreError> {
-        let how = match access {
-            Access::ReadOnly => OpenFor::Reading,
-            Access::ReadWrite => OpenFor::Writing,
-        };
+        let how = OpenFor::existing(access);
         self.read_small_on(&self.first, name, how, len_max)
     }
 
@@ -111,6 +123,7 @@ impl SftpSession {
         &self,
         name: &FileName,
         content: &[u8],
+        behind: &[Question],
     ) -> Result<Applied, StoreError> {
         let (object, path) = (self.object(name), self.path(name));
         let call = self.call("create", &object);
@@ -120,7 +133,7 @@ impl SftpSession {
         let created = call.wait_handle(&created);
         let folder = folder.and_then(|folder| self.end_folder(folder));
         let filled = match &created {
-            Ok(file) => folder.and_then(|folder| self.fill(&call, file, &folder, content)),
+            Ok(file) => folder.and_then(|folder| self.fill(&call, file, &folder, content, behind)),
             Err(_) => folder.map(|folder| self.close_folder(&folder)),
         };
         let file = created?;
@@ -132,12 +145,16 @@ impl SftpSession {
     /// server carried out the flush before the write, the content would only be covered by a later
     /// flush. A crash of the server would then leave an empty file, which every reader of small
     /// files must expect anyway.
+    ///
+    /// The questions `behind` are sent behind both flushes. If one of their answers overtakes a
+    /// flush, none of them is used.
     fn fill(
         &self,
         call: &Call<'_>,
         file: &[u8],
         folder: &Folder,
         content: &[u8],
+        behind: &[Question],
     ) -> Result<(), StoreError> {
         let write = call.ask(&Request::Write {
             handle: file,
@@ -154,11 +171,21 @@ impl SftpSession {
             Folder::Closed | Folder::Unflushed => None,
         };
         self.close_folder(folder);
-        call.wait_status(&write)?;
-        if let Some(flush) = flush {
-            call.wait_status(&flush)?;
+        if self.keeps_order() {
+            self.ask_ahead(behind);
         }
-        match folder_flush.map(|flush| call.wait_status(&flush)) {
+        let mut last = 0;
+        let mut wait = |answer: &Answer| {
+            let arrived = call.wait_arrival(answer)?;
+            last = last.max(arrived.number);
+            call.is_ok(&arrived.body)
+        };
+        let written = wait(&write);
+        let flushed = flush.map_or(Ok(()), |flush| wait(&flush));
+        let folder_flushed = folder_flush.map(|flush| wait(&flush));
+        self.forget_overtaken(last);
+        written.and(flushed)?;
+        match folder_flushed {
             // The file's own fsync was sent already.
             Some(Err(error)) if no_folders(&error) => {
                 self.folders_closed.store(true, Ordering::Relaxed);
@@ -204,9 +231,9 @@ impl SftpSession {
     ) -> Result<Option<Attributes>, StoreError> {
         let (object, path) = (self.object(name), self.path(name));
         let call = self.call("write", &object);
-        let handle = match self.take_prepared(name) {
-            Some(handle) => handle,
-            None => stat_and_open(&call, &path, OpenFor::Writing)?.1,
+        let (handle, prepared) = match self.take_prepared(name) {
+            Some(handle) => (handle, true),
+            None => (stat_and_open(&call, &path, OpenFor::Writing)?.1, false),
         };
         let (next_object, next_path) = (self.object(next), self.path(next));
         let stat_call = self.call("stat", &next_object);
@@ -216,12 +243,20 @@ impl SftpSession {
             offset: 0,
             data: content,
         });
+        // The name may be gone since the file was opened.
+        let named = prepared.then(|| call.ask(&Request::Lstat { path: &path }));
+        let is_named = || match &named {
+            Some(Ok(asked)) => call.wait_attributes(asked).map(drop),
+            _ => Ok(()),
+        };
         let outcome = written.and_then(|written| {
             if self.keeps_order() {
                 let stat = stat_call.ask(&stat)?;
                 call.wait_status(&written)?;
+                is_named()?;
                 return stat_call.wait_attributes(&stat).map(Some);
             }
+            is_named()?;
             call.wait_status(&written)?;
             stat_call.attributes(&stat).map(Some)
         });

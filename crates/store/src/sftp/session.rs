@@ -10,6 +10,7 @@ use super::channel::{Answer, Arrived, Channel, Killer, Patience};
 use super::codec::{self, Attributes, Extensions, Malformed, Reply, Request, Statvfs};
 use super::further::{FurtherConnections, SharedSession};
 use super::wire::{Dial, Ending, EndingKind};
+use crate::contract::Question;
 use crate::local::LIST_ENTRIES_MAX;
 use crate::text::printable;
 use crate::{FileName, IgnorePoison, StoreError};
@@ -33,6 +34,8 @@ pub(crate) struct SessionOptions {
     pub further: usize,
     pub patience: Patience,
     pub insist_without_fsync: bool,
+    /// Asked ahead as soon as the server has greeted.
+    pub questions: Vec<Question>,
 }
 
 /// A connected server. If one of the channels that are in use dies, all do.
@@ -143,9 +146,16 @@ impl SftpSession {
         let place = session.describe();
         let call = session.call("open folder", &place);
         let path = session.folder_path();
+        // Everything is under way at once.
         let found = call.ask(&Request::Stat { path })?;
-        // Both requests are under way at once.
-        let limits = session.ask_limits()?;
+        let limits = match session.extensions.limits {
+            true => Some(call.ask(&Request::Limits)?),
+            false => None,
+        };
+        session.ask_ahead(&session.options.questions);
+        let limits = limits
+            .map(|asked| session.wait_limits(&asked))
+            .transpose()?;
         let found = call.wait_attributes(&found)?;
         if let Some((read_bytes_max, write_bytes_max)) = limits {
             session.read_bytes_max = read_bytes_max;
@@ -167,14 +177,11 @@ impl SftpSession {
         Ok(SharedSession::new(session))
     }
 
-    /// The largest read and write; `None` if the server announces no limits.
-    fn ask_limits(&self) -> Result<Option<(u32, u32)>, StoreError> {
-        if !self.extensions.limits {
-            return Ok(None);
-        }
+    /// The largest read and write that the server announces.
+    fn wait_limits(&self, asked: &Answer) -> Result<(u32, u32), StoreError> {
         let place = self.describe();
         let call = self.call("connect", &place);
-        let limits = call.extended(&Request::Limits, codec::parse_limits)?;
+        let limits = call.wait_extended(asked, codec::parse_limits)?;
         // Minus a request's other fields. Zero means no limit; then the default size is kept.
         let packet_max = limits.packet_bytes_max.saturating_sub(1024);
         let bound = |announced: u64| {
@@ -194,10 +201,10 @@ impl SftpSession {
                 Err(_) => Ok(TRANSFER_BYTES_MAX),
             }
         };
-        Ok(Some((
+        Ok((
             bound(limits.read_bytes_max)?,
             bound(limits.write_bytes_max)?,
-        )))
+        ))
     }
 
     /// Returns the location for messages.
@@ -445,7 +452,15 @@ impl Call<'_> {
         request: &Request<'_>,
         parse: fn(&[u8]) -> Result<T, Malformed>,
     ) -> Result<T, StoreError> {
-        let body = self.roundtrip(request)?;
+        self.wait_extended(&self.ask(request)?, parse)
+    }
+
+    fn wait_extended<T>(
+        &self,
+        answer: &Answer,
+        parse: fn(&[u8]) -> Result<T, Malformed>,
+    ) -> Result<T, StoreError> {
+        let body = self.wait(answer)?;
         match self.parse(&body)? {
             Reply::Extended(reply) => parse(reply).map_err(|malformed| self.broken(&malformed)),
             _ => Err(self.unexpected(&body)),

@@ -338,6 +338,12 @@ fn prepared_overwrite_opens_once_and_never_writes_to_a_renamed_file() {
     store.overwrite_and_stat(&name(), &[3; 4], &next).unwrap();
     assert_eq!(std::fs::read(path("x")).unwrap(), [3; 4]);
     assert_eq!(std::fs::read(path("old")).unwrap(), [2; 4]);
+    // Removed meanwhile: nobody would read what is written there.
+    store.prepare_overwrite(&name());
+    std::fs::remove_file(path("x")).unwrap();
+    let gone = store.overwrite_and_stat(&name(), &[5; 4], &next);
+    assert_eq!(gone.unwrap_err().kind(), StoreErrorKind::NotFound);
+    std::fs::write(path("x"), [0; 4]).unwrap();
     // Prepared for one file, used for another.
     store.prepare_overwrite(&old);
     store.overwrite_and_stat(&name(), &[4; 4], &next).unwrap();

@@ -9,6 +9,7 @@
     reason = "tests fail by panicking and print to the terminal"
 )]
 
+mod ahead;
 mod contract;
 mod copy;
 mod flushes;

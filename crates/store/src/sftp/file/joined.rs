@@ -57,16 +57,18 @@ enum Slot {
 }
 
 impl OpenFile {
+    /// Calls `behind` with the handle, to ask more while the open file is checked.
     pub(super) fn open(
         session: &SftpSession,
         name: &FileName,
         access: Access,
-        op: &'static str,
-        how: OpenFor,
+        (op, how): (&'static str, OpenFor),
+        behind: &mut dyn FnMut(&[u8]),
     ) -> Result<Self, StoreError> {
         let (object, path) = (session.object(name), session.path(name));
         let renames = session.renames_of(name);
-        let (bytes, opened) = session.open_file(&session.first, op, &object, &path, how)?;
+        let first = &session.first;
+        let (bytes, opened) = session.open_file_asking(first, op, &object, &path, how, behind)?;
         let slots = (0..session.further.number()).map(|_| Mutex::default());
         Ok(Self {
             name: name.clone(),
@@ -79,6 +81,11 @@ impl OpenFile {
             slots: slots.collect(),
             wanted: AtomicBool::new(false),
         })
+    }
+
+    /// The attributes when it was opened.
+    pub(super) fn as_opened(&self) -> &Attributes {
+        &self.opened
     }
 
     /// Records that further connections are wanted. Returns false if that was recorded before.
