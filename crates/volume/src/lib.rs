@@ -10,7 +10,8 @@
 //! - Reading: `read` and `fetch`; `streams` and `readahead_window` decide what is read ahead, and
 //!   how far.
 //! - The persistent cache: `slots` decides which blocks it holds, `cache_file` stores them,
-//!   `cache_keeper` fills it, `sample` compares some of it with the server.
+//!   `cache_keeper` fills it, `sample` compares some of it with the server, `known` reads what it
+//!   has at once for a session that compares all of it.
 //! - After a crash: `recover` rewrites what a session that died left in doubt. `proof` and
 //!   `proof_check` detect a server that lost data it had reported as durable.
 //! - Read-only: `overlay` stores the writes of a read-only volume.
@@ -42,6 +43,7 @@ mod fetch;
 mod flush;
 mod flush_window;
 mod hole;
+mod known;
 mod lock_checker;
 mod lock_checks;
 mod options;

@@ -94,6 +94,7 @@ impl Volume {
         compare_sample(&*file, geometry, options.cache.as_ref(), cache.as_ref())?;
         let engine = Engine::new(file, geometry, session, options, true);
         engine.state().cache = cache;
+        engine.read_known();
         Self::start(engine, Some(overlay), 0)
     }
 

@@ -336,6 +336,8 @@ fn comparing_reads_everything_and_drops_a_cache_that_differs() {
         let (file, session) = (Arc::new(server.clone()), Arc::new(server.clone()));
         let geometry = geometry(BLOCKS * BLOCK);
         let volume = Volume::open_read_only(file, geometry, session, options).unwrap();
+        let read = volume.stats().wire_read_bytes;
+        assert_eq!(read, (BLOCKS * BLOCK) as u64, "all of it at once");
         assert!(read_all(&volume) == server.present(), "{differing}");
         assert_eq!(volume.stats().cache_read_blocks, 0);
         assert_eq!(volume.differing_blocks(), differing);
