@@ -59,6 +59,15 @@ impl Header {
         })
     }
 
+    /// The areas that a backup reads: offset and length of each key slot's, in bytes.
+    pub fn slot_areas(&self) -> impl Iterator<Item = (u64, usize)> {
+        let areas = self.metadata.used.iter();
+        areas.filter_map(|(_, area)| {
+            let len = usize::try_from(area.end - area.start).ok()?;
+            Some((area.start, len))
+        })
+    }
+
     /// The numbers of the slots whose areas in `now`, a backup of this header, differ from the same
     /// slots' areas in `earlier`, which is stored in `source`. A slot's area never changes, so one of
     /// the two is damaged.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use sprat_luks::{AnyHeader, Header, HeaderRead, LuksError, OpenedBy};
 use sprat_store::copy::{DataMap, read_remote_map};
 use sprat_store::{
-    Fence, FileName, FileStat, LocalStore, Puncher, PuncherOptions, ReadClass, SftpOptions,
-    SftpStore, SshTarget, Store, StoreError, StoreFile, WriteJournal, Writers,
+    Fence, FileName, FileStat, LocalStore, Puncher, PuncherOptions, Question, ReadClass,
+    SftpOptions, SftpStore, SshTarget, Store, StoreError, StoreFile, WriteJournal, Writers,
 };
 
 use crate::Failure;
@@ -149,9 +149,18 @@ impl Connection {
 
     /// Connects.
     pub(crate) fn connect(&self) -> Result<Arc<dyn Store>, StoreError> {
+        self.connect_asking(Vec::new())
+    }
+
+    /// Connects, and asks these questions ahead: see [`Store::ask_ahead`].
+    pub(crate) fn connect_asking(
+        &self,
+        questions: Vec<Question>,
+    ) -> Result<Arc<dyn Store>, StoreError> {
         let tune = |options: &mut SftpOptions| {
             options.connections = self.connections;
             options.insist_without_fsync = self.allow_no_fsync;
+            options.questions = questions;
             options.inherit_fds = vec![self.share_flock(&options.host)?];
             Ok(())
         };

@@ -13,7 +13,7 @@ use crate::cache_file::{CacheFile, CacheValidator, CleanMarker, remove_clean_mar
 use crate::plan::Block;
 use crate::sample::{self, Digests};
 use crate::slots::{Place, Slots, digest_of};
-use crate::{BLOCK_BYTES, CacheOptions, VolumeError};
+use crate::{BLOCK_BYTES, CacheOptions, CacheSample, VolumeError};
 
 /// Most blocks that wait to be written into the cache: 64 MiB. While so many wait, further blocks
 /// are not cached.
@@ -108,6 +108,12 @@ impl Cache {
     /// A random sample of the cached blocks.
     pub(crate) fn sample(&self) -> Digests {
         sample::of_cache(&self.slots.held())
+    }
+
+    /// Whether `sample` was chosen from what the cache holds now.
+    pub(crate) fn has(&self, sample: &CacheSample) -> bool {
+        let mut digests = sample.digests.iter();
+        digests.all(|(index, digest)| self.find(*index).is_some_and(|at| at.digest == *digest))
     }
 
     /// Compares a block that the store returned with the cached one.

@@ -311,6 +311,17 @@ fn encode(validator: &CacheValidator, held: &[CachedBlock]) -> Vec<u8> {
 
 /// Reads the marker; `None` if it is missing or damaged.
 fn read_marker(dir: &Path, validator: &CacheValidator, slots_max: u32) -> Option<CleanMarker> {
+    decode(&marker_bytes(dir, slots_max)?, validator)
+}
+
+/// The blocks of the cache in `dir`, whatever state of the container it belongs to. `None` if there
+/// is no marker or it is damaged.
+pub(crate) fn held_blocks(dir: &Path, bytes_max: u64) -> Option<Vec<CachedBlock>> {
+    let slots_max = u32::try_from(bytes_max / BLOCK_BYTES as u64).unwrap_or(u32::MAX);
+    held_in(entries_of(&marker_bytes(dir, slots_max)?)?.1)
+}
+
+fn marker_bytes(dir: &Path, slots_max: u32) -> Option<Vec<u8>> {
     // It was written by a cache of at most twice this size. A longer one is not worth its memory.
     let bytes_max = HEAD_BYTES as u64 + 2 * u64::from(slots_max) * ENTRY_BYTES as u64 + 8;
     let file = not_following().read(true).open(dir.join(CLEAN)).ok()?;
@@ -319,25 +330,31 @@ fn read_marker(dir: &Path, validator: &CacheValidator, slots_max: u32) -> Option
     }
     let mut bytes = Vec::new();
     file.take(bytes_max).read_to_end(&mut bytes).ok()?;
-    decode(&bytes, validator)
+    Some(bytes)
 }
 
 fn decode(bytes: &[u8], validator: &CacheValidator) -> Option<CleanMarker> {
+    let (head, entries) = entries_of(bytes)?;
+    let expected = encode(validator, &[]);
+    if head[..HEAD_BYTES - 8] != expected[..HEAD_BYTES - 8] {
+        return Some(CleanMarker::Outdated);
+    }
+    held_in(entries).map(CleanMarker::Valid)
+}
+
+/// Head and entries of an undamaged marker.
+fn entries_of(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (body, digest) = bytes.split_last_chunk::<8>()?;
     if body.len() < HEAD_BYTES || digest_of(0, body).to_le_bytes() != *digest {
         return None;
     }
     let (head, entries) = body.split_at(HEAD_BYTES);
-    let expected = encode(validator, &[]);
-    let same = head[..HEAD_BYTES - 8] == expected[..HEAD_BYTES - 8];
     let count = u64::from_le_bytes(*head.last_chunk()?);
-    let ours = head.starts_with(MAGIC);
-    if !ours || entries.len() as u64 != count.checked_mul(ENTRY_BYTES as u64)? {
-        return None;
-    }
-    if !same {
-        return Some(CleanMarker::Outdated);
-    }
+    let whole = entries.len() as u64 == count.checked_mul(ENTRY_BYTES as u64)?;
+    (head.starts_with(MAGIC) && whole).then_some((head, entries))
+}
+
+fn held_in(entries: &[u8]) -> Option<Vec<CachedBlock>> {
     let mut held = Vec::new();
     for entry in entries.chunks_exact(ENTRY_BYTES) {
         let (index, rest) = entry.split_first_chunk::<8>()?;
@@ -352,7 +369,7 @@ fn decode(bytes: &[u8], validator: &CacheValidator) -> Option<CleanMarker> {
             kept: kept != [0; 4],
         });
     }
-    Some(CleanMarker::Valid(held))
+    Some(held)
 }
 
 #[cfg(test)]

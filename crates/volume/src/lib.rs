@@ -68,7 +68,8 @@ pub use cache_keeper::ClosedCache;
 pub use discard::Punch;
 pub use error::VolumeError;
 pub use options::{
-    BLOCK_BYTES, CacheOptions, Flush, Geometry, ReadOnlyOptions, Seen, VolumeOptions, VolumeStats,
+    BLOCK_BYTES, CacheOptions, CacheSample, Flush, Geometry, ReadOnlyOptions, Seen, VolumeOptions,
+    VolumeStats,
 };
 pub use session_hooks::{Cause, Fenced, ReconnectError, SessionHooks};
 pub use volume::Volume;

@@ -1,5 +1,6 @@
 //! What a caller chooses when it opens a volume, and the counters it can watch.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -55,6 +56,19 @@ pub struct Seen {
     pub stat: FileStat,
     /// The device's stamp block ([`CacheOptions::stamp_offset_bytes`]), as stored in the file.
     pub stamp_block: Vec<u8>,
+    /// Blocks of the cache that were read after the lock was got, to be compared. `None`: the
+    /// volume reads some.
+    pub sample: Option<CacheSample>,
+}
+
+/// Blocks of a persistent cache, to be read together with the state of the container and compared
+/// when the volume is opened.
+#[derive(Debug, Clone)]
+pub struct CacheSample {
+    /// The digest of each block in the cache, by its number.
+    pub(crate) digests: BTreeMap<u64, u64>,
+    /// The blocks as the container has them, one after another.
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// Limits and times of a writable volume.

@@ -1,16 +1,19 @@
 //! A sample of the blocks in a persistent cache, compared with the store when the volume is opened,
-//! in about one round trip. Blocks that the session itself wrote are read back by `proof_check`.
+//! in one round trip or in none: the caller may read the sample together with the state of the
+//! container ([`CacheSample`]). Blocks that the session itself wrote are read back by `proof_check`.
 //!
 //! If a part `p` of the cached blocks is wrong on the server, `n` blocks detect it with a chance of
 //! 1 - (1 - p)^n: 64 blocks detect one wrong block in twenty with 96 %, one in a hundred with 47 %.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
+use std::path::Path;
 
 use sprat_store::{ReadClass, StoreError, StoreFile};
 
+use crate::cache_file::held_blocks;
 use crate::slots::{CachedBlock, digest_of};
-use crate::{BLOCK_BYTES, Geometry};
+use crate::{BLOCK_BYTES, CacheSample, Geometry};
 
 /// Blocks of a sample: 256 KiB.
 pub(crate) const SAMPLE_BLOCKS: usize = 64;
@@ -44,6 +47,39 @@ pub(crate) fn of_cache(held: &[CachedBlock]) -> Digests {
     sample
 }
 
+impl CacheSample {
+    /// Chooses blocks of the cache in `dir`, without the cache's lock: what has changed when the
+    /// volume is opened does not count. `None` if there is no usable cache.
+    #[must_use]
+    pub fn choose(dir: &Path, bytes_max: u64) -> Option<Self> {
+        let held = held_blocks(dir, bytes_max)?;
+        let digests = of_cache(&held);
+        let bytes = Vec::new();
+        (!digests.is_empty()).then_some(Self { digests, bytes })
+    }
+
+    /// Offset on the device and length of each block.
+    pub fn ranges(&self) -> impl Iterator<Item = (u64, usize)> {
+        let offset = |index: &u64| index * BLOCK_BYTES as u64;
+        self.digests
+            .keys()
+            .map(move |index| (offset(index), BLOCK_BYTES))
+    }
+
+    /// Adds the blocks as the container has them, in the order of the ranges.
+    #[must_use]
+    pub fn read(self, blocks: impl Iterator<Item = Vec<u8>>) -> Option<Self> {
+        let bytes: Vec<u8> = blocks.flatten().collect();
+        let complete = bytes.len() == self.digests.len() * BLOCK_BYTES;
+        complete.then_some(Self { bytes, ..self })
+    }
+
+    /// The first block that the container has with other bytes than the cache.
+    pub(crate) fn first_that_differs(&self) -> Option<u64> {
+        first_other(&self.digests, &self.bytes)
+    }
+}
+
 /// Reads the blocks of `sample`, all at once. Returns the first one with other bytes.
 pub(crate) fn first_that_differs(
     store: &dyn StoreFile,
@@ -59,9 +95,13 @@ pub(crate) fn first_that_differs(
     if !parts.is_empty() {
         store.read_parts_at(&mut parts, ReadClass::Demand)?;
     }
+    Ok(first_other(sample, &bytes))
+}
+
+fn first_other(sample: &Digests, bytes: &[u8]) -> Option<u64> {
     let mut found = sample.iter().zip(bytes.chunks_exact(BLOCK_BYTES));
     let differs = found.find(|((index, digest), bytes)| digest_of(**index, bytes) != **digest);
-    Ok(differs.map(|((index, _), _)| *index))
+    differs.map(|((index, _), _)| *index)
 }
 
 #[cfg(test)]

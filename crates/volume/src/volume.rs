@@ -391,7 +391,12 @@ fn compare_sample(
     else {
         return Ok(());
     };
-    let index = match first_that_differs(file, geometry, &cache.sample()) {
+    let read = options.seen.as_ref().and_then(|seen| seen.sample.as_ref());
+    let differs = match read.filter(|sample| cache.has(sample)) {
+        Some(sample) => Ok(sample.first_that_differs()),
+        None => first_that_differs(file, geometry, &cache.sample()),
+    };
+    let index = match differs {
         Ok(Some(index)) => index,
         Ok(None) => return Ok(()),
         Err(error) if error.kind() == StoreErrorKind::Disconnected || !cache.is_written() => {

@@ -1,8 +1,9 @@
 //! Chooses the folder of a container's persistent cache.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use sprat_volume::{CacheOptions, Seen};
+use sprat_volume::{CacheOptions, CacheSample, Seen};
 
 use crate::file_system::FileSystemKind;
 use crate::protocol::messages::VolumeStart;
@@ -22,8 +23,7 @@ pub(super) fn cache_options(
     seen: Option<Seen>,
 ) -> Option<CacheOptions> {
     start.settings.target.ssh()?;
-    let uuid = lease.uuid().filter(|uuid| may_be_uuid(uuid))?;
-    let name = format!("{uuid}-{}", journal_id(&start.settings.target));
+    let dir = cache_dir(start, lease.uuid()?)?;
     if start.settings.access == Access::ReadWrite {
         sprat_volume::remove_unused_caches(&start.settings.cache_dir, UNUSED_FOR);
     }
@@ -32,7 +32,7 @@ pub(super) fn cache_options(
     let durable =
         lease.store().capabilities().durable_flush || start.settings.access == Access::ReadOnly;
     Some(CacheOptions {
-        dir: start.settings.cache_dir.join(name),
+        dir,
         bytes_max: if durable {
             start.settings.cache_bytes_max
         } else {
@@ -42,6 +42,21 @@ pub(super) fn cache_options(
         only_compare: start.settings.verify_cache,
         stamp_offset_bytes: FileSystemKind::DEFAULT.stamp_range().start,
     })
+}
+
+/// Blocks of the cache of container `uuid`, to be compared with the container while it is opened.
+/// `None` if there is no cache, or every block will be compared.
+pub(super) fn cache_sample(start: &VolumeStart, uuid: &str) -> Option<CacheSample> {
+    start.settings.target.ssh()?;
+    if start.settings.verify_cache {
+        return None;
+    }
+    CacheSample::choose(&cache_dir(start, uuid)?, start.settings.cache_bytes_max)
+}
+
+fn cache_dir(start: &VolumeStart, uuid: &str) -> Option<PathBuf> {
+    let name = format!("{uuid}-{}", journal_id(&start.settings.target));
+    may_be_uuid(uuid).then(|| start.settings.cache_dir.join(name))
 }
 
 /// The UUID becomes the name of a folder, and it comes from the server, so it could be any text.

@@ -1,6 +1,7 @@
 //! A session's lease on its container: local record, lease file, renewal, safe reconnecting.
 
 mod late_writes;
+mod reading;
 mod release;
 mod renewal;
 mod sleep;
@@ -13,8 +14,8 @@ use std::time::{Duration, Instant};
 use sprat_luks::{AnyHeader, Header, OpenedBy, Pins, Turn};
 use sprat_store::clock::since_boot;
 use sprat_store::{
-    Access, FileName, IgnorePoison, Lock, LockError, LockInfo, Puncher, ReadClass, Store,
-    StoreError, StoreErrorKind, StoreFile, WriteJournal, lock,
+    Access, FileName, IgnorePoison, Lock, LockError, LockInfo, Puncher, Store, StoreError,
+    StoreErrorKind, StoreFile, WriteJournal,
 };
 use sprat_volume::{Fenced, ReconnectError};
 
@@ -55,6 +56,8 @@ pub(crate) struct ContainerLease {
     unresolved: AtomicBool,
     /// When the lease was last read and ours, by [`since_boot`].
     verified: Mutex<Option<Duration>>,
+    /// When the second check of the opening was begun, while the first epoch may use it.
+    second_check: Mutex<Option<Duration>>,
     /// The state at the beginning of a read-only session.
     initial_state: OnceLock<InitialState>,
     /// Why nothing may be sent any more.
@@ -136,6 +139,7 @@ impl ContainerLease {
             held_since: Instant::now(),
             unresolved: AtomicBool::new(unresolved),
             verified: Mutex::new(None),
+            second_check: Mutex::new(None),
             initial_state: OnceLock::new(),
             lost: Mutex::new(None),
             late_records: parts.late_records,
@@ -307,72 +311,6 @@ impl ContainerLease {
         Renewal::Ours
     }
 
-    /// Records the state at the beginning of a read-only session. Another session may come and go
-    /// between two checks of the leases; it leaves another stamp block. `stamp_at` is its offset in
-    /// the file.
-    pub(crate) fn begin_reading(&self, file_bytes: u64, stamp_at: u64, stamp_block: Vec<u8>) {
-        let _ = self.initial_state.set(InitialState {
-            file_bytes,
-            stamp_at,
-            stamp_block,
-        });
-    }
-
-    /// At the end of a read-only session: whether everything it read belongs to one state. A
-    /// connection that is lost just now says nothing, and the last check was a short while ago.
-    pub(crate) fn was_undisturbed(&self) -> Result<(), LockError> {
-        match self.verify() {
-            Err(LockError::Store { .. }) => Ok(()),
-            other => other,
-        }
-    }
-
-    /// A read-only session has no lease. So it must check by itself that nobody writes, or wrote.
-    fn still_alone(&self, store: &dyn Store) -> Result<(), LockError> {
-        let now = lock::inspect_near(store, &self.container, self.highest)?;
-        let came_and_went = now.highest != self.highest && !self.ignores_locks();
-        match now.held {
-            Some(info) if !self.is_stale(&info) => Err(LockError::TakenMeanwhile {
-                container: self.container.clone(),
-                info: Box::new(info),
-            }),
-            _ if came_and_went
-                || self.initial_state.get().is_some_and(|began| {
-                    // The leases are checked first: a session that wrote and ended had written
-                    // before that.
-                    !self.is_as(began, store).unwrap_or(true)
-                }) =>
-            {
-                Err(LockError::Disturbed {
-                    container: self.container.clone(),
-                })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn is_as(&self, began: &InitialState, store: &dyn Store) -> Result<bool, StoreError> {
-        let file = store.open(&self.file_name, Access::ReadOnly)?;
-        let mut block = vec![0; began.stamp_block.len()];
-        match file.read_at(began.stamp_at, &mut block, ReadClass::Demand) {
-            Ok(()) => {}
-            Err(StoreError::Truncated { .. }) => return Ok(false),
-            Err(error) => return Err(error),
-        }
-        Ok(block == began.stamp_block && file.len()? >= began.file_bytes)
-    }
-
-    /// Whether this session reads although another one has the lease (`--ignore-lock`).
-    fn ignores_locks(&self) -> bool {
-        self.initial_state.get().is_none() && self.known.get().is_some()
-    }
-
-    fn is_stale(&self, info: &LockInfo) -> bool {
-        self.stale_lock
-            .as_ref()
-            .is_some_and(|stale| stale.number == info.number && stale.token == info.token)
-    }
-
     /// Everything that was sent is durable, because a flush outside the volume (the header's)
     /// succeeded.
     pub(crate) fn all_resolved(&self) -> Result<(), LockError> {
@@ -412,6 +350,7 @@ impl ContainerLease {
 
     /// On a new connection: makes the next lease, or checks again if this session has none.
     fn reacquire(&self, store: &dyn Store) -> Result<(), LockError> {
+        *self.second_check.lock().ignore_poison() = None;
         let begun = since_boot();
         match &*self.lock.read().ignore_poison() {
             Some(lock) => lock.reacquire(store)?,
@@ -434,6 +373,31 @@ impl ContainerLease {
     pub(crate) fn set_last_check_age(&self, age: Duration) {
         let mut verified = self.verified.lock().ignore_poison();
         *verified = since_boot().checked_sub(age);
+        let mut second_check = self.second_check.lock().ignore_poison();
+        *second_check = second_check.and(*verified);
+    }
+
+    /// The second check of the opening read the lease and the next number. So it also counts as the
+    /// check for the first epoch, if that is sent soon.
+    pub(crate) fn use_second_check(&self) {
+        let begun = self
+            .lock
+            .read()
+            .ignore_poison()
+            .as_ref()
+            .map(Lock::checked_at);
+        if let Some(begun) = begun {
+            self.note_verified(begun);
+        }
+        *self.second_check.lock().ignore_poison() = begun;
+    }
+
+    /// Whether the second check counts for the epoch that is about to be sent: once, while it is
+    /// young enough.
+    fn second_check_counts(&self) -> bool {
+        let begun = self.second_check.lock().ignore_poison().take();
+        let age_max = verified_to_send_age_max(self.connection.quiet_time());
+        begun.is_some_and(|begun| since_boot().saturating_sub(begun) < age_max)
     }
 
     /// Reads the lease again if the last check is too old to send.
@@ -525,6 +489,9 @@ impl sprat_volume::SessionHooks for ContainerLease {
     fn before_epoch(&self) -> Result<(), Fenced> {
         if let Some(failure) = self.lost() {
             return Err(Fenced::Lost(Box::new(failure)));
+        }
+        if self.second_check_counts() {
+            return Ok(());
         }
         match self.verify_on(&*self.store()) {
             Ok(()) => Ok(()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sprat_store::{
-    LeaseCheck, Lock, LockError, LockInfo, Store, StoreErrorKind, WriteJournal, lock,
+    LeaseCheck, Lock, LockError, LockInfo, Question, Store, StoreErrorKind, WriteJournal, lock,
 };
 
 use crate::Failure;
@@ -27,7 +27,19 @@ pub(crate) fn acquire(
     events: &EventSender,
     meanwhile: impl FnOnce() + Send,
 ) -> Result<Arc<ContainerLease>, Failure> {
+    let meanwhile = Meanwhile {
+        questions: &[],
+        act: meanwhile,
+    };
     acquire_making_space(start, reached, stop, events, &mut || Ok(false), meanwhile)
+}
+
+/// What is done while the second check of the leases is under way.
+pub(crate) struct Meanwhile<'a, F> {
+    /// What `act` asks first. It may be asked ahead.
+    pub questions: &'a [Question],
+    /// As in [`Lock::acquire_after`].
+    pub act: F,
 }
 
 /// As [`acquire`]. `make_space` is called once if the lease file can't be created.
@@ -37,7 +49,7 @@ pub(crate) fn acquire_making_space(
     stop: &StopFlag,
     events: &EventSender,
     make_space: &mut dyn FnMut() -> Result<bool, Failure>,
-    meanwhile: impl FnOnce() + Send,
+    meanwhile: Meanwhile<'_, impl FnOnce() + Send>,
 ) -> Result<Arc<ContainerLease>, Failure> {
     let ConnectedStore {
         record,
@@ -97,7 +109,10 @@ pub(crate) fn acquire_lock(
         record,
         None,
         (stop, events),
-        || {},
+        Meanwhile {
+            questions: &[],
+            act: || {},
+        },
     )?)
 }
 
@@ -117,7 +132,7 @@ fn acquire_lock_while(
     record: &WriteJournal,
     first: Option<LeaseCheck>,
     (stop, events): (&StopFlag, &EventSender),
-    meanwhile: impl FnOnce() + Send,
+    meanwhile: Meanwhile<'_, impl FnOnce() + Send>,
 ) -> Result<Lock, AcquireError> {
     events.phase(Phase::Locking);
     let owner = owner_note(&start.settings.state_dir).map_err(AcquireError::Other)?;
@@ -131,7 +146,8 @@ fn acquire_lock_while(
             .map_err(AcquireError::Other)?;
         first = first.again(store)?;
     }
-    let lock = Lock::acquire_after(&first, store, record, owner, meanwhile)?;
+    let Meanwhile { questions, act } = meanwhile;
+    let lock = Lock::acquire_asking(&first, store, record, owner, questions, act)?;
     if lock.took_over() {
         events.notice(Notice::TookOverDeadSession);
     }

@@ -3,34 +3,32 @@
 pub(crate) mod acquire;
 pub(crate) mod length_check;
 pub(crate) mod prefetch;
+mod stat;
 
-use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use sprat_luks::{AnyHeader, CopyState, OpenedBy, Payload, Pins, Secret, SectorCipher, VolumeKey};
-use sprat_store::{
-    FileStat, IgnorePoison, LeaseCheck, Lock, Store, StoreErrorKind, StoreFile, WriteJournal,
-};
+use sprat_store::{IgnorePoison, LeaseCheck, Lock, Question, Store, StoreFile, WriteJournal};
 use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Seen, Volume, VolumeOptions};
 
 use crate::Failure;
-use crate::connect::{Connection, HeaderBytes};
+use crate::connect::Connection;
 use crate::file_system::FileSystemKind;
 use crate::protocol::messages::VolumeStart;
 use crate::protocol::reports::{ContainerFacts, Notice, Phase};
 use crate::settings::{Access, IdentityPolicy};
 use crate::state::journal::open_journal;
 use crate::state::paths::StatePaths;
-use crate::state::{headers, moved, reserved_names};
+use crate::state::{headers, reserved_names};
 use crate::volume_process::cache::cache_options;
 use crate::volume_process::extend_file::extend_file;
 use crate::volume_process::knowledge::Knowledge;
 use crate::volume_process::late::{self, DigestKey};
 use crate::volume_process::lease::{ContainerLease, keep_renewing};
-use crate::volume_process::open::acquire::acquire_making_space;
+use crate::volume_process::open::acquire::{Meanwhile, acquire_making_space};
 use crate::volume_process::open::length_check::check_not_truncated;
 use crate::volume_process::open::prefetch::{InspectedFile, Prefetch, Unlocked, joined};
 use crate::volume_process::rewrite::prevent_late_rename;
@@ -38,6 +36,7 @@ use crate::volume_process::shutdown::{EventSender, StopFlag};
 use crate::volume_process::{reserve, space_monitor};
 
 pub(crate) use crate::volume_process::open::acquire::{acquire, acquire_lock, wait_for_quiet};
+pub(crate) use crate::volume_process::open::stat::stat_container;
 
 /// A container that is ready to be served.
 pub(crate) struct Opened {
@@ -95,7 +94,8 @@ pub(crate) fn open(
     events: &EventSender,
 ) -> Result<Opened, Failure> {
     events.phase(Phase::Connecting);
-    let (record, connection, store) = connect_store(start)?;
+    let (record, connection) = journal_and_connection(start)?;
+    let store = connection.connect_asking(first_questions(start, &record)?)?;
     stop.check()?;
     let given_up = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -131,6 +131,10 @@ pub(crate) fn open(
             },
         );
         given_up.store(true, Ordering::SeqCst);
+        // What was asked ahead and not used would be out of date.
+        if let Ok(opened) = &opened {
+            opened.lease.store().forget_ahead();
+        }
         opened
     })
 }
@@ -231,18 +235,39 @@ pub(crate) struct ConnectedStore {
     pub first: Option<LeaseCheck>,
 }
 
+/// What every opening asks first. None of it depends on another answer.
+fn first_questions(start: &VolumeStart, record: &WriteJournal) -> Result<Vec<Question>, Failure> {
+    let name = &start.settings.target.name;
+    let mut questions = Lock::questions(name, record)?;
+    questions.push(Question::Stat(name.clone()));
+    if start.settings.access == Access::ReadWrite {
+        questions.push(Question::FreeSpace);
+    }
+    // Last: at a FIFO an open blocks the server (fifo(7)). So only a container that this machine
+    // knows is opened before its answer to the stat is there.
+    if matches!(start.settings.pins, IdentityPolicy::Known(_)) {
+        questions.push(Question::Open(name.clone(), sprat_store::Access::ReadOnly));
+    }
+    Ok(questions)
+}
+
 /// Acquires the local record and connects.
 pub(crate) fn connect_store(
     start: &VolumeStart,
 ) -> Result<(WriteJournal, Connection, Arc<dyn Store>), Failure> {
+    let (record, connection) = journal_and_connection(start)?;
+    let store = connection.connect()?;
+    Ok((record, connection, store))
+}
+
+fn journal_and_connection(start: &VolumeStart) -> Result<(WriteJournal, Connection), Failure> {
     let record = open_journal(
         &start.settings.state_dir,
         &start.settings.target,
         start.settings.access,
     )?;
     let connection = Connection::new(&start.settings, &record)?;
-    let store = connection.connect()?;
-    Ok((record, connection, store))
+    Ok((record, connection))
 }
 
 /// Warns if the server has less space than the container may need.
@@ -316,65 +341,6 @@ pub(crate) fn read_only_account(store: &dyn Store) -> Failure {
     )
 }
 
-pub(crate) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<FileStat, Failure> {
-    let name = &start.settings.target.name;
-    match store.stat(name) {
-        Ok(stat) => {
-            refuse_second_name(start)?;
-            Ok(stat)
-        }
-        Err(error) if error.kind() == StoreErrorKind::NotFound => {
-            let failure = moved::no_container(&start.settings.state_dir, &start.settings.target);
-            let names = store.list().unwrap_or_default();
-            let unfinished = names
-                .iter()
-                .find(|found| reserved_names::HalfMade::New.has_name(found, name));
-            let aside = names
-                .iter()
-                .find(|found| reserved_names::is_set_aside(found, name));
-            Err(if let Some(unfinished) = unfinished {
-                failure.with_hint(format!(
-                    "there is {unfinished}: an init did not finish. Run `sprat init` again"
-                ))
-            } else if let Some(aside) = aside {
-                failure.with_hint(format!(
-                    "there is {aside}: the source of a move that did not finish. Run the same \
-                     `sprat copy --move` again on the machine where it ran; or give the file its \
-                     name back"
-                ))
-            } else {
-                failure
-            })
-        }
-        Err(error) => Err(Failure::from(&error)),
-    }
-}
-
-/// Refuses to write to a local file that has a second name. The lease lies beside one of the names,
-/// so a session under the other name would write at the same time. SFTP does not report how many
-/// names there are.
-fn refuse_second_name(start: &VolumeStart) -> Result<(), Failure> {
-    let (Access::ReadWrite, Some(path)) =
-        (start.settings.access, start.settings.target.local_path())
-    else {
-        return Ok(());
-    };
-    let about = std::fs::symlink_metadata(path);
-    let links = about.map_or(1, |about| about.nlink());
-    if links <= 1 {
-        return Ok(());
-    }
-    Err(Failure::failed(format!(
-        "{} has {links} names (hard links): two sessions could write to it at once",
-        start.settings.target
-    ))
-    .with_hint(format!(
-        "nothing was changed. Find the others (`find DISK -samefile {}`), and remove them, or \
-         replace them by copies. `restore` and `mount` work all the same",
-        start.settings.target
-    )))
-}
-
 /// Acquires the container, and reads from it while the lease is being confirmed. Behind a dead
 /// session it reads nothing, because that session's writes may still arrive.
 fn acquire_and_inspect(
@@ -398,15 +364,24 @@ fn acquire_and_inspect(
             None => Ok(false),
         }
     };
-    let lease = acquire_making_space(start, reached, stop, events, &mut make_space, || {
-        if quiet {
-            // What can't be read is requested again, and that error is reported.
-            inspected = reading
-                .open(&start.settings.target.name, start.settings.access.into())
-                .and_then(|file| InspectedFile::at(file, start))
-                .ok();
+    let name = &start.settings.target.name;
+    let questions = match (quiet, start.settings.access) {
+        (true, Access::ReadWrite) => {
+            vec![Question::Open(name.clone(), sprat_store::Access::ReadWrite)]
         }
-    })?;
+        _ => Vec::new(),
+    };
+    let inspecting = Meanwhile {
+        questions: &questions,
+        act: || {
+            if quiet {
+                // What can't be read is requested again, and that error is reported.
+                inspected = InspectedFile::open(&*reading, name, start).ok();
+            }
+        },
+    };
+    let lease = acquire_making_space(start, reached, stop, events, &mut make_space, inspecting)?;
+    lease.use_second_check();
     // If the lease was broken meanwhile, the prefetched data may be stale: drop it.
     Ok((lease, inspected.filter(|_| !taken_later)))
 }
@@ -433,7 +408,7 @@ fn unlock(
     let Unlocked { header, key, .. } = unlocked;
     report_copies(&header, events);
     if start.settings.verify_cache {
-        report_slot_areas(start, &header, &*inspected.file, events)?;
+        report_slot_areas(start, &header, &inspected, events)?;
     }
     if let IdentityPolicy::TrustOnce = &start.settings.pins {
         events.notice(Notice::TrustedOnce {
@@ -510,13 +485,10 @@ fn inspect(
     lease: &ContainerLease,
     prefetch: Option<&Prefetch>,
 ) -> Result<InspectedFile, Failure> {
-    let file = match (prefetch, start.settings.access) {
-        (Some(prefetch), Access::ReadOnly) => Arc::clone(&prefetch.file),
-        _ => lease
-            .store()
-            .open(lease.file_name(), start.settings.access.into())?,
-    };
-    Ok(InspectedFile::at(file, start)?)
+    Ok(match (prefetch, start.settings.access) {
+        (Some(prefetch), Access::ReadOnly) => InspectedFile::again(prefetch, start)?,
+        _ => InspectedFile::open(&*lease.store(), lease.file_name(), start)?,
+    })
 }
 
 /// Records the state with which a read-only session begins.
@@ -595,7 +567,7 @@ fn report_copies(header: &AnyHeader, events: &EventSender) {
 fn report_slot_areas(
     start: &VolumeStart,
     header: &AnyHeader,
-    file: &dyn StoreFile,
+    inspected: &InspectedFile,
     events: &EventSender,
 ) -> Result<(), Failure> {
     let AnyHeader::Luks2(header) = header else {
@@ -606,7 +578,7 @@ fn report_slot_areas(
         header.uuid(),
         &start.settings.target,
     );
-    let slots = headers::differing_slots(&paths, header, &HeaderBytes(file))?;
+    let slots = headers::differing_slots(&paths, header, inspected)?;
     if !slots.is_empty() {
         events.notice(Notice::SlotAreasDiffer { slots });
     }

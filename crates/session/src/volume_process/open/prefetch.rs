@@ -15,13 +15,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sprat_luks::{AnyHeader, HeaderRead, Secret, UnlockOptions, VolumeKey};
-use sprat_store::{FileStat, ReadClass, Store, StoreError, StoreFile};
-use sprat_volume::Seen;
+use sprat_store::{FileName, FileStat, ReadClass, Store, StoreError, StoreFile};
+use sprat_volume::{CacheSample, Seen};
 
 use crate::connect::HeaderBytes;
 use crate::file_system::{FileSystemKind, STAMP_BLOCK_BYTES};
 use crate::protocol::messages::VolumeStart;
 use crate::settings::IdentityPolicy;
+use crate::volume_process::cache::cache_sample;
 use crate::volume_process::open::opened_by;
 use crate::{Failure, state};
 
@@ -91,6 +92,14 @@ impl Prefetch {
         self.unlocked.as_ref().err()
     }
 
+    /// The areas of all key slots.
+    fn slot_areas(&self) -> Vec<(u64, usize)> {
+        match self.unlocked.as_ref().map(|unlocked| &unlocked.header) {
+            Ok(AnyHeader::Luks2(header)) => header.slot_areas().collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Reads the header, unless `given_up` is set meanwhile. Errors are not reported: the read
     /// after acquiring the lease reports them.
     pub(crate) fn read(
@@ -99,10 +108,7 @@ impl Prefetch {
         store: &dyn Store,
         given_up: &AtomicBool,
     ) -> Option<Self> {
-        let file = store
-            .open(&start.settings.target.name, sprat_store::Access::ReadOnly)
-            .ok()?;
-        let head = Head::read(&*file).ok()?;
+        let head = Head::read(store, &start.settings.target.name).ok()?;
         if given_up.load(Ordering::SeqCst) {
             return None;
         }
@@ -110,7 +116,7 @@ impl Prefetch {
         let mut copies = head.bytes;
         copies.truncate(COPIES_BYTES);
         Some(Self {
-            file,
+            file: head.file,
             copies,
             unlocked,
         })
@@ -118,33 +124,29 @@ impl Prefetch {
 }
 
 /// The first bytes of a container, kept. The rest of its header is read from the file.
-struct Head<'a> {
-    file: &'a dyn StoreFile,
+struct Head {
+    file: Arc<dyn StoreFile>,
     file_bytes: u64,
     bytes: Vec<u8>,
 }
 
-impl<'a> Head<'a> {
-    fn read(file: &'a dyn StoreFile) -> Result<Self, StoreError> {
-        let mut bytes = vec![0; HEAD_BYTES];
-        let (file_bytes, read) = std::thread::scope(|scope| {
-            let len = scope.spawn(|| file.len());
-            let read = file.read_at(0, &mut bytes, ReadClass::Demand);
-            (joined(len), read)
-        });
-        match read {
-            Err(StoreError::Truncated { .. }) => bytes.clear(),
-            other => other?,
-        }
+impl Head {
+    fn read(store: &dyn Store, name: &FileName) -> Result<Self, StoreError> {
+        let access = sprat_store::Access::ReadOnly;
+        let read = store.open_and_read(name, access, &[(0, HEAD_BYTES)])?;
+        let bytes = match read.ranges.into_iter().next() {
+            Some(Err(StoreError::Truncated { .. })) | None => Vec::new(),
+            Some(bytes) => bytes?,
+        };
         Ok(Self {
-            file,
-            file_bytes: file_bytes?,
+            file: read.file,
+            file_bytes: read.stat.len,
             bytes,
         })
     }
 }
 
-impl HeaderRead for Head<'_> {
+impl HeaderRead for Head {
     fn len(&self) -> std::io::Result<u64> {
         Ok(self.file_bytes)
     }
@@ -172,32 +174,39 @@ pub(crate) struct InspectedFile {
     copies: Vec<u8>,
     /// The file system's stamp block, as ciphertext, and where the volume was assumed to begin.
     stamp_block: Option<(u64, Vec<u8>)>,
+    /// Blocks of the persistent cache, read from the container.
+    sample: Option<CacheSample>,
+    /// Areas of key slots with their offsets.
+    slot_areas: Vec<(u64, Vec<u8>)>,
 }
 
 impl InspectedFile {
-    /// Sends all requests at once. The pins say where the volume begins, if they are known.
-    pub(crate) fn at(file: Arc<dyn StoreFile>, start: &VolumeStart) -> Result<Self, StoreError> {
-        let first_at = match &start.settings.pins {
-            IdentityPolicy::Known(pins) => Some(pins.payload_offset_bytes),
-            IdentityPolicy::Expect(_) | IdentityPolicy::TrustOnce => None,
-        };
-        let (stat, copies, stamp_block) = std::thread::scope(|scope| {
+    /// Opens the file and reads it, in as few round trips as possible.
+    pub(crate) fn open(
+        store: &dyn Store,
+        name: &FileName,
+        start: &VolumeStart,
+    ) -> Result<Self, StoreError> {
+        let wanted = Wanted::of(start);
+        let access = start.settings.access.into();
+        let read = store.open_and_read(name, access, &wanted.ranges())?;
+        Ok(wanted.found(read.file, read.stat, read.ranges))
+    }
+
+    /// Reads the open file of `prefetch`. Sends all requests at once.
+    pub(crate) fn again(prefetch: &Prefetch, start: &VolumeStart) -> Result<Self, StoreError> {
+        let file = Arc::clone(&prefetch.file);
+        let mut wanted = Wanted::of(start);
+        if start.settings.verify_cache {
+            wanted.slot_areas = prefetch.slot_areas();
+        }
+        let ranges = wanted.ranges();
+        let (stat, read) = std::thread::scope(|scope| {
             let stat = scope.spawn(|| file.stat());
-            let first = scope.spawn(|| {
-                let offset = first_at?;
-                Some((offset, read_stamp_block(&*file, offset).ok()?))
-            });
-            let copies = read_range(&*file, 0, COPIES_BYTES);
-            (joined(stat), copies, joined(first))
+            let read = read_ranges(&*file, &ranges);
+            (joined(stat), read)
         });
-        let stat = stat?;
-        Ok(Self {
-            file_bytes: stat.len,
-            stat,
-            copies: copies.unwrap_or_default(),
-            stamp_block,
-            file,
-        })
+        Ok(wanted.found(file, stat?, read))
     }
 
     /// The prefetched header, if it is still valid. Otherwise it is read now.
@@ -221,6 +230,7 @@ impl InspectedFile {
         (*at == offset).then(|| Seen {
             stat: self.stat,
             stamp_block: stamp_block.clone(),
+            sample: self.sample.clone(),
         })
     }
 
@@ -232,6 +242,99 @@ impl InspectedFile {
             return Ok(bytes.clone());
         }
         read_stamp_block(&*self.file, offset)
+    }
+}
+
+/// What is read of a container while nobody else may change it.
+#[derive(Default)]
+struct Wanted {
+    slot_areas: Vec<(u64, usize)>,
+    /// Where the volume begins, if the pins say so.
+    volume_at: Option<u64>,
+    /// Blocks of the persistent cache.
+    sample: Option<CacheSample>,
+}
+
+impl Wanted {
+    fn of(start: &VolumeStart) -> Self {
+        let IdentityPolicy::Known(pins) = &start.settings.pins else {
+            return Self::default();
+        };
+        Self {
+            slot_areas: Vec::new(),
+            volume_at: Some(pins.payload_offset_bytes),
+            sample: cache_sample(start, &pins.uuid),
+        }
+    }
+
+    fn ranges(&self) -> Vec<(u64, usize)> {
+        let mut ranges = vec![(0, COPIES_BYTES)];
+        ranges.extend(&self.slot_areas);
+        if let Some(offset) = self.volume_at {
+            let stamp_at = FileSystemKind::DEFAULT.stamp_range().start;
+            let sample = self.sample.iter().flat_map(CacheSample::ranges);
+            let of_volume = std::iter::once((stamp_at, STAMP_BLOCK_BYTES)).chain(sample);
+            ranges.extend(of_volume.map(|(at, len)| (offset.saturating_add(at), len)));
+        }
+        ranges
+    }
+
+    fn found(
+        self,
+        file: Arc<dyn StoreFile>,
+        stat: FileStat,
+        ranges: Vec<Result<Vec<u8>, StoreError>>,
+    ) -> InspectedFile {
+        let mut ranges = ranges.into_iter().map(Result::ok);
+        let copies = ranges.next().flatten();
+        let areas = self.slot_areas.iter().zip(ranges.by_ref());
+        let areas = areas.filter_map(|((offset, _), area)| Some((*offset, area?)));
+        let slot_areas = areas.collect();
+        let stamp_block = ranges.next().flatten();
+        InspectedFile {
+            slot_areas,
+            file_bytes: stat.len,
+            stat,
+            copies: copies.unwrap_or_default(),
+            stamp_block: self.volume_at.zip(stamp_block),
+            sample: self.sample.and_then(|sample| sample.read(ranges.flatten())),
+            file,
+        }
+    }
+}
+
+/// Reads all ranges at once. If one of them can't be read, the others are read one by one.
+fn read_ranges(file: &dyn StoreFile, ranges: &[(u64, usize)]) -> Vec<Result<Vec<u8>, StoreError>> {
+    let mut read: Vec<Vec<u8>> = ranges.iter().map(|(_, len)| vec![0; *len]).collect();
+    let mut parts: Vec<(u64, &mut [u8])> = ranges
+        .iter()
+        .zip(&mut read)
+        .map(|((offset, _), bytes)| (*offset, &mut bytes[..]))
+        .collect();
+    match file.read_parts_at(&mut parts, ReadClass::Demand) {
+        Ok(()) => read.into_iter().map(Ok).collect(),
+        Err(_) => ranges
+            .iter()
+            .map(|(offset, len)| read_range(file, *offset, *len))
+            .collect(),
+    }
+}
+
+/// Areas of key slots were read already.
+impl HeaderRead for InspectedFile {
+    fn len(&self) -> std::io::Result<u64> {
+        Ok(self.file_bytes)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        let mut areas = self.slot_areas.iter();
+        match areas.find(|(at, area)| *at == offset && area.len() == buf.len()) {
+            Some((_, area)) => {
+                buf.copy_from_slice(area);
+                Ok(())
+            }
+            None => HeaderBytes(&*self.file).read_at(offset, buf),
+        }
     }
 }
 

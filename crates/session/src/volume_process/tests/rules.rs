@@ -243,6 +243,25 @@ fn kept_header_is_restored_only_over_the_shown_one() {
     assert!(std::fs::read(session.path("x.luks")).unwrap() == before);
 }
 
+/// Rule: what is sent needs a check that is at most some seconds old.
+#[test]
+fn second_check_of_the_opening_counts_for_one_epoch_and_while_it_is_young() {
+    let session = TestSession::new();
+    session.lease.use_second_check();
+    let (_other, _store) = session.taken_over_by_another();
+    session.lease.before_epoch().unwrap();
+    session.lease.before_epoch().unwrap_err();
+    let session = TestSession::new();
+    session.lease.use_second_check();
+    session.lease.set_last_check_age(Duration::from_secs(11));
+    let (_other, _store) = session.taken_over_by_another();
+    session.lease.before_epoch().unwrap_err();
+    // Without it every epoch has a check of its own.
+    let session = TestSession::new();
+    let (_other, _store) = session.taken_over_by_another();
+    session.lease.before_epoch().unwrap_err();
+}
+
 /// The persistent cache is kept only then.
 #[test]
 fn release_tells_whether_another_session_came_before() {
@@ -254,7 +273,8 @@ fn release_tells_whether_another_session_came_before() {
     let session = TestSession::new();
     session.lease.prepare_release();
     let (_other, _store) = session.taken_over_by_another();
-    session.lease.release().unwrap_err();
+    // It still waits for this session, and so nothing is lost.
+    assert!(session.lease.release().unwrap());
     assert!(!session.lease.was_released_alone());
 }
 
