@@ -16,8 +16,8 @@ use sprat_session::state::history::History;
 use sprat_session::state::identity;
 use sprat_session::state::paths::StatePaths;
 use sprat_session::{
-    Access, ClosedReport, ContainerFacts, IdentityPolicy, Session, SessionSettings, SshOptions,
-    text,
+    Access, CONNECTIONS, ClosedReport, ContainerFacts, IdentityPolicy, Session, SessionSettings,
+    SshOptions, text,
 };
 use sprat_snapshot::{LOCAL_ZONE, SnapshotChoice, parse_moment, time_zone};
 
@@ -70,6 +70,8 @@ pub(crate) struct Resolved {
     /// The key file that `init` creates if it is missing.
     pub default_key_file: Option<PathBuf>,
     pub allow_no_fsync: bool,
+    /// Most connections to the server, the first included.
+    pub connections: usize,
 }
 
 /// All that a session on a TARGET needs.
@@ -192,6 +194,10 @@ impl Context {
             secret: self.named_source()?.unwrap_or_else(|| own_secret.clone()),
             own_secret,
             allow_no_fsync: self.global.allow_no_fsync || allowed,
+            connections: match self.global.connections {
+                Some(connections) => connections.into(),
+                None => container.map_or(CONNECTIONS, |container| container.connections),
+            },
             name,
             target,
             ssh: SshOptions {
@@ -301,9 +307,7 @@ impl Context {
         if let Some(interval) = global.progress_interval {
             options.stats_interval = interval;
         }
-        if let Some(connections) = global.connections {
-            options.connections = connections.into();
-        }
+        options.connections = resolved.connections;
         options.write_buffer_bytes_max = global.write_buffer_bytes_max;
         options.reserve_bytes = global.reserve_bytes;
         options.space_interval = global.room_interval;

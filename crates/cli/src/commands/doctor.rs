@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 use sprat_run::config::Job;
 use sprat_session::diagnosis::{self, Finding, ServerCheck, State};
-use sprat_session::{CONNECTIONS, text};
+use sprat_session::text;
 
 use super::context::{CommandArgs, Context, Resolved};
 use crate::output::result_json;
@@ -45,7 +45,7 @@ impl CommandArgs for DoctorArgs {
                 state_dir: &state_dir,
                 fingerprint: context.global.fingerprint.as_deref(),
                 allow_no_fsync: resolved.allow_no_fsync,
-                connections: context.global.connections.map_or(CONNECTIONS, usize::from),
+                connections: resolved.connections,
                 reserve_bytes: context.global.reserve_bytes,
             }));
         }
@@ -65,13 +65,13 @@ impl CommandArgs for DoctorArgs {
 }
 
 fn config(context: &Context) -> Finding {
-    match &context.config.path {
-        Some(path) => Finding::new(
+    match context.config.files_in_words() {
+        Some(files) => Finding::new(
             "config",
             State::Fine,
             format!(
                 "{}: {}, {}",
-                path.display(),
+                files,
                 text::counted(
                     context.config.containers.len() as u64,
                     "container",

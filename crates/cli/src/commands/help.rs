@@ -13,7 +13,7 @@ use crate::output::complain;
 
 /// The commands of `sprat --help`, in groups.
 const GROUPS: [(&str, &[&str]); 6] = [
-    ("Set-up", &["init", "doctor", "completions"]),
+    ("Set-up", &["init", "config", "doctor", "completions"]),
     ("Every day", &["backup", "status", "check", "prune"]),
     (
         "Browse and restore",

@@ -6,7 +6,7 @@ use sprat_session::address::Target;
 use sprat_session::state::checks::{KeptCheck, KeptChecks};
 use sprat_session::state::history::{History, MadeSnapshot, Run, SeenRoom};
 use sprat_session::status::LockStatus;
-use sprat_session::{SshOptions, VolumeRoom};
+use sprat_session::{CONNECTIONS, SshOptions, VolumeRoom};
 
 use super::*;
 use crate::secrets::SecretSource;
@@ -25,6 +25,7 @@ fn found(server: Option<Result<ServerStatus, Failure>>, known: Option<LocalStatu
             own_secret: SecretSource::Terminal,
             default_key_file: None,
             allow_no_fsync: false,
+            connections: CONNECTIONS,
         },
         status: ContainerStatus {
             known: Ok(known),
