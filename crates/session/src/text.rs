@@ -184,55 +184,71 @@ pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     text
 }
 
-/// Parses a time: a whole number, and one of `units` (s, m, h, d, w) behind it.
+/// Parses a time: a whole number, and one of `units` (s, m, h, d, w) behind it, or its word, such as `2 h`,
+/// `90 min`, `14 days`.
 pub fn parse_time(text: &str, units: &str) -> Result<Duration, String> {
-    let unit = text.chars().next_back().filter(|c| units.contains(*c));
-    let seconds = match unit {
-        Some('s') => 1,
-        Some('m') => 60,
-        Some('h') => 3600,
-        Some('d') => 86_400,
-        Some('w') => 7 * 86_400,
-        _ => {
-            let units: Vec<String> = units.chars().map(String::from).collect();
-            return Err(format!(
-                "a number with one of {} behind it is needed",
-                units.join(", ")
-            ));
+    let text = text.trim_end();
+    let digits = text.find(|c: char| !c.is_ascii_digit());
+    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
+    let unit = unit.trim_start();
+    let (letter, seconds) = match unit {
+        "s" | "sec" | "second" | "seconds" => ('s', 1),
+        "m" | "min" | "minute" | "minutes" => ('m', 60),
+        "h" | "hour" | "hours" => ('h', 3600),
+        "d" | "day" | "days" => ('d', 86_400),
+        "w" | "week" | "weeks" => ('w', 7 * 86_400),
+        "month" | "months" | "y" | "year" | "years" => {
+            return Err(format!("{unit:?} has no fixed length; use days or weeks"));
         }
+        _ => (' ', 0),
     };
-    let number = &text[..text.len() - 1];
-    let number: u64 = number
-        .parse()
-        .map_err(|_| format!("{number:?} is not a whole number"))?;
-    let seconds = number.checked_mul(seconds);
+    if number.is_empty() || !units.contains(letter) {
+        let units: Vec<String> = units.chars().map(String::from).collect();
+        return Err(format!(
+            "a whole number with one of {} behind it is needed",
+            units.join(", ")
+        ));
+    }
+    let number = number.parse::<u64>().ok();
+    let seconds = number.and_then(|number| number.checked_mul(seconds));
     seconds
         .map(Duration::from_secs)
         .ok_or_else(|| "that is too long".to_owned())
 }
 
-/// Parses a size as `--size` takes it: a whole number and K, M, G, T or P (powers of 1024).
+/// Parses a size: a whole number and K, M, G, T, P or KiB … PiB (powers of 1024), or kB, MB, GB, TB, PB
+/// (powers of 1000).
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let upper = text.trim().to_ascii_uppercase();
-    let upper = upper
-        .strip_suffix("IB")
-        .or_else(|| upper.strip_suffix('B'))
-        .unwrap_or(&upper);
-    let (digits, shift) = match upper.char_indices().next_back() {
-        Some((at, unit)) if unit.is_ascii_alphabetic() => {
-            let power = "KMGTP"
-                .find(unit)
-                .ok_or("the unit must be K, M, G, T or P")?;
-            (&upper[..at], 10 * (power + 1))
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit());
+    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
+    let unit = unit.trim_start();
+    let upper = unit.to_ascii_uppercase();
+    let factor = match upper.as_str() {
+        "" | "B" => 1,
+        unit => {
+            let power = unit
+                .chars()
+                .next()
+                .and_then(|letter| "KMGTP".find(letter))
+                .and_then(|power| u32::try_from(power + 1).ok());
+            let base: Option<u64> = match &unit[unit.chars().next().map_or(0, char::len_utf8)..] {
+                "" | "IB" => Some(1024),
+                "B" => Some(1000),
+                _ => None,
+            };
+            base.zip(power)
+                .map(|(base, power)| base.pow(power))
+                .ok_or_else(|| {
+                    "the unit must be K, M, G, T or P, or KiB, kB and so on".to_owned()
+                })?
         }
-        _ => (upper, 0),
     };
-    let number: u64 = digits
-        .trim_end()
+    let number: u64 = number
         .parse()
         .map_err(|_| "not a whole number with K, M, G, T or P behind it".to_owned())?;
     number
-        .checked_mul(1 << shift)
+        .checked_mul(factor)
         .filter(|bytes| *bytes <= i64::MAX.unsigned_abs())
         .ok_or_else(|| "more than a file can hold".to_owned())
 }
@@ -249,6 +265,9 @@ mod tests {
             ("2h", 7200),
             ("1d", 86_400),
             ("2w", 14 * 86_400),
+            ("45 min", 2700),
+            ("14 days", 14 * 86_400),
+            ("1 week", 7 * 86_400),
         ] {
             assert_eq!(parse_time(text, "smhdw"), Ok(Duration::from_secs(seconds)));
         }
@@ -258,7 +277,8 @@ mod tests {
             "14",
             "1y",
             "-1d",
-            "14 d",
+            "1 month",
+            "1.5 days",
             "1.5h",
             "é",
             "2é",
@@ -320,7 +340,9 @@ mod tests {
         assert_eq!(parse_size("5T"), Ok(5 << 40));
         assert_eq!(parse_size("64 MiB"), Ok(64 << 20));
         assert_eq!(parse_size("4096"), Ok(4096));
-        for wrong in ["", "T", "5X", "-1", "1.5G", "9999999P", "8192P"] {
+        assert_eq!(parse_size("2 TB"), Ok(2_000_000_000_000));
+        assert_eq!(parse_size("2kB"), Ok(2000));
+        for wrong in ["", "T", "5X", "-1", "1.5G", "9999999P", "8192P", "5é"] {
             assert!(parse_size(wrong).is_err(), "{wrong}");
         }
     }

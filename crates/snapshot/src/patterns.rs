@@ -15,10 +15,13 @@ const FILE_BYTES_MAX: u64 = 16 << 20;
 /// Some editors write it at the beginning of a file. rsync reads it as a part of the first pattern.
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
-/// Why a pattern in a config is invalid. Patterns that match nothing are refused only by a run: a
-/// restore must not fail because of them.
+/// Why a pattern is invalid, or can match no file.
 #[must_use]
 pub fn pattern_mistake(pattern: &str) -> Option<&'static str> {
+    invalid(pattern).or_else(|| never_matches(pattern))
+}
+
+fn invalid(pattern: &str) -> Option<&'static str> {
     if pattern.is_empty() {
         Some("it is empty")
     } else if pattern == "!" {
@@ -60,7 +63,7 @@ fn never_matches(pattern: &str) -> Option<&'static str> {
 pub(crate) fn refused(spec: &SnapshotSpec) -> impl Iterator<Item = SnapshotError> {
     spec.excludes.iter().filter_map(|pattern| {
         Some(SnapshotError::PatternRefused {
-            why: pattern_mistake(pattern).or_else(|| never_matches(pattern))?,
+            why: pattern_mistake(pattern)?,
             pattern: escape_name(pattern.as_bytes()),
         })
     })
@@ -169,10 +172,6 @@ fn read_plain(path: &Path) -> io::Result<Vec<u8>> {
 mod tests {
     use super::*;
 
-    fn mistake(pattern: &str) -> Option<&'static str> {
-        pattern_mistake(pattern).or_else(|| never_matches(pattern))
-    }
-
     #[test]
     fn patterns_that_match_nothing_are_refused() {
         for pattern in [
@@ -191,7 +190,7 @@ mod tests {
             "/a/.",
             "\u{feff}*.tmp",
         ] {
-            assert!(mistake(pattern).is_some(), "{pattern}");
+            assert!(pattern_mistake(pattern).is_some(), "{pattern}");
         }
         for pattern in [
             "*.tmp",
@@ -205,7 +204,7 @@ mod tests {
             "+ /a/***",
             "- b",
         ] {
-            assert_eq!(mistake(pattern), None, "{pattern}");
+            assert_eq!(pattern_mistake(pattern), None, "{pattern}");
         }
     }
 

@@ -8,7 +8,7 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sprat_luks::Secret;
-use sprat_run::config::{Job, job_name};
+use sprat_run::config::{Config, Copy, job_name};
 use sprat_session::state::history::{MadeSnapshot, Run};
 use sprat_session::state::identity;
 use sprat_session::{Access, ClosedReport, IdentityPolicy, text};
@@ -35,7 +35,7 @@ Exit codes: 0 done, 3 some source files unread, others in `sprat --help`.";
 
 #[derive(Debug, Args)]
 pub(super) struct BackupArgs {
-    /// Jobs of the config [default: all]; with --name give TARGET SOURCE… instead
+    /// Jobs of the config, or copies (JOB@CONTAINER) [default: all]; with --name give TARGET SOURCE… instead
     #[arg(value_name = "JOB")]
     words: Vec<OsString>,
     /// Back up without a config, as a job of this name
@@ -73,6 +73,9 @@ struct Group {
 /// The result of one job.
 struct Outcome {
     job: String,
+    /// The job, and its container if it has several.
+    shown: String,
+    container: String,
     target: String,
     took: Duration,
     result: Result<SnapshotReport, Failure>,
@@ -138,7 +141,7 @@ impl CommandArgs for BackupArgs {
         }
         let exit = match skipped {
             true => Exit::Interrupted,
-            false => Exit::of_several(outcomes.iter().map(Outcome::exit)),
+            false => Exit::worst(outcomes.iter().map(Outcome::exit)),
         };
         if context.output.json {
             let jobs: Vec<Value> = outcomes.iter().map(outcome_json).collect();
@@ -160,7 +163,7 @@ fn with_states(mut failure: Failure, exit: Exit, outcomes: &[Outcome]) -> Failur
         failure.exit = exit;
     }
     for outcome in outcomes {
-        let job = &outcome.job;
+        let job = &outcome.shown;
         failure = failure.because(match &outcome.result {
             Ok(report) if report.record.complete => {
                 format!("job {job}: snapshot {} is made", report.name)
@@ -231,39 +234,49 @@ fn plan(context: &Context, args: &BackupArgs) -> Result<Vec<Group>, Failure> {
             specs: vec![spec],
         }]);
     }
-    let jobs: Vec<&Job> = if args.words.is_empty() {
-        context.config.jobs.iter().collect()
-    } else {
-        args.words
-            .iter()
-            .map(|word| context.config.job(&word.to_string_lossy()))
-            .collect::<Result<_, _>>()?
-    };
-    if jobs.is_empty() {
+    let copies = copies(&context.config, &args.words)?;
+    if copies.is_empty() {
         let failure = context.config.placed(Failure::usage("no job to run"));
         return Err(failure.with_hint(
             "write a [job.NAME] into the config, or: sprat backup TARGET --name JOB SOURCE…",
         ));
     }
     let mut groups: Vec<Group> = Vec::new();
-    for (index, job) in jobs.iter().enumerate() {
-        if jobs[..index].iter().any(|earlier| earlier.name == job.name) {
-            return Err(Failure::usage(format!("job {} is named twice", job.name)));
-        }
-        let resolved = context.resolve_container(context.config.container(&job.container)?)?;
-        let spec = job.spec();
-        match groups
-            .last_mut()
-            .filter(|last| last.resolved.target == resolved.target)
-        {
-            Some(last) => last.specs.push(spec),
-            None => groups.push(Group {
-                resolved,
-                specs: vec![spec],
-            }),
+    // One session for each container, in the order of the config.
+    for container in &context.config.containers {
+        let here = copies
+            .iter()
+            .filter(|copy| copy.container.name == container.name);
+        let specs: Vec<SnapshotSpec> = here.map(|copy| copy.job.spec()).collect();
+        if !specs.is_empty() {
+            let resolved = context.resolve_container(container)?;
+            groups.push(Group { resolved, specs });
         }
     }
     Ok(groups)
+}
+
+/// The copies that the words name, or all. None is named twice.
+fn copies<'c>(config: &'c Config, words: &[OsString]) -> Result<Vec<Copy<'c>>, Failure> {
+    if words.is_empty() {
+        return Ok(config.copies().collect());
+    }
+    let mut copies: Vec<Copy<'c>> = Vec::new();
+    for word in words {
+        let word = word.to_string_lossy();
+        for copy in config.copies_of(&word)? {
+            let name = copy.name();
+            if copies.iter().any(|earlier| earlier.name() == name) {
+                let what = match copy.job.containers.len() {
+                    1 => format!("job {} is named twice", name.job),
+                    _ => format!("{name} is named twice"),
+                };
+                return Err(Failure::usage(what));
+            }
+            copies.push(copy);
+        }
+    }
+    Ok(copies)
 }
 
 /// Resolves `..` as the kernel does; a symbolic link at the end stays one. A source must always have the same
@@ -286,6 +299,14 @@ fn source_path(path: &Path) -> Result<PathBuf, Failure> {
     }
 }
 
+/// How a copy is called in text.
+fn shown(context: &Context, group: &Group, spec: &SnapshotSpec) -> String {
+    match context.config.job(spec.job.as_str()) {
+        Ok(job) if job.containers.len() > 1 => format!("{}@{}", spec.job, group.resolved.name),
+        _ => spec.job.to_string(),
+    }
+}
+
 /// Runs one session. Its jobs have succeeded only after it is closed.
 fn run_group(
     context: &Context,
@@ -295,6 +316,8 @@ fn run_group(
     let target = group.resolved.target.to_string();
     let outcome = |spec: &SnapshotSpec, took, result| Outcome {
         job: spec.job.to_string(),
+        shown: shown(context, group, spec),
+        container: group.resolved.name.clone(),
         target: target.clone(),
         took,
         result,
@@ -318,7 +341,7 @@ fn run_group(
     };
     let mut outcomes = Vec::new();
     for spec in &group.specs {
-        reporter.about(format!("{}: ", spec.job));
+        reporter.about(format!("{}: ", shown(context, group, spec)));
         let began = Instant::now();
         let result = context
             .interrupt
@@ -381,14 +404,14 @@ fn report(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
         Ok(report) => report,
         Err(failure) => {
             let what = match failure.exit {
-                Exit::Interrupted => format!("job {} was interrupted", outcome.job),
-                _ => format!("job {} failed", outcome.job),
+                Exit::Interrupted => format!("job {} was interrupted", outcome.shown),
+                _ => format!("job {} failed", outcome.shown),
             };
             context.output.failure(&failure.clone().context(what));
             return Ok(());
         }
     };
-    for (text, matters) in warning_lines(&outcome.job, &report.record.warnings) {
+    for (text, matters) in warning_lines(&outcome.shown, &report.record.warnings) {
         if matters {
             context.output.warning(&text);
         } else {
@@ -403,7 +426,7 @@ fn report(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
     }
     context
         .output
-        .result(&summary(&outcome.job, report, outcome.took), &json!(null))
+        .result(&summary(&outcome.shown, report, outcome.took), &json!(null))
 }
 
 /// The files that warnings of changed content are about; the record has more of them.
@@ -502,6 +525,7 @@ fn outcome_json(outcome: &Outcome) -> Value {
     };
     json!({
         "job": outcome.job,
+        "container": outcome.container,
         "target": outcome.target,
         "result": exit_json(outcome.exit()),
         "seconds": outcome.took.as_secs_f64(),

@@ -64,13 +64,13 @@ impl CommandArgs for DoctorArgs {
 }
 
 fn config(context: &Context) -> Finding {
-    match &context.config.path {
-        Some(path) => Finding::new(
+    match context.config.files_in_words() {
+        Some(files) => Finding::new(
             "config",
             State::Fine,
             format!(
                 "{}: {}, {}",
-                path.display(),
+                files,
                 text::counted(
                     context.config.containers.len() as u64,
                     "container",

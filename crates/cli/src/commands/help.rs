@@ -13,7 +13,10 @@ use crate::output::complain;
 
 /// The commands of `sprat --help`, in groups.
 const GROUPS: [(&str, &[&str]); 5] = [
-    ("Set-up", &["init", "schedule", "doctor", "completions"]),
+    (
+        "Set-up",
+        &["init", "config", "schedule", "doctor", "completions"],
+    ),
     ("Every day", &["backup", "status", "check", "prune"]),
     (
         "Browse and restore",

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 use sprat_luks::{RecoveryKey, Secret, SlotKind};
+use sprat_run::config::Job;
 use sprat_session::closed_container::check_free;
 use sprat_session::ssh_config::Known;
 use sprat_session::state::{identity, key_notes, reserved_names};
@@ -218,8 +219,9 @@ fn note_inodes(context: &Context, resolved: &Resolved, inodes: Option<u64>, byte
         text::counted(room, "file", "files")
     ));
     let jobs = context.config.jobs.iter();
-    let jobs = jobs.filter(|job| job.container == resolved.name);
-    let there = session::files_on_disks_of(jobs.flat_map(|job| &job.sources));
+    let jobs = jobs.filter(|job| job.is_in(&resolved.name));
+    let sources: Vec<PathBuf> = jobs.flat_map(Job::local_sources).collect();
+    let there = session::files_on_disks_of(&sources);
     if there > room {
         context.output.warning(&format!(
             "the disks of this container's jobs hold {}, and it has room for about {}. If most of them \

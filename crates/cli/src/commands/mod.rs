@@ -5,6 +5,7 @@
 mod backup;
 mod check;
 mod completions;
+mod config;
 mod context;
 mod copy;
 mod doctor;
@@ -96,6 +97,9 @@ enum Command {
     /// Manage keys, the recovery sheet and header backups
     #[command(before_help = key::EXAMPLES, after_help = key::NOTES)]
     Key(key::KeyArgs),
+    /// Check the config, and show what is in effect
+    #[command(before_help = config::EXAMPLES)]
+    Config(config::ConfigArgs),
     /// Diagnose set-up problems
     #[command(before_help = doctor::EXAMPLES)]
     Doctor(doctor::DoctorArgs),
@@ -145,6 +149,8 @@ fn dispatch(name: String, cli: Cli) -> Exit {
         Command::Worker => return session::worker::run(),
         Command::MountKeeper => return session::worker::mount_keeper::run(),
         Command::Completions(args) => completions::run(&args, &Cli::command()),
+        Command::Config(args) => Environment::read()
+            .and_then(|environment| config::run(&args, &run.global, &environment, output)),
         Command::Schedule(args) => schedule::run(&args, &run.global, output),
         Command::Init(args) => run.command(&args),
         Command::Backup(args) => run.command(&args),

@@ -135,7 +135,7 @@ fn warn_of_config(output: Output) {
     let path = Path::new(ROOT_CONFIG_DIR).join("sprat.toml");
     let path = path.display();
     match Config::load(None, &places) {
-        Ok(config) if config.path.is_none() => output.warning(&format!(
+        Ok(config) if config.files.is_empty() => output.warning(&format!(
             "there is no config {path}: nothing is backed up. Only root's config is scheduled"
         )),
         Ok(config) if config.jobs.is_empty() => output.warning(&format!(

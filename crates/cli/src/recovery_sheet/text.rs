@@ -97,14 +97,10 @@ pub struct SheetJob {
 impl SheetJob {
     /// The jobs that `config` sends into `container`.
     pub(crate) fn of_container(config: &Config, container: &str) -> Vec<Self> {
-        let jobs = config.jobs.iter().filter(|job| job.container == container);
+        let jobs = config.jobs.iter().filter(|job| job.is_in(container));
         jobs.map(|job| Self {
             name: job.name.to_string(),
-            sources: job
-                .sources
-                .iter()
-                .map(|source| source.display().to_string())
-                .collect(),
+            sources: job.sources.iter().map(ToString::to_string).collect(),
         })
         .collect()
     }

@@ -16,6 +16,7 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
 
     Set-up:
       init         Create a container, its key file and its recovery sheet
+      config       Check the config, and show what is in effect
       schedule     Install, remove or show the timers that start sprat by itself
       doctor       Diagnose set-up problems
       completions  Print a completion script for a shell
@@ -132,6 +133,7 @@ fn every_command_has_a_help_with_an_example() {
         "grow",
         "unlock",
         "key",
+        "config",
         "doctor",
         "schedule",
         "completions",
@@ -168,7 +170,8 @@ fn help_of_backup_shows_both_forms() {
       sprat backup ssh://u1234@example.org/backup/home.luks --name home /home --exclude .cache/
 
     Arguments:
-      [JOB]...  Jobs of the config [default: all]; with --name give TARGET SOURCE… instead
+      [JOB]...  Jobs of the config, or copies (JOB@CONTAINER) [default: all]; with --name give TARGET
+                SOURCE… instead
     ");
 }
 

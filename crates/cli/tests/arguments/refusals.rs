@@ -46,7 +46,7 @@ fn wrong_arguments_exit_with_2_and_a_reason() {
     ["init"]
       sprat: the following required arguments were not provided:
     ["init", "x.luks", "--size", "12Q"]
-      sprat: invalid value '12Q' for '--size <SIZE>': the unit must be K, M, G, T or P
+      sprat: invalid value '12Q' for '--size <SIZE>': the unit must be K, M, G, T or P, or KiB, kB and so on
     ["restore", "x.luks", "home"]
       sprat: the following required arguments were not provided:
     ["snapshots", "x.luks", "--key-file", "a", "--passphrase-file", "b"]
@@ -260,17 +260,17 @@ exclude = ["!", "*.tmp"]
     sprat: the config [DIR]/config/sprat.toml is wrong
     Caused by:
       1: [DIR]/config/sprat.toml:2: `ssh_command`: a quote is not closed
-      2: [DIR]/config/sprat.toml:3: unknown key `keep` at the top of the file; known are container, job, ssh_command
-      3: [DIR]/config/sprat.toml:6: "-oProxyCommand=x" is not a host name
-      4: [DIR]/config/sprat.toml:7: unknown key `keyfile` in [container.home]; did you mean `key_file`?
-      5: [DIR]/config/sprat.toml:9: [container.www]: only one of key_file, passphrase_file and passphrase_command
-      6: [DIR]/config/sprat.toml:10: `target` "relative/x.luks" must be ssh://…, host:path or an absolute path
+      2: [DIR]/config/sprat.toml:3: unknown key `keep` at the top of the file; known are container, job, job_defaults, notify, public_status, ssh_command, time_zone, watch
+      3: [DIR]/config/sprat.toml:6: `target`: "-oProxyCommand=x" is not a host name
+      4: [DIR]/config/sprat.toml:7: unknown key `keyfile` in [container.home]; did you mean "key_file"?
+      5: [DIR]/config/sprat.toml:9: [container.www]: only one of key_file, passphrase_file, passphrase_command
+      6: [DIR]/config/sprat.toml:10: `target`: "relative/x.luks" must be ssh://…, host:path or an absolute path
       7: [DIR]/config/sprat.toml:11: `key_file`: "www.key" must begin with / or ~/
-      8: [DIR]/config/sprat.toml:14: unknown key `container.x` at the top of the file; did you mean `container`?
+      8: [DIR]/config/sprat.toml:14: unknown key `container.x` at the top of the file; did you mean "container"?
       9: [DIR]/config/sprat.toml:16: "a/b" can't name a container: letters, digits, `.`, `_` and `-`, not ending in .luks
       10: [DIR]/config/sprat.toml:19: [job.home] has no `sources`
       11: [DIR]/config/sprat.toml:20: there is no [container.hom]; did you mean "home"?
-      12: [DIR]/config/sprat.toml:21: unknown key `source` in [job.home]; did you mean `sources`?
+      12: [DIR]/config/sprat.toml:21: unknown key `source` in [job.home]; did you mean "sources"?
       13: [DIR]/config/sprat.toml:22: `exclude` must be text in quotes, not integer
       14: [DIR]/config/sprat.toml:24: "a:b" can't name a job: it holds a colon
       15: [DIR]/config/sprat.toml:24: [job.a:b] has no `container`
@@ -278,7 +278,7 @@ exclude = ["!", "*.tmp"]
       17: [DIR]/config/sprat.toml:26: `one_file_system` must be true or false
       18: [DIR]/config/sprat.toml:30: `sources`: "/srv/../etc" must not have `..` in it
       19: [DIR]/config/sprat.toml:31: `exclude`: "!": it would clear the list of patterns
-      20: [DIR]/config/sprat.toml:33: unknown key `retention` at the top of the file; known are container, job, ssh_command
+      20: [DIR]/config/sprat.toml:33: unknown key `retention` at the top of the file; known are container, job, job_defaults, notify, public_status, ssh_command, time_zone, watch
     Hint: nothing was started. docs/config.md lists every key
     "#);
 }

@@ -196,6 +196,50 @@ fn a_result_that_can_not_be_written_stops_no_job_of_another_container() {
 }
 
 #[test]
+fn job_with_two_containers_makes_a_copy_in_each_and_the_worst_code_counts() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    let folder = machine.folder().display().to_string();
+    machine.write(
+        "config/conf.d/usb.toml",
+        format!(
+            "[container.usb]\ntarget = \"{folder}/store/y.luks\"\n\
+             [job.both]\ncontainer = [\"usb\", \"disk\"]\nsources = \"{folder}/other\"\n"
+        ),
+    );
+    // The container on the second disk is not there: the other copies are made.
+    let ran = machine.sprat(&["backup", "--json"]);
+    assert_eq!(ran.code, 10, "{}", ran.whole());
+    let said = ran.json();
+    let made = |said: &serde_json::Value| -> Vec<String> {
+        let jobs = said["jobs"].as_array().unwrap().iter();
+        jobs.map(|job| {
+            format!(
+                "{}@{}: {}",
+                job["job"], job["container"], job["result"]["code"]
+            )
+        })
+        .map(|line| line.replace('"', ""))
+        .collect()
+    };
+    let all = ["one@disk: 0", "two@disk: 0", "both@disk: 0", "both@usb: 10"];
+    assert_eq!(made(&said), all);
+
+    machine.init(&["usb", "--size", "1G"]);
+    let ran = machine.ok(&["backup", "both"]);
+    for copy in ["both@disk: snapshot 2", "both@usb: snapshot 2"] {
+        assert!(ran.stdout.contains(copy), "{}", ran.whole());
+    }
+    let said = machine.ok(&["backup", "both@usb", "--json"]).json();
+    assert_eq!(made(&said), ["both@usb: 0"]);
+    let status = machine.sprat(&["status", "--offline", "--json"]).json();
+    for container in status["containers"].as_array().unwrap() {
+        let last = &container["jobs"]["both"]["last_run"]["exit"];
+        assert_eq!(last, "done", "{container}");
+    }
+}
+
+#[test]
 fn paths_that_are_no_text_are_escaped_in_json() {
     requires!(needs::root());
     use std::os::unix::ffi::OsStrExt;

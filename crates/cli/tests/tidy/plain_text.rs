@@ -19,7 +19,8 @@ fn keys_in_section(page: &str, heading: &str) -> BTreeSet<String> {
 fn config_page_has_every_key_of_the_config_and_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("sprat.toml");
-    let unknown = "zzzzqq = 1\n[container.a]\nzzzzqq = 1\n[job.a]\nzzzzqq = 1\n";
+    let unknown = "zzzzqq = 1\n[container.a]\nzzzzqq = 1\n[job.a]\nzzzzqq = 1\n\
+                   [notify]\nzzzzqq = 1\n[watch.a]\nzzzzqq = 1\n";
     fs::write(&config, unknown).unwrap();
     let ran = std::process::Command::new(env!("CARGO_BIN_EXE_sprat"))
         .args(["status", "--config"])
@@ -32,6 +33,8 @@ fn config_page_has_every_key_of_the_config_and_no_other() {
         ("at the top of the file", "## At the top"),
         ("in [container.a]", "## `[container.NAME]`"),
         ("in [job.a]", "## `[job.NAME]`"),
+        ("in [notify]", "## `[notify]`"),
+        ("in [watch.a]", "## `[watch.NAME]`"),
     ] {
         let (_, rest) = said
             .split_once(&format!("unknown key `zzzzqq` {place}; known are "))

@@ -1,21 +1,49 @@
-//! The config file: containers and jobs. All of it is checked before anything starts.
+//! The config: containers, jobs, notices. All of it is checked before anything starts.
+//!
+//! The files are `sprat.toml` and `conf.d/*.toml` beside it. [`load`] returns what is right, and every
+//! mistake with what it stops. A person's command refuses to start with any mistake; `run` does what it
+//! can.
 
+mod container;
+mod files;
+mod in_effect;
+mod job;
+mod keep;
+mod mistake;
+mod notify;
 mod reader;
+mod schedule;
+mod show;
+mod values;
 
-use std::ffi::OsString;
-use std::io::Read;
-use std::path::{Component, Path, PathBuf};
+#[cfg(test)]
+mod tests;
 
-use reader::{Mistake, Reader, Table, Text};
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
 use sprat_session::Failure;
-use sprat_session::address::{Target, is_name};
-use sprat_session::trusted_file;
-use sprat_snapshot::{JobName, SnapshotSpec};
 
+pub use container::Container;
+pub use files::{default_files, files_beside};
+pub use job::{Conditions, Dump, Filters, Growth, GrowthLimit, GrowthRules, Job, Sample, job_name};
+pub use keep::Keep;
+pub use mistake::{Mistake, Stops};
+pub use notify::{Digest, Mail, Notify, Password, SmtpServer, Watch};
+pub use schedule::{AtTime, Schedule};
+pub use show::{Origin, Setting};
+pub use values::{DayPart, Hook, SecretText, Source, UploadLimit, Words, check_url, split_words};
+
+use crate::copy_name::CopyName;
 use crate::suggest::near_miss;
+use reader::{Reader, Table, only_table};
 
-/// A longer file is not a config.
-const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// The longest time in a config: a hundred years. Sums of such times stay in the range of dates.
+const TIME_MAX: Duration = Duration::from_secs(100 * 366 * 86_400);
+/// Largest number of mistakes that a failure lists: a file that is not a config has very many.
+const MISTAKES_MAX: usize = 20;
 
 /// What reading a config needs to know of the machine and the user. Only the command line reads the environment.
 #[derive(Debug, Clone, Default)]
@@ -28,83 +56,273 @@ pub struct ConfigPlaces {
     pub folder: Option<PathBuf>,
 }
 
-impl ConfigPlaces {
-    /// Makes a path of the config absolute: `~/…` is expanded; `None` for a relative path.
-    fn absolute(&self, path: &str) -> Option<PathBuf> {
-        if let Some(rest) = path.strip_prefix("~/") {
-            return self.home.as_ref().map(|home| home.join(rest));
-        }
-        Path::new(path).is_absolute().then(|| PathBuf::from(path))
-    }
-}
-
-/// The content of the config.
-#[derive(Debug, Default)]
+/// The content of the config, as far as it is right.
+#[derive(Debug)]
 pub struct Config {
-    /// The file; `None`: there is no config.
-    pub path: Option<PathBuf>,
+    /// The files that were read, in their order.
+    pub files: Vec<PathBuf>,
+    /// `time_zone`: for times of the day, days of retention and the digest.
+    pub time_zone: String,
     /// `ssh_command` at the top: for every container without its own.
-    pub ssh_command: Option<Vec<OsString>>,
-    /// `[container.NAME]`, in the order of the file.
+    pub ssh_command: Option<Words>,
+    /// `public_status`.
+    pub public_status: bool,
+    /// `[container.NAME]`, in the order of the config.
     pub containers: Vec<Container>,
-    /// `[job.NAME]`, in the order of the file.
+    /// `[job.NAME]`, in the order of the config.
     pub jobs: Vec<Job>,
+    /// `[notify]`.
+    pub notify: Notify,
+    /// `[watch.NAME]`, in the order of the config.
+    pub watches: Vec<Watch>,
+    /// The copies that a mistake stops, as far as their names are known.
+    pub stopped: Vec<CopyName>,
+    /// Each key of the top and its origin, for `config show`.
+    pub settings: Vec<Setting>,
 }
 
-/// `[container.NAME]`.
-#[derive(Debug, Clone)]
-pub struct Container {
-    /// NAME.
-    pub name: String,
-    /// Its location.
-    pub target: Target,
-    /// `key_file`.
-    pub key_file: Option<PathBuf>,
-    /// `passphrase_file`.
-    pub passphrase_file: Option<PathBuf>,
-    /// `passphrase_command`, in words.
-    pub passphrase_command: Option<Vec<OsString>>,
-    /// `ssh_command`, in words.
-    pub ssh_command: Option<Vec<OsString>>,
-    /// `allow_no_fsync`.
-    pub allow_no_fsync: bool,
+/// One job in one container.
+#[derive(Debug, Clone, Copy)]
+pub struct Copy<'c> {
+    /// The job.
+    pub job: &'c Job,
+    /// The container.
+    pub container: &'c Container,
 }
 
-/// `[job.NAME]`.
-#[derive(Debug, Clone)]
-pub struct Job {
-    /// NAME.
-    pub name: JobName,
-    /// The name of the container that it backs up to.
-    pub container: String,
-    /// What is backed up, absolute.
-    pub sources: Vec<PathBuf>,
-    /// rsync's patterns.
-    pub exclude: Vec<String>,
-    /// Files of such patterns, absolute.
-    pub exclude_from: Vec<PathBuf>,
-    /// Stay on each source's file system.
-    pub one_file_system: bool,
-    /// Accept empty sources.
-    pub allow_empty: bool,
-}
-
-impl Job {
-    /// What a run of the job backs up.
-    pub fn spec(&self) -> SnapshotSpec {
-        let mut spec = SnapshotSpec::new(self.name.clone(), self.sources.clone());
-        spec.excludes.clone_from(&self.exclude);
-        spec.exclude_from.clone_from(&self.exclude_from);
-        spec.one_file_system = self.one_file_system;
-        spec.allow_empty = self.allow_empty;
-        spec
+impl Copy<'_> {
+    /// Its name, such as `home@nas`.
+    #[must_use]
+    pub fn name(&self) -> CopyName {
+        CopyName::new(self.job.name.as_str(), &*self.container.name)
     }
+}
+
+/// A config that was read.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What is right.
+    pub config: Config,
+    /// The mistakes, in the order of files and lines.
+    pub mistakes: Vec<Mistake>,
+    /// The warnings, in the same order.
+    pub warnings: Vec<Mistake>,
+}
+
+impl Loaded {
+    /// The config, if it has no mistake.
+    ///
+    /// # Errors
+    /// All mistakes, each with its place.
+    pub fn without_mistakes(self) -> Result<Config, Failure> {
+        if self.mistakes.is_empty() {
+            return Ok(self.config);
+        }
+        let mut names: Vec<String> = Vec::new();
+        for mistake in &self.mistakes {
+            let name = mistake.file.display().to_string();
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        let unread = self.mistakes.iter().all(|mistake| mistake.line.is_none());
+        let what = if unread { "can't be used" } else { "is wrong" };
+        let mut failure = Failure::usage(format!("the config {} {what}", names.join(", ")));
+        for mistake in self.mistakes.iter().take(MISTAKES_MAX) {
+            failure = failure.because(match (unread, names.len()) {
+                (true, 1) => mistake.what.clone(),
+                _ => mistake.to_string(),
+            });
+        }
+        let more = self.mistakes.len().saturating_sub(MISTAKES_MAX);
+        if more > 0 {
+            failure = failure.because(format!("and {more} more mistakes"));
+        }
+        match unread {
+            true => Err(failure),
+            false => Err(failure.with_hint("nothing was started. docs/config.md lists every key")),
+        }
+    }
+
+    /// Whether notices go by this `[notify]`; else by the last one that was right.
+    pub fn notify_is_right(&self) -> bool {
+        let stops_notices = |mistake: &Mistake| mistake.stops == Stops::Notices;
+        !self.mistakes.iter().any(stops_notices)
+    }
+}
+
+/// Reads these files as one config.
+pub fn load(files: &[PathBuf], places: &ConfigPlaces) -> Loaded {
+    let (read, unread) = files::read(files, places);
+    let reader = Reader::new(&read);
+    let tops = reader.parse();
+    let config = read_all(&reader, &tops, places, files);
+    let (mistakes, warnings) = reader.into_findings();
+    Loaded {
+        config,
+        mistakes: unread.into_iter().chain(mistakes).collect(),
+        warnings,
+    }
+}
+
+fn read_all<'i>(
+    reader: &Reader<'i>,
+    tops: &[(usize, toml::de::DeTable<'i>)],
+    places: &ConfigPlaces,
+    files: &[PathBuf],
+) -> Config {
+    let mut top = Table::top(reader, tops);
+    let time_zone = top.value_or("time_zone", "local", values::owned);
+    let ssh_command = top.value("ssh_command", values::command);
+    let public_status = top.flag("public_status", true);
+    for kind in ["container", "job", "watch"] {
+        top.knows(kind);
+    }
+    let tables = reader.named_tables("container", tops, |name| Stops::Container(name.to_owned()));
+    let names: Vec<String> = tables.iter().map(|(name, _)| name.clone()).collect();
+    let mut containers: Vec<(Container, reader::Spot)> = Vec::new();
+    for (name, layer) in tables {
+        let spot = layer.spot.clone();
+        let Some(read) = container::read(name, layer, reader, places) else {
+            continue;
+        };
+        if let Some((other, _)) = containers.iter().find(|(one, _)| one.target == read.target) {
+            let what = format!(
+                "[container.{}] has the target of [container.{}]",
+                read.name, other.name
+            );
+            reader.mistake(&spot, what);
+        }
+        containers.push((read, spot));
+    }
+    let defaults = only_table(&mut top, "job_defaults", Stops::EveryJob);
+    if let Some(layer) = &defaults {
+        job::check_defaults(layer, reader, places);
+    }
+    let mut jobs = Vec::new();
+    for (name, layer) in reader.named_tables("job", tops, |name| Stops::Job(name.to_owned())) {
+        jobs.push(job::read(
+            &name,
+            layer,
+            defaults.as_ref(),
+            reader,
+            places,
+            &names,
+        ));
+    }
+    let mut watches = Vec::new();
+    for (name, layer) in reader.named_tables("watch", tops, |_| Stops::Nothing) {
+        watches.extend(notify::read_watch(name, layer, reader, places));
+    }
+    let notify = only_table(&mut top, "notify", Stops::Notices);
+    let notify = notify::read(Table::of_layer(reader, "[notify]", notify), places);
+    if !in_effect::is_without_effect("notify", "mail")
+        && !notify.has_channel()
+        && let Some(spot) = top.start()
+    {
+        let what = "no channel in [notify]: failures and overdue copies are reported to nobody";
+        reader.warning(&spot, what);
+    }
+    let settings = top.finish(&[], "top");
+    let stopped = reader.stopped();
+    let is_right = |name: &str| !stopped.contains(&Stops::Container(name.to_owned()));
+    let containers = containers.into_iter().map(|(container, _)| container);
+    let containers: Vec<Container> = containers.filter(|one| is_right(&one.name)).collect();
+    let (jobs, stopped) = sort_out(jobs, &containers, &stopped);
+    Config {
+        files: files.to_owned(),
+        time_zone,
+        ssh_command,
+        public_status,
+        containers,
+        jobs,
+        notify,
+        watches,
+        stopped,
+        settings,
+    }
+}
+
+/// The jobs that are right, and the copies that a mistake stops.
+fn sort_out(
+    read: Vec<job::ReadJob>,
+    containers: &[Container],
+    stops: &BTreeSet<Stops>,
+) -> (Vec<Job>, Vec<CopyName>) {
+    let (mut jobs, mut stopped) = (Vec::new(), Vec::new());
+    for read in read {
+        let is_stopped = stops.contains(&Stops::EveryJob)
+            || stops.contains(&Stops::Job(read.name.clone()))
+            || read.job.is_none();
+        for container in &read.containers {
+            let is_there = containers.iter().any(|known| known.name == *container);
+            if is_stopped || !is_there {
+                stopped.push(CopyName::new(&*read.name, &**container));
+            }
+        }
+        jobs.extend(read.job.filter(|_| !is_stopped));
+    }
+    (jobs, stopped)
 }
 
 impl Config {
+    /// Reads the config as a person's command needs it: `named` (absolute, and must exist) with what lies
+    /// beside it, else the default one if there is one.
+    ///
+    /// # Errors
+    /// It can't be read, or has mistakes: all of them are named, each with its line.
+    pub fn load(named: Option<&Path>, places: &ConfigPlaces) -> Result<Self, Failure> {
+        let files = match named {
+            Some(path) => files_beside(path),
+            None => default_files(places),
+        };
+        load(&files, places).without_mistakes()
+    }
+
+    /// All copies, by containers in the order of the config, and in each by jobs.
+    pub fn copies(&self) -> impl Iterator<Item = Copy<'_>> {
+        self.containers.iter().flat_map(|container| {
+            let jobs = self.jobs.iter();
+            let jobs = jobs.filter(|job| job.is_in(&container.name));
+            jobs.map(move |job| Copy { job, container })
+        })
+    }
+
+    /// The copies that a word names: `JOB` in each of its containers, or `JOB@CONTAINER`.
+    ///
+    /// # Errors
+    /// There is no such job, or it does not back up to that container; the hint names the likely one.
+    pub fn copies_of(&self, word: &str) -> Result<Vec<Copy<'_>>, Failure> {
+        let of = |job: &str, container: Option<&str>| -> Vec<Copy<'_>> {
+            let copies = self.copies().filter(|copy| copy.job.name.as_str() == job);
+            copies
+                .filter(|copy| container.is_none_or(|name| copy.container.name == name))
+                .collect()
+        };
+        let whole = of(word, None);
+        let Some((job, container)) = word.rsplit_once('@').filter(|_| whole.is_empty()) else {
+            self.job(word)?;
+            return Ok(whole);
+        };
+        let found = of(job, Some(container));
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        let job = self.job(job)?;
+        let failure = Failure::usage(format!(
+            "job {} does not back up to {container:?}",
+            job.name
+        ));
+        let near = near_miss(container, job.containers.iter().map(String::as_str));
+        Err(self.placed(failure).with_hint(match near {
+            Some(near) => format!("did you mean {}@{near}?", job.name),
+            None => format!("it backs up to {}", job.containers.join(", ")),
+        }))
+    }
+
     /// The names of a container's jobs.
     pub fn jobs_of(&self, container: &str) -> Vec<String> {
-        let jobs = self.jobs.iter().filter(|job| job.container == container);
+        let jobs = self.jobs.iter().filter(|job| job.is_in(container));
         jobs.map(|job| job.name.to_string()).collect()
     }
 
@@ -113,37 +331,48 @@ impl Config {
         self.jobs_of(container).iter().any(|known| known == job)
     }
 
-    /// Reads the config: `named` (absolute, and must exist), else the default one if there is one.
-    ///
-    /// # Errors
-    /// It can't be read, or has mistakes: all of them are named, each with its line.
-    pub fn load(named: Option<&Path>, places: &ConfigPlaces) -> Result<Self, Failure> {
-        let path = match (named, &places.folder) {
-            (Some(path), _) => path.to_owned(),
-            (None, Some(folder)) => folder.join("sprat.toml"),
-            (None, None) => return Ok(Self::default()),
-        };
-        let text = match read(&path, places) {
-            Ok(text) => text,
-            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Self::default());
-            }
-            Err(error) => {
-                return Err(
-                    Failure::usage(format!("the config {} can't be used", path.display()))
-                        .caused_by(&error),
-                );
-            }
-        };
-        let mut config = Self::parse(&text, places).map_err(|mistakes| wrong(&path, &mistakes))?;
-        config.path = Some(path);
-        Ok(config)
+    /// Warns of each key file and passphrase file that other users can read.
+    pub fn exposed_keys(&self, places: &ConfigPlaces) -> Vec<Mistake> {
+        let exposed = self.containers.iter().filter_map(|container| {
+            let named = container
+                .key_file
+                .as_ref()
+                .or(container.passphrase_file.as_ref());
+            let default = places.folder.as_ref();
+            let default = default.map(|folder| folder.join(format!("keys/{}.key", container.name)));
+            let path = named.cloned().or(default)?;
+            let mode = path.metadata().ok()?.permissions().mode();
+            let keys = ["key_file", "passphrase_file"];
+            let mut settings = container.settings.iter();
+            let origin = settings.find(|one| keys.contains(&one.key))?.origin.clone();
+            (mode & 0o077 != 0).then(|| Mistake {
+                file: origin
+                    .as_ref()
+                    .map_or(path.clone(), |origin| origin.file.clone()),
+                line: origin.map(|origin| origin.line),
+                what: format!(
+                    "other users can read {} (mode {:04o}): chmod 600",
+                    path.display(),
+                    mode & 0o7777
+                ),
+                likely: None,
+                stops: Stops::Nothing,
+            })
+        });
+        exposed.collect()
+    }
+
+    /// The files in words; `None`: there is no config.
+    pub fn files_in_words(&self) -> Option<String> {
+        let files = self.files.iter().map(|file| file.display().to_string());
+        let files: Vec<String> = files.collect();
+        (!files.is_empty()).then(|| files.join(", "))
     }
 
     /// Adds to a failure which config was read, or that there is none.
     pub fn placed(&self, failure: Failure) -> Failure {
-        match &self.path {
-            Some(path) => failure.because(format!("the config is {}", path.display())),
+        match self.files_in_words() {
+            Some(files) => failure.because(format!("the config is {files}")),
             None => failure.because("there is no config"),
         }
     }
@@ -153,21 +382,20 @@ impl Config {
     /// # Errors
     /// There is none; the hint names the likely one.
     pub fn container(&self, name: &str) -> Result<&Container, Failure> {
-        let found = self
-            .containers
-            .iter()
-            .find(|container| container.name == name);
-        found.ok_or_else(|| {
-            let failure = Failure::usage(format!("no container {name:?} in the config"));
-            let failure = self.placed(failure);
-            match near_miss(name, self.containers.iter().map(|c| c.name.as_str())) {
-                Some(near) => failure.with_hint(format!("did you mean {near:?}?")),
-                None => failure.with_hint(
-                    "name it as [container.NAME] in the config, or give its place: \
-                     ssh://user@host/path/x.luks, host:path/x.luks or /path/x.luks",
-                ),
-            }
-        })
+        let mut containers = self.containers.iter();
+        if let Some(found) = containers.find(|container| container.name == name) {
+            return Ok(found);
+        }
+        let failure = self.placed(Failure::usage(format!(
+            "no container {name:?} in the config"
+        )));
+        let names = self.containers.iter().map(|known| known.name.as_str());
+        Err(failure.with_hint(match near_miss(name, names) {
+            Some(near) => format!("did you mean {near:?}?"),
+            None => "name it as [container.NAME] in the config, or give its place: \
+                     ssh://user@host/path/x.luks, host:path/x.luks or /path/x.luks"
+                .to_owned(),
+        }))
     }
 
     /// The job called `name`.
@@ -175,308 +403,14 @@ impl Config {
     /// # Errors
     /// There is none; the hint names the likely one.
     pub fn job(&self, name: &str) -> Result<&Job, Failure> {
-        let found = self.jobs.iter().find(|job| job.name.as_str() == name);
-        found.ok_or_else(|| {
-            let failure = Failure::usage(format!("no job {name:?} in the config"));
-            let failure = self.placed(failure);
-            match near_miss(name, self.jobs.iter().map(|job| job.name.as_str())) {
-                Some(near) => failure.with_hint(format!("did you mean {near:?}?")),
-                None => {
-                    failure.with_hint("without a config: sprat backup TARGET --name JOB SOURCE…")
-                }
-            }
-        })
-    }
-
-    fn parse(text: &str, places: &ConfigPlaces) -> Result<Self, Vec<Mistake>> {
-        let mut reader = Reader::new(text);
-        let mut config = Self::default();
-        if let Some(entries) = reader.parse() {
-            let mut top = Table::top(&entries);
-            config.ssh_command = command(&mut top, &mut reader, "ssh_command");
-            if let Some(value) = top.value("container") {
-                for (name, table) in reader.named_tables("container", value) {
-                    config
-                        .containers
-                        .extend(container(name, table, &mut reader, places));
-                }
-            }
-            let containers: Vec<String> = top.value("container").map_or_else(Vec::new, |value| {
-                let tables = value.get_ref().as_table();
-                tables.map_or_else(Vec::new, |t| {
-                    t.keys().map(|k| k.get_ref().to_string()).collect()
-                })
-            });
-            if let Some(value) = top.value("job") {
-                for (name, table) in reader.named_tables("job", value) {
-                    config
-                        .jobs
-                        .extend(job(&name, table, &mut reader, places, &containers));
-                }
-            }
-            top.finish(&mut reader);
+        if let Some(found) = self.jobs.iter().find(|job| job.name.as_str() == name) {
+            return Ok(found);
         }
-        let mistakes = reader.into_mistakes();
-        if mistakes.is_empty() {
-            Ok(config)
-        } else {
-            Err(mistakes)
-        }
+        let failure = self.placed(Failure::usage(format!("no job {name:?} in the config")));
+        let names = self.jobs.iter().map(|job| job.name.as_str());
+        Err(failure.with_hint(match near_miss(name, names) {
+            Some(near) => format!("did you mean {near:?}?"),
+            None => "without a config: sprat backup TARGET --name JOB SOURCE…".to_owned(),
+        }))
     }
-}
-
-fn wrong(path: &Path, mistakes: &[Mistake]) -> Failure {
-    let mut failure = Failure::usage(format!("the config {} is wrong", path.display()));
-    for mistake in mistakes {
-        failure = failure.because(format!(
-            "{}:{}: {}",
-            path.display(),
-            mistake.line,
-            mistake.what
-        ));
-    }
-    failure.with_hint("nothing was started. docs/config.md lists every key")
-}
-
-/// Reads the file. If others can write to it or replace it, it is refused for root: it names commands that
-/// root runs (`ssh_command`).
-fn read(path: &Path, places: &ConfigPlaces) -> std::io::Result<String> {
-    let file = trusted_file::open(path)?;
-    let refuse = |why: &str| Err(std::io::Error::other(why.to_owned()));
-    if places.root
-        && let Some(why) = trusted_file::writable_by_others(path)?
-    {
-        return refuse(&format!(
-            "others than root can write to it or replace it, and it names commands that root runs: \
-             {why} (chown root, chmod go-w)"
-        ));
-    }
-    let mut text = String::new();
-    file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > CONFIG_BYTES_MAX {
-        return refuse("longer than 1 MiB");
-    }
-    Ok(text)
-}
-
-fn container<'i>(
-    name: String,
-    mut table: Table<'_, 'i>,
-    reader: &mut Reader<'i>,
-    places: &ConfigPlaces,
-) -> Option<Container> {
-    if !is_name(&name) || name.ends_with(".luks") {
-        reader.mistake(
-            table.span.clone(),
-            format!(
-                "{name:?} can't name a container: letters, digits, `.`, `_` and `-`, \
-                 not ending in .luks"
-            ),
-        );
-    }
-    let mut target = None;
-    match table.text(reader, "target") {
-        Some(text) => match parse_target(&text.value, places) {
-            Ok(parsed) => target = Some(parsed),
-            Err(what) => reader.mistake(text.span, what),
-        },
-        None if table.value("target").is_none() => table.missing(reader, "target"),
-        None => {}
-    }
-    let key_file = path(&mut table, reader, places, "key_file");
-    let passphrase_file = path(&mut table, reader, places, "passphrase_file");
-    let passphrase_command = command(&mut table, reader, "passphrase_command");
-    let ways = [
-        table.value("key_file").is_some(),
-        table.value("passphrase_file").is_some(),
-        table.value("passphrase_command").is_some(),
-    ];
-    if ways.iter().filter(|way| **way).count() > 1 {
-        reader.mistake(
-            table.span.clone(),
-            format!(
-                "{}: only one of key_file, passphrase_file and passphrase_command",
-                table.title
-            ),
-        );
-    }
-    let ssh_command = command(&mut table, reader, "ssh_command");
-    let allow_no_fsync =
-        table.flag(reader, "allow_no_fsync") | table.old_flag(reader, "insist_without_fsync");
-    table.finish(reader);
-    Some(Container {
-        name,
-        target: target?,
-        key_file,
-        passphrase_file,
-        passphrase_command,
-        ssh_command,
-        allow_no_fsync,
-    })
-}
-
-fn job<'i>(
-    name: &str,
-    mut table: Table<'_, 'i>,
-    reader: &mut Reader<'i>,
-    places: &ConfigPlaces,
-    containers: &[String],
-) -> Option<Job> {
-    let job_name = job_name(name)
-        .map_err(|what| reader.mistake(table.span.clone(), what))
-        .ok();
-    let container = table.text(reader, "container");
-    match &container {
-        Some(text) if !containers.contains(&text.value) => {
-            let near = near_miss(&text.value, containers.iter().map(String::as_str));
-            let near = near.map_or_else(String::new, |near| format!("; did you mean {near:?}?"));
-            reader.mistake(
-                text.span.clone(),
-                format!("there is no [container.{}]{near}", text.value),
-            );
-        }
-        None if table.value("container").is_none() => table.missing(reader, "container"),
-        Some(_) | None => {}
-    }
-    let mistakes_before = reader.count();
-    let sources = paths(&mut table, reader, places, "sources");
-    if table.value("sources").is_none() {
-        table.missing(reader, "sources");
-    } else if sources.is_empty() && reader.count() == mistakes_before {
-        reader.mistake(
-            table.span.clone(),
-            format!("{}: `sources` is empty", table.title),
-        );
-    }
-    let exclude = table.texts(reader, "exclude");
-    for pattern in &exclude {
-        if let Some(why) = sprat_snapshot::pattern_mistake(&pattern.value) {
-            reader.mistake(
-                pattern.span.clone(),
-                format!("`exclude`: {:?}: {why}", pattern.value),
-            );
-        }
-    }
-    let exclude_from = paths(&mut table, reader, places, "exclude_from");
-    let one_file_system = table.flag(reader, "one_file_system");
-    let allow_empty = table.flag(reader, "allow_empty");
-    table.finish(reader);
-    Some(Job {
-        name: job_name?,
-        container: container?.value,
-        sources,
-        exclude: exclude.into_iter().map(|text| text.value).collect(),
-        exclude_from,
-        one_file_system,
-        allow_empty,
-    })
-}
-
-/// Checks a job's name. It has no colon, because in `restore` a colon begins the path.
-///
-/// # Errors
-/// It can't name a job; the text says why.
-pub fn job_name(text: &str) -> Result<JobName, String> {
-    if text.contains(':') {
-        return Err(format!("{text:?} can't name a job: it holds a colon"));
-    }
-    JobName::new(text).map_err(|error| error.to_string())
-}
-
-fn parse_target(text: &str, places: &ConfigPlaces) -> Result<Target, String> {
-    let text = match (text.strip_prefix("~/"), &places.home) {
-        (Some(rest), Some(home)) => format!("{}/{rest}", home.display()),
-        _ => text.to_owned(),
-    };
-    let parsed = Target::parse(&text, Path::new("")).map_err(|error| error.to_string())?;
-    if parsed.local_folder().is_some_and(Path::is_relative) {
-        return Err(format!(
-            "`target` {text:?} must be ssh://…, host:path or an absolute path"
-        ));
-    }
-    Ok(parsed)
-}
-
-fn command<'i>(
-    table: &mut Table<'_, 'i>,
-    reader: &mut Reader<'i>,
-    key: &'static str,
-) -> Option<Vec<OsString>> {
-    let text = table.text(reader, key)?;
-    match split_words(&text.value) {
-        Ok(words) => Some(words),
-        Err(what) => {
-            reader.mistake(text.span, format!("`{key}`: {what}"));
-            None
-        }
-    }
-}
-
-/// Splits a command into words as a shell does; nothing in it is expanded.
-///
-/// # Errors
-/// It holds no command, or a quote is not closed.
-pub fn split_words(text: &str) -> Result<Vec<OsString>, String> {
-    match shlex::split(text) {
-        Some(words) if !words.is_empty() && !words[0].is_empty() => {
-            Ok(words.into_iter().map(OsString::from).collect())
-        }
-        Some(_) => Err("no command in it".to_owned()),
-        None => Err("a quote is not closed".to_owned()),
-    }
-}
-
-fn path<'i>(
-    table: &mut Table<'_, 'i>,
-    reader: &mut Reader<'i>,
-    places: &ConfigPlaces,
-    key: &'static str,
-) -> Option<PathBuf> {
-    let text = table.text(reader, key)?;
-    absolute(&text, reader, places, key)
-}
-
-fn paths<'i>(
-    table: &mut Table<'_, 'i>,
-    reader: &mut Reader<'i>,
-    places: &ConfigPlaces,
-    key: &'static str,
-) -> Vec<PathBuf> {
-    let texts = table.texts(reader, key);
-    let mut paths = Vec::new();
-    for text in &texts {
-        let Some(path) = absolute(text, reader, places, key) else {
-            continue;
-        };
-        // Snapshots contain the whole path of a source, so it must be the same in each run.
-        if key == "sources" && path.components().any(|part| part == Component::ParentDir) {
-            reader.mistake(
-                text.span.clone(),
-                format!("`{key}`: {:?} must not have `..` in it", text.value),
-            );
-        }
-        paths.push(path);
-    }
-    paths
-}
-
-fn absolute(
-    text: &Text,
-    reader: &mut Reader<'_>,
-    places: &ConfigPlaces,
-    key: &str,
-) -> Option<PathBuf> {
-    let path = places.absolute(&text.value);
-    if path.is_none() {
-        let what = if text.value.starts_with("~/") {
-            "begins with ~/, and HOME is not set (a system service has none): write the whole path"
-        } else {
-            "must begin with / or ~/"
-        };
-        reader.mistake(
-            text.span.clone(),
-            format!("`{key}`: {:?} {what}", text.value),
-        );
-    }
-    path
 }

@@ -66,20 +66,7 @@ impl Exit {
         }
     }
 
-    /// Of a command that did several things: theirs where those that failed agree, else
-    /// [`Failed`](Self::Failed); [`Unread`](Self::Unread) only if none failed.
-    pub fn of_several(exits: impl Iterator<Item = Self>) -> Self {
-        exits.fold(Self::Done, |all, exit| match (all, exit) {
-            (_, Self::Interrupted) | (Self::Interrupted, _) => Self::Interrupted,
-            (all, Self::Done) => all,
-            (Self::Done | Self::Unread, exit) => exit,
-            (all, Self::Unread) => all,
-            (all, exit) if all == exit => all,
-            _ => Self::Failed,
-        })
-    }
-
-    /// Of a status that shows several things: the one that a monitor should report first.
+    /// Of several things: the one that a monitor should report first.
     pub fn worst(exits: impl Iterator<Item = Self>) -> Self {
         let rank = |exit: &Self| match exit {
             Self::Interrupted => 9,
