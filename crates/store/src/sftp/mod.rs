@@ -15,6 +15,7 @@ mod copy;
 mod file;
 mod further;
 mod open;
+mod packet;
 mod program;
 mod punch;
 mod questions;

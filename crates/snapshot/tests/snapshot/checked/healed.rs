@@ -5,10 +5,12 @@ use std::fs::{self, File, FileTimes};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use sprat_snapshot::{Cancel, CheckWhat, KeepCount, KeepReason, KeepRules, PruneSpec, Warning};
 use sprat_testkit::compare::assert_same;
+use sprat_testkit::requires;
 
 use super::{against_source, next_second, read_all, rewrite, spec, try_check};
 use crate::folder::{Bench, job_name};
@@ -312,14 +314,21 @@ fn prune_before_the_heal_never_removes_the_last_right_content() {
 
 #[test]
 fn a_check_that_cannot_save_its_sums_reports_what_it_found() {
+    requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     let (_, kept) = checked_once(&bench);
     rewrite(&kept, b"noise");
     let mut one = spec(&bench, CheckWhat::Everything);
-    // A folder has the name of the new file.
-    fs::create_dir_all(one.known.with_extension("new")).unwrap();
+    // A file that is a mount point can be read, and not replaced.
+    let run = |command: &str, arguments: &[&Path]| {
+        let ran = Command::new(command).args(arguments).status().unwrap();
+        assert!(ran.success(), "{command}");
+    };
+    run("mount", &[Path::new("--bind"), &one.known, &one.known]);
     one.suspects = bench.path("suspects.json");
-    let report = try_check(&bench, &one, &Cancel::new()).unwrap();
+    let report = try_check(&bench, &one, &Cancel::new());
+    run("umount", &[&one.known]);
+    let report = report.unwrap();
     assert_eq!(report.damaged.count, 1);
     assert_eq!(report.not_saved.len(), 1, "{:?}", report.not_saved);
     // Backups use the list all the same.
