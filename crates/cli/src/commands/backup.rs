@@ -473,9 +473,9 @@ fn summary(job: &str, report: &SnapshotReport, took: Duration) -> String {
     // A folder whose disk was unmounted, or a file without its attributes, is there in part.
     let part = report.record.warnings.iter().any(Warning::lacks_something);
     summary.push_str(&format!(
-        "\n{job}: {} could not be read and NOT in this snapshot{}:\n",
+        "\n{job}: {} could not be read, and NOT stored in this snapshot{}:\n",
         text::counted(unread.count, "source file", "source files"),
-        if part { ", or incomplete" } else { "" }
+        if part { ", or only in part" } else { "" }
     ));
     for name in unread.names.iter().take(UNREAD_SHOWN_MAX) {
         let reason = report

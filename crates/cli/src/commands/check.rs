@@ -302,18 +302,18 @@ fn render(target: &str, args: &CheckArgs, checked: &Checked) -> String {
     }
     if checked.is_damaged() {
         out.push_str(
-            "What to do: don't back up into this container. Restore what you need first; files that \
-             aren't named here are good as far as they were checked. Then check the server's disk; \
-             where blocks can't be read, `ddrescue` saves the rest of the file, and `sprat copy` \
-             stops there\n",
+            "What to do: don't back up into this container before you know the cause. Restore what \
+             you need first. Files that aren't named here are good as far as they were checked. Then \
+             check the server's disk. Where it can't read blocks, `ddrescue` saves the rest of the \
+             container file; `sprat copy` stops there\n",
         );
     }
     if let Some(Ok(report)) = &checked.files
         && (report.is_damaged() || !report.missed.is_empty())
     {
         out.push_str(
-            "The next backup from this machine reads these files from their source, where the source \
-             still has them, and names them. It never links to the damaged content again\n",
+            "After that, the next backup from this machine reads these files from their source again, if \
+             they are still there, and names them. It never links to the damaged content again\n",
         );
     }
     out

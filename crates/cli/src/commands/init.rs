@@ -210,7 +210,7 @@ fn no_folder(mut failure: Failure) -> Failure {
     failure
 }
 
-/// Reports how many files fit, which can't be changed later. Warns if the jobs of this container may have
+/// Reports how many files fit; later only growing raises the number. Warns if the jobs of this container may have
 /// more.
 fn note_inodes(context: &Context, resolved: &Resolved, inodes: Option<u64>, bytes: u64) {
     let room = inodes.unwrap_or_else(|| session::default_inodes(bytes));
@@ -224,9 +224,9 @@ fn note_inodes(context: &Context, resolved: &Resolved, inodes: Option<u64>, byte
     let there = session::files_on_disks_of(&sources);
     if there > room {
         context.output.warning(&format!(
-            "the disks of this container's jobs hold {}, and it has room for about {}. If most of them \
-             are to be backed up, remove it and make it again with --inodes {}: the number can't be \
-             changed later",
+            "the disks of this container's jobs hold {}, but the container has room for about {}. To back \
+             up most of them, delete the container file and run `sprat init` again with --inodes {}. \
+             Later only `sprat grow` raises the number",
             text::counted(there, "file", "files"),
             text::count(room),
             there.saturating_mul(2)

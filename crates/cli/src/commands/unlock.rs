@@ -13,19 +13,22 @@ use crate::{Exit, Failure};
 pub(super) const EXAMPLES: &str = "Example:\n  sprat unlock home";
 
 pub(super) const NOTES: &str = "\
+`sprat unlock` can take up to 2 hours and 15 minutes: it waits until no late data of the other
+machine can arrive any more. Ctrl-C harms nothing; the next unlock continues.
+
 A session that died on this machine needs no unlock: the next run takes its lock over.";
 
 #[derive(Debug, Args)]
 pub(super) struct UnlockArgs {
     #[arg(help = TARGET_HELP)]
     target: String,
-    /// Take the lock over although its owner still renews it: that session stops, and its run fails
+    /// Take the lock over even from a session that is alive; the run of that session fails
     #[arg(long)]
     force: bool,
     /// Do not wait: you know that the other machine is off, and not only asleep
     #[arg(long)]
     that_machine_is_off: bool,
-    /// Stop waiting for the comparison of what sessions wrote after a takeover
+    /// Give up comparing what sessions wrote after a takeover, and end the warning about it
     #[arg(long)]
     forget_watch: bool,
     /// How long to watch the lock, in seconds.

@@ -237,9 +237,9 @@ fn slots_differ(gone: &[u32], differ: &[u32], kept: &Path, newest: &Path) -> Str
     }
     format!(
         "compared with the header that this machine had kept, {}: a key may open nothing any \
-         more. Both headers are kept: the present one in {}, the one of before in {}. See whether \
-         your keys open; where they don't, put it back with `sprat key header-restore TARGET {2}`. Where the \
-         change was wanted, remove that file: removed keys still open what it holds",
+         more. Both headers are kept: the present one in {}, the former one in {}. Test your keys. If a \
+         key no longer opens the container, run `sprat key header-restore TARGET {2}`. If you wanted the \
+         change, delete {2}: removed keys still open it",
         parts.join(", and "),
         newest.display(),
         kept.display()

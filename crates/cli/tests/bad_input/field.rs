@@ -372,7 +372,7 @@ fn partly_unreadable_source_makes_a_snapshot_and_exits_with_3() {
         .lines()
         .filter(|line| line.contains("NOT") || line.starts_with("  "));
     assert_snapshot!(unread.collect::<Vec<_>>().join("\n"), @r"
-    home: 1 source file could not be read and NOT in this snapshot:
+    home: 1 source file could not be read, and NOT stored in this snapshot:
       [DIR]/src/hidden: Permission denied (13)
     ");
     let listed = machine.sprat(&["snapshots", CONTAINER]);

@@ -275,7 +275,7 @@ impl From<&LockError> for Failure {
             LockError::Journal { .. } => (
                 Exit::Failed,
                 "nothing was changed on the server. sprat's folder on this machine must be \
-                 writable and have room; --state-dir names another one",
+                 writable and have room. SPRAT_STATE_DIR names another folder",
             ),
             LockError::HeldHere { .. } => (
                 Exit::Locked,
@@ -285,8 +285,9 @@ impl From<&LockError> for Failure {
             LockError::HeldElsewhere { .. } => (
                 Exit::Locked,
                 "nothing was changed. If the other machine is dead, asleep or lost, run `sprat \
-                 unlock`. It takes the container over when nothing of that session can arrive \
-                 any more. If the account may only read, restore with --ignore-lock",
+                 unlock`. It takes the lock over, and waits up to 2 hours and 15 minutes until \
+                 nothing of the other session can arrive any more. If the account may only read, \
+                 restore with --ignore-lock",
             ),
             LockError::Waiting { .. } => (
                 Exit::Locked,
@@ -408,7 +409,7 @@ impl From<&VolumeError> for Failure {
                 Some(
                     "nothing on the server was changed. The local cache would be out of date \
                      after this run. Remove the container's folder in the cache folder \
-                     (/var/cache/sprat, or what --cache-dir says), then run the command again",
+                     (/var/cache/sprat, or SPRAT_CACHE_DIR), then run the command again",
                 ),
             ),
             VolumeError::Fenced(_) => (Exit::Locked, None),
