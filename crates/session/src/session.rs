@@ -223,8 +223,9 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<RemoveReport, Failure> {
         spec.suspects = Some(self.suspects());
-        if spec.allow_newest && !spec.dry_run {
-            // If this session does not end in order, the next one must not miss them.
+        if !spec.dry_run {
+            // If this session does not end in order, the next one must not miss them. The newest one may be
+            // incomplete, and then no option is needed to remove it.
             let settings = &self.settings;
             let paths = StatePaths::new(&settings.state_dir, &self.facts.uuid, &settings.target);
             KnownState::load(&paths).forget_newest(&paths)?;

@@ -234,10 +234,15 @@ impl JobFolder {
             .and_then(|(_, record)| record.ok()))
     }
 
-    /// Whether the snapshot is pinned: `.sprat/NAME.pin` exists.
+    /// Whether the snapshot is pinned: `.sprat/NAME.pin` exists. A pin that can't be looked up, because the
+    /// disk fails, counts as one.
     pub(crate) fn is_pinned(&self, name: SnapshotName) -> bool {
         let pin = Path::new(STATE_FOLDER).join(Self::pin_name(name));
-        statat(&self.folder, &pin, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+        let found = statat(&self.folder, &pin, AtFlags::SYMLINK_NOFOLLOW);
+        !matches!(
+            found,
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR)
+        )
     }
 
     /// The name of the file in the state folder that pins a snapshot.

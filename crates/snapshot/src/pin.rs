@@ -60,8 +60,14 @@ pub fn check_pin_reason(reason: &str) -> Result<(), &'static str> {
 pub fn pin(volume_root: &Path, spec: &PinSpec) -> Result<PinReport, SnapshotError> {
     // A job that does not exist must not be created.
     let job = JobFolder::open(volume_root, Path::new(spec.job.as_str()))?;
-    let found = choice::matching(&job, &spec.snapshot)?.pop();
-    let name = found.ok_or_else(|| choice::no_such(&job, &spec.snapshot))?;
+    let name = match spec.reason {
+        Some(_) => {
+            let found = choice::matching(&job, &spec.snapshot)?.pop();
+            found.ok_or_else(|| choice::no_such(&job, &spec.snapshot))?
+        }
+        // What takes a protection away must not guess.
+        None => choice::exactly(&job, &spec.snapshot)?,
+    };
     let run = JobFolder::open_for_run(volume_root, &spec.job)?;
     let before = run.job.pin(name);
     let file = JobFolder::pin_name(name);

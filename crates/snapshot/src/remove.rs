@@ -189,7 +189,11 @@ fn check(folder: &JobFolder, one: &Removal, allow_newest: bool) -> Result<(), Sn
             false => format!("is pinned: {reason}"),
         }));
     }
-    if one.needed.contains(&KeepReason::LastGood) && !allow_newest {
+    // By the order of making: a clock that is behind makes every snapshot one of the future, for which no
+    // rule counts.
+    let newest = choice::matching(folder, &SnapshotChoice::LatestComplete)?;
+    let is_newest = newest.contains(&one.name) || one.needed.contains(&KeepReason::LastGood);
+    if is_newest && !allow_newest {
         return Err(refused("is the newest complete one of the job".to_owned()));
     }
     Ok(())

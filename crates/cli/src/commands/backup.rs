@@ -104,6 +104,12 @@ impl CommandArgs for BackupArgs {
             spec.checksum = self.checksum;
         }
         check_sources(&groups)?;
+        if self.name.is_none() {
+            // A hook that is not run, or a filter that is not used, must not go unseen.
+            for warning in context.config.without_effect() {
+                context.output.warning(&warning.to_string());
+            }
+        }
         // Every key is fetched before the first session: no user should wait at a terminal for hours.
         let mut secrets = Vec::new();
         for group in &groups {

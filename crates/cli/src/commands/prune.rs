@@ -106,7 +106,8 @@ impl CommandArgs for PruneArgs {
             return Err(Failure::usage("no retention rule given").with_hint(
                 "nothing was started. Give at least one of --keep-last, --keep-hourly, --keep-daily, \
                  --keep-weekly, --keep-monthly, --keep-yearly and --keep-within; --dry-run shows what they do. \
-                 --drop-interrupted removes what interrupted runs left, and needs none of them",
+                 --drop-interrupted removes what interrupted runs left, and needs none of them. The config's \
+                 keep_ settings have no effect yet",
             ));
         }
         let access = match self.dry_run {

@@ -488,7 +488,10 @@ fn server_kernel_check_frees_a_container_without_a_wait() {
     let ended = waiting.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(ended.status.code(), Some(130), "{said}");
-    assert!(said.contains("open for writing yet"), "{said}");
+    assert!(
+        said.contains("has the container open for writing"),
+        "{said}"
+    );
     for pid in sessions {
         let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
     }

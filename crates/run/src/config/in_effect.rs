@@ -72,6 +72,9 @@ const NOT_IN_EFFECT: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// Begins the warning about a key without effect.
+pub(super) const NOT_YET: &str = "not yet in effect";
+
 /// What a snapshot would lack if it were ignored. A job that needs one of these is refused.
 pub(super) const NOT_BUILT: &[&str] = &["sources on another host", "command", "system_state"];
 

@@ -335,7 +335,7 @@ fn containers(table: &mut Table<'_, '_, '_>, known: &[String]) -> Vec<String> {
 /// A snapshot without a part that the job names would look like a backup of it.
 fn refuse_what_is_not_built(table: &Table<'_, '_, '_>, sources: &[(Spot, Source)]) {
     let not_built = "this version of sprat can't do that yet, and a snapshot without it would be no \
-                     backup; the job is not run";
+                     backup. Nothing is started until it is taken out";
     for (spot, source) in sources {
         if matches!(source, Source::Pulled { .. }) && is_not_built("sources on another host") {
             let what = format!("`sources`: a source on another host: {not_built}");

@@ -79,6 +79,8 @@ pub struct Config {
     pub stopped: Vec<CopyName>,
     /// Each key of the top and its origin, for `config show`.
     pub settings: Vec<Setting>,
+    /// The warnings of a config without mistakes; [`load`] hands them out by themselves.
+    pub warnings: Vec<Mistake>,
 }
 
 /// One job in one container.
@@ -116,7 +118,9 @@ impl Loaded {
     /// All mistakes, each with its place.
     pub fn without_mistakes(self) -> Result<Config, Failure> {
         if self.mistakes.is_empty() {
-            return Ok(self.config);
+            let mut config = self.config;
+            config.warnings = self.warnings;
+            return Ok(config);
         }
         let mut names: Vec<String> = Vec::new();
         for mistake in &self.mistakes {
@@ -172,7 +176,13 @@ fn read_all<'i>(
     files: &[PathBuf],
 ) -> Config {
     let mut top = Table::top(reader, tops);
-    let time_zone = top.value_or("time_zone", "local", values::owned);
+    let time_zone = top.value_or("time_zone", "local", |value| {
+        let name = values::owned(value)?;
+        match crate::zone::time_zone(&name) {
+            Ok(_) => Ok(name),
+            Err(unknown) => Err(values::Wrong::because(unknown.to_string())),
+        }
+    });
     let ssh_command = top.value("ssh_command", values::command);
     let public_status = top.flag("public_status", true);
     for kind in ["container", "job", "watch"] {
@@ -240,6 +250,7 @@ fn read_all<'i>(
         watches,
         stopped,
         settings,
+        warnings: Vec::new(),
     }
 }
 
@@ -277,6 +288,12 @@ impl Config {
             None => default_files(places),
         };
         load(&files, places).without_mistakes()
+    }
+
+    /// The warnings about keys that have no effect yet.
+    pub fn without_effect(&self) -> impl Iterator<Item = &Mistake> {
+        let is_one = |warning: &&Mistake| warning.what.starts_with(in_effect::NOT_YET);
+        self.warnings.iter().filter(is_one)
     }
 
     /// All copies, by containers in the order of the config, and in each by jobs.

@@ -519,8 +519,10 @@ impl<'r, 't, 'i> Table<'r, 't, 'i> {
                 let spot = Spot::new(layer.spot.file, key.span().start, layer.spot.stops.clone());
                 if self.known.contains(name) {
                     if super::in_effect::is_without_effect(kind, name) {
-                        self.reader
-                            .warning(&spot, format!("not yet in effect: `{name}` {in_table}"));
+                        self.reader.warning(
+                            &spot,
+                            format!("{}: `{name}` {in_table}", super::in_effect::NOT_YET),
+                        );
                     }
                     continue;
                 }

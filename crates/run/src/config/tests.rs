@@ -230,6 +230,7 @@ fn defaults_are_those_of_the_documentation() {
 /// Place | lines (`\n`: the next one) | line of the mistake | the mistake.
 const MISTAKES: &str = r#"
 top | time_zon = 1 | 1 | unknown key `time_zon` at the top of the file; did you mean "time_zone"?
+top | time_zone = "Europe/Berln" | 1 | `time_zone`: there is no time zone "Europe/Berln"
 top | public_status = 1 | 1 | `public_status` must be true or false
 top | ssh_command = "ssh 'x" | 1 | `ssh_command`: a quote is not closed
 top | ssh_command = 'a && b' | 1 | `ssh_command`: no shell runs it, so "&" has no meaning; quote it, or write sh -c '…'
@@ -290,8 +291,8 @@ job.b | container = "nas"\nsources = [] | 6 | [job.b]: `sources` is empty
 job.b | container = "nas"\nsources = ["/x", "x"] | 8 | `sources`: "x" must begin with / or ~/
 job.b | container = "nas"\nsources = "web:srv" | 8 | `sources`: "web:srv": the path on the host must begin with /
 job.b | container = "nas"\nsources = "-x:/srv" | 8 | `sources`: "-x:/srv" must be a path or [user@]host:/path
-job.b | container = "nas"\nsources = "root@web:/srv" | 8 | `sources`: a source on another host: this version of sprat can't do that yet, and a snapshot without it would be no backup; the job is not run
-job.b | container = "nas"\ncommand = "pg_dumpall" | 8 | `command`: this version of sprat can't do that yet, and a snapshot without it would be no backup; the job is not run
+job.b | container = "nas"\nsources = "root@web:/srv" | 8 | `sources`: a source on another host: this version of sprat can't do that yet, and a snapshot without it would be no backup. Nothing is started until it is taken out
+job.b | container = "nas"\ncommand = "pg_dumpall" | 8 | `command`: this version of sprat can't do that yet, and a snapshot without it would be no backup. Nothing is started until it is taken out
 container.b | target = "host:laptop.luks" | 6 | [container.b] has the target of [container.nas]
 container.b |  | 6 | [container.b] has no `target`
 container.b | target = "x.luks" | 7 | `target`: "x.luks" must be ssh://…, host:path or an absolute path

@@ -466,7 +466,9 @@ impl Served {
     /// stays for the next session of this machine, and the result is still a success.
     fn release(&self) -> Result<(), Failure> {
         match self.lease.release() {
-            Ok(_) => Ok(()),
+            Ok(true) => Ok(()),
+            // Found after the last bytes were sent: another session may have written over them.
+            Ok(false) => self.lease.lost().map_or(Ok(()), Err),
             Err(LockError::Store { source, .. }) => {
                 self.events.notice(Notice::LockLeft {
                     reason: source.to_string(),

@@ -11,13 +11,17 @@ use sprat_testkit::compare::assert_same;
 
 /// A job with `count` daily snapshots of a file, the last one of today.
 fn days(count: u32) -> (Bench, Vec<SnapshotName>) {
+    days_until(now(), count)
+}
+
+fn days_until(newest: jiff::Timestamp, count: u32) -> (Bench, Vec<SnapshotName>) {
     let bench = Bench::new();
     let day = std::time::Duration::from_secs(86_400);
     let mut names = Vec::new();
     for back in (0..count).rev() {
         fs::write(bench.source().join("file"), format!("{back}")).unwrap();
         fs::write(bench.source().join(format!("own{back}")), "x").unwrap();
-        let at = now().checked_sub(day * back).unwrap();
+        let at = newest.checked_sub(day * back).unwrap();
         let spec = bench.spec();
         let taken = sprat_snapshot::take(&bench.volume(), &spec, at, &mut |_| {}, &Cancel::new());
         names.push(taken.unwrap().name);
@@ -159,6 +163,17 @@ fn the_newest_complete_snapshot_is_removed_only_on_request() {
     bench.take();
 }
 
+/// A small computer without a clock of its own starts in the past. No rule counts snapshots of the future.
+#[test]
+fn newest_complete_snapshot_is_refused_if_the_clock_is_behind() {
+    let ahead = now().checked_add(jiff::SignedDuration::from_hours(24 * 9));
+    let (bench, names) = days_until(ahead.unwrap(), 3);
+    let all: Vec<_> = names.iter().copied().map(named).collect();
+    let error = run(&bench, &removing(&all)).unwrap_err();
+    assert!(error.to_string().contains("newest complete one"), "{error}");
+    assert_eq!(left(&bench), names);
+}
+
 #[test]
 fn latest_never_points_to_a_removed_snapshot_after_a_crash() {
     let (bench, names) = days(3);
@@ -232,6 +247,14 @@ fn the_beginning_of_several_names_pins_the_newest_and_a_wrong_name_pins_nothing(
         matches!(error, SnapshotError::NoSuchSnapshot { .. }),
         "{error}"
     );
+    // What takes a protection away must not guess.
+    let spec = PinSpec {
+        job: job_name(),
+        snapshot: SnapshotChoice::parse(&names[0].to_string()[..2]),
+        reason: None,
+    };
+    let error = pin(&bench.volume(), &spec).unwrap_err();
+    assert!(error.to_string().contains("could be any of"), "{error}");
 }
 
 #[test]

@@ -52,6 +52,12 @@ fn lost_lease_publishes_its_list_before_answers_and_free_after() {
         assert!(!sending.is_finished(), "it ended too early");
         thread::sleep(Duration::from_millis(10));
     }
+    // They carry all writes once one has opened the file.
+    let more = taken(&harness) + (12 << 20) / 512;
+    while taken(&harness) < more {
+        assert!(!sending.is_finished(), "it ended too early");
+        thread::sleep(Duration::from_millis(10));
+    }
     // All but the first one, which leases are read through.
     let mut data = harness.sshd().sftp_server_pids();
     data.sort_unstable();
