@@ -180,7 +180,7 @@ fn read_all<'i>(
         let name = values::owned(value)?;
         match crate::zone::time_zone(&name) {
             Ok(_) => Ok(name),
-            Err(unknown) => Err(values::Wrong::because(unknown.to_string())),
+            Err(unknown) => Err(mistake::Wrong::because(unknown.to_string())),
         }
     });
     let ssh_command = top.value("ssh_command", values::command);
