@@ -275,7 +275,7 @@ impl From<&LockError> for Failure {
             LockError::Journal { .. } => (
                 Exit::Failed,
                 "nothing was changed on the server. sprat's folder on this machine must be \
-                 writable and have room. SPRAT_STATE_DIR names another folder",
+                 writable and have room. SPRAT_STATE_DIR or --state-dir names another one",
             ),
             LockError::HeldHere { .. } => (
                 Exit::Locked,

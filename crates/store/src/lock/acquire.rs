@@ -211,7 +211,7 @@ impl Lock {
         Self::make(first, store, journal, owner, (false, questions), meanwhile)
     }
 
-    /// The questions of [`check_leases`](Self::check_leases) and [`inspect`](super::inspect), to be
+    /// The questions of [`check_leases`](Self::check_leases) and [`inspect`](super::inspect()), to be
     /// asked ahead.
     pub fn questions(
         container: &FileName,
