@@ -29,4 +29,3 @@ pub mod suggest;
 pub mod target_disk;
 pub mod timer;
 pub mod times;
-pub mod zone;

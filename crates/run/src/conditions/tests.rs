@@ -6,7 +6,7 @@ use sprat_testkit::{needs, requires};
 use std::time::Duration;
 
 use super::*;
-use crate::zone::time_zone;
+use sprat_snapshot::time_zone;
 
 /// A machine whose files the test writes. It has no message bus.
 struct Scene {

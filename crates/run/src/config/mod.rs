@@ -178,7 +178,7 @@ fn read_all<'i>(
     let mut top = Table::top(reader, tops);
     let time_zone = top.value_or("time_zone", "local", |value| {
         let name = values::owned(value)?;
-        match crate::zone::time_zone(&name) {
+        match sprat_snapshot::time_zone(&name) {
             Ok(_) => Ok(name),
             Err(unknown) => Err(mistake::Wrong::because(unknown.to_string())),
         }

@@ -5,7 +5,7 @@ use sprat_session::Exit;
 
 use super::*;
 use crate::copy_state::Attempt;
-use crate::zone::time_zone;
+use sprat_snapshot::time_zone;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
