@@ -182,17 +182,36 @@ fn table(report: &PruneReport, args: &PruneArgs, no_rule: bool, server_is_low: b
     if dry_run {
         said.push_str(&format!("{snapshots} would go\n"));
     } else {
-        let freed = report.free_bytes[1].saturating_sub(report.free_bytes[0]);
-        said.push_str(&format!(
-            "{snapshots} removed, {}; {} in the volume for later snapshots\n",
-            text::counted(report.names_removed, "name", "names"),
-            text::bytes(freed)
+        said.push_str(&removed(
+            &snapshots,
+            report.names_removed,
+            report.free_bytes,
+            target,
+            server_is_low,
         ));
-        if freed > 0 || server_is_low {
-            said.push_str(&format!(
-                "`sprat trim {target}` releases to the server what the volume doesn't need\n"
-            ));
-        }
+    }
+    said
+}
+
+/// What a removal of `snapshots` has freed: `free_bytes` in the volume before and after. Names `sprat trim`
+/// where that helps the server.
+pub(super) fn removed(
+    snapshots: &str,
+    names: u64,
+    free_bytes: [u64; 2],
+    target: &str,
+    server_is_low: bool,
+) -> String {
+    let freed = free_bytes[1].saturating_sub(free_bytes[0]);
+    let mut said = format!(
+        "{snapshots} removed, {}; {} in the volume for later snapshots\n",
+        text::counted(names, "name", "names"),
+        text::bytes(freed)
+    );
+    if freed > 0 || server_is_low {
+        said.push_str(&format!(
+            "`sprat trim {target}` releases to the server what the volume doesn't need\n"
+        ));
     }
     said
 }

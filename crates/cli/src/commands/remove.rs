@@ -8,6 +8,7 @@ use sprat_session::{Access, text};
 use sprat_snapshot::{KeepReason, Removal, RemoveReport, RemoveSpec, SnapshotPath};
 
 use super::context::{CommandArgs, Context};
+use super::prune;
 use crate::args::TARGET_HELP;
 use crate::output::Reporter;
 use crate::{Exit, Failure, terminal};
@@ -74,7 +75,14 @@ impl CommandArgs for RemoveArgs {
                 session.remove(spec, reporter, &context.interrupt)
             })?;
         let fields = json!({ "report": report, "volume": closed.volume });
-        let text = done(&report, &self.target, reporter.server_is_low());
+        let snapshots = text::counted(report.snapshots.len() as u64, "snapshot", "snapshots");
+        let text = prune::removed(
+            &snapshots,
+            report.names_removed,
+            report.free_bytes,
+            &self.target,
+            reporter.server_is_low(),
+        );
         context.finish("remove", context.exit(Exit::Done), &target, &text, fields)
     }
 }
@@ -136,20 +144,4 @@ fn notes(one: &Removal) -> String {
         });
     }
     notes.join(", ")
-}
-
-fn done(report: &RemoveReport, target: &str, server_is_low: bool) -> String {
-    let freed = report.free_bytes[1].saturating_sub(report.free_bytes[0]);
-    let mut said = format!(
-        "{} removed, {}; {} in the volume for later snapshots\n",
-        text::counted(report.snapshots.len() as u64, "snapshot", "snapshots"),
-        text::counted(report.names_removed, "name", "names"),
-        text::bytes(freed)
-    );
-    if freed > 0 || server_is_low {
-        said.push_str(&format!(
-            "`sprat trim {target}` releases to the server what the volume doesn't need\n"
-        ));
-    }
-    said
 }
