@@ -96,8 +96,8 @@ class Restic:
             if count.endswith("w"):
                 count = f"{7 * int(count[:-1])}d"
             words += [f"--keep-{rule}", count]
-        told = self.run(case.zone, "forget", "--host", case.name, "--group-by", "", "--dry-run", "--json", *words)
-        kept = json.loads(told.splitlines()[0])[0]["keep"] or []
+        printed = self.run(case.zone, "forget", "--host", case.name, "--group-by", "", "--dry-run", "--json", *words)
+        kept = json.loads(printed.splitlines()[0])[0]["keep"] or []
         kept = {datetime.fromisoformat(one["time"]).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M")
                 for one in kept}
         return kept | restic_oldest(case)
@@ -122,9 +122,9 @@ class Borg:
             words += [f"--keep-{rule}", "-1" if count == "all" else count]
         python = Path(shutil.which("borg")).read_text().split("\n")[0].removeprefix("#!").split()
         clock = [*python, "-c", BORG, case.now.strftime("%Y-%m-%dT%H:%M:%S")]
-        told = self.run(case.zone, clock, "prune", "--dry-run", "--list", "-P", f"{case.name}-", *words,
+        printed = self.run(case.zone, clock, "prune", "--dry-run", "--list", "-P", f"{case.name}-", *words,
                         self.repository)
-        kept = re.findall(r"Keeping archive.*?case\d+-(\S+)", told)
+        kept = re.findall(r"Keeping archive.*?case\d+-(\S+)", printed)
         return {name.replace("_", " ") for name in kept}
 
 

@@ -295,8 +295,8 @@ fn source_that_is_a_link_is_reported_before_anything_starts() {
     std::os::unix::fs::symlink("elsewhere", machine.path("other")).unwrap();
     let ran = machine.sprat(&["backup"]);
     assert_eq!(ran.code, 2, "{}", ran.whole());
-    let told = "job two: source [DIR]/other: is a symbolic link to elsewhere";
-    assert!(ran.stderr.contains(told), "{}", ran.whole());
+    let printed = "job two: source [DIR]/other: is a symbolic link to elsewhere";
+    assert!(ran.stderr.contains(printed), "{}", ran.whole());
     let listed = machine.sprat(&["snapshots", "disk", "--json"]).json();
     assert_eq!(listed["snapshots"].as_array().unwrap().len(), 0);
 }

@@ -53,8 +53,8 @@ fn header_restore_replaces_a_foreign_header() {
     let overwrite = || machine.container_file().write_all_at(&foreign, 0).unwrap();
     overwrite();
     let ran = machine.ok(&RESTORE);
-    let told = "the header of another container is there and will be replaced";
-    assert!(ran.stderr.contains(told), "{}", ran.whole());
+    let printed = "the header of another container is there and will be replaced";
+    assert!(ran.stderr.contains(printed), "{}", ran.whole());
     let recovery = Secret::passphrase(recovery);
     assert!(opens(&machine, CONTAINER, &recovery));
     // What it was is kept, whole.
@@ -272,8 +272,8 @@ fn key_change_without_space_reports_which_keys_open() {
     }
     ballast.set_len(filled - (64 << 10)).unwrap();
     let said = machine.sprat(&ADD_PASSPHRASE).failed_with(1);
-    for told in ["Make room on the server", "opens with every key that stays"] {
-        assert!(said.contains(told), "{said}");
+    for printed in ["Make room on the server", "opens with every key that stays"] {
+        assert!(said.contains(printed), "{said}");
     }
     assert!(opens(&machine, CONTAINER, &Secret::passphrase(recovery)));
     ballast.set_len(0).unwrap();
@@ -346,9 +346,9 @@ fn kept_header_of_another_location_is_reported() {
     let of_d = [&["key", "header-restore", "store/d.luks"], &of_d[..]].concat();
     let ran = machine.ok(&of_d);
     // That of x is the newest by its sequence, though that of c was kept after it.
-    let told = "no header of [DIR]/store/d.luks itself is kept on this machine; this one is of \
+    let printed = "no header of [DIR]/store/d.luks itself is kept on this machine; this one is of \
                 [DIR]/store/x.luks, which has the same UUID";
-    assert!(ran.stderr.contains(told), "{}", ran.whole());
+    assert!(ran.stderr.contains(printed), "{}", ran.whole());
     assert!(opens(&machine, "store/d.luks", &recovery));
     let own = machine.ok(&of_d);
     assert!(!own.stderr.contains("same UUID"), "{}", own.whole());
@@ -362,8 +362,8 @@ fn kept_header_of_another_location_is_reported() {
     }
     machine.write(&format!("state/headers/{uuid}.luks"), bytes);
     let ran = machine.ok(&of_d);
-    let told = "of a place that isn't known any more";
-    assert!(ran.stderr.contains(told), "{}", ran.whole());
+    let printed = "of a place that isn't known any more";
+    assert!(ran.stderr.contains(printed), "{}", ran.whole());
     assert!(machine.path(format!("state/headers/{uuid}.luks")).exists());
 }
 
@@ -467,8 +467,9 @@ fn destroyed_header_is_damage_and_its_copy_is_named() {
         &ADD_PASSPHRASE,
     ] {
         let text = machine.sprat(arguments).failed_with(13);
-        let told = text.contains("opens with 2 keys") && text.contains("sprat key header-restore");
-        assert!(told, "{arguments:?}: {text}");
+        let printed =
+            text.contains("opens with 2 keys") && text.contains("sprat key header-restore");
+        assert!(printed, "{arguments:?}: {text}");
     }
     machine.ok(&RESTORE);
     machine.restores_whole(&[]);

@@ -477,7 +477,7 @@ fn unreadable_slot_does_not_stop_adding_a_key() {
 fn a_new_passphrase_is_one_that_can_be_typed() {
     requires!(needs::root());
     let (machine, _) = TestMachine::small();
-    for (passphrase, told) in [
+    for (passphrase, printed) in [
         ("x".repeat(513), "too long"),
         (
             "one line of it\nanother line".to_owned(),
@@ -487,7 +487,7 @@ fn a_new_passphrase_is_one_that_can_be_typed() {
     ] {
         machine.write("pass", passphrase);
         let said = machine.sprat(&ADD_PASSPHRASE).failed_with(2);
-        assert!(said.contains(told), "{said}");
+        assert!(said.contains(printed), "{said}");
     }
     machine.write("pass", "x".repeat(512) + "\n");
     machine.ok(&ADD_PASSPHRASE);
@@ -551,8 +551,8 @@ fn sheet_page_without_space_leaves_no_partial_secret() {
     let ran = machine.sprat(&[&add[..], &["--html", "full/page.html"]].concat());
     assert_eq!(ran.code, 1, "{}", ran.whole());
     assert!(!machine.path("full/page.html").exists());
-    let told = "not all of its sheet was shown";
-    assert!(ran.stderr.contains(told), "{}", ran.whole());
+    let printed = "not all of its sheet was shown";
+    assert!(ran.stderr.contains(printed), "{}", ran.whole());
     assert!(ran.stdout.contains("RECOVERY KEY"), "{}", ran.whole());
     drop(full);
 }

@@ -33,8 +33,11 @@ fn status_reports_space_jobs_and_lock_without_a_key() {
     assert_eq!(number(&server["container_bytes"]), 1 << 30);
     let file = std::fs::metadata(remote.machine.path("store/x.luks")).unwrap();
     let allocated = std::os::unix::fs::MetadataExt::blocks(&file) * 512;
-    let told = number(&server["allocated_bytes"]);
-    assert!(told.abs_diff(allocated) < 1 << 20, "{told}, {allocated}");
+    let printed = number(&server["allocated_bytes"]);
+    assert!(
+        printed.abs_diff(allocated) < 1 << 20,
+        "{printed}, {allocated}"
+    );
     assert!(server["locked"].is_null(), "{said}");
     assert!(number(&volume["available_bytes"]) < number(&volume["total_bytes"]));
     assert!(number(&volume["free_inodes"]) < number(&volume["inodes"]));
@@ -48,8 +51,8 @@ fn status_reports_space_jobs_and_lock_without_a_key() {
     assert!(text.stdout.contains("quick: whole"), "{}", text.whole());
     assert!(text.stdout.contains("last run FAILED"), "{}", text.whole());
     let doctor = remote.sprat(&["doctor", "TARGET", "--connections", "3"]);
-    let told = "1, and up to 3 while there is much to send or read";
-    assert!(doctor.stdout.contains(told), "{}", doctor.whole());
+    let printed = "1, and up to 3 while there is much to send or read";
+    assert!(doctor.stdout.contains(printed), "{}", doctor.whole());
     let offline = remote.sprat(&["status", "TARGET", "--offline"]);
     assert!(offline.stdout.contains("not asked"), "{}", offline.whole());
     assert_eq!(offline.code, 1);

@@ -332,16 +332,19 @@ fn kill_a_backup_half_way(owner: &Owner) {
 /// what the guest wrote.
 fn sprat_reads_what_was_written_by_hand(owner: &Owner) {
     let output = owner.ok(&["--json", "snapshots", "laptop"]);
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(told.contains("\"notice\":\"cache_outdated\""), "{told}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        printed.contains("\"notice\":\"cache_outdated\""),
+        "{printed}"
+    );
     let folder = owner.path("mounted");
     fs::create_dir(&folder).unwrap();
     let shown = folder.display().to_string();
     let output = owner.ok(&["mount", "laptop", &shown]);
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
-        told.contains("the local cache is outdated and not used"),
-        "{told}"
+        printed.contains("the local cache is outdated and not used"),
+        "{printed}"
     );
     let check = "cd \"$0/by-hand\" && sha256sum --quiet -c sums && wc -l <sums";
     let checked = sprat_testkit::program::system("bash", &["-c", check, &shown]);
@@ -349,6 +352,6 @@ fn sprat_reads_what_was_written_by_hand(owner: &Owner) {
     owner.ok(&["umount", &shown]);
     owner.backup("laptop");
     let output = owner.ok(&["--json", "snapshots", "laptop"]);
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!told.contains("cache_outdated"), "{told}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!printed.contains("cache_outdated"), "{printed}");
 }

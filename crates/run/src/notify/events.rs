@@ -318,7 +318,7 @@ impl Events {
         }
     }
 
-    /// Adds a digest, and starts to count dropped events anew.
+    /// Adds a digest, and counts dropped events from 0 again.
     pub fn digest(&mut self, now: Timestamp, text: &str) {
         let found = Finding {
             cause: Cause::new(0, "digest"),

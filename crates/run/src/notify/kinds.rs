@@ -165,7 +165,7 @@ impl fmt::Display for Subject {
 pub enum Channel {
     /// Mail to this address.
     Mail(String),
-    /// A notice on the screen of whoever works at this machine.
+    /// A notice on the screen of the person at this machine.
     Desktop,
     /// A program of the user.
     Command,

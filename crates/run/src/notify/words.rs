@@ -300,12 +300,12 @@ mod tests {
     fn end_is_recovered_where_the_opening_was_reported_and_one_notice_where_not() {
         let (mut events, key) = overdue();
         let opened = pending(&events).remove(0);
-        let mut told = events.clone();
-        told.deliver(&Channel::Ntfy, &opened, at(0));
-        for events in [&mut events, &mut told] {
+        let mut delivered = events.clone();
+        delivered.deliver(&Channel::Ntfy, &opened, at(0));
+        for events in [&mut events, &mut delivered] {
             events.observe(at(30), &key, None);
         }
-        let (passed, closed) = (pending(&events).remove(0), pending(&told).remove(0));
+        let (passed, closed) = (pending(&events).remove(0), pending(&delivered).remove(0));
         assert_eq!(kind(&passed), Kind::Overdue);
         assert_eq!(
             sender().headline(&passed),

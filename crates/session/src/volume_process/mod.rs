@@ -414,7 +414,7 @@ impl Served {
             let _ = prepared.join();
         }
         self.release()?;
-        // Whoever got the lease before may have written what the cache has in an older state.
+        // A session that acquired the lease before may have written what the cache has in an older state.
         if let Some(cache) = cache.filter(|_| self.lease.was_released_alone()) {
             cache.keep();
         }

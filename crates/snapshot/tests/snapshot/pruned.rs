@@ -69,12 +69,12 @@ fn snapshots_kept_by_no_rule_are_removed_and_others_unchanged() {
         dry_run: true,
         ..spec(last(2))
     };
-    let told = prune(&bench, &dry).unwrap();
+    let planned = prune(&bench, &dry).unwrap();
     assert_eq!(left(&bench), names);
     let report = prune(&bench, &spec(last(2))).unwrap();
     assert_eq!(left(&bench), names[2..]);
-    for (told, done) in told.snapshots.iter().zip(&report.snapshots) {
-        assert_eq!(told.decision, done.decision);
+    for (planned, done) in planned.snapshots.iter().zip(&report.snapshots) {
+        assert_eq!(planned.decision, done.decision);
         assert_eq!(done.removed, done.decision.keep.is_empty());
     }
     assert_eq!(
@@ -235,8 +235,8 @@ fn interrupted_trees_are_removed_only_on_request() {
     let mut drop = spec(KeepRules::default());
     drop.drop_interrupted = true;
     drop.dry_run = true;
-    let told = prune(&bench, &drop).unwrap();
-    assert_eq!(found(&told), both(false));
+    let planned = prune(&bench, &drop).unwrap();
+    assert_eq!(found(&planned), both(false));
     assert_eq!(left(&bench).len(), 4);
     drop.dry_run = false;
     let cancel = Cancel::new();

@@ -1,4 +1,4 @@
-//! A notice on the screen of whoever works at this machine: by the notification service of the
+//! A notice on the screen of the person at this machine: by the notification service of the
 //! session's bus, asked as that user (org.freedesktop.Notifications, version 1.2).
 
 use std::io;
