@@ -21,6 +21,7 @@ use crate::needs;
 use crate::power::{Op, Power};
 
 const OPEN: u8 = 3;
+const CLOSE: u8 = 4;
 const WRITE: u8 = 6;
 const STATUS: u8 = 101;
 const HANDLE: u8 = 102;
@@ -223,6 +224,12 @@ impl Shared {
                 let path = fields.string()?;
                 let ours = path.ends_with(self.file.as_bytes());
                 ours.then_some(Owed::Open)?
+            }
+            CLOSE => {
+                // The server gives the same handle to the next file.
+                let handle = fields.string()?;
+                known.handles.retain(|of_file| of_file != handle);
+                return None;
             }
             WRITE => {
                 let handle = fields.string()?;

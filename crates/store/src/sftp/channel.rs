@@ -311,8 +311,9 @@ impl Channel {
     /// Sends a request without waiting for space or for its answer (a `CLOSE`, of which there is
     /// one per handle).
     pub(crate) fn send_unanswered(&self, request: &Request<'_>) {
-        // The server gives the same handle to the next file: what was asked with it is of this one.
-        self.ahead.forget();
+        if let Request::Close { handle } = request {
+            self.ahead.forget_handle(handle);
+        }
         let mut state = self.shared.lock();
         if state.dead.is_none() {
             let (answer, _) = sync_channel(1);

@@ -2,14 +2,15 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sprat_store::{Access, FileName, Question, SftpStore, Store};
 
 use crate::part::scripted::{
-    EXTENDED, LSTAT, Next, OPEN, OPENDIR, READ, READDIR, WRITE, connect_to, greeting,
-    serial_greeting, status,
+    EXTENDED, FSTAT, LSTAT, Next, OPEN, OPENDIR, READ, READDIR, WRITE, attributes, connect_to,
+    data, greeting, serial_greeting, status,
 };
 
 fn name(text: &str) -> FileName {
@@ -109,6 +110,26 @@ fn no_answer_from_before_a_change_is_used_after_it() {
         store.stat(&name("next")).unwrap();
         assert_eq!(count(&received, "stat next"), 2);
     }
+}
+
+/// Servers give the handle of a closed file to the next one.
+#[test]
+fn bytes_of_a_file_that_was_replaced_while_it_was_opened_are_not_used() {
+    let (stats, reads) = (AtomicU8::new(0), AtomicU8::new(0));
+    let script = move |kind: u8, id: u32, _: &[u8], stream: &mut UnixStream| {
+        let answer = match kind {
+            // Another file than the one that was checked by name.
+            FSTAT if stats.fetch_add(1, Ordering::SeqCst) == 0 => attributes(id, 0o100_644),
+            READ => data(id, &[reads.fetch_add(1, Ordering::SeqCst); 8]),
+            _ => return None,
+        };
+        stream.write_all(&answer).unwrap();
+        Some(Next::Answered)
+    };
+    let store = connect_to(&serial_greeting(), script).unwrap();
+    let read = store.open_and_read(&name("x"), Access::ReadOnly, &[(0, 8)]);
+    let ranges = read.unwrap().ranges;
+    assert_eq!(ranges[0].as_ref().unwrap(), &[1; 8]);
 }
 
 /// As for a new lease: the second check comes behind the flushes of the file and of its folder.
