@@ -9,8 +9,6 @@
 //! - An answer is used once. It is used only until something that changes the server is sent on the
 //!   channel, or until the answers are forgotten. So a check that must come after a change is
 //!   never answered from before it, unless it was sent behind that change on purpose.
-//! - What was asked about an open file ends when its handle is closed: the server gives the same
-//!   handle to the next file.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
@@ -24,15 +22,7 @@ use crate::IgnorePoison;
 #[derive(Default)]
 pub(crate) struct Ahead {
     some: AtomicBool,
-    answers: Mutex<HashMap<Vec<u8>, Asked>>,
-}
-
-/// The same question, once or more often.
-#[derive(Default)]
-struct Asked {
-    /// The open file that it is about.
-    handle: Option<Vec<u8>>,
-    answers: VecDeque<Answer>,
+    answers: Mutex<HashMap<Vec<u8>, VecDeque<Answer>>>,
 }
 
 impl Ahead {
@@ -47,8 +37,7 @@ impl Ahead {
             return None;
         }
         let mut answers = self.answers.lock().ignore_poison();
-        let asked = answers.get_mut(&request.encode(0))?;
-        asked.answers.pop_front()
+        answers.get_mut(&request.encode(0))?.pop_front()
     }
 
     pub(super) fn forget(&self) {
@@ -56,24 +45,19 @@ impl Ahead {
         self.answers.lock().ignore_poison().clear();
     }
 
-    /// Ends what was asked about the open file with this handle.
-    pub(super) fn forget_handle(&self, handle: &[u8]) {
-        let mut answers = self.answers.lock().ignore_poison();
-        answers.retain(|_, asked| asked.handle.as_deref() != Some(handle));
-    }
-
     pub(super) fn keep(&self, request: &Request<'_>, answer: Answer) {
         let mut answers = self.answers.lock().ignore_poison();
-        let asked = answers.entry(request.encode(0)).or_default();
-        asked.handle = request.handle().map(<[u8]>::to_vec);
-        asked.answers.push_back(answer);
+        answers
+            .entry(request.encode(0))
+            .or_default()
+            .push_back(answer);
         self.some.store(true, Ordering::SeqCst);
     }
 
     /// Whether no answer has arrived before the channel's answer with this number.
     pub(super) fn all_behind(&self, number: u64) -> bool {
         let mut answers = self.answers.lock().ignore_poison();
-        let mut all = answers.values_mut().flat_map(|asked| &mut asked.answers);
+        let mut all = answers.values_mut().flatten();
         all.all(|answer| answer.arrived().is_none_or(|arrived| arrived > number))
     }
 }

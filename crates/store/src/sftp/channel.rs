@@ -311,9 +311,6 @@ impl Channel {
     /// Sends a request without waiting for space or for its answer (a `CLOSE`, of which there is
     /// one per handle).
     pub(crate) fn send_unanswered(&self, request: &Request<'_>) {
-        if let Request::Close { handle } = request {
-            self.ahead.forget_handle(handle);
-        }
         let mut state = self.shared.lock();
         if state.dead.is_none() {
             let (answer, _) = sync_channel(1);

@@ -159,31 +159,6 @@ impl Request<'_> {
         }
     }
 
-    /// The open file that it is about.
-    pub(crate) fn handle(&self) -> Option<&[u8]> {
-        match self {
-            Self::Close { handle }
-            | Self::Read { handle, .. }
-            | Self::Write { handle, .. }
-            | Self::Fstat { handle }
-            | Self::SetLen { handle, .. }
-            | Self::SetOwnerAndMode { handle, .. }
-            | Self::Readdir { handle }
-            | Self::Fsync { handle } => Some(handle),
-            Self::CopyData { to, .. } => Some(to),
-            Self::Init
-            | Self::Open { .. }
-            | Self::Lstat { .. }
-            | Self::Stat { .. }
-            | Self::Opendir { .. }
-            | Self::Remove { .. }
-            | Self::Rename { .. }
-            | Self::PosixRename { .. }
-            | Self::Limits
-            | Self::Statvfs { .. } => None,
-        }
-    }
-
     /// The whole packet, starting with its length. `INIT` has no id.
     pub(crate) fn encode(&self, id: u32) -> Vec<u8> {
         let mut packet = Builder::new(self.kind(), id, self.capacity());

@@ -14,7 +14,7 @@ use super::further::SharedSession;
 use super::session::Call;
 use crate::contract::{Access, Applied, FileStat, ReadClass, StoreFile};
 use crate::{FileName, IgnorePoison, StoreError};
-use answers::{Owed, Whole};
+use answers::{Owed, Whole, ask_range};
 pub(super) use joined::{Handle, OpenFile};
 
 /// Other channels take further reads once this much is under way on the first channel.
@@ -23,6 +23,9 @@ const DEMAND_QUEUE_BYTES: usize = 512 * 1024;
 const BLOCK_BYTES: u64 = 4096;
 /// Bytes that one call has requested ahead; their answers wait in memory.
 const READ_WINDOW_BYTES: usize = 8 * 1024 * 1024;
+
+/// The bytes of each range, or why they can't be read.
+type RangesRead = Vec<Result<Vec<u8>, StoreError>>;
 
 pub(crate) struct SftpFile {
     pub(super) session: Arc<SharedSession>,
@@ -43,18 +46,41 @@ impl SftpFile {
         name: &FileName,
         access: Access,
     ) -> Result<Self, StoreError> {
-        Self::open_asking(session, name, access, &[])
+        let how = ("open", OpenFor::existing(access));
+        Self::open_as(session, name, access, how, &mut |_| {})
     }
 
-    /// Also asks for these ranges ahead, on the first channel.
-    pub(crate) fn open_asking(
+    /// Opens the file and reads these ranges, all asked for on the first channel before the first
+    /// answer is waited for. Their answers wait in memory.
+    pub(crate) fn open_and_read(
         session: &Arc<SharedSession>,
         name: &FileName,
         access: Access,
         ranges: &[(u64, usize)],
-    ) -> Result<Self, StoreError> {
-        let how = OpenFor::existing(access);
-        Self::open_as(session, name, access, "open", how, ranges)
+    ) -> Result<(Self, RangesRead), StoreError> {
+        let object = session.object(name);
+        let call = Call {
+            channel: &session.first,
+            op: "read",
+            object: &object,
+        };
+        let mut asked = Vec::new();
+        // If another file has the name by now, it is called again, with that file's handle.
+        let mut ask_reads = |handle: &[u8]| {
+            let ask = |range: &(u64, usize)| ask_range(session, &call, handle, *range);
+            asked = ranges.iter().map(ask).collect();
+        };
+        let how = ("open", OpenFor::existing(access));
+        let file = Self::open_as(session, name, access, how, &mut ask_reads)?;
+        let read = ranges.iter().zip(asked);
+        let read = read.map(|((offset, len), answers)| {
+            file.in_range("read", *offset, *len)?;
+            let mut bytes = vec![0; *len];
+            file.take_range((*offset, &mut bytes), answers?)?;
+            Ok(bytes)
+        });
+        let read = read.collect();
+        Ok((file, read))
     }
 
     /// The attributes when it was opened.
@@ -66,8 +92,8 @@ impl SftpFile {
         session: &Arc<SharedSession>,
         name: &FileName,
     ) -> Result<Self, StoreError> {
-        let access = Access::ReadWrite;
-        let file = Self::open_as(session, name, access, "create", OpenFor::Creating, &[])?;
+        let how = ("create", OpenFor::Creating);
+        let file = Self::open_as(session, name, Access::ReadWrite, how, &mut |_| {})?;
         // So that a flush of an empty new file reaches its inode, too.
         file.file.first.unsynced.store(true, Ordering::SeqCst);
         Ok(file)
@@ -77,31 +103,12 @@ impl SftpFile {
         session: &Arc<SharedSession>,
         name: &FileName,
         access: Access,
-        op: &'static str,
-        how: OpenFor,
-        ranges: &[(u64, usize)],
+        how: (&'static str, OpenFor),
+        behind: &mut dyn FnMut(&[u8]),
     ) -> Result<Self, StoreError> {
-        let mut ask_reads = |handle: &[u8]| {
-            for (offset, len) in ranges {
-                for (offset, part) in Self::cut(*offset, *len, session.read_bytes_max) {
-                    let len = u32::try_from(part.len()).unwrap_or(session.read_bytes_max);
-                    session.first.ask_ahead(&Request::Read {
-                        handle,
-                        offset,
-                        len,
-                    });
-                }
-            }
-        };
         Ok(Self {
             session: Arc::clone(session),
-            file: Arc::new(OpenFile::open(
-                session,
-                name,
-                access,
-                (op, how),
-                &mut ask_reads,
-            )?),
+            file: Arc::new(OpenFile::open(session, name, access, how, behind)?),
             flushing: Mutex::default(),
             flush_failed: AtomicBool::new(false),
             changes: AtomicU64::new(0),

@@ -45,8 +45,7 @@ use program::Program;
 use session::{SessionOptions, SftpSession};
 
 use crate::contract::{
-    Access, Applied, Capabilities, FileStat, FreeSpace, OpenedAndRead, Question, ReadClass, Store,
-    StoreFile,
+    Access, Applied, Capabilities, FileStat, FreeSpace, OpenedAndRead, Question, Store, StoreFile,
 };
 use crate::text::printable;
 use crate::{FileName, StoreError};
@@ -338,15 +337,10 @@ impl Store for SftpStore {
         access: Access,
         ranges: &[(u64, usize)],
     ) -> Result<OpenedAndRead, StoreError> {
-        let opened = SftpFile::open_asking(&self.session, name, access, ranges);
-        let file = opened.map_err(|error| self.explain_opened(error, access))?;
-        let ranges = ranges.iter().map(|(offset, len)| {
-            let mut bytes = vec![0; *len];
-            file.read_at(*offset, &mut bytes, ReadClass::Demand)?;
-            Ok(bytes)
-        });
+        let opened = SftpFile::open_and_read(&self.session, name, access, ranges);
+        let (file, ranges) = opened.map_err(|error| self.explain_opened(error, access))?;
         Ok(OpenedAndRead {
-            ranges: ranges.collect(),
+            ranges,
             stat: self.file_stat_of(name, file.as_opened())?,
             file: Arc::new(file),
         })

@@ -132,6 +132,37 @@ fn bytes_of_a_file_that_was_replaced_while_it_was_opened_are_not_used() {
     assert_eq!(ranges[0].as_ref().unwrap(), &[1; 8]);
 }
 
+/// Nothing that another thread sends meanwhile makes the reads wait for each other.
+#[test]
+fn ranges_are_all_asked_for_before_the_first_answer() {
+    const RANGES: usize = 70;
+    let held = Mutex::new(Vec::new());
+    let script = move |kind: u8, id: u32, _: &[u8], stream: &mut UnixStream| {
+        if kind != READ {
+            return None;
+        }
+        let mut held = held.lock().unwrap();
+        held.push(id);
+        if held.len() == RANGES {
+            for id in held.drain(..) {
+                stream.write_all(&data(id, &[1; 8])).unwrap();
+            }
+        }
+        Some(Next::Answered)
+    };
+    let store = connect_to(&serial_greeting(), script).unwrap();
+    let ranges: Vec<_> = (0..RANGES as u64).map(|at| (at << 12, 8)).collect();
+    let read = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..100 {
+                drop(store.open(&name("y"), Access::ReadOnly));
+            }
+        });
+        store.open_and_read(&name("x"), Access::ReadOnly, &ranges)
+    });
+    assert!(read.unwrap().ranges.iter().all(Result::is_ok));
+}
+
 /// As for a new lease: the second check comes behind the flushes of the file and of its folder.
 #[test]
 fn questions_behind_a_new_file_are_carried_out_after_its_flushes() {

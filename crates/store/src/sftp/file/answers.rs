@@ -1,13 +1,14 @@
 //! Handles the answers to a file's reads: short ones, and those that report the end of a file that
 //! is longer.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Handle, SftpFile};
 use crate::StoreError;
 use crate::sftp::channel::{Answer, Channel};
 use crate::sftp::codec::{Malformed, Reply, Request};
-use crate::sftp::session::STATUS_EOF;
+use crate::sftp::session::{Call, STATUS_EOF, SftpSession};
 
 /// A request that was sent, and where.
 pub(super) struct Owed<'a> {
@@ -25,7 +26,54 @@ pub(super) struct Whole {
     pub(super) len: usize,
 }
 
+/// Asks for one range of a file that is being opened. One answer for each part of it; none if no
+/// file can have this range.
+pub(super) fn ask_range(
+    session: &SftpSession,
+    call: &Call<'_>,
+    handle: &[u8],
+    (offset, len): (u64, usize),
+) -> Result<Vec<Answer>, StoreError> {
+    if offset.checked_add(len as u64).is_none() {
+        return Ok(Vec::new());
+    }
+    let ask = |(offset, part): (u64, Range<usize>)| {
+        let len = u32::try_from(part.len()).unwrap_or(u32::MAX);
+        call.ask(&Request::Read {
+            handle,
+            offset,
+            len,
+        })
+    };
+    let parts = SftpFile::cut(offset, len, session.read_bytes_max);
+    parts.map(ask).collect()
+}
+
 impl SftpFile {
+    /// Takes the answers of [`ask_range`] for the same range.
+    pub(super) fn take_range(
+        &self,
+        (offset, bytes): (u64, &mut [u8]),
+        answers: Vec<Answer>,
+    ) -> Result<(), StoreError> {
+        let whole = Whole {
+            offset,
+            len: bytes.len(),
+        };
+        let parts = Self::cut(offset, whole.len, self.session.read_bytes_max);
+        for ((at, part), answer) in parts.zip(answers) {
+            let read = Owed {
+                channel: &self.session.first,
+                handle: Arc::clone(&self.file.first),
+                at,
+                len: part.len(),
+                answer,
+            };
+            self.take_read(&read, &whole, &mut bytes[part])?;
+        }
+        Ok(())
+    }
+
     /// Copies one read's answer into `part`; asks again for what a short answer left out.
     pub(super) fn take_read(
         &self,
