@@ -9,9 +9,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use jiff::civil::Time;
 use jiff::tz::TimeZone;
 use sprat_session::message_bus::{Bus, Values};
+
+use crate::day_part::DayPart;
 
 /// Below this, a battery that is discharging ends a copy that wants mains power.
 const BATTERY_PERCENT_MIN: u8 = 15;
@@ -28,35 +29,7 @@ pub struct Conditions {
     /// The gateway of a default route has one of these MAC addresses. Empty: no condition.
     pub gateway_macs: Vec<String>,
     /// Only at these times of the day.
-    pub window: Option<Window>,
-}
-
-/// Times of the day, from `from` until before `to`. If `from` is not before `to`, it goes over
-/// midnight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
-    /// The beginning.
-    pub from: Time,
-    /// The end.
-    pub to: Time,
-}
-
-impl Window {
-    /// Whether the clocks of `zone` show a time in it.
-    #[must_use]
-    pub fn contains(&self, zone: &TimeZone, now: Timestamp) -> bool {
-        self.contains_time(zone.to_datetime(now).time())
-    }
-
-    /// Whether this time of the day lies in it.
-    #[must_use]
-    pub fn contains_time(&self, time: Time) -> bool {
-        if self.from < self.to {
-            self.from <= time && time < self.to
-        } else {
-            self.from <= time || time < self.to
-        }
-    }
+    pub window: Option<DayPart>,
 }
 
 /// Whether a condition is met.
@@ -137,7 +110,8 @@ impl Conditions {
     }
 
     fn in_window(&self, zone: &TimeZone, now: Timestamp) -> Option<String> {
-        let window = self.window.filter(|window| !window.contains(zone, now))?;
+        let time = zone.to_datetime(now).time();
+        let window = self.window.filter(|window| !window.contains(time))?;
         let (from, to) = (window.from.strftime("%H:%M"), window.to.strftime("%H:%M"));
         Some(format!("it is not between {from} and {to}"))
     }

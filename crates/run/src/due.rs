@@ -42,6 +42,27 @@ pub enum Schedule {
     Never,
 }
 
+impl Schedule {
+    /// The longest time between two copies, in a week without a change of the clocks; `None`: never.
+    #[must_use]
+    pub fn longest_gap(&self) -> Option<Duration> {
+        match self {
+            Self::Every(time) => Some(*time),
+            Self::At(at) => at.longest_gap(),
+            Self::Never => None,
+        }
+    }
+
+    /// This schedule with every occurrence of `at` later by `later`.
+    #[must_use]
+    pub fn later_by(mut self, later: Duration) -> Self {
+        if let Self::At(at) = &mut self {
+            at.later = later;
+        }
+        self
+    }
+}
+
 /// Whether a copy is due.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {

@@ -4,21 +4,18 @@
 //! input, in a process group of its own, with umask 077 and with a fixed environment. Only the exit
 //! of its process counts, not whether a child of it keeps the output open.
 
-mod child;
 pub mod pipeline;
-mod tail;
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Duration;
 
 use jiff::Timestamp;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sprat_session::interrupt::Interrupt;
 use sprat_session::{Exit, Failure};
 
-use crate::hooks::child::Started;
-use crate::hooks::tail::Tail;
+use crate::program::running::{End, Outputs, Running};
+use crate::program::start::{NotStarted, prepare};
 
 /// The variable that is set for every hook: the run that started it.
 pub const RUN_VARIABLE: &str = "SPRAT_RUN";
@@ -190,92 +187,46 @@ fn run_within(
     end_limit: Duration,
 ) -> HookReport {
     let program = hook.words.first().cloned().unwrap_or_default();
-    let mut tail = Tail::default();
-    let end = match child::start_hook(hook, &context.variables(kind)) {
-        Ok(started) => {
-            let ended = wait(started, hook.timeout, interrupt, end_limit, &mut tail);
-            end_of(ended, &program, kind, hook.timeout)
+    let started = prepare(&hook.words, hook.user.as_deref(), &context.variables(kind))
+        .and_then(|command| Running::start(command, Stdio::null(), Outputs::Together));
+    let (end, output) = match started {
+        Ok(mut running) => {
+            let ended = running.wait(hook.timeout, interrupt, end_limit);
+            let end = end_of(ended, &program, kind, hook.timeout);
+            (end, running.into_outputs().next().unwrap_or_default())
         }
-        Err(why) => HookEnd::Failed(why.failure(&program, kind)),
+        Err(why) => (
+            HookEnd::Failed(not_started(&why, &program, kind)),
+            Vec::new(),
+        ),
     };
     HookReport {
         program,
         end,
-        output: tail.into_bytes(),
+        output,
     }
 }
 
-enum Ended {
-    Exited(std::process::ExitStatus),
-    TimedOut,
-    Interrupted,
-}
-
-/// Waits for the exit of the process; ends it where it shall not go on.
-fn wait(
-    mut started: Started,
-    timeout: Duration,
-    interrupt: Option<&Interrupt>,
-    end_limit: Duration,
-    tail: &mut Tail,
-) -> std::io::Result<Ended> {
-    let ended = watch(&mut started, timeout, interrupt, tail);
-    if !matches!(ended, Ok(Ended::Exited(_))) {
-        started.tree.end_within(end_limit);
-    }
-    // What the process wrote at its end.
-    started.output.read_available(|bytes| tail.push(bytes));
-    ended
-}
-
-/// Waits for the exit of the process, and reads its output meanwhile.
-fn watch(
-    started: &mut Started,
-    timeout: Duration,
-    interrupt: Option<&Interrupt>,
-    tail: &mut Tail,
-) -> std::io::Result<Ended> {
-    let deadline = Instant::now().checked_add(timeout);
-    loop {
-        if let Some(status) = started.tree.try_wait()? {
-            return Ok(Ended::Exited(status));
-        }
-        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        if left.is_some_and(|left| left.is_zero()) {
-            return Ok(Ended::TimedOut);
-        }
-        if interrupt.is_some_and(Interrupt::requested) {
-            return Ok(Ended::Interrupted);
-        }
-        let exited = started.exited.as_ref().map(AsFd::as_fd);
-        let woken = interrupt.map(Interrupt::readable_when_requested);
-        let mut wanted: Vec<_> = [exited, started.output.fd(), woken]
-            .into_iter()
-            .flatten()
-            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
-            .collect();
-        let patience = child::patience(exited.is_some(), left);
-        match poll(&mut wanted, Timespec::try_from(patience).ok().as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        started.output.read_available(|bytes| tail.push(bytes));
+fn not_started(why: &NotStarted, program: &OsStr, kind: Kind) -> Failure {
+    let what = format!("the {} hook {program:?} was not run", kind.name());
+    let failure = Failure::failed(what).caused_by(why);
+    match why {
+        NotStarted::WritableByOthers(_) => failure.with_hint(
+            "let only root write to the file and to the folders above it: others could replace what \
+             root runs",
+        ),
+        _ => failure,
     }
 }
 
-fn end_of(
-    ended: std::io::Result<Ended>,
-    program: &OsStr,
-    kind: Kind,
-    timeout: Duration,
-) -> HookEnd {
+fn end_of(ended: std::io::Result<End>, program: &OsStr, kind: Kind, timeout: Duration) -> HookEnd {
     let what = format!("the {} hook {program:?} failed", kind.name());
     let failed = match ended {
-        Ok(Ended::Exited(status)) if status.success() => return HookEnd::Done,
-        Ok(Ended::Exited(status)) if status.code() == Some(NOT_NOW) => return HookEnd::NotNow,
-        Ok(Ended::Interrupted) => return HookEnd::Interrupted,
-        Ok(Ended::Exited(status)) => Failure::failed(what).because(status.to_string()),
-        Ok(Ended::TimedOut) => Failure::failed(what)
+        Ok(End::Exited(status)) if status.success() => return HookEnd::Done,
+        Ok(End::Exited(status)) if status.code() == Some(NOT_NOW) => return HookEnd::NotNow,
+        Ok(End::Interrupted) => return HookEnd::Interrupted,
+        Ok(End::Exited(status)) => Failure::failed(what).because(status.to_string()),
+        Ok(End::TimedOut) => Failure::failed(what)
             .because(format!(
                 "it did not end within {} s, and was ended",
                 timeout.as_secs()

@@ -13,6 +13,7 @@ pub mod conditions;
 pub mod config;
 pub mod copy_name;
 pub mod copy_state;
+pub mod day_part;
 pub mod due;
 pub mod growth;
 pub mod hooks;

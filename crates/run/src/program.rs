@@ -1,33 +1,29 @@
 //! Runs a program of the user: with a time limit, in a process group of its own, without a shell.
 
+pub(crate) mod running;
+pub(crate) mod start;
+pub(crate) mod tail;
+
 use std::ffi::OsStr;
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use rustix::fs::MemfdFlags;
-use rustix::process::{Pid, Signal, kill_process_group};
 
-/// The search path of programs that sprat starts for the user.
-pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Of its output only the end is kept.
-pub const OUTPUT_BYTES_MAX: usize = 64 << 10;
-/// How often this checks whether it has ended.
-const CHECK_INTERVAL: Duration = Duration::from_millis(10);
+use running::{End, Outputs, Running};
+
 /// How long a program has between SIGTERM and SIGKILL.
 const TERMINATION: Duration = Duration::from_secs(1);
-/// How long to wait for the end of its output once it has ended: a child of it may keep that open.
-const OUTPUT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How a program ended.
 #[derive(Debug)]
 pub struct Ended {
     /// `None`: it was killed at the limit.
     pub status: Option<ExitStatus>,
-    /// The end of its standard output.
+    /// The last 64 KiB of its standard output.
     pub stdout: Vec<u8>,
-    /// The end of its standard error.
+    /// The last 64 KiB of its standard error.
     pub stderr: Vec<u8>,
 }
 
@@ -36,55 +32,26 @@ pub struct Ended {
 /// process counts, not whether a child of it keeps its output open.
 ///
 /// # Errors
-/// The program can't be started.
+/// The program can't be started, or others than root can write to it.
 pub fn run(words: &[impl AsRef<OsStr>], input: &[u8], limit: Duration) -> io::Result<Ended> {
-    use std::os::unix::process::CommandExt;
-
-    let [program, arguments @ ..] = words else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no program"));
+    let words: Vec<_> = words.iter().map(|word| word.as_ref().to_owned()).collect();
+    let input = in_memory(input)?;
+    let mut running = start::prepare(&words, None, &[])
+        .and_then(|command| Running::start(command, input, Outputs::Apart))
+        .map_err(|why| match std::error::Error::source(&why) {
+            Some(source) => io::Error::other(format!("{why}: {source}")),
+            None => io::Error::other(why),
+        })?;
+    let status = match running.wait(limit, None, TERMINATION)? {
+        End::Exited(status) => Some(status),
+        End::TimedOut | End::Interrupted => None,
     };
-    let home = if rustix::process::geteuid().is_root() {
-        "/root"
-    } else {
-        "/"
-    };
-    let mut child = Command::new(program)
-        .args(arguments)
-        .env_clear()
-        .envs([("PATH", PATH), ("HOME", home), ("LANG", "C.UTF-8")])
-        .current_dir("/")
-        .process_group(0)
-        .stdin(in_memory(input)?)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let stdout = child.stdout.take().map(tail_of);
-    let stderr = child.stderr.take().map(tail_of);
-    let group = Pid::from_child(&child);
-    let mut wait_until = |end: Instant| loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok::<_, io::Error>(Some(status));
-        }
-        if Instant::now() >= end {
-            return Ok(None);
-        }
-        std::thread::sleep(CHECK_INTERVAL);
-    };
-    let status = wait_until(Instant::now() + limit)?;
-    if status.is_none() {
-        let _ = kill_process_group(group, Signal::TERM);
-        let _ = wait_until(Instant::now() + TERMINATION)?;
-        let _ = kill_process_group(group, Signal::KILL);
-        let _ = wait_until(Instant::now() + TERMINATION)?;
-    }
-    let take = |output: Option<mpsc::Receiver<Vec<u8>>>| {
-        let output = output.and_then(|output| output.recv_timeout(OUTPUT_PATIENCE).ok());
-        output.unwrap_or_default()
-    };
+    let mut outputs = running.into_outputs();
+    let mut next = || outputs.next().unwrap_or_default();
     Ok(Ended {
         status,
-        stdout: take(stdout),
-        stderr: take(stderr),
+        stdout: next(),
+        stderr: next(),
     })
 }
 
@@ -97,24 +64,12 @@ fn in_memory(input: &[u8]) -> io::Result<Stdio> {
     Ok(file.into())
 }
 
-/// Reads to the end on a thread, and sends what came last.
-fn tail_of(mut output: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut tail = Vec::new();
-        let mut piece = vec![0; OUTPUT_BYTES_MAX];
-        while let Ok(count @ 1..) = output.read(&mut piece) {
-            tail.extend_from_slice(&piece[..count]);
-            let surplus = tail.len().saturating_sub(OUTPUT_BYTES_MAX);
-            tail.drain(..surplus);
-        }
-        let _ = sender.send(tail);
-    });
-    receiver
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use super::start::PATH;
+    use super::tail::TAIL_BYTES_MAX;
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(20);
@@ -159,7 +114,7 @@ mod tests {
     #[test]
     fn only_the_end_of_much_output_is_kept() {
         let ended = shell("yes | head -c 1000000; echo end", LIMIT);
-        assert_eq!(ended.stdout.len(), OUTPUT_BYTES_MAX);
+        assert_eq!(ended.stdout.len(), TAIL_BYTES_MAX);
         assert!(ended.stdout.ends_with(b"end\n"));
     }
 

@@ -16,7 +16,8 @@ use crate::{Exit, Failure};
 
 /// How long a last message may take.
 const SAY_LIMIT: Duration = Duration::from_secs(1);
-/// How long this process may go on after the first request: it is promised that it ends within 10 s.
+/// How long this process may go on after the first request: it is promised that it ends within 10 s. Time
+/// limits do not run during a [`Hold`].
 const END_LIMIT: Duration = Duration::from_millis(9700);
 
 type Wake = Box<dyn Fn(u32) + Send>;
@@ -42,6 +43,32 @@ struct Shared {
     /// Readable from the first request on; nobody ever reads it empty.
     woken: OwnedFd,
     wakes: Mutex<Vec<Wake>>,
+    limits: Mutex<Limits>,
+}
+
+/// When the time limits of the end began.
+#[derive(Default)]
+struct Limits {
+    /// At the first request, and again at the end of the last hold after it.
+    began: Option<Instant>,
+    holds: u32,
+}
+
+/// While this exists, no time limit ends this process after a request: work is under way that must be
+/// finished, and that has a time limit of its own.
+#[derive(Debug)]
+pub struct Hold {
+    interrupt: Interrupt,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut limits = self.interrupt.shared.limits.lock().ignore_poison();
+        limits.holds -= 1;
+        if limits.holds == 0 && limits.began.is_some() {
+            limits.began = Some(Instant::now());
+        }
+    }
 }
 
 impl Interrupt {
@@ -77,7 +104,7 @@ impl Interrupt {
                             continue;
                         }
                         // First, as what is called at a request may wait.
-                        _ if !listener.requested() => end_in_time(terminal),
+                        _ if !listener.requested() => end_in_time(terminal, listener.clone()),
                         _ => {}
                     }
                     listener.request();
@@ -100,12 +127,19 @@ impl Interrupt {
                 requests: AtomicU32::new(0),
                 woken,
                 wakes: Mutex::new(Vec::new()),
+                limits: Mutex::new(Limits::default()),
             }),
         })
     }
 
     /// Counts one request, as a signal does.
     pub fn request(&self) {
+        let limits = &self.shared.limits;
+        limits
+            .lock()
+            .ignore_poison()
+            .began
+            .get_or_insert_with(Instant::now);
         let count = self.shared.requests.fetch_add(1, Ordering::SeqCst) + 1;
         // A full counter is readable all the same.
         let _ = rustix::io::write(&self.shared.woken, &1u64.to_ne_bytes());
@@ -131,6 +165,26 @@ impl Interrupt {
     #[must_use]
     pub fn hard(&self) -> bool {
         self.requests() >= 2
+    }
+
+    /// Stops the time limits of the end while the hold exists. Afterwards they begin again.
+    #[must_use]
+    pub fn hold(&self) -> Hold {
+        self.shared.limits.lock().ignore_poison().holds += 1;
+        Hold {
+            interrupt: self.clone(),
+        }
+    }
+
+    /// What is left of a time limit that runs from the first request. All of it before that, and during
+    /// a [`Hold`].
+    #[must_use]
+    pub fn time_left(&self, limit: Duration) -> Duration {
+        let limits = self.shared.limits.lock().ignore_poison();
+        match limits.began {
+            Some(began) if limits.holds == 0 => limit.saturating_sub(began.elapsed()),
+            _ => limit,
+        }
     }
 
     /// Fails once a request came in.
@@ -178,12 +232,20 @@ impl fmt::Debug for Interrupt {
 
 /// Whatever waits for a server then, however it waits: after the first request this process ends within
 /// [`END_LIMIT`], as at the third request.
-fn end_in_time(terminal: Terminal) {
+fn end_in_time(terminal: Terminal, interrupt: Interrupt) {
     // Without the thread a second and third request end it.
     let _ = std::thread::Builder::new()
         .name("end in time".to_owned())
         .spawn(move || {
-            std::thread::sleep(END_LIMIT);
+            // The request comes a moment after this thread.
+            std::thread::sleep(Duration::from_millis(50));
+            loop {
+                let left = interrupt.time_left(END_LIMIT);
+                if left.is_zero() {
+                    break;
+                }
+                std::thread::sleep(left);
+            }
             // Past the output's lock, which may be what is waited for.
             write_if_ready(
                 b"sprat: interrupted; what was waited for didn't end in 10 s. Finished snapshots are \
@@ -252,6 +314,27 @@ mod tests {
         let fd = interrupt.readable_when_requested();
         let mut fds = [PollFd::new(&fd, PollFlags::IN)];
         assert_eq!(poll(&mut fds, None).unwrap(), 1);
+    }
+
+    #[test]
+    fn time_limit_begins_again_after_each_hold() {
+        let interrupt = Interrupt::never().unwrap();
+        let limit = Duration::from_millis(40);
+        let ends = || interrupt.time_left(limit).is_zero();
+        std::thread::sleep(limit);
+        assert!(!ends());
+        let held = interrupt.hold();
+        interrupt.request();
+        std::thread::sleep(limit);
+        assert!(!ends());
+        drop(held);
+        assert!(!ends());
+        std::thread::sleep(limit);
+        assert!(ends());
+        let held = interrupt.hold();
+        assert!(!ends());
+        drop(held);
+        assert!(!ends());
     }
 
     #[test]

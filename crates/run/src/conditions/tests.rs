@@ -282,11 +282,11 @@ fn a_gateway_that_is_reached_by_ipv6_only_is_not_known() {
 
 #[test]
 fn windows_go_over_midnight_and_follow_the_zone() {
-    let night = Window {
+    let night = DayPart {
         from: time(22, 0, 0, 0),
         to: time(6, 30, 0, 0),
     };
-    let day = Window {
+    let day = DayPart {
         from: time(8, 0, 0, 0),
         to: time(18, 0, 0, 0),
     };
@@ -302,7 +302,7 @@ fn windows_go_over_midnight_and_follow_the_zone() {
     ] {
         let at = time(hour, minute, 0, 0);
         assert_eq!(
-            (night.contains_time(at), day.contains_time(at)),
+            (night.contains(at), day.contains(at)),
             (in_night, in_day),
             "{at}"
         );

@@ -7,8 +7,9 @@ use sprat_session::address::{Target, is_name};
 
 use super::reader::{Layer, Reader, Table};
 use super::show::Setting;
-use super::values::{self, Hook, UploadLimit, Words};
+use super::values::{self, UploadLimit, Words};
 use super::{ConfigPlaces, TIME_MAX};
+use crate::hooks::Hook;
 
 /// `[container.NAME]`.
 #[derive(Debug, Clone)]

@@ -3,17 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sprat_snapshot::{JobName, SnapshotSpec};
+use sprat_snapshot::{JobName, KeepRules, SnapshotSpec};
 use toml::de::DeValue;
 
 use super::ConfigPlaces;
 use super::in_effect::is_not_built;
-use super::keep::{Keep, keep};
+use super::keep::keep;
 use super::mistake::{Stops, Wrong};
 use super::reader::{Layer, Reader, Spot, Table};
-use super::schedule::{self, Schedule};
+use super::schedule;
 use super::show::Setting;
-use super::values::{self, DayPart, Hook, SecretText, Source, Words};
+use super::values::{self, SecretText, Source, Words};
+use crate::conditions::Conditions;
+use crate::due::Schedule;
+use crate::hooks::Hook;
 use crate::suggest::near_miss;
 
 /// The range of times that may not be zero.
@@ -50,7 +53,7 @@ pub struct Job {
     /// When a copy may be made.
     pub conditions: Conditions,
     /// What is kept; `None`: nothing is removed.
-    pub keep: Option<Keep>,
+    pub keep: Option<KeepRules>,
     /// `prune_every`; zero: at each run.
     pub prune_every: Duration,
     /// `alert_after`: a copy is overdue so long after its last success; `None`: never.
@@ -108,21 +111,6 @@ pub struct Dump {
     pub user: Option<String>,
     /// A stage that runs longer makes the copy fail.
     pub timeout: Duration,
-}
-
-/// When a copy may be made.
-#[derive(Debug, Clone, Default)]
-pub struct Conditions {
-    /// Not on battery.
-    pub only_on_ac: bool,
-    /// Not over a metered connection.
-    pub skip_on_metered: bool,
-    /// One of these interfaces must be up; empty: no matter.
-    pub only_if_interface: Vec<String>,
-    /// The gateway of the default route must have one of these addresses, in lower case; empty: no matter.
-    pub only_if_gateway_mac: Vec<String>,
-    /// A copy begins only in this part of the day, and stops at its end.
-    pub window: Option<DayPart>,
 }
 
 /// What is done before an upload that is larger, or changes more, than usual.
@@ -413,7 +401,7 @@ struct Keys {
     allow_empty: bool,
     spread: Duration,
     conditions: Conditions,
-    keep: Option<Keep>,
+    keep: Option<KeepRules>,
     prune_every: Duration,
     growth: GrowthRules,
     before: Vec<Hook>,
@@ -515,8 +503,8 @@ fn conditions(table: &mut Table<'_, '_, '_>) -> Conditions {
     Conditions {
         only_on_ac: table.flag("only_on_ac", false),
         skip_on_metered: table.flag("skip_on_metered", true),
-        only_if_interface: interfaces.into_iter().map(|(_, name)| name).collect(),
-        only_if_gateway_mac: addresses.into_iter().map(|(_, mac)| mac).collect(),
+        interfaces: interfaces.into_iter().map(|(_, name)| name).collect(),
+        gateway_macs: addresses.into_iter().map(|(_, mac)| mac).collect(),
         window: table.value("window", values::window),
     }
 }

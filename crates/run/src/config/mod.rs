@@ -28,13 +28,11 @@ use sprat_session::Failure;
 
 pub use container::Container;
 pub use files::{default_files, files_beside};
-pub use job::{Conditions, Dump, Filters, Growth, GrowthLimit, GrowthRules, Job, Sample, job_name};
-pub use keep::Keep;
+pub use job::{Dump, Filters, Growth, GrowthLimit, GrowthRules, Job, Sample, job_name};
 pub use mistake::{Mistake, Stops};
 pub use notify::{Digest, Mail, Notify, Password, SmtpServer, Watch};
-pub use schedule::{AtTime, Schedule};
 pub use show::{Origin, Setting};
-pub use values::{DayPart, Hook, SecretText, Source, UploadLimit, Words, check_url, split_words};
+pub use values::{SecretText, Source, UploadLimit, Words, check_url, split_words};
 
 use crate::copy_name::CopyName;
 use crate::suggest::near_miss;

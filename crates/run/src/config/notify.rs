@@ -8,9 +8,10 @@ use toml::de::DeValue;
 use super::ConfigPlaces;
 use super::mistake::Wrong;
 use super::reader::{Layer, Reader, Table};
-use super::schedule::{AtTime, at_time};
+use super::schedule::at_time;
 use super::show::Setting;
 use super::values::{self, SecretText, Words};
+use crate::due::AtTime;
 use crate::notify::Kind;
 
 /// `[notify]`.
@@ -138,8 +139,7 @@ pub(super) fn read<'i>(mut table: Table<'_, '_, 'i>, places: &ConfigPlaces) -> N
     ];
     let digest = table.value_or("digest", default, |value| values::one_of(value, &words));
     let digest_at = table.value_or("digest_at", "Mon 08:00", at_time);
-    let days = digest_at.days.iter().filter(|counts| **counts).count();
-    if digest == Digest::Weekly && days != 1 {
+    if digest == Digest::Weekly && digest_at.days().count() != 1 {
         let what = "`digest_at`: a weekly digest needs one day and a time, such as Mon 08:00";
         table.mistake("digest_at", what);
     }

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use jiff::civil::{Time, Weekday};
+use jiff::civil::Weekday;
 use toml::de::DeValue;
 
 use super::TIME_MAX;
 use super::mistake::{Stops, Wrong};
 use super::reader::Table;
-use super::values::{self, DayPart};
+use super::values;
+use crate::day_part::DayPart;
+use crate::due::{At, AtTime, Schedule};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const QUARTER: Duration = Duration::from_secs(15 * 60);
@@ -21,53 +23,6 @@ const DAYS: [(&str, Weekday); 7] = [
     ("Sat", Weekday::Saturday),
     ("Sun", Weekday::Sunday),
 ];
-
-/// When a job's copies are made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Schedule {
-    /// So long after the last one began.
-    Every(Duration),
-    /// At these times.
-    At(Vec<AtTime>),
-    /// By hand only.
-    Never,
-}
-
-/// A time of the day, on some days of the week.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AtTime {
-    /// Whether it counts on each day; Monday is the first.
-    pub days: [bool; 7],
-    /// The time of the day.
-    pub time: Time,
-}
-
-impl Schedule {
-    /// The longest time between two copies, in a week without a change of the clocks; `None`: never.
-    #[must_use]
-    pub fn longest_gap(&self) -> Option<Duration> {
-        let times = match self {
-            Self::Every(time) => return Some(*time),
-            Self::Never => return None,
-            Self::At(times) => times,
-        };
-        let mut minutes = Vec::new();
-        for at in times {
-            let days = (0_u64..7).zip(at.days).filter(|(_, counts)| *counts);
-            let (hour, minute) = (
-                at.time.hour().unsigned_abs(),
-                at.time.minute().unsigned_abs(),
-            );
-            let of_day = u64::from(hour) * 60 + u64::from(minute);
-            minutes.extend(days.map(|(day, _)| day * 24 * 60 + of_day));
-        }
-        minutes.sort_unstable();
-        let over_the_week_end = minutes.first()? + 7 * 24 * 60 - minutes.last()?;
-        let gaps = minutes.windows(2).map(|pair| pair[1] - pair[0]);
-        let longest = gaps.chain([over_the_week_end]).max()?;
-        Some(Duration::from_secs(longest * 60))
-    }
-}
 
 /// Reads `every` or `at`. The one that stands in a job replaces both of `[job_defaults]`.
 pub(super) fn read(table: &mut Table<'_, '_, '_>) -> Schedule {
@@ -88,7 +43,10 @@ pub(super) fn read(table: &mut Table<'_, '_, '_>) -> Schedule {
         if times.is_empty() && table.find("at").is_some_and(|(_, v)| is_empty_list(v)) {
             table.mistake("at", "`at`: the list is empty");
         }
-        return Schedule::At(times.into_iter().map(|(_, time)| time).collect());
+        return Schedule::At(At {
+            times: times.into_iter().map(|(_, time)| time).collect(),
+            later: Duration::ZERO,
+        });
     }
     let range = QUARTER..=TIME_MAX;
     let every = match every {
@@ -148,12 +106,15 @@ pub(super) fn check_window(
     window: Option<DayPart>,
     stops: &Stops,
 ) {
-    let (Schedule::At(times), Some(window)) = (schedule, window) else {
+    let (Schedule::At(at), Some(window)) = (schedule, window) else {
         return;
     };
-    let outside = times.iter().find(|at| !window.contains(at.time));
+    let outside = at.times.iter().find(|at| !window.contains(at.time()));
     if let (Some(at), Some(spot)) = (outside, table.spot_of("at")) {
-        let what = format!("`at`: {} is outside of `window`", at.time.strftime("%H:%M"));
+        let what = format!(
+            "`at`: {} is outside of `window`",
+            at.time().strftime("%H:%M")
+        );
         table.reader.mistake(&spot.that_stops(stops.clone()), what);
     }
 }
@@ -171,8 +132,7 @@ pub(super) fn at_time(value: &DeValue<'_>) -> Result<AtTime, Wrong> {
         )));
     };
     let Some(names) = days else {
-        let days = [true; 7];
-        return Ok(AtTime { days, time });
+        return Ok(AtTime::daily(time));
     };
     let mut days = [false; 7];
     for part in names.split(',') {
@@ -189,7 +149,8 @@ pub(super) fn at_time(value: &DeValue<'_>) -> Result<AtTime, Wrong> {
             day = (day + 1) % 7;
         }
     }
-    Ok(AtTime { days, time })
+    let days = DAYS.iter().zip(days).filter(|(_, counts)| *counts);
+    Ok(AtTime::on(days.map(|((_, day), _)| *day), time))
 }
 
 /// 0 for Monday.

@@ -3,9 +3,12 @@
 use std::fs;
 use std::time::Duration;
 
+use jiff::civil::Weekday;
+use sprat_snapshot::KeepCount;
 use tempfile::TempDir;
 
 use super::*;
+use crate::due::{AtTime, Schedule};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -170,17 +173,20 @@ alert_after = "3 days"
         "a job's list replaces that of the defaults"
     );
     let keep = home.keep.unwrap();
-    assert_eq!(keep.daily, 14);
-    assert_eq!(keep.weekly, Keep::ALL);
-    let Schedule::At(times) = &home.schedule else {
-        panic!("a job's `at` replaces `every` of the defaults")
+    assert_eq!(keep.daily, KeepCount::new(14));
+    assert_eq!(keep.weekly, KeepCount::ALL);
+    // A job's `at` replaces `every` of the defaults.
+    let work = Weekday::Monday.cycle_forward().take(5);
+    let Schedule::At(at) = &home.schedule else {
+        panic!("{:?}", home.schedule)
     };
-    assert_eq!(times[0].days, [true, true, true, true, true, false, false]);
+    let time = at.times[0].time();
+    assert_eq!(at.times[0], AtTime::on(work, time));
     // Friday 02:30 to Saturday 12:00.
     assert_eq!(home.schedule.longest_gap(), Some(33 * HOUR + HOUR / 2));
     assert_eq!(home.alert_after, Some(14 * DAY));
     assert_eq!(home.growth.growth_limit, GrowthLimit::Bytes(20 << 30));
-    assert_eq!(home.conditions.only_if_gateway_mac, ["aa:bb:cc:dd:ee:ff"]);
+    assert_eq!(home.conditions.gateway_macs, ["aa:bb:cc:dd:ee:ff"]);
     let www = &config.jobs[1];
     assert_eq!(www.schedule, Schedule::Every(2 * HOUR));
     assert_eq!(www.alert_after, Some(2 * 2 * HOUR + DAY));

@@ -13,23 +13,14 @@ use toml::de::DeValue;
 use zeroize::Zeroizing;
 
 use super::mistake::Wrong;
+use crate::day_part::DayPart;
+use crate::hooks::Hook;
 
 /// The largest length of a secret that lies in a file.
 const SECRET_BYTES_MAX: u64 = 8192;
 
 /// A command that runs without a shell.
 pub type Words = Vec<OsString>;
-
-/// A program that runs before or after a copy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hook {
-    /// The program and its arguments.
-    pub words: Words,
-    /// It is ended after this time.
-    pub timeout: Duration,
-    /// The user that runs it; `None`: root.
-    pub user: Option<String>,
-}
 
 /// A text that must not be shown, in the config or in a file. `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
@@ -68,31 +59,6 @@ impl fmt::Debug for SecretText {
             Self::Here(_) => f.write_str("***"),
             Self::File(path) => write!(f, "in {}", path.display()),
         }
-    }
-}
-
-/// A part of the day. It may go over midnight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DayPart {
-    /// Its first minute.
-    pub from: Time,
-    /// The first minute that is no longer in it.
-    pub to: Time,
-}
-
-impl DayPart {
-    /// Whether a time of the day is in it.
-    #[must_use]
-    pub fn contains(&self, time: Time) -> bool {
-        match self.from < self.to {
-            true => self.from <= time && time < self.to,
-            false => self.from <= time || time < self.to,
-        }
-    }
-
-    /// Whether any time is in both.
-    pub(super) fn overlaps(&self, other: &Self) -> bool {
-        self.contains(other.from) || other.contains(self.from)
     }
 }
 

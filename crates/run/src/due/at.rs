@@ -34,6 +34,12 @@ impl AtTime {
         Self { days, time }
     }
 
+    /// The days of the week, from Monday on.
+    pub fn days(&self) -> impl Iterator<Item = Weekday> {
+        let numbers = (0_i8..).zip(self.days).filter(|(_, counts)| *counts);
+        numbers.filter_map(|(number, _)| Weekday::from_monday_zero_offset(number).ok())
+    }
+
     /// The time of the day.
     #[must_use]
     pub fn time(&self) -> Time {

@@ -15,9 +15,9 @@ use sprat_session::Failure;
 use sprat_session::child_tree::ChildTree;
 use sprat_session::interrupt::Interrupt;
 
-use crate::hooks::child::{self, NotStarted, Output};
-use crate::hooks::tail::Tail;
-use crate::hooks::{Context, END_LIMIT, Kind};
+use crate::hooks::{Context, END_LIMIT, Kind, not_started};
+use crate::program::start::{NotStarted, Output, prepare, spawn};
+use crate::program::tail::Tail;
 
 /// How often the stages are looked after while no output comes.
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
@@ -107,14 +107,14 @@ fn start(pipeline: &Pipeline, context: &Context, end_limit: Duration) -> Result<
     };
     for words in &pipeline.stages {
         let program = words.first().cloned().unwrap_or_default();
-        let refused = |why: NotStarted| why.failure(&program, Kind::Command);
+        let refused = |why: NotStarted| not_started(&why, &program, Kind::Command);
         let (output, input) = io::pipe().map_err(system)?;
         let user = pipeline.user.as_deref();
-        let mut command = child::prepare(words, user, &variables).map_err(refused)?;
+        let mut command = prepare(words, user, &variables).map_err(refused)?;
         let stdin = running.output.take().map_or_else(Stdio::null, Stdio::from);
         let stderr = log_input.try_clone().map_err(system)?;
         command.stdin(stdin).stdout(input).stderr(stderr);
-        let (tree, _) = child::spawn(command).map_err(refused)?;
+        let (tree, _) = spawn(command).map_err(refused)?;
         running.output = Some(output);
         running.stages.push(Stage {
             program,

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Instant;
 
 use sprat_testkit::{needs, requires};
 
@@ -213,7 +214,7 @@ fn a_child_that_keeps_the_output_open_is_not_waited_for_and_lives() {
 fn the_last_64_kib_of_the_output_are_kept() {
     let report = report(&shell("seq 1 200000; echo end >&2", LONG));
     assert_eq!(report.end, HookEnd::Done);
-    assert_eq!(report.output.len(), tail::TAIL_BYTES_MAX);
+    assert_eq!(report.output.len(), crate::program::tail::TAIL_BYTES_MAX);
     assert!(text(&report).ends_with("199999\n200000\nend\n"));
 }
 

@@ -90,8 +90,8 @@ pub(crate) struct Supervisor {
     /// Their control sockets have ended.
     volume_gone: bool,
     worker_gone: bool,
-    /// When S acted on the interrupt.
-    interrupted: Option<Instant>,
+    /// The interrupt of the order under way, if S acted on it.
+    interrupted: Option<Interrupt>,
     /// The server was asked to give a new container its name.
     naming: bool,
     /// The server's space runs out: how much is left, and whether S has acted on that.
@@ -294,6 +294,10 @@ impl Supervisor {
         if let Some(failure) = &self.over {
             return Err(failure.clone());
         }
+        // An interrupt of one order does not end the next one.
+        if !watch.interrupt.requested() {
+            self.interrupted = None;
+        }
         loop {
             self.heed_interrupt(watch, on_interrupt)?;
             self.heed_room(watch, on_interrupt);
@@ -366,14 +370,14 @@ impl Supervisor {
             };
             return Err(self.fail(Failure::new(Exit::Interrupted, why).with_hint(LEFT_OUT)));
         }
-        if let Some(since) = self.interrupted {
-            if since.elapsed() < ORDERLY_LIMIT {
+        if self.interrupted.is_some() {
+            if !watch.interrupt.time_left(ORDERLY_LIMIT).is_zero() {
                 return Ok(());
             }
             let why = "interrupted, and the server took too long to end in order";
             return Err(self.fail(Failure::new(Exit::Interrupted, why).with_hint(LEFT_OUT)));
         }
-        self.interrupted = Some(Instant::now());
+        self.interrupted = Some(watch.interrupt.clone());
         watch.observer.phase(Phase::Stopping);
         match on_interrupt {
             OnInterrupt::GiveUp => Err(self.fail(Failure::interrupted())),

@@ -33,8 +33,8 @@ impl Supervisor {
         } else if let Some(worker) = &mut self.worker {
             worker.kill();
         }
-        let limit = match self.interrupted {
-            Some(since) => INTERRUPTED_LIMIT.saturating_sub(since.elapsed()),
+        let limit = match &self.interrupted {
+            Some(interrupt) => interrupt.time_left(INTERRUPTED_LIMIT),
             None => ABORT_LIMIT,
         };
         let mut deadline = Instant::now() + limit;

@@ -1,14 +1,14 @@
 //! The last part of a program's output.
 
 /// How much of it is kept.
-pub(super) const TAIL_BYTES_MAX: usize = 64 << 10;
+pub(crate) const TAIL_BYTES_MAX: usize = 64 << 10;
 
 /// Keeps the last [`TAIL_BYTES_MAX`] bytes.
 #[derive(Debug, Default)]
-pub(super) struct Tail(Vec<u8>);
+pub(crate) struct Tail(Vec<u8>);
 
 impl Tail {
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
         // Not at each write, or each one would move all of it.
         if self.0.len() > 2 * TAIL_BYTES_MAX {
@@ -16,7 +16,7 @@ impl Tail {
         }
     }
 
-    pub(super) fn into_bytes(mut self) -> Vec<u8> {
+    pub(crate) fn into_bytes(mut self) -> Vec<u8> {
         self.shorten();
         self.0
     }

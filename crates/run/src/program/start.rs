@@ -1,4 +1,4 @@
-//! Starts a program as hooks run: its user, environment, process group, and output.
+//! Starts a program of the user: its account, environment, process group, and output.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, PipeReader, Read};
@@ -6,22 +6,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::unistd::{User, getgrouplist};
 use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use sprat_session::Failure;
 use sprat_session::child_tree::ChildTree;
 use sprat_session::trusted_file::writable_by_others;
 use sprat_session::{ChildIdentity, set_child_identity};
 
-use crate::hooks::{Hook, Kind};
-
-/// Where programs are searched for.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Files that a hook makes are for its user only.
+/// The search path of programs that sprat starts for the user.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Files that a program makes are for its user only.
 const UMASK: u32 = 0o077;
 /// How often a child is looked after where the kernel has no pidfd (before 5.3).
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
@@ -30,7 +27,7 @@ const READ_BYTES_MAX: usize = 1 << 20;
 
 /// Why a program was not started.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NotStarted {
+pub(crate) enum NotStarted {
     #[error("there is no such program in {}", PATH)]
     NoProgram,
     #[error("{0}")]
@@ -41,46 +38,23 @@ pub(super) enum NotStarted {
     System { what: String, source: io::Error },
 }
 
-impl NotStarted {
-    pub(super) fn failure(&self, program: &OsStr, kind: Kind) -> Failure {
-        let what = format!("the {} hook {program:?} was not run", kind.name());
-        let failure = Failure::failed(what).caused_by(self);
-        match self {
-            Self::WritableByOthers(_) => failure.with_hint(
-                "let only root write to the file and to the folders above it: others could replace \
-                 what root runs",
-            ),
-            _ => failure,
-        }
-    }
-}
-
-/// A program that runs.
-pub(super) struct Started {
-    pub(super) tree: ChildTree,
-    /// Readable once the process has exited; `None` on an old kernel.
-    pub(super) exited: Option<OwnedFd>,
-    /// What it and its children write.
-    pub(super) output: Output,
-}
-
 /// The end of a pipe from which output is read without waiting.
-pub(super) struct Output(Option<PipeReader>);
+pub(crate) struct Output(Option<PipeReader>);
 
 impl Output {
-    pub(super) fn new(pipe: PipeReader) -> io::Result<Self> {
+    pub(crate) fn new(pipe: PipeReader) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(&pipe)?;
         rustix::fs::fcntl_setfl(&pipe, flags | OFlags::NONBLOCK)?;
         Ok(Self(Some(pipe)))
     }
 
     /// `None` once all writers have closed it.
-    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.0.as_ref().map(AsFd::as_fd)
     }
 
     /// Reads what is there, without waiting.
-    pub(super) fn read_available(&mut self, mut take: impl FnMut(&[u8])) {
+    pub(crate) fn read_available(&mut self, mut take: impl FnMut(&[u8])) {
         let mut buffer = [0; 16 << 10];
         let mut total = 0;
         while let Some(pipe) = &mut self.0
@@ -101,7 +75,7 @@ impl Output {
 }
 
 /// How long to wait for events until the next check. `seen`: the exit is an event.
-pub(super) fn patience(seen: bool, left: Option<Duration>) -> Duration {
+pub(crate) fn patience(seen: bool, left: Option<Duration>) -> Duration {
     let longest = match seen {
         true => Duration::from_secs(60),
         false => CHECK_INTERVAL,
@@ -109,32 +83,8 @@ pub(super) fn patience(seen: bool, left: Option<Duration>) -> Duration {
     left.map_or(longest, |left| left.min(longest))
 }
 
-/// Starts a hook; its stdout and stderr are one pipe.
-pub(super) fn start_hook(
-    hook: &Hook,
-    variables: &[(&'static str, String)],
-) -> Result<Started, NotStarted> {
-    let cannot = |what: &'static str| {
-        move |source| NotStarted::System {
-            what: what.to_owned(),
-            source,
-        }
-    };
-    let (output, input) = io::pipe().map_err(cannot("can't make a pipe"))?;
-    let more = input.try_clone().map_err(cannot("can't make a pipe"))?;
-    let mut command = prepare(&hook.words, hook.user.as_deref(), variables)?;
-    command.stdin(Stdio::null()).stdout(input).stderr(more);
-    let output = Output::new(output).map_err(cannot("can't use a pipe"))?;
-    let (tree, exited) = spawn(command)?;
-    Ok(Started {
-        tree,
-        exited,
-        output,
-    })
-}
-
 /// Starts a prepared program.
-pub(super) fn spawn(mut command: Command) -> Result<(ChildTree, Option<OwnedFd>), NotStarted> {
+pub(crate) fn spawn(mut command: Command) -> Result<(ChildTree, Option<OwnedFd>), NotStarted> {
     let child = command.spawn().map_err(|source| NotStarted::System {
         what: "it can't be started".to_owned(),
         source,
@@ -145,7 +95,7 @@ pub(super) fn spawn(mut command: Command) -> Result<(ChildTree, Option<OwnedFd>)
 }
 
 /// A program of these words, ready to be started but for its pipes.
-pub(super) fn prepare(
+pub(crate) fn prepare(
     words: &[OsString],
     user: Option<&str>,
     variables: &[(&'static str, String)],
