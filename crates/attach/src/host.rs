@@ -220,7 +220,7 @@ fn io_flusher() -> HostFinding {
         Err(e) => HostFinding::bad(
             "io flusher",
             Severity::Weak,
-            format!("PR_SET_IO_FLUSHER: {e}; a session may stall when memory is very short"),
+            format!("PR_SET_IO_FLUSHER: {e}; a session can stall when memory is very low"),
             "give sprat CAP_SYS_RESOURCE",
         ),
     }
@@ -276,7 +276,7 @@ fn volumes() -> Vec<HostFinding> {
         .filter(|device| mounted.iter().all(|volume| volume.device != *device))
         .filter(|device| is_dead(device))
         .map(|device| {
-            let detail = format!("{} belongs to a session that died", device.display());
+            let detail = format!("{} is left from a session that died", device.display());
             let hint = "something still uses it: another mount namespace, or a program that has \
                         the device open";
             HostFinding::bad("loop devices", Severity::Weak, detail, hint)

@@ -51,16 +51,17 @@ pub(crate) struct GlobalArgs {
     /// Accept the container only if it has this fingerprint; its recovery sheet shows it
     #[arg(long, global = true, value_name = "HEX")]
     pub fingerprint: Option<String>,
-    /// Write although the server cannot fsync: if the server crashes, the container may be lost
+    /// Write even if the server has no fsync; if the server crashes, the container can be lost
     #[arg(long, global = true, alias = "insist-without-fsync")]
     pub allow_no_fsync: bool,
-    /// Read although another machine holds the lock; use it only if that machine is gone for good
+    /// Read although another machine has the lock; use this only if that machine is gone for good
     #[arg(long, global = true)]
     pub ignore_lock: bool,
-    /// Continue although this machine has seen a newer state of the container: snapshots may be missing
+    /// Accept an older state of the container than this machine has seen; newer snapshots can be
+    /// missing
     #[arg(long, global = true)]
     pub accept_older_state: bool,
-    /// Continue although something other than this machine changed the key slots
+    /// Accept key slots that something other than this machine changed
     #[arg(long, global = true)]
     pub accept_changed_keys: bool,
     /// Folder for what sprat remembers of each container.
@@ -81,7 +82,7 @@ pub(crate) struct GlobalArgs {
         default_value = "/run/sprat"
     )]
     pub runtime_dir: PathBuf,
-    /// Read everything from the server: neither use nor fill the local cache of encrypted blocks
+    /// Do not use the local cache of encrypted blocks; read everything from the server
     #[arg(long, global = true)]
     pub no_cache: bool,
     /// Folder where encrypted blocks are kept from one session to the next.

@@ -83,7 +83,7 @@ impl Environment {
             return Ok(());
         }
         Err(Failure::failed(format!(
-            "`sprat {what}` must be run as root: it mounts the volume"
+            "`sprat {what}` must be run as root: only root can mount and unmount the volume"
         ))
         .with_hint("nothing was started. Run it with sudo or as root"))
     }

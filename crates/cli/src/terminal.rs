@@ -26,10 +26,10 @@ const LINE_BYTES_MAX: usize = 4096;
 /// echo is always turned on again.
 pub(crate) fn ask(prompt: &str, interrupt: &Interrupt) -> Result<Zeroizing<String>, Failure> {
     let tty = open().map_err(|error| {
-        Failure::usage("no key: none is named, and there is no terminal to ask on")
+        Failure::usage("no key was given, and there is no terminal to ask on")
             .caused_by(&error)
             .with_hint(
-                "nothing was started. Name one with --key-file, --passphrase-file or \
+                "nothing was started. Give a key with --key-file, --passphrase-file or \
                  --passphrase-command, or in the config",
             )
     })?;

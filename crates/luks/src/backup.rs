@@ -187,7 +187,7 @@ impl Header {
             || self.metadata.areas != there.metadata.areas
         {
             return Err(LuksError::Argument {
-                what: "the kept header has another layout than the present one".to_owned(),
+                what: "the saved header has another layout than the present one".to_owned(),
             });
         }
         Ok(())

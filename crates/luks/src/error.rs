@@ -46,17 +46,22 @@ pub enum LuksError {
     #[error("not supported: {what}")]
     Unsupported { what: String },
     /// The header differs from what this machine knows about the container.
-    #[error("the LUKS2 header was changed: {field} is {found}, known is {pinned}")]
+    #[error("the LUKS2 header was changed: {field} is {found}, but this machine knows {pinned}")]
     Pin {
         field: &'static str,
         pinned: String,
         found: String,
     },
     /// The header is older than one that this machine has seen.
-    #[error("the LUKS2 header is an old one: sequence {found}, known is {known}")]
+    #[error(
+        "the LUKS2 header is an old one: its sequence number is {found}, but this machine knows \
+             {known}"
+    )]
     OlderHeader { known: u64, found: u64 },
     /// The sequence increased more than changes of keys can explain.
-    #[error("the LUKS2 header has an implausible sequence, {found}; known is {known}")]
+    #[error(
+        "the LUKS2 header has an implausible sequence number, {found}; this machine knows {known}"
+    )]
     Sequence { known: u64, found: u64 },
     /// The secret opens none of the key slots.
     #[error("the key or passphrase opens none of the {slots_tried} key slots")]
@@ -72,7 +77,7 @@ pub enum LuksError {
     /// the budget for one opening.
     #[error(
         "the key or passphrase opens none of the {slots_tried} key slots that were tried; {} were \
-         left out, as their key derivation takes too long",
+         skipped, because their key derivation takes too long",
         .left_out.len()
     )]
     KdfBudget {
@@ -80,7 +85,7 @@ pub enum LuksError {
         left_out: Vec<u32>,
     },
     /// A key slot's derivation needs more memory than is available.
-    #[error("key slot {slot} needs {memory_kib} KiB of memory, which this machine does not give")]
+    #[error("key slot {slot} needs {memory_kib} KiB of memory, which this machine does not have")]
     NoMemory { slot: u32, memory_kib: u64 },
     /// libcryptsetup failed.
     #[error("{op} with libcryptsetup")]

@@ -28,15 +28,18 @@ pub struct RecoveryKey(Zeroizing<String>);
 #[non_exhaustive]
 pub enum RecoveryKeyError {
     /// Too few or too many characters.
-    #[error("a recovery key has {CHARACTERS} characters without its dashes; these are {found}")]
+    #[error(
+        "a recovery key has {CHARACTERS} characters without its dashes, but this one has {found}"
+    )]
     Length { found: usize },
     /// A character that recovery keys don't have.
     #[error(
-        "group {group}: recovery keys have no b, g, i, l, o, q, s, v, y, z, 0, 1, 2, 5 and no sign"
+        "group {group}: a recovery key has none of b, g, i, l, o, q, s, v, y, z, 0, 1, 2, 5, and no \
+         other signs"
     )]
     Character { group: usize },
     /// All characters are allowed, but the checksum is wrong: a typing error.
-    #[error("a typing error: the last group does not fit the others")]
+    #[error("a typing error: the checksum in the last group does not match")]
     Checksum,
 }
 

@@ -58,10 +58,10 @@ pub enum TargetError {
     #[error("the target is empty")]
     Empty,
     /// A control character or other byte that no target needs.
-    #[error("the target holds a control character")]
+    #[error("the target has a control character in it")]
     ControlCharacter,
     /// No host.
-    #[error("{0:?} names no host")]
+    #[error("{0:?} has no host name")]
     NoHost(String),
     /// A host that ssh could take for an option or the shell for more than a name.
     #[error("{0:?} is not a host name")]
@@ -85,7 +85,7 @@ pub enum TargetError {
     #[error("{0:?} seems to be a login on a server, without the path of a container there")]
     LoginOnly(String),
     /// A URL of another kind.
-    #[error("{0:?}: of URLs only ssh:// is known")]
+    #[error("{0:?}: the only supported URL scheme is ssh://")]
     UnknownScheme(String),
 }
 
@@ -503,7 +503,7 @@ mod tests {
         "/" -> "/" must end in the container's file name, such as /srv/backup/home.luks
         "." -> "." must end in the container's file name, such as /srv/backup/home.luks
         ".." -> ".." must end in the container's file name, such as /srv/backup/home.luks
-        "a\nb.luks" -> the target holds a control character
+        "a\nb.luks" -> the target has a control character in it
         "sftp://host/a.luks" -> "sftp://host/a.luks": of URLs only ssh:// is known
         "#);
     }

@@ -73,14 +73,17 @@ impl ClosedContainer {
         }
         Err(Failure::new(
             Exit::Damaged,
-            "that is not this container's fingerprint: compare it with the sheet",
+            "the given fingerprint is not this container's fingerprint: compare it with the sheet",
         )
         .because(format!(
             "{}, and what is pinned here, say {}",
             self.target,
             header.pins().fingerprint()
         ))
-        .with_hint("nothing was changed. It is a typing error, or another container's sheet"))
+        .with_hint(
+            "nothing was changed. Either this is a typing error, or the sheet of another \
+                    container",
+        ))
     }
 
     /// Fails if key slots are gone or changed since this machine last saw them.
@@ -96,7 +99,7 @@ impl ClosedContainer {
             return Ok(copy);
         }
         Err(Failure::failed("the header was changed while it was read")
-            .with_hint("nothing was written. Run it again"))
+            .with_hint("nothing was written. Run the command again"))
     }
 
     /// Checks that `secret` opens the container and that the file system in it can be read; returns the key
@@ -117,7 +120,7 @@ impl ClosedContainer {
         });
         let (block, file_bytes) = first.map_err(|failure| {
             failure.context(format!(
-                "the key opens {} (slot {slot}), but not all of its volume is there",
+                "the key opens {} (slot {slot}), but the container file is too short for its volume",
                 self.target
             ))
         })?;
@@ -180,7 +183,8 @@ impl ClosedContainer {
         }
         if left.iter().all(|kind| *kind == Some(KeyKind::KeyFile)) {
             return Some(
-                "the only key that is not a file: once the key files are lost, nobody can open the container",
+                "the only key that is not a file: if the key files are lost, nobody can open the \
+                 container",
             );
         }
         // A key that this machine doesn't know may be a recovery key as well.
@@ -189,7 +193,7 @@ impl ClosedContainer {
         if removed == Some(KeyKind::Passphrase) || left.iter().any(may_be_recovery) {
             return None;
         }
-        Some("the only recovery key: the printed recovery sheet would open nothing any more")
+        Some("the only recovery key: the printed recovery sheet would no longer open the container")
     }
 }
 
@@ -227,10 +231,10 @@ fn check_file_system(block: &[u8], header: &Header, file_bytes: u64) -> Result<(
         }
         Some(_) => Ok(()),
         None => Err(
-            Failure::new(Exit::Damaged, "behind it lies no ext4 file system").with_hint(
-                "nothing was changed. The key is right. The beginning of the volume was \
-                 overwritten or damaged on the server. Search the server for another copy of the \
-                 container, and check the server's disk",
+            Failure::new(Exit::Damaged, "the volume has no ext4 file system").with_hint(
+                "nothing was changed. The key is right, but the beginning of the volume was overwritten \
+                 or damaged on the server. Search the server for another copy of the container, and \
+                 check the server's disk",
             ),
         ),
     }

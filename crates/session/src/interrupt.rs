@@ -248,8 +248,8 @@ fn end_in_time(terminal: Terminal, interrupt: Interrupt) {
             }
             // Past the output's lock, which may be what is waited for.
             write_if_ready(
-                b"sprat: interrupted; what was waited for didn't end in 10 s. Finished snapshots are \
-                 unharmed, and the next run goes on from there\n",
+                b"sprat: interrupted; the current operation didn't end in 10 s. Finished snapshots are \
+                  unharmed, and the next run continues from there\n",
             );
             (terminal.restore)();
             signal_hook::low_level::exit(i32::from(Exit::Interrupted.code()));

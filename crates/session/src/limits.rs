@@ -9,13 +9,13 @@ pub fn check_limits() -> Result<(), Failure> {
             "this process may use only {} of address space (ulimit -v), too little for a session",
             text::bytes(bytes)
         ))
-        .with_hint("nothing was done. Lift the limit: `ulimit -v unlimited`"));
+        .with_hint("nothing was started. Remove the limit: `ulimit -v unlimited`"));
     }
     if let Some(files) = sprat_attach::open_files_limit_too_low() {
         return Err(Failure::failed(format!(
-            "this process may have only {files} files open (ulimit -n), too few for a session"
+            "this process may open only {files} files (ulimit -n), too few for a session"
         ))
-        .with_hint("nothing was done. Raise the limit: `ulimit -n 1024`"));
+        .with_hint("nothing was started. Raise the limit: `ulimit -n 1024`"));
     }
     Ok(())
 }

@@ -54,15 +54,15 @@ fn try_on(
     file.flush()?;
     if !store.list()?.contains(name) {
         return Err(unfit(
-            "it shows new files only when they are closed, so it can't keep a lease",
-            "ProFTPD: HiddenStores off. Else use another server",
+            "it hides new files until they are closed, so it can't keep a lease",
+            "In ProFTPD, set `HiddenStores off`; or use another server",
         ));
     }
     let again = match store.open(name, Access::ReadWrite) {
         Err(error) if was_refused(&error) => {
             return Err(unfit(
-                &format!("it lets no file be written again once it is there: {error}"),
-                "ProFTPD: AllowOverwrite on. Else use another server",
+                &format!("it does not let sprat write to an existing file: {error}"),
+                "In ProFTPD, set `AllowOverwrite on`; or use another server",
             ));
         }
         other => other?,
@@ -74,8 +74,8 @@ fn try_on(
     again.read_at(0, &mut found, ReadClass::Demand)?;
     if found != second {
         return Err(unfit(
-            "a block that was written twice does not read back as it was written the second time",
-            "use another server, or another file system on this one",
+            "it does not keep data: a block that was written twice reads back with other content",
+            "Use another server, or another file system on this one",
         ));
     }
     let before = free_bytes(store)?;
@@ -114,7 +114,7 @@ pub(crate) fn check_room(size_bytes: u64, available_bytes: Option<u64>) -> Resul
         return Ok(());
     };
     Err(Failure::failed(format!(
-        "the container would take its whole size of {} at once, and {} are free on the server",
+        "the container would take its full size of {} at once, but the server has only {} free",
         text::bytes(size_bytes),
         text::bytes(available_bytes)
     ))
@@ -218,7 +218,7 @@ mod tests {
         };
         let failure = tried(&hides).unwrap_err();
         assert!(
-            failure.causes[0].contains("only when they are closed"),
+            failure.causes[0].contains("until they are closed"),
             "{failure:?}"
         );
         let writes_once = Lacking {
@@ -226,7 +226,7 @@ mod tests {
             ..Lacking::default()
         };
         let failure = tried(&writes_once).unwrap_err();
-        assert!(failure.causes[0].contains("written again"), "{failure:?}");
+        assert!(failure.causes[0].contains("existing file"), "{failure:?}");
         assert!(failure.hint.unwrap().contains("AllowOverwrite"));
     }
 

@@ -92,8 +92,8 @@ impl Session {
             (Exit::Interrupted, Access::ReadOnly, None) => failure.with_hint("nothing was changed"),
             // A server that stands still lets nobody give the lease back either.
             (Exit::Interrupted, Access::ReadWrite, None) => failure.with_hint(
-                "no data was changed. If the container was held already and the server did not answer, \
-                 its lease stays: the next session on this machine takes it over",
+                "no data was changed. If sprat had locked the container already, the lock may stay: the \
+                 next session on this machine takes it over",
             ),
             _ => failure,
         }
@@ -313,12 +313,11 @@ impl Session {
 fn no_room(available_bytes: u64) -> Failure {
     let available = text::bytes(available_bytes);
     Failure::failed(format!(
-        "stopped in order: only {available} are left on the server for what is still on its way there"
+        "stopped safely: the server has only {available} of free space, which the unsent data may need"
     ))
     .with_hint(
-        "finished snapshots are unharmed, and what was copied is kept. Make room on the server, or \
-         with `sprat prune` and `sprat trim`; then run the same command again: it goes on where it \
-         stopped",
+        "finished snapshots are unharmed, and what was copied is kept. Free space on the server, or run \
+         `sprat prune` and `sprat trim`. Then run the same command again: it continues where it stopped",
     )
 }
 

@@ -110,15 +110,16 @@ impl Known {
         };
         let Some(at) = ssh_command.iter().position(is_ssh) else {
             known.unknown.push(format!(
-                "The machine connects with a program of its own, `{}`, not with ssh. What it does to \
-                 reach {host} is not known.",
+                "The machine connects with another program than ssh, `{}`. How this program reaches \
+                 {host} is not known.",
                 named(ssh_command.first())
             ));
             return known;
         };
         if at > 0 {
             known.unknown.push(format!(
-                "The machine starts ssh by way of `{}`. What that adds, such as a password, is not known.",
+                "The machine starts ssh through `{}`. What this program adds, such as a password, is \
+                 not known.",
                 named(ssh_command.first())
             ));
         }
@@ -133,15 +134,15 @@ impl Known {
                 let why = if Instant::now() >= asking.until {
                     "did not answer in time (a `Match exec` of its configuration may hang)"
                 } else {
-                    "could not tell"
+                    "failed"
                 };
                 known.unknown.push(format!(
                     "How {host} is reached is not known: `ssh -G {host}` {why}."
                 ));
             }
             Some(server) if server.identities.is_empty() => known.unknown.push(
-                "No key file of ssh was found: how one logs in (a password, an agent, a hardware key) is \
-                 not known."
+                "No key file of ssh was found. How the machine logs in (password, agent, hardware key) \
+                 is not known."
                     .to_owned(),
             ),
             Some(_) => {}
@@ -368,8 +369,8 @@ impl Asking {
             }
         }
         self.unknown.push(format!(
-            "The ProxyCommand stands here as on this machine: `{command}`. The programs, files and names \
-             in it must be there where it is typed."
+            "The ProxyCommand is that of the machine: `{command}`. The programs, files and names in it \
+             must exist where you use it."
         ));
         as_it_stands()
     }
@@ -387,7 +388,7 @@ impl Asking {
                 .and_then(|target| self.server(ssh, &target, depth - 1));
             let mut server = asked.unwrap_or_else(|| {
                 self.unknown
-                    .push(format!("What the jump host {hop} stands for is not known."));
+                    .push(format!("The address of the jump host {hop} is not known."));
                 KnownServer {
                     host: hop.to_owned(),
                     ..KnownServer::default()

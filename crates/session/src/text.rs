@@ -205,7 +205,7 @@ pub fn parse_time(text: &str, units: &str) -> Result<Duration, String> {
     if number.is_empty() || !units.contains(letter) {
         let units: Vec<String> = units.chars().map(String::from).collect();
         return Err(format!(
-            "a whole number with one of {} behind it is needed",
+            "write a whole number and a unit (one of {})",
             units.join(", ")
         ));
     }
@@ -246,11 +246,11 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     };
     let number: u64 = number
         .parse()
-        .map_err(|_| "not a whole number with K, M, G, T or P behind it".to_owned())?;
+        .map_err(|_| "write a whole number and a unit: K, M, G, T or P".to_owned())?;
     number
         .checked_mul(factor)
         .filter(|bytes| *bytes <= i64::MAX.unsigned_abs())
-        .ok_or_else(|| "more than a file can hold".to_owned())
+        .ok_or_else(|| "larger than a file can be".to_owned())
 }
 
 #[cfg(test)]

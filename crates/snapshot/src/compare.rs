@@ -305,7 +305,7 @@ fn after(
             let kind = |stat: &Stat| FileType::from_raw_mode(stat.st_mode);
             let what = match theirs {
                 None => "is missing",
-                Some(theirs) if kind(theirs) != kind(ours) => "is of another kind",
+                Some(theirs) if kind(theirs) != kind(ours) => "is of another type",
                 Some(theirs) if is_file(ours) && theirs.st_size != ours.st_size => {
                     "has another size"
                 }
@@ -323,7 +323,7 @@ fn after(
             Found::Differs => {
                 verified
                     .different
-                    .push(format!("{}: has another content", escape_path(&task.path)));
+                    .push(format!("{}: has other content", escape_path(&task.path)));
             }
             Found::Unreadable(error) => {
                 verified.different.push(format!(

@@ -10,7 +10,7 @@ use crate::zone::ZoneError;
 
 fn waited_for(file: Option<&str>) -> String {
     match file {
-        Some(file) => format!("it waited for {file}, whose file system doesn't answer"),
+        Some(file) => format!("it waited for {file}: the file system of this file doesn't answer"),
         None => "the kernel doesn't show what it waited for".to_owned(),
     }
 }
@@ -31,7 +31,7 @@ pub enum SnapshotError {
     #[error(transparent)]
     Zone(#[from] ZoneError),
     /// The job has no sources.
-    #[error("job {job}: no sources are named")]
+    #[error("job {job}: no sources given")]
     NoSources { job: String },
     /// The path of a source is not accepted.
     #[error("source {path}: {why}")]
@@ -43,7 +43,7 @@ pub enum SnapshotError {
     #[error("source {path}: can't be read")]
     SourceUnreadable { path: String, source: io::Error },
     /// A source contains no file.
-    #[error("source {path}: is empty; is its disk mounted?")]
+    #[error("source {path}: is empty. Its disk may not be mounted")]
     SourceEmpty { path: String },
     /// A source was mounted, unmounted or removed while it was copied.
     #[error("source {path}: was replaced or removed while it was being copied")]
@@ -127,7 +127,7 @@ pub enum SnapshotError {
     #[error("job {job} has no snapshot {snapshot}")]
     NoSuchSnapshot { job: String, snapshot: String },
     /// The beginning of a name could mean several snapshots, and the operation must not guess.
-    #[error("job {job}: {snapshot} could be any of {}", names.join(", "))]
+    #[error("job {job}: several snapshots begin with {snapshot}: {}", names.join(", "))]
     SeveralSnapshots {
         job: String,
         snapshot: String,
@@ -161,7 +161,8 @@ pub enum SnapshotError {
     /// Deleting would remove files that the snapshot never had: the job excluded them, or their disk was
     /// not mounted.
     #[error(
-        "can't restore to {path}: with --delete, files that the job excluded from the snapshot (by its patterns, by one_file_system, or because a disk was not mounted) would be lost"
+        "can't restore to {path}: --delete would delete files that the job excluded (by its patterns, \
+         by one_file_system, or because a disk was not mounted)"
     )]
     DeleteLosesExcluded { path: String },
     /// Deleting would remove the container file itself.
@@ -171,14 +172,16 @@ pub enum SnapshotError {
     DeleteReachesContainer { path: String, container: String },
     /// Deleting would empty file systems that the snapshot doesn't have.
     #[error(
-        "can't restore to {path}: with --delete, but {} there whose files the snapshot doesn't have: {}",
+        "can't restore to {path}: --delete would delete files that the snapshot doesn't have: {} there: \
+         {}",
         if mounts.len() == 1 { "another file system is mounted" } else { "other file systems are mounted" },
         some_of(mounts)
     )]
     DeleteReachesMounts { path: String, mounts: Vec<String> },
     /// Deleting would remove files from another disk than the one in the snapshot.
     #[error(
-        "can't restore to {path}: with --delete, but another disk than the one in the snapshot is there: {}",
+        "can't restore to {path}: --delete would delete files on another disk than the one in the \
+         snapshot: {}",
         some_of(disks)
     )]
     DeleteReachesOtherDisk { path: String, disks: Vec<String> },
@@ -186,7 +189,7 @@ pub enum SnapshotError {
     #[error("can't restore {path}: {own} is one of sprat's own files")]
     DestinationIsOwn { path: String, own: String },
     /// rsync failed during a restore. What it restored so far stays.
-    #[error("restoring failed, rsync ended with {ended}: {first_message}")]
+    #[error("restore failed: rsync ended with {ended}: {first_message}")]
     RestoreFailed {
         /// Its exit code or signal, as text.
         ended: String,
@@ -234,7 +237,7 @@ fn no_space(place: &str, kind: SpaceKind, free_bytes: u64, object: Option<&str>)
     let free = free_bytes >> 20;
     match (kind, object) {
         (SpaceKind::Inodes, _) => {
-            format!("{place} has no inodes left for further files ({free} MiB free)")
+            format!("{place} has no inodes left for more files ({free} MiB free)")
         }
         (SpaceKind::Blocks, None) => format!("{place} is out of space ({free} MiB free)"),
         (SpaceKind::Blocks, Some(object)) => {

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 /// The text is no time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?}: {why}; write it as 2026-11-28 14:00, 2026-11-28, 14:00, yesterday, or 3d for so long \
+    "{text:?}: {why}; write a time as 2026-11-28 14:00, 2026-11-28, 14:00, yesterday, or 3d for 3 days \
      ago (min, h, d, w)"
 )]
 pub struct MomentError {
@@ -62,14 +62,14 @@ pub fn parse_moment(text: &str, now: Timestamp, zone: &TimeZone) -> Result<Times
         return Ok(at);
     }
     let (day, rest) = text.split_at_checked(10).unwrap_or((text, ""));
-    let day = date(day).ok_or_else(|| wrong("that is no time"))?;
+    let day = date(day).ok_or_else(|| wrong("this is not a time"))?;
     match rest.strip_prefix([' ', 'T']) {
         None if rest.is_empty() => end_of(day),
         Some(rest) => {
-            let time = time(rest).ok_or_else(|| wrong("that is no time of a day"))?;
+            let time = time(rest).ok_or_else(|| wrong("this is not a time of the day"))?;
             local(day.to_datetime(time))
         }
-        None => Err(wrong("that is no time")),
+        None => Err(wrong("this is not a time")),
     }
 }
 
@@ -225,25 +225,25 @@ mod tests {
     fn other_texts_are_refused_and_the_forms_are_named() {
         let now = "2026-11-28T09:00:00Z";
         for (text, why) in [
-            ("", "that is no time"),
-            ("latest", "that is no time"),
-            ("tomorrow", "that is no time"),
-            ("3m", "that is no time"),
-            ("3 d", "that is no time"),
-            ("d", "that is no time"),
-            ("-3d", "that is no time"),
-            ("2026-02-30", "that is no time"),
-            ("2026-11-28 24:00", "that is no time of a day"),
-            ("2026-11-28 9:00", "that is no time of a day"),
-            ("2026-11-28Z", "that is no time"),
-            ("2026-11-28T09-00-00Z", "that is no time of a day"),
+            ("", "this is not a time"),
+            ("latest", "this is not a time"),
+            ("tomorrow", "this is not a time"),
+            ("3m", "this is not a time"),
+            ("3 d", "this is not a time"),
+            ("d", "this is not a time"),
+            ("-3d", "this is not a time"),
+            ("2026-02-30", "this is not a time"),
+            ("2026-11-28 24:00", "this is not a time of the day"),
+            ("2026-11-28 9:00", "this is not a time of the day"),
+            ("2026-11-28Z", "this is not a time"),
+            ("2026-11-28T09-00-00Z", "this is not a time of the day"),
             (
                 "10:01",
                 "that time is still to come today; name the day, too",
             ),
             ("99999999999999999999d", "too long"),
             ("9999999999d", "too far away"),
-            ("ä026-11-28", "that is no time"),
+            ("ä026-11-28", "this is not a time"),
         ] {
             let error = moment(text, now, &berlin()).unwrap_err();
             assert_eq!(error.why, why, "{text:?}");

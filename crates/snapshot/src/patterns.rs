@@ -45,16 +45,14 @@ fn never_matches(pattern: &str) -> Option<&'static str> {
         .or_else(|| pattern.strip_prefix("+ "))
         .unwrap_or(pattern);
     if pattern == "~" || pattern.starts_with("~/") {
-        return Some("'~' is not expanded here, so it matches nothing; write the whole path");
+        return Some("'~' is not expanded here, so it matches nothing; write the full path");
     }
     if pattern.starts_with("$HOME") || pattern.starts_with("${") {
-        return Some(
-            "variables are not expanded here, so it matches nothing; write the whole path",
-        );
+        return Some("variables are not expanded here, so it matches nothing; write the full path");
     }
     // A trailing "/." is such a name, too.
     if pattern.split('/').any(|name| name == "." || name == "..") {
-        return Some("no file is named '.' or '..', so it matches nothing; leave that part out");
+        return Some("no file is named '.' or '..', so it matches nothing; omit that part");
     }
     None
 }
@@ -108,7 +106,8 @@ fn check_text(file: &Path, text: &[u8]) -> Result<(), SnapshotError> {
             // snapshot.
             return Err(SnapshotError::PatternRefused {
                 pattern: format!("! in {}", escape_path(file)),
-                why: "it would clear the list of patterns. Remove the line, and what it was to clear",
+                why: "it would clear the list of patterns. Remove this line, and the patterns before it \
+                      that you don't want",
             });
         }
         if pattern.starts_with(['#', ';']) {
@@ -162,7 +161,7 @@ fn read_plain(path: &Path) -> io::Result<Vec<u8>> {
     if u64::try_from(text.len()).is_ok_and(|length| length > FILE_BYTES_MAX) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "it is larger than 16 MiB, so it is no list of patterns",
+            "it is larger than 16 MiB, too large for a list of patterns",
         ));
     }
     Ok(text)

@@ -411,13 +411,13 @@ fn check_destination(
     })?;
     let real = real_path(to);
     if real.starts_with(&volume) {
-        return Err(refused(to, "it lies in the volume itself".to_owned()));
+        return Err(refused(to, "it is in the volume itself".to_owned()));
     }
     for path in &what.paths {
         if spec.delete && volume.starts_with(real.join(path)) {
             return Err(refused(
                 to,
-                "with --delete, the mounted volume lies in it".to_owned(),
+                "the mounted volume is in it, and --delete would reach it".to_owned(),
             ));
         }
         let mut at = to.to_owned();
@@ -429,8 +429,8 @@ fn check_destination(
                 let link = escape_path(&at);
                 let target = escape_path(&target);
                 let why = format!(
-                    "{link} is a symbolic link to {target} where the snapshot has a folder; \
-                     restore with a path to the place it points to"
+                    "{link} is a symbolic link to {target}, but the snapshot has a folder there; \
+                     restore to the path that the link points to"
                 );
                 return Err(refused(to, why));
             }

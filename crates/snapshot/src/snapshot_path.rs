@@ -27,10 +27,8 @@ impl SnapshotPath {
         let found = Self::parse(text)?;
         match (found.snapshot, found.path) {
             (Some(snapshot), None) => Ok((found.job, snapshot)),
-            (None, _) => Err(format!("{text:?} names no snapshot of the job")),
-            (Some(_), Some(_)) => Err(format!(
-                "{text:?} names a path in a snapshot; a whole snapshot is needed"
-            )),
+            (None, _) => Err(format!("{text:?} has no snapshot in it")),
+            (Some(_), Some(_)) => Err(format!("{text:?} is a path in a snapshot; give a snapshot")),
         }
     }
 
@@ -46,7 +44,7 @@ impl SnapshotPath {
             None => (bytes, None),
         };
         if path == Some(b"") {
-            return Err(format!("{text:?} names no path behind the colon"));
+            return Err(format!("{text:?} has no path after the colon"));
         }
         let name = std::str::from_utf8(name).map_err(|_| format!("{text:?} is not UTF-8"))?;
         let (job, snapshot) = match name.split_once('/') {
@@ -56,7 +54,7 @@ impl SnapshotPath {
         if let Some(snapshot) = snapshot
             && (snapshot.is_empty() || snapshot.contains('/'))
         {
-            return Err(format!("{snapshot:?} is no snapshot's name"));
+            return Err(format!("{snapshot:?} is not the name of a snapshot"));
         }
         // Paths are those of the source, whole; the leading slash may be left out.
         let path = path.map(|path| {
@@ -86,11 +84,11 @@ mod tests {
             (job.as_str(), snapshot),
             ("home", SnapshotChoice::parse("2026-11"))
         );
-        assert!(parse("home").unwrap_err().contains("names no snapshot"));
+        assert!(parse("home").unwrap_err().contains("has no snapshot in it"));
         assert!(
             parse("home/latest:/etc")
                 .unwrap_err()
-                .contains("names a path")
+                .contains("is a path in a snapshot")
         );
         assert!(parse("home/").is_err());
     }

@@ -178,7 +178,7 @@ impl Sources {
             if own.iter().any(|own| real.starts_with(own)) {
                 return Err(refused(
                     &source.path,
-                    "lies in the volume that the snapshot would go to".to_owned(),
+                    "is in the volume that would contain the snapshot".to_owned(),
                 ));
             }
             for own in own.iter().filter(|own| own.starts_with(real)) {
@@ -389,8 +389,7 @@ fn check_one(path: PathBuf, allow_empty: bool) -> Result<Source, SnapshotError> 
         // rsync would copy it without any content, and report success.
         return Err(refused(
             &path,
-            "is a pipe, socket or device, which has no content that could be saved; name a file or \
-             folder"
+            "is a pipe, socket or device, and has no content to save; give a file or folder"
                 .to_owned(),
         ));
     }
@@ -411,7 +410,7 @@ fn is_link(path: &Path) -> SnapshotError {
     let target = std::fs::read_link(path).map_or_else(|_| String::new(), |t| escape_path(&t));
     refused(
         path,
-        format!("is a symbolic link to {target}; name the folder it points to"),
+        format!("is a symbolic link to {target}; give the folder that it points to"),
     )
 }
 

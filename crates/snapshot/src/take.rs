@@ -389,7 +389,7 @@ impl Run<'_> {
             Ended::Conflict(folder) => {
                 return Err(SnapshotError::RsyncFailed {
                     ended: "stopped".to_owned(),
-                    first_message: format!("the folder {folder} is where a file should go"),
+                    first_message: format!("the folder {folder} is at the place of a file"),
                     messages: outcome.messages.clone(),
                 });
             }
@@ -444,7 +444,7 @@ impl Run<'_> {
             if !there && !is_unread {
                 return Err(SnapshotError::SourceRefused {
                     path: escape_path(&source.path),
-                    why: "the job's own patterns leave all of it out".to_owned(),
+                    why: "the job's patterns exclude all of it".to_owned(),
                 });
             }
         }

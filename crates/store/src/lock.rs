@@ -372,8 +372,8 @@ impl Lock {
                 self.has_twin.store(true, Ordering::SeqCst);
             }
             return Err(self.lost(&format!(
-                "{} was renewed {} times, by us {} times: a copy of this process holds it, or the \
-                 server went back to an older state",
+                "{} was renewed {} times, by this session {} times: either a copy of this process has \
+                 the lock, or the server went back to an older state",
                 now.file, content.renewed, now.answered
             )));
         }

@@ -70,14 +70,12 @@ pub enum LockError {
         info: Box<LockInfo>,
     },
     /// The server does not list a file that exists and was just created.
-    #[error("the server does not list {file}, which was just made: it can't keep a lease")]
+    #[error("the server does not list {file}, which was just created, so it can't keep a lease")]
     Unlisted { file: FileName },
     /// A lease of ours does not contain what was written there. Nothing but its creator writes into
     /// a lease, so the server is at fault. Nothing may be sent any more. `unused`: nothing was sent
     /// under it.
-    #[error(
-        "the server does not keep what is written to the lock on container {container}: {reason}"
-    )]
+    #[error("the server changed the lock file of container {container}: {reason}")]
     NotKept {
         container: FileName,
         reason: String,
@@ -97,9 +95,7 @@ pub enum LockError {
     #[error("another session wrote to container {container} while this one was reading it")]
     Disturbed { container: FileName },
     /// The lock was renewed while it was watched: its owner is alive.
-    #[error(
-        "the lock on container {container} was renewed while watched, its owner is alive: {info}"
-    )]
+    #[error("the lock on container {container} was just renewed, so its owner is alive: {info}")]
     Renewed {
         container: FileName,
         info: Box<LockInfo>,

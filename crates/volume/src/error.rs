@@ -41,7 +41,7 @@ pub enum VolumeError {
     #[error("the server's disk is full")]
     NoSpace(#[source] StoreError),
     /// The connection was lost and could not be restored in time.
-    #[error("connection lost, and not regained in {} s", waited.as_secs())]
+    #[error("connection lost, and not restored in {} s", waited.as_secs())]
     ConnectionLost {
         waited: Duration,
         #[source]
@@ -59,15 +59,15 @@ pub enum VolumeError {
     },
     /// A durable block holds other bytes than were written. Another program writes to the
     /// container, or a server's old process wrote after the quiet time.
-    #[error("the container file was changed from elsewhere at {offset}")]
+    #[error("another program changed the container file at {offset}")]
     ForeignWrite { offset: u64 },
     /// A block that the server had reported as durable holds other bytes: the server was reset to
     /// an older state, or never stored the block.
-    #[error("the server lost what it had called durable, at {offset}")]
+    #[error("the server lost data that it had reported as durable, at {offset}")]
     LostDurable { offset: u64 },
     /// A block of the container differs from the persistent cache of the same state. Nothing was
     /// sent, and the cache was dropped.
-    #[error("the container differs at {offset} from what this machine left there")]
+    #[error("the container differs at {offset} from the data that this machine wrote")]
     CacheDiffers { offset: u64 },
     /// The local overlay of a read-only volume failed.
     #[error("{op} on the local overlay failed")]

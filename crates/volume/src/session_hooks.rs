@@ -15,7 +15,7 @@ pub type Cause = Box<dyn Error + Send + Sync>;
 pub enum Fenced {
     /// Another session has the lock, or the write journal can't be written: nothing more is ever
     /// sent.
-    #[error("this session no longer holds the container")]
+    #[error("this session no longer has the lock")]
     Lost(#[source] Cause),
     /// The connection was lost during the check. The volume reconnects and checks again.
     #[error("connection lost while checking the lock")]

@@ -24,8 +24,9 @@ Examples:
   sprat check home --against-source www";
 
 pub(super) const NOTES: &str = "\
-Nothing is written to the server. Exit code 13 reports damage, and the output names it. Without
-an option only the header and the file system are checked; --max-duration does not limit these.";
+sprat check writes nothing to the server. Exit code 13 reports damage, and the output names it.
+Without an option it checks only the header and the file system. --max-duration limits only the
+reading of files.";
 
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("files").args(["read_data", "against_source"])))]
@@ -35,10 +36,11 @@ pub(super) struct CheckArgs {
     /// Also read every file in the volume, and compare it with the checksum that an earlier check saved
     #[arg(long)]
     read_data: bool,
-    /// Also compare the latest snapshot of this job with the files that it was made from
+    /// Also compare the latest snapshot of this job with the present files of its sources
     #[arg(long, value_name = "JOB")]
     against_source: Option<String>,
-    /// Begin to read no file after this time, such as 45m or 2h; the same command continues there
+    /// Start no further file after this time, such as 45m or 2h; the next run of the same command
+    /// continues
     #[arg(long, value_name = "TIME", value_parser = max_duration, requires = "files")]
     max_duration: Option<Duration>,
 }
@@ -92,8 +94,8 @@ impl CommandArgs for CheckArgs {
                 let (known, error) = checks::sums(&paths, &what);
                 if let Some(error) = error {
                     context.output.warning(&format!(
-                        "files are compared only from the next check on: the checksums of an earlier one \
-                         can't be copied to {}: {error}",
+                        "this check compares no files with earlier checksums; the next check does. The \
+                         earlier checksums can't be copied to {}: {error}",
                         known.display()
                     ));
                 }
@@ -131,8 +133,8 @@ impl CommandArgs for CheckArgs {
         if let Some(Ok(report)) = &checked.files {
             for reason in &report.not_saved {
                 context.output.warning(&format!(
-                    "what this check read and found can't be kept on this machine; later checks compare \
-                     with nothing newer, and backups don't know of damage found here: {reason}"
+                    "the result of this check can't be saved on this machine. Later checks compare with \
+                     older checksums, and backups don't know of the damage: {reason}"
                 ));
             }
         }
@@ -210,7 +212,7 @@ fn store(context: &Context, paths: &StatePaths, results: Vec<(Kind<'_>, KeptChec
     if let Err(error) = checks::keep(paths, results) {
         let path = checks::path(paths);
         context.output.warning(&format!(
-            "the result can't be kept in {}: {error}",
+            "the result can't be saved in {}: {error}",
             path.display()
         ));
     }
@@ -226,29 +228,29 @@ fn render(target: &str, args: &CheckArgs, checked: &Checked) -> String {
         text::bytes(checked.facts.volume_bytes)
     );
     if header.copies.is_empty() {
-        out.push_str("header: both copies are good, and as pinned\n");
+        out.push_str("header: both copies are good, and are the ones that this machine knows\n");
     }
     for slot in &header.slots {
         let _ = writeln!(
             out,
-            "header: DAMAGED, the area of key slot {slot} holds other bytes than the header that this \
-             machine keeps"
+            "header: DAMAGED, key slot {slot} differs from the header that this machine has saved"
         );
         out.push_str(
-            "  Its key may open nothing any more. Test it (`sprat key rehearse`); if it doesn't open, \
-             put the header back: `sprat key header-restore`\n",
+            "  The key of that slot may no longer open the container: test the key with `sprat key \
+             rehearse`. If it fails, run `sprat key header-restore`\n",
         );
     }
     for copy in &header.copies {
         let _ = writeln!(out, "header: DAMAGED, {}", text::harmless(copy));
         out.push_str(
-            "  The other copy opens the container. Put the header back: `sprat key header-restore`\n",
+            "  The other copy opens the container. To repair the header, run `sprat key \
+             header-restore`\n",
         );
     }
     if checked.file_system.clean {
         out.push_str("file system: clean\n");
     } else {
-        out.push_str("file system: DAMAGED; e2fsck says\n");
+        out.push_str("file system: DAMAGED; e2fsck reports:\n");
         for line in checked.file_system.output.lines().take(NAMES_SHOWN) {
             let _ = writeln!(out, "  {}", text::harmless(line));
         }
@@ -256,28 +258,29 @@ fn render(target: &str, args: &CheckArgs, checked: &Checked) -> String {
     if let Some(errors) = checked.facts.file_system_errors {
         let _ = writeln!(
             out,
-            "file system: DAMAGED, marked as faulty: the kernel has met {}. e2fsck repairs it, and \
-             takes the mark off",
+            "file system: DAMAGED, marked as faulty: the kernel found {}. e2fsck repairs the file \
+             system and removes the mark: see docs/recovery.md",
             text::counted(errors.into(), "error", "errors")
         );
     }
     if let Some(files) = &checked.overwritten {
         let _ = writeln!(
             out,
-            "late writes: DAMAGED, {} overwritten by a session that the container was taken over \
-             from. {}",
+            "late writes: DAMAGED, {} overwritten by an earlier session after its lock was taken over. \
+             {}",
             text::counted(checked.facts.overwritten.len() as u64, "block", "blocks"),
             match files.count {
                 0 if matches!(checked.files, Some(Err(_))) => {
-                    "Which files hold them is not known: the file system can't be mounted"
+                    "The files that use these blocks are not known: the file system can't be mounted"
                         .to_owned()
                 }
-                0 => "No file has content there: it is free space, or the file system's own"
-                    .to_owned(),
+                0 =>
+                    "No file uses these blocks: they are free, or belong to the file system itself"
+                        .to_owned(),
                 count => format!(
-                    "They hold content of files, {} in all snapshots; backups read those from their \
-                     source again",
-                    text::counted(count, "name", "names")
+                    "These blocks belong to files: {} in all snapshots. The next backup reads these \
+                     files from the source again",
+                    text::counted(count, "path", "paths")
                 ),
             }
         );
@@ -288,8 +291,8 @@ fn render(target: &str, args: &CheckArgs, checked: &Checked) -> String {
     if checked.differing_blocks > 0 {
         let _ = writeln!(
             out,
-            "server: DAMAGED, {} as this machine left them: its disk is damaged, it lost what it \
-             had called durable, or it shows an older copy",
+            "server: DAMAGED, {} as this machine wrote them. Either the server's disk is damaged, or \
+             the server lost data that it had reported as durable, or it shows an older copy of the file",
             text::counted(checked.differing_blocks, "block is not", "blocks are not")
         );
     }
@@ -302,18 +305,19 @@ fn render(target: &str, args: &CheckArgs, checked: &Checked) -> String {
     }
     if checked.is_damaged() {
         out.push_str(
-            "What to do: don't back up into this container before you know the cause. Restore what \
-             you need first. Files that aren't named here are good as far as they were checked. Then \
-             check the server's disk. Where it can't read blocks, `ddrescue` saves the rest of the \
-             container file; `sprat copy` stops there\n",
+            "What to do: don't back up into this container before you know the cause. First restore the \
+             files that you need; files that aren't named here are good as far as they were checked. \
+             Then check the server's disk. If the disk can't read some blocks, copy the container file \
+             with `ddrescue`: `sprat copy` stops at such a block\n",
         );
     }
     if let Some(Ok(report)) = &checked.files
         && (report.is_damaged() || !report.missed.is_empty())
     {
         out.push_str(
-            "After that, the next backup from this machine reads these files from their source again, if \
-             they are still there, and names them. It never links to the damaged content again\n",
+            "Back up again after the cause is removed: the backup reads the damaged files from the \
+             source again, if they still exist, and names them. It never links to the damaged content \
+             again\n",
         );
     }
     out
@@ -348,40 +352,44 @@ fn render_files(args: &CheckArgs, report: &CheckReport) -> String {
     out.push('\n');
     list(&mut out, "CAN'T BE READ", &report.unreadable);
     list(&mut out, "DAMAGED", &report.damaged);
-    list(&mut out, "the damage concerns", &report.affected);
+    list(&mut out, "paths with this damage", &report.affected);
     if report.affected_left > 0 {
         let _ = writeln!(
             out,
-            "there was no time to search for {} that they also have",
-            text::counted(report.affected_left, "name", "names")
+            "not searched for lack of time: {} of the damaged files (hard links in other snapshots)",
+            text::counted(report.affected_left, "more path", "more paths")
         );
     }
-    list(&mut out, "changed in the source since", &report.changed);
     list(
         &mut out,
-        "differ from the source although size and time are the same, so that backups missed it \
+        "changed in the source since the backup",
+        &report.changed,
+    );
+    list(
+        &mut out,
+        "differ from the source although size and time are the same: backups did not notice the change \
          (the next backup from this machine copies them)",
         &report.missed,
     );
     if !report.gone.is_empty() {
         let count = text::count(report.gone.count);
-        let _ = writeln!(out, "gone from the source since: {count}");
+        let _ = writeln!(out, "removed from the source since the backup: {count}");
     }
     list(
         &mut out,
-        "NOT IN THE SNAPSHOT, though the source had them when it was begun (the next backup copies them)",
+        "NOT IN THE SNAPSHOT, although the source had them when the backup began (the next backup \
+         copies them)",
         &report.lacking,
     );
     list(
         &mut out,
-        "not in the snapshot, as they were made, moved or mounted there since (the next backup copies \
-         them)",
+        "not in the snapshot: created, moved or mounted since the backup (the next backup copies them)",
         &report.new_since,
     );
     if let Some(why) = &report.lacking_unknown {
         let _ = writeln!(
             out,
-            "what the snapshot lacks is not known: {}",
+            "it is not known which files the snapshot lacks: {}",
             text::harmless(why)
         );
     }
@@ -391,7 +399,7 @@ fn render_files(args: &CheckArgs, report: &CheckReport) -> String {
         &report.source_unreadable,
     );
     if !report.finished {
-        out.push_str("not everything was read: run the same command again to continue there\n");
+        out.push_str("not all files were read: run the same command again to continue\n");
     }
     out
 }
@@ -405,7 +413,7 @@ fn list(out: &mut String, title: &str, names: &NameList) {
         let _ = writeln!(out, "  {}", text::harmless(name));
     }
     if names.count > NAMES_SHOWN as u64 {
-        out.push_str("  …; more of them with --json\n");
+        out.push_str("  …; --json shows more\n");
     }
 }
 

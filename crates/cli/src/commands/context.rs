@@ -284,8 +284,8 @@ impl Context {
         let global = &self.global;
         if global.ignore_lock && access == Access::ReadWrite {
             return Err(
-                Failure::usage("--ignore-lock is for commands that only read").with_hint(
-                    "nothing was done. `sprat unlock` takes over from a machine that is gone",
+                Failure::usage("--ignore-lock works only with commands that read").with_hint(
+                    "nothing was started. If the other machine is gone, run `sprat unlock`",
                 ),
             );
         }
@@ -358,8 +358,8 @@ impl Context {
         if let Some(errors) = facts.file_system_errors {
             self.faulty.store(true, Ordering::Relaxed);
             self.output.warning(&format!(
-                "the file system in {} is marked as faulty ({}). Files can be read; don't write to \
-                 it before it is repaired: `sprat check` says more",
+                "the file system in {} is marked as faulty ({}). Files can be read. Don't write before \
+                 it is repaired; run `sprat check` for details",
                 resolved.target,
                 text::counted(errors.into(), "error", "errors")
             ));
@@ -483,7 +483,7 @@ impl Context {
         let paths = StatePaths::new(&self.state_dir(), uuid, target);
         if let Err(error) = History::update(&paths, change) {
             self.output.warning(&format!(
-                "what `sprat status` shows can't be noted: {error}"
+                "this run can't be recorded for `sprat status`: {error}"
             ));
         }
     }

@@ -26,23 +26,23 @@ Examples:
   sprat copy --new-key --move --sheet sheet.txt home ssh://u1234@example.org/backup/home2.luks";
 
 pub(super) const NOTES: &str = "\
-No key is needed, except with --new-key. Holes stay holes. If the copy is interrupted, the same
-command continues it. DST gets its name only after all of it was read back. With --new-key the
-sheet is shown when the copy begins, and not again when it continues.";
+A copy needs no key, except with --new-key. Holes stay holes. If the copy is interrupted, the same
+command continues it. DST gets its name only after sprat has read all of it back. With --new-key
+the sheet is shown only when the copy begins, not when it continues.";
 
 #[derive(Debug, Args)]
 pub(super) struct CopyArgs {
     /// The container
     #[arg(value_name = "SRC")]
     source: String,
-    /// The new location: a container's name in the config, or a location; nothing may be there yet
+    /// The new location, or its name in the config; no file may exist there
     #[arg(value_name = "DST")]
     destination: String,
-    /// Remove SRC after DST was read back and is durable
+    /// Remove SRC when DST is read back and durable
     #[arg(long = "move")]
     remove_source: bool,
-    /// Encrypt DST with a new volume key; it opens with SRC's key that is used here, and with the recovery
-    /// key of the new sheet
+    /// Encrypt DST with a new volume key; two keys open DST: the key of SRC that this command uses, and
+    /// the recovery key of the new sheet
     #[arg(long)]
     new_key: bool,
     /// With --new-key: write the recovery sheet to this new file (mode 0600) instead of standard output
@@ -61,8 +61,8 @@ impl CommandArgs for CopyArgs {
         if self.new_key && context.output.json && self.sheet.is_none() {
             return Err(
                 Failure::usage("with --json a copy with a new key needs --sheet FILE").with_hint(
-                    "nothing was changed. The sheet is shown when the copy begins, and a run that goes \
-                     on with it has none to print",
+                    "nothing was changed. The sheet is shown only when the copy begins; a run that \
+                     continues a copy can't show it again",
                 ),
             );
         }
@@ -174,17 +174,17 @@ fn summary(
     let mut text = format!("{verb} {from} to {to}\n");
     match &report.figures {
         Some(figures) => text.push_str(&format!(
-            "{} long, {} written, {} read back and found right\n",
+            "{} long, {} written, {} read back and equal\n",
             text::bytes(report.container_bytes),
             text::bytes(figures.written_bytes),
             text::bytes(figures.verified_bytes),
         )),
-        None => text.push_str("an earlier run had copied it and read it back\n"),
+        None => text.push_str("an earlier run had copied the container and read it back\n"),
     }
     if !report.source_found {
         text.push_str(&format!(
-            "{from} is not there: it was removed before, or its disk isn't mounted. What this \
-             machine knows of it is kept\n"
+            "{from} is not there: an earlier run removed it, or its disk is not mounted. This machine \
+             keeps its notes about {from}\n"
         ));
     }
     if new_key {
@@ -198,11 +198,11 @@ fn summary(
     let gone = report.source_removed || !report.source_found;
     if gone && !new_key {
         text.push_str(&format!(
-            "The recovery sheet names the old place: print a new one with\n  sprat key sheet {to}\n"
+            "The recovery sheet shows the old location. Print a new one:\n  sprat key sheet {to}\n"
         ));
     }
     if gone {
-        text.push_str(&format!("In the config, put\n  target = \"{to}\"\n"));
+        text.push_str(&format!("In the config, write\n  target = \"{to}\"\n"));
     }
     if source.default_key_file != destination.default_key_file
         && let (Some(old), Some(new)) = (&source.default_key_file, &destination.default_key_file)
@@ -210,7 +210,7 @@ fn summary(
         && !new.exists()
     {
         text.push_str(&format!(
-            "The key file is {}: name it with --key-file, or in the config\n",
+            "The key file is {}: give it with --key-file, or set key_file in the config\n",
             old.display()
         ));
     }
@@ -290,7 +290,7 @@ impl CopyObserver for Shown<'_> {
 fn phase_text(phase: CopyPhase) -> (&'static str, &'static str) {
     match phase {
         CopyPhase::Opening => ("opening", "acquiring both locks"),
-        CopyPhase::Mapping => ("mapping", "finding out where the source has data"),
+        CopyPhase::Mapping => ("mapping", "finding the data in the source"),
         CopyPhase::Copying => ("copying", "copying"),
         CopyPhase::Verifying => ("verifying", "reading back"),
         CopyPhase::Publishing => ("publishing", "renaming the copy to its final name"),

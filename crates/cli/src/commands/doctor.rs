@@ -80,7 +80,12 @@ fn config(context: &Context) -> Finding {
                 text::counted(context.config.jobs.len() as u64, "job", "jobs")
             ),
         ),
-        None => Finding::new("config", State::Fine, "none; every command can do without"),
+        None => Finding::new(
+            "config",
+            State::Fine,
+            "no config; commands also work with a location as \
+                              TARGET",
+        ),
     }
 }
 
@@ -92,11 +97,13 @@ fn key(resolved: &Resolved) -> Finding {
         SecretSource::PassphraseCommand(words) => {
             let program = words.first().map(|word| word.to_string_lossy());
             let program = program.unwrap_or_default();
-            return Finding::new(what, State::Fine, format!("what {program} prints"));
+            return Finding::new(what, State::Fine, format!("the output of {program}"));
         }
         SecretSource::Terminal => {
-            return Finding::new(what, State::Weak, "no key file; asked for on a terminal").hint(
-                "a run without a terminal, such as by a timer, needs a key_file in the config",
+            return Finding::new(what, State::Weak, "no key file; sprat prompts for the key on a \
+                terminal").hint(
+                "a run from a timer can't prompt: set key_file, passphrase_file or passphrase_command \
+                 in the config",
             );
         }
     };
@@ -107,10 +114,11 @@ fn key(resolved: &Resolved) -> Finding {
         Ok(_) => Finding::new(what, State::Fine, path.display().to_string()),
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             Finding::new(what, State::Weak, format!("{}: {error}", path.display()))
-                .hint("run doctor as the user that backs up")
+                .hint("run `sprat doctor` as the user that runs the backups")
         }
         Err(error) => Finding::new(what, State::Missing, format!("{}: {error}", path.display()))
-            .hint("put it there from where its copy is kept; the recovery key opens the container, too"),
+            .hint("copy the key file back from your copy of it; the recovery key opens the container, \
+                   too"),
     }
 }
 
@@ -135,7 +143,7 @@ fn report(findings: &[Finding], missing: usize) -> String {
         .collect();
     let mut report = text::table(&rows, &[]);
     report.push_str(&match missing {
-        0 => "all that is needed is there\n".to_owned(),
+        0 => "nothing is missing\n".to_owned(),
         1 => "1 thing is missing\n".to_owned(),
         _ => format!("{missing} things are missing\n"),
     });

@@ -11,14 +11,14 @@ use crate::{Exit, Failure};
 pub(super) const EXAMPLES: &str = "Example:\n  sprat grow home 8T";
 
 pub(super) const NOTES: &str = "\
-If it is interrupted, the container stays usable; run the same command again to finish. It needs
-CAP_SYS_RESOURCE, which root has outside of Docker and similar environments.";
+If the command is interrupted, the container stays usable; run the same command again to finish.
+sprat grow needs CAP_SYS_RESOURCE, which root has outside of Docker and similar environments.";
 
 #[derive(Debug, Args)]
 pub(super) struct GrowArgs {
     #[arg(help = TARGET_HELP)]
     target: String,
-    /// The new size; the file is sparse and takes only the space of what is written
+    /// The new size; on the server the file takes only the space of the data in it
     #[arg(value_parser = text::parse_size)]
     size: u64,
 }
@@ -37,7 +37,7 @@ impl CommandArgs for GrowArgs {
             },
         )?;
         let text = format!(
-            "{target} has {} now; {} sent\n",
+            "{target} now has {}; {} sent\n",
             text::bytes(grown.facts.file_bytes),
             text::bytes(grown.closed.volume.written_bytes)
         );

@@ -42,13 +42,14 @@ const ENVIRONMENT: &str = "\
 Environment:
   SPRAT_CONFIG_DIR      Folder of the config and the key files, instead of /etc/sprat (root) or
                         $XDG_CONFIG_HOME/sprat (if unset, ~/.config/sprat)
-  SPRAT_STATE_DIR       Folder for what sprat remembers of each container [default: /var/lib/sprat]
+  SPRAT_STATE_DIR       Folder for what this machine knows of each container
+                        [default: /var/lib/sprat]
   SPRAT_CACHE_DIR       Folder of the encrypted block caches [default: /var/cache/sprat]
   SPRAT_RUNTIME_DIR     Folder for files that are not needed after a reboot [default: /run/sprat]
-  SPRAT_RESERVE_BYTES   Size of the reserve beside each container, 0 for none [default: 67108864]
+  SPRAT_RESERVE_BYTES   Size of NAME.luks.reserve, the space that `sprat prune` uses on a full disk;
+                        0 for none [default: 67108864]
   SPRAT_LOG             Log to stderr: error, warn, info, debug or trace
-  SPRAT_ANSWER_TIMEOUT  Seconds, 1 to 3600, after which a server that does not answer counts as
-                        lost [default: 60]
+  SPRAT_ANSWER_TIMEOUT  Seconds to wait for an answer from the server, 1 to 3600 [default: 60]
 ";
 
 /// The grammar with its help pages: global options are left out of every page but their own.
@@ -108,7 +109,7 @@ pub(super) fn options_page(arguments: &[OsString]) -> Option<String> {
         let options = GlobalArgs::augment_args(Command::new("sprat"))
             .disable_help_flag(true)
             .max_term_width(100)
-            .help_template("Options of every command:\n{options}");
+            .help_template("Global options (`sprat status` refuses those for keys):\n{options}");
         let options = options.clone().render_long_help();
         format!("{}\n\n{ENVIRONMENT}", options.to_string().trim_end())
     })

@@ -27,9 +27,9 @@ Examples:
   sprat init --size 500G --sheet sheet.txt home";
 
 pub(super) const NOTES: &str = "\
-The key file is --key-file, else the config's key_file, else /etc/sprat/keys/NAME.key. If it is
-missing, it is created with 4096 random bytes. The recovery sheet shows a second key. Nothing is ever
-overwritten.";
+The key file is --key-file, else the config's key_file, else /etc/sprat/keys/NAME.key. If the key
+file is missing, sprat creates it with 4096 random bytes. The recovery sheet shows a second key.
+sprat init overwrites nothing.";
 
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
@@ -41,11 +41,11 @@ pub(super) struct InitArgs {
     /// Also write the sheet as a page to print, with the recovery key as a QR code
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Size that the container may grow to; the file is sparse and takes only the space of what is written
+    /// Largest size of the container; on the server it takes only the space of the data in it
     #[arg(long, value_parser = text::parse_size, default_value = "5T")]
     size: u64,
-    /// Largest number of files and folders in all snapshots together; unchanged ones count once [default: one
-    /// for each 16 KiB of --size, from 4T on for each 32 KiB, from 16T on for each 64 KiB]
+    /// Largest number of files and folders in all snapshots together. An unchanged file counts once;
+    /// folders count in each snapshot [default: by --size, about 168 million for 5T]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1000..=4_000_000_000))]
     inodes: Option<u64>,
 }
@@ -137,7 +137,7 @@ impl InitArgs {
             let failure = no_folder(not_created.failure);
             match (&source, key_file_made) {
                 (SecretSource::KeyFile(path), true) => failure.with_more_hint(&format!(
-                    "The new key file {} is kept; the next init uses it",
+                    "The new key file {} stays. The next `sprat init` uses it",
                     path.display()
                 )),
                 _ => failure,
@@ -179,14 +179,14 @@ impl InitArgs {
             let json = result_json("init", Exit::Done, fields);
             context.output.result("", &json).map_err(|failure| {
                 failure.with_hint(
-                    "the container is made and its key opens it, but the recovery key was never shown: \
-                     `sprat key add TARGET --new-recovery` makes another one and shows the sheet, `sprat \
-                     key remove TARGET 1` removes the one of slot 1",
+                    "the container is complete, and its key opens it, but the recovery key was not \
+                     shown. Create another one and its sheet: `sprat key add TARGET --new-recovery`. \
+                     Then remove the one that was not shown: `sprat key remove TARGET 1`",
                 )
             })?;
         }
         context.output.note(&format!(
-            "made {} ({}, {} sent)",
+            "created {} ({}, {} sent)",
             resolved.target,
             text::bytes(facts.file_bytes),
             text::bytes(created.sent_bytes)
@@ -194,8 +194,8 @@ impl InitArgs {
         note_inodes(context, &resolved, self.inodes, facts.volume_bytes);
         if !files.text_in_file() {
             context.output.note(
-                "the sheet above is SECRET: print it or put it into a password manager, and keep it and \
-                 a copy of the key file off this machine",
+                "the sheet above is SECRET. Print it or put it into a password manager. Keep the sheet, \
+                 and a copy of the key file, off this machine",
             );
         }
         Ok(Exit::Done)
@@ -215,7 +215,7 @@ fn no_folder(mut failure: Failure) -> Failure {
 fn note_inodes(context: &Context, resolved: &Resolved, inodes: Option<u64>, bytes: u64) {
     let room = inodes.unwrap_or_else(|| session::default_inodes(bytes));
     context.output.note(&format!(
-        "there is room for about {}",
+        "the container has room for about {}",
         text::counted(room, "file", "files")
     ));
     let jobs = context.config.jobs.iter();
@@ -224,9 +224,9 @@ fn note_inodes(context: &Context, resolved: &Resolved, inodes: Option<u64>, byte
     let there = session::files_on_disks_of(&sources);
     if there > room {
         context.output.warning(&format!(
-            "the disks of this container's jobs hold {}, but the container has room for about {}. To back \
-             up most of them, delete the container file and run `sprat init` again with --inodes {}. \
-             Later only `sprat grow` raises the number",
+            "the disks of this container's jobs have {}, but the container has room for about {}. To \
+             back up most of them, delete the container file and run `sprat init` again with --inodes \
+             {}. Later only `sprat grow` raises the number",
             text::counted(there, "file", "files"),
             text::count(room),
             there.saturating_mul(2)
@@ -259,14 +259,11 @@ fn prepare(
     };
     let (secret, kind) = source.fetch_for_new(context.output, &context.interrupt)?;
     if let (SecretSource::KeyFile(path), false) = (source, key_file_made) {
-        let note = format!(
-            "the key file {} exists and is used as it is",
-            path.display()
-        );
+        let note = format!("using the existing key file {}", path.display());
         context.output.note(&note);
     }
     let recovery = RecoveryKey::generate()
-        .map_err(|error| Failure::from(&error).context("can't make a recovery key"))?;
+        .map_err(|error| Failure::from(&error).context("can't create a recovery key"))?;
     context.interrupt.check()?;
     Ok((key_file_made, secret, kind, recovery))
 }
@@ -275,8 +272,11 @@ fn prepare(
 fn key_source(resolved: &Resolved) -> Result<SecretSource, Failure> {
     match (&resolved.secret, &resolved.default_key_file) {
         (SecretSource::Terminal, Some(path)) => Ok(SecretSource::KeyFile(path.clone())),
-        (SecretSource::Terminal, None) => Err(Failure::usage("no place for the key file is known")
-            .with_hint("name it with --key-file")),
+        (SecretSource::Terminal, None) => Err(Failure::usage(
+            "sprat does not know where to put the key \
+            file: neither HOME nor SPRAT_CONFIG_DIR is set",
+        )
+        .with_hint("nothing was started. Give a path with --key-file")),
         (named, _) => Ok(named.clone()),
     }
 }

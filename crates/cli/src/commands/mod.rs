@@ -186,8 +186,8 @@ fn dispatch(name: String, cli: Cli) -> Exit {
     if let Some(interrupt) = run.interrupt {
         session::make_reserves(&interrupt, || {
             output.note(
-                "all is done; now the reserve for a full disk is created beside the container, if there \
-                 is room. Ctrl-C leaves it to the next run",
+                "the command is done. If there is space, sprat now creates the reserve file, which \
+                 `sprat prune` uses on a full disk. Ctrl-C is safe: the next run creates the file",
             );
         });
     }

@@ -18,9 +18,9 @@ Example:
   sprat umount /mnt/private/backup";
 
 pub(super) const NOTES: &str = "\
-It stays mounted until `sprat umount`. DIR must be in a folder that only root can enter.
-Otherwise other users could read every file that its mode in the backup lets them read.
---allow-other turns this check off.";
+The container stays mounted until `sprat umount`. DIR must be in a folder that only root can enter.
+Otherwise other users could read each file whose mode in the backup allows it. --allow-other turns
+this check off.";
 
 #[derive(Debug, Args)]
 pub(super) struct MountArgs {
@@ -28,10 +28,10 @@ pub(super) struct MountArgs {
     target: String,
     /// An existing folder
     dir: PathBuf,
-    /// Mount for reading and writing; without it nothing is written to the server
+    /// Mount for reading and writing; without this option nothing is written to the server
     #[arg(long)]
     rw: bool,
-    /// Allow a folder that other users can enter: they see the files as their modes allow
+    /// Accept a DIR that other users can enter; they can then read each file whose mode allows it
     #[arg(long)]
     allow_other: bool,
 }
@@ -44,7 +44,7 @@ impl CommandArgs for MountArgs {
         let dir = context.environment.absolute(&self.dir);
         if !dir.is_dir() {
             return Err(Failure::usage(format!("{} is not a folder", dir.display()))
-                .with_hint("nothing was started. Make it with mkdir"));
+                .with_hint("nothing was started. Create it with mkdir"));
         }
         let (environment, global) = (&context.environment, &context.global);
         let mut own = vec![
@@ -57,12 +57,12 @@ impl CommandArgs for MountArgs {
         mount_point::check_hides_nothing(&dir, &resolved.target, own)?;
         if !self.allow_other && mount_point::others_can_enter(&dir) {
             return Err(Failure::usage(format!(
-                "other users can enter {}: they would see the files in the backup as their old modes allow",
+                "other users can enter {}: they could read each file whose mode in the backup allows it",
                 dir.display()
             ))
             .with_hint(
                 "nothing was started. Mount in a folder that only root can enter (`mkdir -m 700 \
-                 /mnt/private; mkdir /mnt/private/backup`), or let the others in with --allow-other",
+                 /mnt/private; mkdir /mnt/private/backup`), or add --allow-other",
             ));
         }
         let (access, how) = match self.rw {
@@ -86,7 +86,7 @@ impl CommandArgs for MountArgs {
         let exit = context.exit(Exit::Done);
         context.finish("mount", exit, &resolved.target, &text, fields)?;
         context.output.note(&format!(
-            "it stays mounted until `sprat umount {}`",
+            "the container stays mounted until `sprat umount {}`",
             text::quoted(&dir)
         ));
         Ok(Exit::Done)

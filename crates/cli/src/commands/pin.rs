@@ -21,10 +21,10 @@ Examples:
 pub(super) struct PinArgs {
     #[arg(help = TARGET_HELP)]
     target: String,
-    /// A snapshot's name or its beginning (of several the newest), `latest` or `latest-complete`
+    /// A snapshot's name, the beginning of a name (the newest match), `latest` or `latest-complete`
     #[arg(value_name = "JOB/SNAPSHOT")]
     snapshot: OsString,
-    /// Why it is kept, in one line; `sprat snapshots` shows it
+    /// Why the snapshot is kept, in one line; `sprat snapshots` shows the reason
     #[arg(long, value_name = "TEXT", value_parser = reason)]
     reason: String,
 }
@@ -51,7 +51,7 @@ pub(super) fn change(
     reason: Option<&String>,
 ) -> Result<Exit, Failure> {
     let (job, snapshot) = SnapshotPath::parse_snapshot(snapshot).map_err(|what| {
-        Failure::usage(what).with_hint("nothing was started. Name it JOB/SNAPSHOT")
+        Failure::usage(what).with_hint("nothing was started. Write JOB/SNAPSHOT")
     })?;
     let mut prepared = context.prepare(target, Access::ReadWrite)?;
     prepared.options.may_use_reserve = true;
@@ -69,10 +69,12 @@ pub(super) fn change(
     let name = format!("{}/{}", text::harmless(job.as_str()), report.name);
     let text = match (reason, before) {
         (Some(_), None) => format!("{name} is pinned\n"),
-        (Some(_), Some("")) => format!("{name} is pinned; it was pinned without a reason before\n"),
+        (Some(_), Some("")) => {
+            format!("{name} is pinned; before, it was pinned without a reason\n")
+        }
         (Some(_), Some(before)) => {
             format!(
-                "{name} is pinned; the reason before was: {}\n",
+                "{name} is pinned; the former reason was: {}\n",
                 text::harmless(before)
             )
         }

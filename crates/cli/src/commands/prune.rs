@@ -22,9 +22,10 @@ Examples:
   sprat prune home --job www --drop-interrupted";
 
 pub(super) const NOTES: &str = "\
-Snapshots that no rule keeps are removed. One snapshot can satisfy several rules. Hours are UTC hours,
-days begin at midnight of the local time zone. A rule that finds fewer than N periods also keeps the
-oldest snapshot. The newest complete snapshot is always kept. All rules: docs/retention.md";
+With at least one --keep rule, the snapshots that no rule keeps are removed; --drop-interrupted alone
+removes no finished snapshot. One snapshot can satisfy several rules. Hours are UTC hours; days begin
+at midnight of the local time zone. A rule that finds fewer than N periods also keeps the oldest
+snapshot. The newest complete snapshot is always kept. All rules: docs/retention.md";
 
 #[derive(Debug, Args)]
 pub(super) struct PruneArgs {
@@ -39,7 +40,7 @@ pub(super) struct PruneArgs {
     /// Keep one snapshot per hour, for the newest N hours that have one
     #[arg(long, value_name = "N")]
     keep_hourly: Option<KeepCount>,
-    /// The same for days; like N of every rule but --keep-within, N may be `all`
+    /// The same for days; N can be `all`, here and in each rule with N
     #[arg(long, value_name = "N")]
     keep_daily: Option<KeepCount>,
     /// The same for weeks, Monday to Sunday
@@ -67,7 +68,7 @@ fn within(text: &str) -> Result<Duration, String> {
     let keeps_something = !time.is_zero();
     keeps_something
         .then_some(time)
-        .ok_or("that is no time".to_owned())
+        .ok_or("the time must be more than zero".to_owned())
 }
 
 impl PruneArgs {
@@ -106,8 +107,8 @@ impl CommandArgs for PruneArgs {
             return Err(Failure::usage("no retention rule given").with_hint(
                 "nothing was started. Give at least one of --keep-last, --keep-hourly, --keep-daily, \
                  --keep-weekly, --keep-monthly, --keep-yearly and --keep-within; --dry-run shows what they do. \
-                 --drop-interrupted removes what interrupted runs left, and needs none of them. The config's \
-                 keep_ settings have no effect yet",
+                 To remove only the partial snapshots of interrupted runs, give --drop-interrupted \
+                 alone. The config's keep_ settings have no effect yet",
             ));
         }
         let access = match self.dry_run {
@@ -145,7 +146,7 @@ fn table(report: &PruneReport, args: &PruneArgs, no_rule: bool, server_is_low: b
             (false, _) => "kept",
             (true, _) if no_rule => "kept",
             (true, false) => "removed",
-            (true, true) => "would go",
+            (true, true) => "would be removed",
         };
         rows.push(vec![
             pruned.decision.name.to_string(),
@@ -157,7 +158,7 @@ fn table(report: &PruneReport, args: &PruneArgs, no_rule: bool, server_is_low: b
         let what = match (args.drop_interrupted, dry_run) {
             (false, _) => "kept",
             (true, false) => "removed",
-            (true, true) => "would go",
+            (true, true) => "would be removed",
         };
         rows.push(vec![
             tree.folder.clone(),
@@ -171,16 +172,16 @@ fn table(report: &PruneReport, args: &PruneArgs, no_rule: bool, server_is_low: b
     let mut snapshots = text::counted(count, "snapshot", "snapshots");
     let trees = report.interrupted.len() as u64;
     if trees > 0 && args.drop_interrupted {
-        let trees = text::counted(trees, "interrupted tree", "interrupted trees");
+        let trees = text::counted(trees, "interrupted snapshot", "interrupted snapshots");
         snapshots.push_str(&format!(" and {trees}"));
     } else if trees > 0 {
         said.push_str(
-            "the next backup of the job goes on from what was interrupted; --drop-interrupted \
+            "the next backup of the job continues from an interrupted snapshot; --drop-interrupted \
              removes it\n",
         );
     }
     if dry_run {
-        said.push_str(&format!("{snapshots} would go\n"));
+        said.push_str(&format!("{snapshots} would be removed\n"));
     } else {
         said.push_str(&removed(
             &snapshots,
@@ -204,13 +205,13 @@ pub(super) fn removed(
 ) -> String {
     let freed = free_bytes[1].saturating_sub(free_bytes[0]);
     let mut said = format!(
-        "{snapshots} removed, {}; {} in the volume for later snapshots\n",
-        text::counted(names, "name", "names"),
+        "{snapshots} removed ({}); {} more free in the volume\n",
+        text::counted(names, "file or folder", "files and folders"),
         text::bytes(freed)
     );
     if freed > 0 || server_is_low {
         said.push_str(&format!(
-            "`sprat trim {target}` releases to the server what the volume doesn't need\n"
+            "to release the unused space to the server, run `sprat trim {target}`\n"
         ));
     }
     said
@@ -257,16 +258,16 @@ fn word(reason: KeepReason) -> &'static str {
         KeepReason::Monthly => "monthly",
         KeepReason::Yearly => "yearly",
         KeepReason::Within => "within",
-        KeepReason::Oldest => "oldest: a rule may keep more than there is",
-        KeepReason::LastGood => "the newest whole one",
+        KeepReason::Oldest => "the oldest: a rule could keep more than there are",
+        KeepReason::LastGood => "the newest complete one",
         KeepReason::Latest => "latest",
         KeepReason::Newest => "the newest one",
         KeepReason::Pinned => "pinned",
-        KeepReason::MissingDisk => "the newest copy of a disk that the newest whole one lacks",
+        KeepReason::MissingDisk => "the newest copy of a disk that the newest complete one lacks",
         KeepReason::RightContent => {
-            "has the last right content of a file that is damaged elsewhere"
+            "has the last undamaged copy of a file that is damaged in others"
         }
-        KeepReason::BeforeChange => "was there before an unusual change of the source",
+        KeepReason::BeforeChange => "made before an unusual change of the source",
         KeepReason::Unrecorded => "has no record: never touched",
         KeepReason::Future => "dated in the future: not counted",
         _ => "a reason that this version does not know",

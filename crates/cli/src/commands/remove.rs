@@ -26,7 +26,7 @@ Everything is checked before the first snapshot is removed. Other snapshots do n
 pub(super) struct RemoveArgs {
     #[arg(help = TARGET_HELP)]
     target: String,
-    /// A snapshot's name, or a beginning of it that no other snapshot of the job has
+    /// A snapshot's name, or a beginning that only this snapshot of the job has
     #[arg(value_name = "JOB/SNAPSHOT", required = true)]
     snapshots: Vec<OsString>,
     /// Do not ask
@@ -43,7 +43,7 @@ impl CommandArgs for RemoveArgs {
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let parse = |text| {
             SnapshotPath::parse_snapshot(text).map_err(|what| {
-                Failure::usage(what).with_hint("nothing was started. Name it JOB/SNAPSHOT")
+                Failure::usage(what).with_hint("nothing was started. Write JOB/SNAPSHOT")
             })
         };
         let snapshots: Result<Vec<_>, Failure> =

@@ -28,14 +28,15 @@ const CHANGES_SHOWN_MAX: usize = 200;
 pub(super) struct RestoreArgs {
     #[arg(help = TARGET_HELP)]
     target: String,
-    /// What to restore. SNAPSHOT: a name or its beginning (of several the newest), `latest-complete`,
-    /// or without it the latest one. Without PATH all of it
+    /// What to restore. SNAPSHOT is a name, the beginning of a name (the newest match), or
+    /// `latest-complete`; the default is the latest snapshot. PATH is a path in the source; the default
+    /// is all files
     #[arg(value_name = "JOB[/SNAPSHOT][:PATH]")]
     what: OsString,
-    /// Restore into DIR: /a/b becomes DIR/b; without PATH each file keeps its whole path below DIR
+    /// Restore into DIR. With PATH /a/b the result is DIR/b; without PATH it is DIR/a/b
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
-    /// Restore the newest snapshot begun at TIME or before: 2026-11-28 14:00, 14:00, yesterday, 3d
+    /// Restore the newest snapshot that began at TIME or before: 2026-11-28 14:00, 14:00, yesterday, 3d
     #[arg(long, value_name = "TIME")]
     at: Option<String>,
     /// Show only what would be done
@@ -44,13 +45,14 @@ pub(super) struct RestoreArgs {
     /// Also delete from DIR what the snapshot does not have
     #[arg(long)]
     delete: bool,
-    /// Also delete from DIR what the backup left out: by pattern, or as another disk
+    /// With --delete: also delete files that the job excludes, and files of a disk that was not mounted
+    /// during the backup
     #[arg(long, requires = "delete")]
     delete_excluded: bool,
     /// Skip files of equal size and time without reading them, to continue after an interruption
     #[arg(long)]
     trust_times: bool,
-    /// Then read the restored files and the snapshot from disk again and compare every byte
+    /// After the restore, read the restored files and the snapshot again, and compare every byte
     #[arg(long, conflicts_with = "dry_run")]
     verify: bool,
 }
@@ -60,8 +62,9 @@ impl CommandArgs for RestoreArgs {
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let wanted = SnapshotPath::parse(&self.what).map_err(|what| {
-            Failure::usage(what)
-                .with_hint("name it JOB, JOB/SNAPSHOT, JOB:PATH or JOB/SNAPSHOT:PATH")
+            Failure::usage(what).with_hint(
+                "nothing was started. Write JOB, JOB/SNAPSHOT, JOB:PATH or JOB/SNAPSHOT:PATH",
+            )
         })?;
         let snapshot = match (wanted.snapshot, &self.at) {
             (Some(_), Some(_)) => {
@@ -88,8 +91,8 @@ impl CommandArgs for RestoreArgs {
             && let Some(why) = others_at(&spec.to)
         {
             context.output.warning(&format!(
-                "other users can change where {} is restored to while it runs: {why}. Safer is a folder of \
-                 root's, from which you move it",
+                "other users can change where the files go during the restore to {}: {why}. Restore to \
+                 a folder that only root can write to, then move the files",
                 spec.to.display()
             ));
         }
@@ -128,7 +131,7 @@ fn warn_of_state(context: &Context, report: &RestoreReport) {
         EntryKind::Complete => {}
         EntryKind::Incomplete => {
             let mut words = format!(
-                "{snapshot} lacks {} that could not be read when it was made",
+                "{snapshot} lacks {} that could not be read during the backup",
                 text::counted(report.unread_count, "file", "files")
             );
             if let Some(good) = &report.last_good {
@@ -137,13 +140,14 @@ fn warn_of_state(context: &Context, report: &RestoreReport) {
             context.output.warning(&words);
         }
         EntryKind::Partial | EntryKind::Inflight => context.output.warning(&format!(
-            "{snapshot} is what an interrupted run made: files are missing or may be cut short"
+            "{snapshot} is of an interrupted run: files can be missing or cut short"
         )),
         EntryKind::Adopted => context.output.note(&format!(
-            "{snapshot} was made by hand, and comes back as it is: sprat knows no more of it"
+            "{snapshot} is a copy that sprat did not make: it is restored as it is, and sprat has no \
+             record of it"
         )),
         _ => context.output.warning(&format!(
-            "{snapshot} has no record: it is unknown whether it is complete"
+            "{snapshot} has no record: sprat does not know whether it is complete"
         )),
     }
 }
@@ -185,7 +189,7 @@ fn summary(spec: &RestoreSpec, report: &RestoreReport, took: Duration) -> String
     let left = stats.regular_files.saturating_sub(stats.transferred);
     if spec.trust_times && left > 0 {
         summary.push_str(&format!(
-            ", {} left as they are: their size and time are equal, their content was not compared",
+            ", {} skipped: their size and time are equal, their content was not compared",
             text::count(left)
         ));
     }
@@ -201,13 +205,9 @@ fn summary(spec: &RestoreSpec, report: &RestoreReport, took: Duration) -> String
     }
     if report.unequal.count > 0 {
         summary.push_str(&format!(
-            "{} the size and time of the snapshot's but not its content, or a hard link to something \
-             else, and {} written:\n",
-            if report.unequal.count == 1 {
-                "1 file had".to_owned()
-            } else {
-                format!("{} files had", text::count(report.unequal.count))
-            },
+            "{} {} written although size and time were equal: the content differed, or the file was a hard \
+             link to another one:\n",
+            text::counted(report.unequal.count, "file", "files"),
             match (spec.dry_run, report.unequal.count) {
                 (true, _) => "would be",
                 (false, 1) => "was",

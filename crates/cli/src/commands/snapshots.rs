@@ -53,9 +53,9 @@ fn no_such_job(job: &str, entries: &[SnapshotEntry]) -> Failure {
     let mut jobs: Vec<&str> = entries.iter().map(|entry| entry.job.as_str()).collect();
     jobs.dedup();
     if jobs.is_empty() {
-        return failure.with_hint("it holds no snapshots yet");
+        return failure.with_hint("the container has no snapshots yet");
     }
-    failure.with_hint(format!("it holds {}", jobs.join(", ")))
+    failure.with_hint(format!("the container has the jobs {}", jobs.join(", ")))
 }
 
 fn table(entries: &[SnapshotEntry]) -> String {
@@ -92,13 +92,18 @@ fn state(entry: &SnapshotEntry) -> String {
         .as_ref()
         .map_or(0, |record| record.unread.count);
     let state = match entry.kind {
-        EntryKind::Complete => "whole".to_owned(),
-        EntryKind::Incomplete if unread == 0 => "incomplete: files vanished under way".to_owned(),
-        EntryKind::Incomplete => format!("{} unread", text::counted(unread, "file", "files")),
-        EntryKind::Unrecorded => "no record (its files are there)".to_owned(),
-        EntryKind::Partial => "interrupted; the next run goes on from it".to_owned(),
-        EntryKind::Inflight => "running, or killed".to_owned(),
-        EntryKind::Adopted => "made by hand".to_owned(),
+        EntryKind::Complete => "complete".to_owned(),
+        EntryKind::Incomplete if unread == 0 => {
+            "incomplete: files vanished during the backup".to_owned()
+        }
+        EntryKind::Incomplete => format!(
+            "incomplete: {} unread",
+            text::counted(unread, "file", "files")
+        ),
+        EntryKind::Unrecorded => "no record (the files are there)".to_owned(),
+        EntryKind::Partial => "interrupted; the next run continues from it".to_owned(),
+        EntryKind::Inflight => "running, or was killed".to_owned(),
+        EntryKind::Adopted => "not made by sprat".to_owned(),
         _ => "unknown".to_owned(),
     };
     let latest = if entry.is_latest { ", latest" } else { "" };
@@ -151,10 +156,10 @@ mod tests {
         ];
         insta::assert_snapshot!(table(&entries), @r"
         JOB   SNAPSHOT                      FILES  SIZE  COPIED  STATE
-        home  2026-11-26T13-21-01Z              2   8 B     8 B  whole
-        home  2026-11-26T13-21-01Z              0   0 B     0 B  whole
-        home  2026-11-26T13-21-01Z              6   8 B     0 B  whole
-        home  2026-11-26T13-21-01Z.partial      -     -       -  interrupted; the next run goes on from it
+        home  2026-11-26T13-21-01Z              2   8 B     8 B  complete
+        home  2026-11-26T13-21-01Z              0   0 B     0 B  complete
+        home  2026-11-26T13-21-01Z              6   8 B     0 B  complete
+        home  2026-11-26T13-21-01Z.partial      -     -       -  interrupted; the next run continues from it
         ");
     }
 
@@ -169,11 +174,11 @@ mod tests {
         ];
         insta::assert_snapshot!(table(&entries), @r"
         JOB   SNAPSHOT                      FILES  SIZE  COPIED  STATE
-        home  2026-11-23T13-21-01Z              -     -       -  whole
-        home  2026-11-24T13-21-01Z              -     -       -  no record (its files are there), latest
-        home  2026-11-25T13-21-01Z.partial      -     -       -  interrupted; the next run goes on from it
-        home  x\u{1b}[2J.inflight               -     -       -  running, or killed
-        home  home.2026-11-20                   -     -       -  made by hand
+        home  2026-11-23T13-21-01Z              -     -       -  complete
+        home  2026-11-24T13-21-01Z              -     -       -  no record (the files are there), latest
+        home  2026-11-25T13-21-01Z.partial      -     -       -  interrupted; the next run continues from it
+        home  x\u{1b}[2J.inflight               -     -       -  running, or was killed
+        home  home.2026-11-20                   -     -       -  not made by sprat
         ");
     }
 }

@@ -14,18 +14,20 @@ Examples:
   sprat trim home --rewrite";
 
 pub(super) const NOTES: &str = "\
-Makes holes in the container file where its file system uses nothing: directly in a local
-folder, with `fallocate` if the account has a shell. The server then sees how much is used, and
-where. An interruption loses nothing: run it again.";
+sprat releases unused space by making holes in the container file: by itself in a local folder, with
+`fallocate` on a server with a shell. The server then sees how much is used, and where. If the
+command is interrupted, nothing is lost: run it again.";
 
 #[derive(Debug, Args)]
 pub(super) struct TrimArgs {
     #[arg(help = TARGET_HELP)]
     target: String,
-    /// Rewrite the container in a new file on the server, for servers that cannot make holes
+    /// Copy the used data to a new file on the server, which replaces the old one; for servers that
+    /// cannot make holes
     #[arg(long)]
     rewrite: bool,
-    /// Transfer all used data twice for that, for servers that cannot copy by themselves
+    /// With --rewrite: copy through this machine, for servers that cannot copy files; transfers all
+    /// used data twice
     #[arg(long, requires = "rewrite")]
     through_client: bool,
 }
@@ -64,16 +66,16 @@ fn render(report: &TrimReport) -> String {
     };
     let given_back = match &report.measure {
         Some(measure) => format!(
-            "{} given back (measured by {})",
+            "{} released (measured by {})",
             text::bytes(measure.given_back_bytes),
             measure.by
         ),
         None => match report.kept_bytes {
             Some(kept) => format!(
-                "the container now takes {} at most (how much it took before can't be measured there)",
+                "the container now takes at most {} (the size before can't be measured on this server)",
                 text::bytes(kept)
             ),
-            None => "space given back (how much can't be measured there)".to_owned(),
+            None => "space released (the amount can't be measured on this server)".to_owned(),
         },
     };
     format!(

@@ -14,7 +14,7 @@ pub(super) const EXAMPLES: &str = "Example:\n  sprat umount /mnt/private/backup"
 
 #[derive(Debug, Args)]
 pub(super) struct UmountArgs {
-    /// The folder where `sprat mount` mounted it
+    /// The folder where `sprat mount` mounted the container
     dir: PathBuf,
 }
 

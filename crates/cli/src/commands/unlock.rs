@@ -16,19 +16,19 @@ pub(super) const NOTES: &str = "\
 `sprat unlock` can take up to 2 hours and 15 minutes: it waits until no late data of the other
 machine can arrive any more. Ctrl-C harms nothing; the next unlock continues.
 
-A session that died on this machine needs no unlock: the next run takes its lock over.";
+A session that died on this machine needs no unlock: the next run takes over its lock.";
 
 #[derive(Debug, Args)]
 pub(super) struct UnlockArgs {
     #[arg(help = TARGET_HELP)]
     target: String,
-    /// Take the lock over even from a session that is alive; the run of that session fails
+    /// Take over the lock even from a session that is alive; that session fails
     #[arg(long)]
     force: bool,
-    /// Do not wait: you know that the other machine is off, and not only asleep
+    /// Do not wait; use this only if the other machine is off, not asleep
     #[arg(long)]
     that_machine_is_off: bool,
-    /// Give up comparing what sessions wrote after a takeover, and end the warning about it
+    /// Do not compare the data that was written after a takeover, and end the warning about it
     #[arg(long)]
     forget_watch: bool,
     /// How long to watch the lock, in seconds.
@@ -41,7 +41,7 @@ pub(super) struct UnlockArgs {
 
 impl CommandArgs for UnlockArgs {
     fn state_when_interrupted(&self) -> Option<&'static str> {
-        Some("the container stays locked, or taken over: run `sprat unlock` again, it goes on")
+        Some("the container stays locked. Run `sprat unlock` again: it continues")
     }
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
@@ -81,7 +81,7 @@ impl CommandArgs for UnlockArgs {
 
 fn text(target: &str, done: &Unlocked) -> String {
     let mut text = match &done.taken_over {
-        Some(info) => format!("unlocked {target}: took over {}\n", info.file),
+        Some(info) => format!("unlocked {target}: took over the lock {}\n", info.file),
         None if done.forgotten > 0 => String::new(),
         None if done.was_locked => {
             format!("{target} is no longer locked: its session released the lock\n")
@@ -91,30 +91,30 @@ fn text(target: &str, done: &Unlocked) -> String {
     for (lease, way) in &done.ways {
         text.push_str(&match way {
             DoorWay::Answered => {
-                format!("the session of lease {lease} answered: all that it sent has arrived\n")
+                format!("the session of lease {lease} answered: all its data has arrived\n")
             }
             DoorWay::Kernel => format!(
-                "the server's kernel reports that no process has the container open for writing: no data \
-                 of the session of lease {lease} can arrive any more\n"
+                "the server's kernel reports that no process has the container open for writing, so no \
+                 data of the session of lease {lease} can arrive any more\n"
             ),
             DoorWay::Silent => format!(
-                "the session of lease {lease} was silent for so long that the server has dropped \
-                 its connection. What is written in the next 2:15 h is compared, should anything \
-                 arrive all the same\n"
+                "the session of lease {lease} was silent for so long that the server has closed its \
+                 connection. In case something still arrives, sprat checks for 2 h 15 min that nothing \
+                 overwrites new data\n"
             ),
             DoorWay::Off => format!(
-                "the machine of lease {lease} is off, you say. If it only sleeps, it may overwrite \
-                 parts of what is written now when it wakes: for 2:15 h that is compared, and \
-                 reported\n"
+                "you state that the machine of lease {lease} is off. If it only sleeps, it can \
+                 overwrite new data when it wakes. For 2 h 15 min sprat checks new data for that, and \
+                 reports damage\n"
             ),
         });
     }
     if done.was_renewed {
-        text.push_str("that session was alive a moment ago: it stops, and its run fails\n");
+        text.push_str("that session was alive a moment ago: it stops and fails\n");
     }
     if done.forgotten > 0 {
         text.push_str(&format!(
-            "what {} wrote will not be compared\n",
+            "the data of {} will not be compared\n",
             text::counted(done.forgotten as u64, "session", "sessions")
         ));
     }
@@ -134,7 +134,7 @@ mod tests {
             };
             text("x", &done)
         };
-        assert_eq!(said(1), "what 1 session wrote will not be compared\n");
-        assert_eq!(said(2), "what 2 sessions wrote will not be compared\n");
+        assert_eq!(said(1), "the data of 1 session will not be compared\n");
+        assert_eq!(said(2), "the data of 2 sessions will not be compared\n");
     }
 }

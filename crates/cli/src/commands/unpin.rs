@@ -17,7 +17,7 @@ Example:
 pub(super) struct UnpinArgs {
     #[arg(help = TARGET_HELP)]
     target: String,
-    /// A snapshot's name or its beginning (of several the newest), `latest` or `latest-complete`
+    /// A snapshot's name, the beginning of a name (the newest match), `latest` or `latest-complete`
     #[arg(value_name = "JOB/SNAPSHOT")]
     snapshot: OsString,
 }

@@ -11,16 +11,15 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
     match notice {
         Notice::HeaderCopyDamaged { copy } => (
             format!(
-                "one of the two copies of the LUKS2 header is damaged ({copy}); the other one was \
-                 used. The data is whole, but repair it soon: `cryptsetup repair` on the \
-                 container file"
+                "one of the two copies of the LUKS2 header is damaged ({copy}); sprat used the other \
+                 one. The data is complete. To repair the header, run `sprat key header-restore`"
             ),
             true,
         ),
         Notice::TrustedOnce { fingerprint } => (
             format!(
-                "this machine didn't know this container: its header is trusted and pinned from \
-                 now on. Compare with the recovery sheet: fingerprint {fingerprint}"
+                "this machine sees this container for the first time, and accepts only this one from \
+                 now on. Compare the fingerprint with the recovery sheet: {fingerprint}"
             ),
             true,
         ),
@@ -30,64 +29,63 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
         ),
         Notice::Suspects { bytes } => (
             format!(
-                "a session that died had {} in flight: waiting until the server can't write it any \
-                 more; all of it is read back before success is reported",
+                "an earlier session died with {} not confirmed by the server. sprat waits until these \
+                 writes can no longer arrive, then reads them back",
                 text::bytes(*bytes)
             ),
             false,
         ),
         Notice::DeadSessionLeftLock => (
-            "a session that was writing died on this machine; its journal is replayed locally, \
-             nothing is written to the server"
+            "a session that was writing died on this machine. The file system's journal is replayed \
+             locally; nothing is written to the server"
                 .to_owned(),
             false,
         ),
         Notice::LockLeft { reason } => (
             format!(
-                "the lock could not be released ({reason}). Everything is on the server's disk. The \
-                 next run of this machine takes the lock over; other machines need `sprat \
-                 unlock`"
+                "the lock could not be released ({reason}). All data is on the server's disk. The next \
+                 run on this machine takes over the lock; another machine needs `sprat unlock`"
             ),
             true,
         ),
         Notice::LockIgnored { holder } => (
             format!(
-                "{holder} is ignored; if that session still writes, what is read now may be a \
+                "{holder} is ignored. If that session still writes, the data that is read now may be a \
                  mixture of two states: don't rely on it"
             ),
             true,
         ),
         Notice::CacheOutdated => (
-            "the container was changed since this machine's last session (by stock tools, another \
-             machine, or a change of keys): the local cache is outdated and not used, everything is \
-             read again"
+            "the container was changed since this machine's last session (by another program, another \
+             machine, or a change of keys). The local cache is outdated: sprat reads everything from \
+             the server"
                 .to_owned(),
             false,
         ),
         Notice::WrittenElsewhere => (
-            "the container was written to since this machine's last session, by another machine or \
-             by stock tools"
+            "another machine or another program wrote to the container since this machine's last session"
                 .to_owned(),
             false,
         ),
         Notice::OlderStateAccepted => (
-            "the container is older than this machine knew it; this state is accepted from now on"
+            "the container is older than the state that this machine saw last; the older state is \
+             accepted from now on"
                 .to_owned(),
             true,
         ),
         Notice::NotCompared(note) => (not_compared(note), true),
         Notice::NotListed { reason } => (
             format!(
-                "this session can't store the list of its writes beside the container: {reason}. \
-                 The container is in order. But if a session that it was taken over from overwrites \
-                 something later, that can't be detected"
+                "this session can't store the list of its writes beside the container: {reason}. The \
+                 container is undamaged. But if an earlier session (before the takeover) overwrites \
+                 something later, sprat can't detect that"
             ),
             true,
         ),
         Notice::Overwritten { blocks, files } => (overwritten(*blocks, files), true),
         Notice::NotNoted { reason } => (
             format!(
-                "{reason}. The container is in order; but an older state of it may not be detected"
+                "{reason}. The container is undamaged, but sprat may not detect an older state of it"
             ),
             true,
         ),
@@ -103,8 +101,9 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
             size_bytes,
         } => (
             format!(
-                "the container may grow to {}, and {} are free on the server: it is sparse and takes \
-                 only the space of what is written, and a backup stops safely before that disk is full",
+                "the container can grow to {}, but the server has {} free. That is no problem: the file \
+                 takes only the space of the data in it, and a backup stops safely before the disk is \
+                 full",
                 text::bytes(*size_bytes),
                 text::bytes(*available_bytes)
             ),
@@ -115,26 +114,26 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
             inodes,
         } => (
             format!(
-                "the volume is nearly full: room for {} and {} is left. `sprat prune` makes room, \
-                 `sprat grow` makes the container larger",
+                "the volume is nearly full: {} and {} are left. Run `sprat prune` to free space, or \
+                 `sprat grow` to enlarge the container",
                 text::bytes(*available_bytes),
                 text::counted(*inodes, "file", "files")
             ),
             true,
         ),
         Notice::ReserveGivenUp => (
-            "the server's disk is full: the reserve beside the container was released to continue; it \
-             is created again once there is room"
+            "the server's disk is full: sprat released the reserve file beside the container to \
+             continue. A later command creates it again when there is space"
                 .to_owned(),
             true,
         ),
         Notice::NoDurableFlush => (
-            "this server can't fsync: if it crashes, the container may be lost".to_owned(),
+            "this server has no fsync: if the server crashes, the container can be lost".to_owned(),
             false,
         ),
         Notice::NoFolderFlush => (
-            "this server can't make a rename durable at once; a crash of the server in the next \
-             seconds may undo it"
+            "this server can't make a rename durable at once: a crash of the server in the next seconds \
+             can undo the rename"
                 .to_owned(),
             false,
         ),
@@ -147,17 +146,18 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
         ),
         Notice::HolesFilled { size_bytes } => (
             format!(
-                "the server's file system has no sparse files (exFAT, FAT): the container takes its \
-                 whole size of {} there from now on",
+                "the server's file system has no sparse files (exFAT, FAT): from now on the container \
+                 takes its full size of {} there",
                 text::bytes(*size_bytes)
             ),
             true,
         ),
-        Notice::NotHardened { reason } => (format!("not hardened: {reason}"), false),
+        Notice::NotHardened { reason } => (format!("sprat could not protect its memory (keys could get \
+            into swap or a core dump): {reason}"), false),
         Notice::HeaderNotKept { reason } => (
             format!(
-                "{reason}. The container itself is in order. `sprat key header-backup` saves its \
-                 header where there is room"
+                "{reason}. The container itself is undamaged. Run `sprat key header-backup` to save its \
+                 header in another place"
             ),
             true,
         ),
@@ -174,7 +174,7 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
             whole_bytes,
         } => (
             format!(
-                "recovering the in-doubt writes of the dead session: {} of {}",
+                "checking the unconfirmed writes of the session that died: {} of {}",
                 text::bytes(*done_bytes),
                 text::bytes(*whole_bytes)
             ),
@@ -182,8 +182,8 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
         ),
         Notice::LateWrites { wait_s } => (
             format!(
-                "the server may still execute writes of the lost connection: newer writes to the \
-                 same blocks wait, and so does the end of this run, for at most {wait_s} s"
+                "writes of the lost connection may still arrive at the server. Newer writes to the same \
+                 blocks, and the end of this run, wait for at most {wait_s} s"
             ),
             false,
         ),
@@ -208,12 +208,12 @@ fn numbers(slots: &[u32]) -> String {
 
 fn areas_differ(slots: &[u32]) -> String {
     let which = match slots {
-        [one] => format!("the area of key slot {one} holds"),
-        more => format!("the areas of key slots {} hold", numbers(more)),
+        [one] => format!("key slot {one} differs"),
+        more => format!("key slots {} differ", numbers(more)),
     };
     format!(
-        "{which} other bytes than in the header that this machine keeps: the key of that slot may open \
-         nothing any more. All data is there for the other keys"
+        "{which} from the header that this machine has saved: its key may no longer open the container. \
+         The other keys open it, and no data is lost"
     )
 }
 
@@ -229,17 +229,14 @@ fn slots_differ(gone: &[u32], differ: &[u32], kept: &Path, newest: &Path) -> Str
     }
     match differ {
         [] => {}
-        [one] => parts.push(format!("the area of key slot {one} holds other bytes")),
-        more => parts.push(format!(
-            "the areas of key slots {} hold other bytes",
-            numbers(more)
-        )),
+        [one] => parts.push(format!("key slot {one} has other bytes")),
+        more => parts.push(format!("key slots {} have other bytes", numbers(more))),
     }
     format!(
-        "compared with the header that this machine had kept, {}: a key may open nothing any \
-         more. Both headers are kept: the present one in {}, the former one in {}. Test your keys. If a \
-         key no longer opens the container, run `sprat key header-restore TARGET {2}`. If you wanted the \
-         change, delete {2}: removed keys still open it",
+        "compared with the header that this machine had saved, {}: a key may no longer open the \
+         container. Both headers are saved: the present one in {}, the former one in {}. Test your \
+         keys. If a key no longer opens the container, run `sprat key header-restore TARGET {2}`. If \
+         you wanted the change, delete {2}: removed keys still open it",
         parts.join(", and "),
         newest.display(),
         kept.display()
@@ -258,20 +255,19 @@ fn not_compared(note: &NotCompared) -> String {
         false => format!("host {}", text::harmless(&note.host)),
     };
     format!(
-        "what {host} wrote after it took the container over ({since}) has not been compared yet, and \
-         its list is missing: that session did not end in order. Whether the session before \
-         overwrote something of it later is not known. Run `sprat check --read-data`, and then \
-         `sprat unlock --forget-watch`"
+        "{host} took over the container ({since}), and its session ended without the list of its \
+         writes. So sprat can't check whether an earlier session has overwritten these writes. Run \
+         `sprat check --read-data`, then `sprat unlock --forget-watch`"
     )
 }
 
 fn overwritten(blocks: u64, files: &[String]) -> String {
     let mut said = format!(
-        "{} were overwritten by a session that the container was taken over from",
+        "an earlier session overwrote {} after its lock was taken over",
         text::counted(blocks, "block", "blocks")
     );
     match files.len() {
-        0 => said.push_str("; no file has content there"),
+        0 => said.push_str("; no file uses these blocks"),
         more => {
             let names: Vec<&str> = files.iter().take(FILES_SAID).map(String::as_str).collect();
             said.push_str("; damaged: ");

@@ -22,8 +22,8 @@ pub(super) fn phase_text(phase: Phase) -> &'static str {
         Phase::Connecting => "connecting",
         Phase::Locking => "acquiring the lock",
         Phase::Unlocking => "opening the key slot",
-        Phase::Creating => "making the container",
-        Phase::MakingFileSystem => "making the file system",
+        Phase::Creating => "creating the container",
+        Phase::MakingFileSystem => "creating the file system",
         Phase::Mounting => "mounting",
         Phase::Working => "working",
         Phase::Collecting => "asking the file system which blocks are unused",
@@ -31,7 +31,7 @@ pub(super) fn phase_text(phase: Phase) -> &'static str {
         Phase::Rewriting => "rewriting the container on the server",
         Phase::Growing => "growing the file system",
         Phase::Stopping => "stopping safely, within 10 s; a second Ctrl-C stops at once",
-        Phase::StoppingFull => "stopping safely: the server has no room left",
+        Phase::StoppingFull => "stopping safely: the server has no space left",
         Phase::Unmounting => "unmounting",
         Phase::Syncing => "waiting until the server has all data on its disk",
         Phase::Publishing => "renaming the container to its final name",
@@ -47,7 +47,7 @@ fn rsync_phase_text(phase: sprat_snapshot::Phase) -> &'static str {
         P::Syncing => "waiting until everything is written",
         P::Comparing => "comparing files",
         P::Naming => "naming the snapshot",
-        P::Removing => "removing the interrupted tree",
+        P::Removing => "removing the interrupted snapshot",
         _ => "working",
     }
 }

@@ -11,32 +11,32 @@ fn warning_text(warning: &Warning) -> String {
     use Warning as W;
     match warning {
         W::ClockBehind { newest } => {
-            format!("the clock is behind the newest snapshot, {newest}; is it right?")
+            format!("this machine's clock is behind the newest snapshot, {newest}. Check the clock")
         }
-        W::OwnVolumeLeftOut { path } => format!("left out {path}: the volume itself"),
+        W::OwnVolumeLeftOut { path } => format!("excluded {path}: the volume itself"),
         W::KernelFileSystemLeftOut { path } => {
-            format!("left out {path}: a file system of the kernel's own")
+            format!("excluded {path}: a file system of the kernel")
         }
         W::LatestLeftAlone => {
-            "`latest` in the volume is not sprat's and was not changed".to_owned()
+            "`latest` in the volume was not made by sprat; it was not changed".to_owned()
         }
         W::CrashedRunSwept { files } => format!(
-            "the run before crashed: {} of it copied again",
+            "the previous run crashed: {} of it copied again",
             text::counted(*files, "file", "files")
         ),
         W::LeftoverKept { folder, reason } => {
-            format!("the interrupted tree {folder} could not be removed: {reason}")
+            format!("the interrupted snapshot {folder} could not be removed: {reason}")
         }
         W::UnmountedMeanwhile { path } => format!(
-            "{path} was unmounted or mounted again while it was copied: the snapshot is NOT complete"
+            "{path} was unmounted or mounted again during the backup: the snapshot is NOT complete"
         ),
         W::MountedMeanwhile { path } => format!(
-            "something was mounted at {path} while it was copied: the snapshot is NOT complete"
+            "something was mounted at {path} during the backup: the snapshot is NOT complete"
         ),
         W::NotMounted { path, before } => format!(
-            "{path} is not mounted: this snapshot lacks its disk. {before} has it, and prune keeps that \
-             one. Mount the disk, exclude its place, or if the disk is gone for good, run \
-             one backup with --disk-gone {path}"
+            "{path} is not mounted: this snapshot lacks its disk. Snapshot {before} has the disk, and \
+             prune keeps that snapshot. Mount the disk, or exclude {path}. If the disk is gone for \
+             good, run one backup with --disk-gone {path}"
         ),
         W::OtherFileSystem {
             path,
@@ -44,54 +44,55 @@ fn warning_text(warning: &Warning) -> String {
             was,
             now,
         } => format!(
-            "{path}: another file system ({now}) is there than before ({was}). This snapshot has the new \
-             one; {before} has the former one, and prune keeps that one. If the former one is gone for \
-             good, run one backup with --disk-gone {path}"
+            "{path}: another file system ({now}) is mounted there than before ({was}). This snapshot \
+             has the new one. Snapshot {before} has the former one, and prune keeps that snapshot. If \
+             the former one is gone for good, run one backup with --disk-gone {path}"
         ),
-        W::AutomountEmpty { path } => format!(
-            "{path}: nothing could be mounted at this automount point, so this snapshot has nothing of it"
-        ),
+        W::AutomountEmpty { path } => {
+            format!("{path}: the automount failed, so this snapshot has no files of it")
+        }
         W::FoldersVanished { folders } => format!(
-            "{} moved or removed while the backup ran: the snapshot is NOT complete",
+            "{} moved or removed during the backup: the snapshot is NOT complete",
             text::counted(*folders, "folder was", "folders were")
         ),
         W::ManyVanished { files } => format!(
-            "{} vanished while it ran. That is too large a part: the snapshot counts as NOT complete",
+            "{} vanished during the backup. That is a large part, so the snapshot counts as NOT complete",
             text::counted(*files, "file", "files")
         ),
         W::AttributesTooLarge { files } => format!(
-            "{} with more attributes (xattrs, ACLs) than the volume's file system holds, about 4 KiB \
-             for each file: the content is there, some of the attributes are not",
+            "{} with more attributes (xattrs, ACLs) than the volume can store, about 4 KiB for each \
+             file: the snapshot has the content, but lacks some of the attributes",
             text::counted(*files, "file", "files")
         ),
         W::DamageHealed { files } => format!(
             "{} that a check had found damaged in an older snapshot: read from the source again, and \
-             right in this snapshot. Older snapshots keep the damage",
+             correct in this snapshot. Older snapshots keep the damage",
             text::counted(*files, "file", "files")
         ),
         W::MissedChangeCopied { files } => format!(
-            "{} changed without a new size or time, which an older snapshot missed: the content is in \
-             this snapshot",
+            "{} changed without a new size or time, so that an older snapshot missed the change: this \
+             snapshot has the new content",
             text::counted(*files, "file", "files")
         ),
         W::LatestNotMoved { reason } => format!(
-            "the snapshot is made, but `latest` in the volume could not be pointed to it: {reason}"
+            "the snapshot is complete, but the link `latest` could not be set to it: {reason}"
         ),
         W::AttributesRefused { files } => format!(
-            "{} with attributes that the volume's file system refuses: the content is there, those \
-             attributes are not",
+            "{} with attributes that the volume's file system refuses: the snapshot has the content, \
+             but lacks these attributes",
             text::counted(*files, "file", "files")
         ),
         W::SourceLeftOut { path, why } => {
             format!("source {path}: {why}; the snapshot is made without it")
         }
         W::LinksSplit { path } => format!(
-            "{path} has more hard links than the volume allows for one file, those in older snapshots \
-             included: this snapshot has a further copy of it, and no name is missing"
+            "{path} has more hard links than the volume allows for one file (older snapshots count, \
+             too). Nothing is missing: sprat stored the file once more"
         ),
         W::UnchangedCopied { files } => format!(
-            "rsync copied at least {} that did not change, instead of linking {}: the volume fills up \
-             without need. Some releases of rsync ignore --link-dest; `sprat doctor` tries yours",
+            "rsync copied at least {} that did not change, instead of linking {}. So the volume fills \
+             up without need. Some releases of rsync ignore --link-dest: run `sprat doctor` to test \
+             yours",
             text::counted(*files, "file", "files"),
             if *files == 1 { "it" } else { "them" }
         ),
@@ -100,18 +101,18 @@ fn warning_text(warning: &Warning) -> String {
             bytes,
             data_bytes,
         } => format!(
-            "{path} is {} long with {} of data, and rsync reads its holes, too: that takes long at each \
-             change of the file. If it is not needed, leave it out: --exclude {}",
+            "{path} is {} long, but has only {} of data. rsync reads the holes, too, so each change of \
+             the file takes long. If you don't need the file, exclude it: --exclude {}",
             text::bytes(*bytes),
             text::bytes(*data_bytes),
             text::quoted(std::path::Path::new(path))
         ),
         W::ForeignObject { path, done } => {
-            format!("{path} on the volume is not sprat's; it was {done}")
+            format!("{path} in the volume was not made by sprat; it was {done}")
         }
         W::SubvolumesLeftOut { path, subvolumes } => format!(
-            "{path}{} of btrfs, which one_file_system leaves out: empty in this snapshot. Name {} as a source \
-             of its own, or leave it out by a pattern",
+            "{path}{} of btrfs, which one_file_system excludes: empty in this snapshot. Add {} as a \
+             source of its own, or exclude it by a pattern",
             match subvolumes {
                 1 => " is a subvolume".to_owned(),
                 more => format!(" and {} more are subvolumes", more - 1),
@@ -130,7 +131,8 @@ pub(crate) fn warning_lines(job: &str, warnings: &[Warning]) -> Vec<(String, boo
     let kernels = warnings.iter().filter(is_kernels).count();
     let mut said = Vec::new();
     if kernels > KERNEL_PLACES_SHOWN_MAX {
-        let text = format!("{job}: left out the kernel's own file systems ({kernels} places)");
+        let text =
+            format!("{job}: excluded the file systems of the kernel ({kernels} mount points)");
         said.push((text, false));
     }
     for warning in warnings {
@@ -157,12 +159,12 @@ mod tests {
         };
         let few = warning_lines("root", &kernels(KERNEL_PLACES_SHOWN_MAX));
         assert_eq!(few.len(), KERNEL_PLACES_SHOWN_MAX);
-        assert!(few[0].0.contains("left out /sys/0"), "{few:?}");
+        assert!(few[0].0.contains("excluded /sys/0"), "{few:?}");
         let mut many = kernels(15);
         many.push(Warning::FoldersVanished { folders: 1 });
         let many = warning_lines("root", &many);
         assert_eq!(many.len(), 2, "{many:?}");
-        assert!(many[0].0.contains("(15 places)") && !many[0].1);
+        assert!(many[0].0.contains("(15 mount points)") && !many[0].1);
         assert!(many[1].1);
     }
 }

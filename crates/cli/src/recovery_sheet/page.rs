@@ -78,19 +78,19 @@ pub fn page(sheet: &Sheet<'_>, secret: Option<&str>) -> Result<Zeroizing<String>
     }
     let _ = writeln!(
         page,
-        "</table>\n<p>{}</p>\n<p>To get everything back without sprat, type these as root on any \
+        "</table>\n<p>{}</p>\n<p>To restore everything without sprat, run these commands as root on any \
          Linux machine with cryptsetup, sshfs and rsync, while no backup runs:</p>\n<ol>",
         escaped(&sheet.advice()).as_str()
     );
     print_steps(&mut page, &sheet.steps());
     page.push_str(
-        "</ol>\n<p>If the server lets you only read: add <code>--readonly</code> to \
-         <code>cryptsetup open</code> and use <code>mount -o ro,noload</code>.</p>\n\
+        "</ol>\n<p>If the account may only read: add <code>--readonly</code> to <code>cryptsetup \
+         open</code> and use <code>mount -o ro,noload</code>.</p>\n\
          <p>With sprat on a new machine, as root:</p>\n<ol>",
     );
     print_steps(&mut page, &sheet.steps_with_sprat());
     page.push_str(
-        "</ol>\n<p>To prove that this sheet works: <code>sprat key rehearse</code>.</p>\n\
+        "</ol>\n<p>To test this sheet: <code>sprat key rehearse</code>.</p>\n\
          </body></html>\n",
     );
     Ok(page)
@@ -202,7 +202,7 @@ pub(super) fn create(path: &Path) -> Result<File, Failure> {
     file.map_err(|error| {
         if error.kind() == std::io::ErrorKind::AlreadyExists {
             return Failure::usage(format!("{} exists already", path.display()))
-                .with_hint("nothing is ever overwritten: name another file");
+                .with_hint("sprat overwrites no file: give the name of a new file");
         }
         Failure::usage(format!("can't make {}", path.display()))
             .caused_by(&error)

@@ -121,14 +121,20 @@ impl Sheet<'_> {
     pub fn steps(&self) -> Vec<Step> {
         let file = self.container_path();
         let mut steps = Vec::new();
-        let mut begin = vec![format!("mkdir -p {VOLUME_DIR}")];
+        let mut begin = (
+            "Create the mount point",
+            vec![format!("mkdir -p {VOLUME_DIR}")],
+        );
         if let (Some(config), Some(sshfs)) = (self.ssh_config(), self.sshfs()) {
             steps.push(step(
-                "Write down how ssh reaches the server. Put ssh's key where IdentityFile names it, or \
-                 name another one that the server accepts",
+                "Write the ssh configuration. Put ssh's key at the path of IdentityFile, or set another \
+                 key that the server accepts",
                 vec![config],
             ));
-            begin = vec![format!("mkdir -p {SERVER_DIR} {VOLUME_DIR}"), sshfs];
+            begin = (
+                "Mount the server's folder",
+                vec![format!("mkdir -p {SERVER_DIR} {VOLUME_DIR}"), sshfs],
+            );
         }
         let open = |key: &[&str]| {
             let mut words = vec!["cryptsetup", "open", "--type", "luks2"];
@@ -136,9 +142,9 @@ impl Sheet<'_> {
             words.extend([file.as_str(), MAPPER_NAME]);
             quoted(&words)
         };
-        steps.push(step("Reach the server's folder", begin));
+        steps.push(step(begin.0, begin.1));
         steps.push(step(
-            "Check the container: the UUID, aes-xts-plain64 and the offset must be those above",
+            "Check the container: UUID, cipher (aes-xts-plain64) and offset must be those above",
             vec![quoted(&["cryptsetup", "luksDump", &file])],
         ));
         let typed = open(&[]);
@@ -146,29 +152,29 @@ impl Sheet<'_> {
             Some((path, _)) => {
                 let path = path.to_string_lossy();
                 steps.push(step(
-                    "Open it with the key file",
+                    "Open the container with the key file",
                     vec![open(&["--key-file", &path])],
                 ));
                 steps.push(step(
-                    "… or, without the key file, with the recovery key, typed with its dashes",
+                    "Or, without the key file, open it with the recovery key; type its dashes, too",
                     vec![typed],
                 ));
             }
             None => steps.push(step(
-                "Open it with the passphrase or the recovery key, the latter typed with its dashes",
+                "Open the container with the passphrase, or with the recovery key and its dashes",
                 vec![typed],
             )),
         }
         let mapper = format!("/dev/mapper/{MAPPER_NAME}");
         steps.push(step(
-            "Browse it",
+            "Mount the snapshots and list them",
             vec![
                 quoted(&["mount", "-o", "ro", &mapper, VOLUME_DIR]),
                 quoted(&["ls", "-l", VOLUME_DIR]),
             ],
         ));
         steps.push(step(
-            "Copy everything back to /restore, owners, times, links and all",
+            "Copy everything to /restore, with owners, times and links",
             self.copy_commands(),
         ));
         let mut end = vec![
@@ -178,7 +184,7 @@ impl Sheet<'_> {
         if self.target.ssh().is_some() {
             end.push(quoted(&["fusermount3", "-u", SERVER_DIR]));
         }
-        steps.push(step("Leave it as it was", end));
+        steps.push(step("Unmount and close everything", end));
         steps
     }
 
@@ -208,14 +214,14 @@ impl Sheet<'_> {
         let mut steps = Vec::new();
         if let Some(config) = self.ssh_config() {
             steps.push(step(
-                "Write down how ssh reaches the server, as above in step 1",
+                "Write the ssh configuration, as above in step 1",
                 vec![config],
             ));
         }
         first.extend(["--fingerprint", &fingerprint]);
         let with = |words: &[&str]| quoted(&[&first, words].concat());
         steps.push(step(
-            "Make a new key file for the new machine; the recovery key is asked for",
+            "Create a key file for the new machine; sprat prompts for the recovery key",
             vec![with(&["key", "add", &target, "--new-key-file", &key])],
         ));
         let no_job = [SheetJob {
@@ -228,7 +234,7 @@ impl Sheet<'_> {
             self.jobs
         };
         steps.push(step(
-            "Bring everything back to /restore; `--to /` puts it where it was",
+            "Restore everything to /restore; `--to /` restores it to the original paths",
             jobs.iter()
                 .map(|job| {
                     let words = ["--key-file", &key, "restore", &target, &job.name];
@@ -254,7 +260,7 @@ impl Sheet<'_> {
             ]);
         }
         steps.push(step(
-            "Go on with backups. Where your own sprat.toml came back, take its patterns over",
+            "Continue the backups. If you restored your own sprat.toml, copy its patterns to this one",
             vec![
                 write_file("/etc/sprat/sprat.toml", &config),
                 "sprat backup".to_owned(),
@@ -285,12 +291,12 @@ impl Sheet<'_> {
             let _ = writeln!(text, "\nNOT ON THIS SHEET: {unknown}");
         }
         text.push_str(
-            "\nTo get everything back without sprat, type these as root on any Linux machine with\n\
-             cryptsetup, sshfs and rsync, while no backup runs:\n",
+            "\nTo restore everything without sprat, run these commands as root on any Linux\n\
+             machine with cryptsetup, sshfs and rsync, while no backup runs:\n",
         );
         print_steps(&mut text, &self.steps());
         text.push_str(
-            "\nIf the server lets you only read: add --readonly to `cryptsetup open` and use\n\
+            "\nIf the account may only read: add --readonly to `cryptsetup open` and use\n\
              `mount -o ro,noload`.\n",
         );
         text.push_str("\nWith sprat on a new machine, as root:\n");
@@ -362,13 +368,13 @@ impl Sheet<'_> {
             None => ("passphrase", false),
         };
         let mut advice = format!(
-            "Either the {what} or the recovery key opens the container; without both nobody can."
+            "The {what} and the recovery key each open the container. Without both, nobody can open it."
         );
         if key_file {
-            advice += "\nThe key file lies on this machine only: copy it to a safe place too.";
+            advice += "\nThe key file is on this machine only: copy it to a safe place, too.";
         }
         if self.target.ssh().is_some() {
-            advice += "\nssh's own key lies on this machine only: copy it to a safe place too, or have \
+            advice += "\nssh's own key is on this machine only: copy it to a safe place, too, or let \
                        the\nserver accept a new one.";
         }
         advice

@@ -51,7 +51,7 @@ impl KeyHint {
             Self::CarriageReturn => (
                 "the passphrase's line ends in a carriage return (CR LF), which was dropped"
                     .to_owned(),
-                "Where the carriage return belongs to the passphrase, give the file with --key-file, \
+                "If the carriage return is a part of the passphrase, give the file with --key-file, \
                  without a newline at its end",
             ),
             Self::ByteOrderMark => (
@@ -111,7 +111,9 @@ impl SecretSource {
                     path.display(),
                     bytes.len()
                 ))
-                .with_hint("name a file that does not exist, and sprat makes a good one"));
+                .with_hint(
+                    "give a file that does not exist: sprat creates a good key file there",
+                ));
             }
             let kind = if bytes.len() >= CHEAP_KDF_BYTES_MIN {
                 SlotKind::KeyFile
@@ -125,7 +127,7 @@ impl SecretSource {
             carriage_return,
         } = self.passphrase("New passphrase: ", output, interrupt)?;
         if matches!(self, Self::Terminal) {
-            let again = terminal::ask("The same again: ", interrupt)?;
+            let again = terminal::ask("Repeat the passphrase: ", interrupt)?;
             if again != typed {
                 return Err(
                     Failure::usage("the two passphrases differ").with_hint("nothing was changed")
@@ -136,12 +138,15 @@ impl SecretSource {
             return Err(Failure::usage(format!(
                 "the passphrase is too short: at least {PASSPHRASE_BYTES_MIN} bytes needed"
             ))
-            .with_hint("the server can try passphrases for as long as it likes: use a long one"));
+            .with_hint(
+                "nothing was changed. The server can try passphrases without limit: use a long \
+                        one",
+            ));
         }
         let untypable = if typed.len() > NEW_PASSPHRASE_BYTES_MAX {
             format!("is too long: at most {NEW_PASSPHRASE_BYTES_MAX} bytes can be typed")
         } else if carriage_return {
-            "ends in a carriage return (CR LF): cryptsetup would treat that as a part of it"
+            "ends in a carriage return (CR LF): cryptsetup would treat that as a part of the passphrase"
                 .to_owned()
         } else if typed.contains(['\n', '\r']) {
             "has more than one line: it can't be typed".to_owned()
@@ -154,7 +159,7 @@ impl SecretSource {
         };
         Err(
             Failure::usage(format!("the new passphrase {untypable}")).with_hint(
-                "nothing was changed. Give one line of plain text; give random bytes as a key file",
+                "nothing was changed. Give one line of plain text. For random bytes use a key file",
             ),
         )
     }

@@ -21,7 +21,7 @@ pub(super) const PASSPHRASE_BYTES_MAX: usize = 8192;
 fn unreadable(what: &str, error: &std::io::Error) -> Failure {
     let failure = Failure::usage(format!("{what} can't be read")).caused_by(error);
     if error.kind() == std::io::ErrorKind::NotFound {
-        return failure.with_hint("check the name; a disk that holds it may not be mounted");
+        return failure.with_hint("check the path, and whether its disk is mounted");
     }
     failure
 }
@@ -32,7 +32,7 @@ pub(super) fn open_secret(path: &Path, what: &str, output: Output) -> Result<Fil
         let failure = unreadable(what, &error);
         match error.kind() {
             std::io::ErrorKind::InvalidInput => failure.with_hint(
-                "give a regular file; use --passphrase-command for what a program prints",
+                "give a regular file. For the output of a program use --passphrase-command",
             ),
             _ => failure,
         }
@@ -40,13 +40,14 @@ pub(super) fn open_secret(path: &Path, what: &str, output: Output) -> Result<Fil
     let about = file.metadata().map_err(|error| unreadable(what, &error))?;
     if about.mode() & 0o077 != 0 {
         output.warning(&format!(
-            "{what} can be read by others (mode {:04o}): chmod 600 it",
+            "{what} can be read by other users (mode {:04o}). Run chmod 600 on the file",
             about.mode() & 0o7777
         ));
     }
     if let Ok(Some(why)) = trusted_file::writable_by_others(path) {
         output.warning(&format!(
-            "{what} can be replaced by others: {why}. Let only root and its user write there"
+            "{what} can be replaced by other users: {why}. Make the folder writable only for root or \
+             its owner"
         ));
     }
     Ok(file)
@@ -96,7 +97,7 @@ pub(super) fn read_bounded(
 /// missing. `false`: the file exists already, and was not changed.
 pub(crate) fn make_key_file(path: &Path) -> Result<bool, Failure> {
     let cannot = |error: &dyn std::error::Error| {
-        Failure::failed(format!("can't make the key file {}", path.display())).caused_by(error)
+        Failure::failed(format!("can't create the key file {}", path.display())).caused_by(error)
     };
     if let Some(folder) = path.parent() {
         local_file::make_private_folder(folder).map_err(|error| cannot(&error))?;

@@ -54,7 +54,7 @@ fn config_check_reports_every_mistake_and_what_it_stops() {
     --- stdout
     [DIR]/config/conf.d/z.toml:2: there is no [container.nsa]; did you mean "nas"?
     [DIR]/config/conf.d/z.toml:4: `every`: "5m": `m` could be minutes or months; did you mean "5 min"?
-    [DIR]/config/conf.d/z.toml:5: [job.home] stands in [DIR]/config/sprat.toml:6, too
+    [DIR]/config/conf.d/z.toml:5: [job.home] is also in [DIR]/config/sprat.toml:6
     [DIR]/config/sprat.toml:10: warning: not yet in effect: `ntfy` in [notify]
     [DIR]/config/conf.d/usb.toml:3: warning: `insist_without_fsync` is the old name of `allow_no_fsync`: write `allow_no_fsync`
     [DIR]/config/conf.d/z.toml:4: warning: not yet in effect: `every` in [job.www]

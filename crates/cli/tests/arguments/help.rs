@@ -54,7 +54,7 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
        10  no container there
        11  locked by another session
        12  wrong key file or passphrase
-       13  remote data damaged, or not what was pinned
+       13  container damaged, or not the one that this machine knows
        14  server not reached
       130  interrupted
 

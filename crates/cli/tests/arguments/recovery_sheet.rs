@@ -57,15 +57,15 @@ fn commands_of_the_sheet_are_quoted_for_the_shell() {
       its SHA-256  ff00
     RECOVERY KEY   aaaa-cccc
 
-    Either the key file or the recovery key opens the container; without both nobody can.
-    The key file lies on this machine only: copy it to a safe place too.
-    ssh's own key lies on this machine only: copy it to a safe place too, or have the
+    The key file and the recovery key each open the container. Without both, nobody can open it.
+    The key file is on this machine only: copy it to a safe place, too.
+    ssh's own key is on this machine only: copy it to a safe place, too, or let the
     server accept a new one.
 
-    To get everything back without sprat, type these as root on any Linux machine with
-    cryptsetup, sshfs and rsync, while no backup runs:
+    To restore everything without sprat, run these commands as root on any Linux
+    machine with cryptsetup, sshfs and rsync, while no backup runs:
 
-    1. Write down how ssh reaches the server. Put ssh's key where IdentityFile names it, or name another one that the server accepts
+    1. Write the ssh configuration. Put ssh's key at the path of IdentityFile, or set another key that the server accepts
            printf '%s\n' \
              'Host sprat-server' \
              '  HostName 2001:db8::1' \
@@ -73,38 +73,38 @@ fn commands_of_the_sheet_are_quoted_for_the_shell() {
              '  Port 2222' \
              > /root/sprat-ssh.conf
 
-    2. Reach the server's folder
+    2. Mount the server's folder
            mkdir -p /mnt/sprat-server /mnt/sprat-volume
            sshfs -F /root/sprat-ssh.conf "sprat-server:/srv/it's here" /mnt/sprat-server
 
-    3. Check the container: the UUID, aes-xts-plain64 and the offset must be those above
+    3. Check the container: UUID, cipher (aes-xts-plain64) and offset must be those above
            cryptsetup luksDump '/mnt/sprat-server/x y.luks'
 
-    4. Open it with the key file
+    4. Open the container with the key file
            cryptsetup open --type luks2 --key-file '/etc/sprat/keys/x y.key' '/mnt/sprat-server/x y.luks' sprat-restore
 
-    5. … or, without the key file, with the recovery key, typed with its dashes
+    5. Or, without the key file, open it with the recovery key; type its dashes, too
            cryptsetup open --type luks2 '/mnt/sprat-server/x y.luks' sprat-restore
 
-    6. Browse it
+    6. Mount the snapshots and list them
            mount -o ro /dev/mapper/sprat-restore /mnt/sprat-volume
            ls -l /mnt/sprat-volume
 
-    7. Copy everything back to /restore, owners, times, links and all
+    7. Copy everything to /restore, with owners, times and links
            mkdir -p /restore
            rsync -aHAXXS --numeric-ids '/mnt/sprat-volume/büro 2/latest/' /restore/
 
-    8. Leave it as it was
+    8. Unmount and close everything
            umount /mnt/sprat-volume
            cryptsetup close sprat-restore
            fusermount3 -u /mnt/sprat-server
 
-    If the server lets you only read: add --readonly to `cryptsetup open` and use
+    If the account may only read: add --readonly to `cryptsetup open` and use
     `mount -o ro,noload`.
 
     With sprat on a new machine, as root:
 
-    1. Write down how ssh reaches the server, as above in step 1
+    1. Write the ssh configuration, as above in step 1
            printf '%s\n' \
              'Host sprat-server' \
              '  HostName 2001:db8::1' \
@@ -112,13 +112,13 @@ fn commands_of_the_sheet_are_quoted_for_the_shell() {
              '  Port 2222' \
              > /root/sprat-ssh.conf
 
-    2. Make a new key file for the new machine; the recovery key is asked for
+    2. Create a key file for the new machine; sprat prompts for the recovery key
            sprat --ssh-command 'ssh -F /root/sprat-ssh.conf' --fingerprint 893B-F403-70A0-DA3E-1442 key add "sprat-server:/srv/it's here/x y.luks" --new-key-file /etc/sprat/keys/x-y.key
 
-    3. Bring everything back to /restore; `--to /` puts it where it was
+    3. Restore everything to /restore; `--to /` restores it to the original paths
            sprat --ssh-command 'ssh -F /root/sprat-ssh.conf' --fingerprint 893B-F403-70A0-DA3E-1442 --key-file /etc/sprat/keys/x-y.key restore "sprat-server:/srv/it's here/x y.luks" 'büro 2' --to /restore
 
-    4. Go on with backups. Where your own sprat.toml came back, take its patterns over
+    4. Continue the backups. If you restored your own sprat.toml, copy its patterns to this one
            printf '%s\n' \
              '[container."x-y"]' \
              "target = \"sprat-server:/srv/it's here/x y.luks\"" \

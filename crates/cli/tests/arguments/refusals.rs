@@ -138,22 +138,22 @@ fn requests_that_make_no_sense_are_refused_before_anything_starts() {
     sprat: "a/b" is not a job name: it has a slash in it (1 to 128 bytes, no '/', no control characters, no '.' or '-' in front)
 
     ["backup", "--name", "a:b", "store/x.luks", "/etc"]
-    sprat: "a:b" can't name a job: it holds a colon
+    sprat: "a:b" can't be the name of a job: it has a colon in it
 
     ["restore", "x.luks", "home/", "--to", "back"]
     sprat: "" is no snapshot's name
-    Hint: name it JOB, JOB/SNAPSHOT, JOB:PATH or JOB/SNAPSHOT:PATH
+    Hint: nothing was started. Write JOB, JOB/SNAPSHOT, JOB:PATH or JOB/SNAPSHOT:PATH
 
     ["mount", "x.luks", "nowhere"]
     sprat: [DIR]/nowhere is not a folder
-    Hint: nothing was started. Make it with mkdir
+    Hint: nothing was started. Create it with mkdir
 
     ["snapshots", "x.luks", "--ssh-command", "ssh 'x"]
     sprat: --ssh-command: a quote is not closed
 
     ["snapshots", "x.luks", "--fingerprint", "1234"]
-    sprat: --fingerprint "1234" is no fingerprint: it has 20 hexadecimal digits
-    Hint: nothing was started. It stands on the recovery sheet, in groups with dashes
+    sprat: --fingerprint "1234" is not a fingerprint: a fingerprint has 20 hexadecimal digits
+    Hint: nothing was started. The fingerprint is on the recovery sheet, in groups with dashes
 
     ["backup", "--name", "home", "store/x.luks", ""]
     sprat: a SOURCE is empty
@@ -208,7 +208,7 @@ fn user_who_is_not_root_is_refused_before_any_key_is_read() {
     assert_snapshot!(seen.join("\n"), @r"
     exit 1
     --- stderr
-    sprat: `sprat COMMAND` must be run as root: it mounts the volume
+    sprat: `sprat COMMAND` must be run as root: only root can mount and unmount the volume
     Hint: nothing was started. Run it with sudo or as root
     ");
     assert_eq!(machine.sprat_as_nobody(&["--version"]).code, 0);
@@ -260,26 +260,26 @@ exclude = ["!", "*.tmp"]
     sprat: the config [DIR]/config/sprat.toml is wrong
     Caused by:
       1: [DIR]/config/sprat.toml:2: `ssh_command`: a quote is not closed
-      2: [DIR]/config/sprat.toml:3: unknown key `keep` at the top of the file; known are container, job, job_defaults, notify, public_status, ssh_command, time_zone, watch
+      2: [DIR]/config/sprat.toml:3: unknown setting `keep` at the top of the file; known are container, job, job_defaults, notify, public_status, ssh_command, time_zone, watch
       3: [DIR]/config/sprat.toml:6: `target`: "-oProxyCommand=x" is not a host name
-      4: [DIR]/config/sprat.toml:7: unknown key `keyfile` in [container.home]; did you mean "key_file"?
+      4: [DIR]/config/sprat.toml:7: unknown setting `keyfile` in [container.home]; did you mean "key_file"?
       5: [DIR]/config/sprat.toml:9: [container.www]: only one of key_file, passphrase_file, passphrase_command
       6: [DIR]/config/sprat.toml:10: `target`: "relative/x.luks" must be ssh://…, host:path or an absolute path
       7: [DIR]/config/sprat.toml:11: `key_file`: "www.key" must begin with / or ~/
-      8: [DIR]/config/sprat.toml:14: unknown key `container.x` at the top of the file; did you mean "container"?
-      9: [DIR]/config/sprat.toml:16: "a/b" can't name a container: letters, digits, `.`, `_` and `-`, not ending in .luks
+      8: [DIR]/config/sprat.toml:14: unknown setting `container.x` at the top of the file; did you mean "container"?
+      9: [DIR]/config/sprat.toml:16: "a/b" can't be the name of a container: use letters, digits, `.`, `_` and `-`, and no .luks at the end
       10: [DIR]/config/sprat.toml:19: [job.home] has no `sources`
       11: [DIR]/config/sprat.toml:20: there is no [container.hom]; did you mean "home"?
-      12: [DIR]/config/sprat.toml:21: unknown key `source` in [job.home]; did you mean "sources"?
+      12: [DIR]/config/sprat.toml:21: unknown setting `source` in [job.home]; did you mean "sources"?
       13: [DIR]/config/sprat.toml:22: `exclude` must be text in quotes, not integer
-      14: [DIR]/config/sprat.toml:24: "a:b" can't name a job: it holds a colon
+      14: [DIR]/config/sprat.toml:24: "a:b" can't be the name of a job: it has a colon in it
       15: [DIR]/config/sprat.toml:24: [job.a:b] has no `container`
       16: [DIR]/config/sprat.toml:24: [job.a:b]: `sources` is empty
       17: [DIR]/config/sprat.toml:26: `one_file_system` must be true or false
       18: [DIR]/config/sprat.toml:30: `sources`: "/srv/../etc" must not have `..` in it
       19: [DIR]/config/sprat.toml:31: `exclude`: "!": it would clear the list of patterns
-      20: [DIR]/config/sprat.toml:33: unknown key `retention` at the top of the file; known are container, job, job_defaults, notify, public_status, ssh_command, time_zone, watch
-    Hint: nothing was started. docs/config.md lists every key
+      20: [DIR]/config/sprat.toml:33: unknown setting `retention` at the top of the file; known are container, job, job_defaults, notify, public_status, ssh_command, time_zone, watch
+    Hint: nothing was started. docs/config.md lists every setting
     "#);
 }
 
@@ -293,7 +293,7 @@ fn config_that_is_no_toml_is_refused_with_the_line() {
     sprat: the config [DIR]/config/sprat.toml is wrong
     Caused by:
       1: [DIR]/config/sprat.toml:2: invalid basic string, expected `"`
-    Hint: nothing was started. docs/config.md lists every key
+    Hint: nothing was started. docs/config.md lists every setting
     "#);
 }
 
@@ -319,7 +319,7 @@ fn config_that_others_can_write_is_refused() {
     --- stderr
     sprat: the config [DIR]/config/sprat.toml can't be used
     Caused by:
-      1: others than root can write to it or replace it, and it names commands that root runs: others can write to it (mode 0666) (chown root, chmod go-w)
+      1: other users than root can write to this file or replace it, and it contains commands that root runs: others can write to it (mode 0666) (chown root, chmod go-w)
     ");
 }
 
@@ -397,7 +397,7 @@ fn keys_that_can_not_be_read_are_refused_with_their_path() {
     sprat: the key file [DIR]/none.key can't be read
     Caused by:
       1: No such file or directory (os error 2)
-    Hint: check the name; a disk that holds it may not be mounted
+    Hint: check the path, and whether its disk is mounted
 
     ["--key-file", "empty.key"]
     sprat: the key file [DIR]/empty.key is empty
@@ -406,13 +406,13 @@ fn keys_that_can_not_be_read_are_refused_with_their_path() {
     sprat: the key file [DIR]/store can't be read
     Caused by:
       1: it is a folder
-    Hint: give a regular file; use --passphrase-command for what a program prints
+    Hint: give a regular file. For the output of a program use --passphrase-command
 
     ["--passphrase-file", "none.txt"]
     sprat: the passphrase file [DIR]/none.txt can't be read
     Caused by:
       1: No such file or directory (os error 2)
-    Hint: check the name; a disk that holds it may not be mounted
+    Hint: check the path, and whether its disk is mounted
 
     ["--passphrase-file", "empty.txt"]
     sprat: the passphrase is empty
@@ -432,11 +432,11 @@ fn keys_that_can_not_be_read_are_refused_with_their_path() {
     sprat: the passphrase is empty
 
     []
-    sprat: no key: none is named, and there is no terminal to ask on
+    sprat: no key was given, and there is no terminal to ask on
     Caused by:
       1: No such device or address (os error 6)
       2: there is no key file [DIR]/config/keys/x.key
-    Hint: nothing was started. Name one with --key-file, --passphrase-file or --passphrase-command, or in the config
+    Hint: nothing was started. Give a key with --key-file, --passphrase-file or --passphrase-command, or in the config
     "#);
 }
 
@@ -464,14 +464,14 @@ fn init_refuses_weak_keys() {
     exit 2
     --- stderr
     sprat: the key file [DIR]/short.key is too short: 9 bytes, at least 32 needed
-    Hint: name a file that does not exist, and sprat makes a good one
+    Hint: give a file that does not exist: sprat creates a good key file there
     ");
     let ran = machine.sprat(&["init", "store/x.luks", "--passphrase-file", "short.txt"]);
     assert_snapshot!(ran.failed_with(2), @r"
     exit 2
     --- stderr
     sprat: the passphrase is too short: at least 12 bytes needed
-    Hint: the server can try passphrases for as long as it likes: use a long one
+    Hint: nothing was changed. The server can try passphrases without limit: use a long one
     ");
     assert_eq!(fs::read(machine.path("short.key")).unwrap(), b"too short");
 }

@@ -17,7 +17,7 @@ fn wrong_key_file_is_reported_and_changes_nothing() {
     exit 12
     --- stderr
     sprat: the key or passphrase opens none of the 2 key slots
-    Hint: nothing was changed. Check which key file or passphrase belongs to this container; the recovery key on the sheet opens it too, given as a passphrase
+    Hint: nothing was changed. Check which key file or passphrase belongs to this container. The recovery key on the sheet opens it, too: write the key to a file, and give --passphrase-file FILE
     ");
     let ran = machine.backup(&["--key-file", "other.key"]);
     assert_snapshot!(ran.failed_with(12), @r"
@@ -26,7 +26,7 @@ fn wrong_key_file_is_reported_and_changes_nothing() {
     sprat: job home failed
     Caused by:
       1: the key or passphrase opens none of the 2 key slots
-    Hint: nothing was changed. Check which key file or passphrase belongs to this container; the recovery key on the sheet opens it too, given as a passphrase
+    Hint: nothing was changed. Check which key file or passphrase belongs to this container. The recovery key on the sheet opens it, too: write the key to a file, and give --passphrase-file FILE
     ");
 }
 
@@ -42,7 +42,7 @@ fn wrong_passphrase_is_reported_and_recovery_key_opens() {
     exit 12
     --- stderr
     sprat: the key or passphrase opens none of the 2 key slots
-    Hint: nothing was changed. Check which key file or passphrase belongs to this container; the recovery key on the sheet opens it too, given as a passphrase
+    Hint: nothing was changed. Check which key file or passphrase belongs to this container. The recovery key on the sheet opens it, too: write the key to a file, and give --passphrase-file FILE
     ");
     assert_eq!(open("right.txt").code, 0);
     let typed = recovery.replace('-', " ").to_uppercase();
@@ -64,7 +64,7 @@ fn no_container_there() {
     exit 10
     --- stderr
     sprat: there is no container [DIR]/store/x.luks
-    Hint: check the path, and whether its disk is mounted; or make one with `sprat init`
+    Hint: check the path, and whether its disk is mounted. To create a container, run `sprat init`
     ");
     let ran = machine.backup(&["--key-file", "x.key"]);
     assert_snapshot!(ran.failed_with(10), @r"
@@ -73,7 +73,7 @@ fn no_container_there() {
     sprat: job home failed
     Caused by:
       1: there is no container [DIR]/store/x.luks
-    Hint: check the path, and whether its disk is mounted; or make one with `sprat init`
+    Hint: check the path, and whether its disk is mounted. To create a container, run `sprat init`
     ");
 }
 
@@ -87,14 +87,14 @@ fn folder_of_the_container_is_missing() {
     exit 10
     --- stderr
     sprat: open folder [DIR]/nowhere: not found
-    Hint: nothing was changed. Check the path, and whether its disk is mounted there; sprat makes no folders on a server
+    Hint: nothing was changed. Check the path, and whether its disk is mounted on the server; sprat creates no folders on a server
     ");
     let ran = machine.sprat(&["init", "nowhere/x.luks", "--cheap-kdf-for-tests"]);
     assert_snapshot!(ran.failed_with(1), @r"
     exit 1
     --- stderr
     sprat: open folder [DIR]/nowhere: not found
-    Hint: nothing was changed. Check the path, and whether its disk is mounted there; sprat makes no folders on a server
+    Hint: nothing was changed. Check the path, and whether its disk is mounted on the server; sprat creates no folders on a server
     ");
 }
 
@@ -107,7 +107,7 @@ fn mistyped_name_gets_no_unlock_hint_but_its_key_path() {
     exit 10
     --- stderr
     sprat: there is no container [DIR]/store/x.luks
-    Hint: nothing was changed: no lock is there either; check the path, and whether its disk is mounted; or make one with `sprat init`
+    Hint: nothing was changed, and there is no lock; check the path, and whether its disk is mounted. To create a container, run `sprat init`
     ");
     // `setsid`: without a terminal to ask on. Where there is no container, no key is the lesser evil.
     let sought = ["snapshots", "store/x.luks"];
@@ -116,18 +116,18 @@ fn mistyped_name_gets_no_unlock_hint_but_its_key_path() {
     exit 10
     --- stderr
     sprat: there is no container [DIR]/store/x.luks
-    Hint: check the path, and whether its disk is mounted; or make one with `sprat init`
+    Hint: check the path, and whether its disk is mounted. To create a container, run `sprat init`
     ");
     machine.write("store/x.luks", "");
     let ran = machine.sprat_under(&["setsid", "--wait"], &sought);
     assert_snapshot!(ran.failed_with(2), @r"
     exit 2
     --- stderr
-    sprat: no key: none is named, and there is no terminal to ask on
+    sprat: no key was given, and there is no terminal to ask on
     Caused by:
       1: No such device or address (os error 6)
       2: there is no key file [DIR]/config/keys/x.key
-    Hint: nothing was started. Name one with --key-file, --passphrase-file or --passphrase-command, or in the config
+    Hint: nothing was started. Give a key with --key-file, --passphrase-file or --passphrase-command, or in the config
     ");
 }
 
@@ -146,7 +146,7 @@ fn two_runs_at_once_report_which_container_is_open() {
     sprat: job home failed
     Caused by:
       1: another process on this machine has [DIR]/store/x.luks open
-    Hint: nothing was changed. It is mounted at [DIR]/mnt. Browse it there, or run `sprat umount [DIR]/mnt` first
+    Hint: nothing was changed. The container is mounted at [DIR]/mnt. Browse it there, or run `sprat umount [DIR]/mnt` first
     ");
     machine.nothing_is_left();
 }
@@ -189,9 +189,9 @@ fn init_never_overwrites() {
     assert_snapshot!(ran.failed_with(1), @r"
     exit 1
     --- stderr
-    sprat: the key file [DIR]/config/keys/x.key exists and is used as it is
+    sprat: using the existing key file [DIR]/config/keys/x.key
     sprat: [DIR]/store/x.luks exists already
-    Hint: init never overwrites, and nothing was changed. Choose another name, or remove the old container on the server yourself. If an init made it that was cut off before it showed the sheet: `sprat key add TARGET --new-recovery` makes a recovery key and shows one. If its key file is lost: the recovery key on the sheet opens it
+    Hint: nothing was changed: `sprat init` never overwrites a container. Choose another name, or delete the old container on the server yourself. If an earlier `sprat init` created it but was interrupted before it showed the sheet, run `sprat key add TARGET --new-recovery`: it creates a recovery key and shows its sheet. If the key file is lost, the recovery key on the sheet opens the container
     ");
     assert_eq!(fs::read(machine.path("config/keys/x.key")).unwrap(), key);
     machine.ok(&["snapshots", CONTAINER]);
@@ -226,7 +226,7 @@ fn file_that_is_no_container() {
     exit 10
     --- stderr
     sprat: not a LUKS container: no LUKS header at its beginning
-    Hint: nothing was changed. Check the path: that file is no container
+    Hint: nothing was changed. Check the path: the file there is not a container
     ");
 }
 
@@ -240,7 +240,7 @@ fn truncated_container() {
     exit 13
     --- stderr
     sprat: the container is cut short: it has 314572800 bytes and needs 1073741824
-    Hint: nothing was changed. Data behind the cut is lost on this server. Find a copy of the file before you write to it again
+    Hint: nothing was changed. The data after the cut is lost on this server. Find a complete copy of the file before you write to it again
     ");
     file.set_len(10 << 20).unwrap();
     assert_snapshot!(machine.backup(&[]).failed_with(13), @r"
@@ -266,7 +266,9 @@ fn one_damaged_header_copy_is_reported_and_two_are_refused() {
         .find(|line| line.contains("warning"))
         .unwrap()
         .to_owned();
-    assert_snapshot!(warning, @"sprat: warning: x: one of the two copies of the LUKS2 header is damaged (first: wrong checksum); the other one was used. The data is whole, but repair it soon: `cryptsetup repair` on the container file");
+    assert_snapshot!(warning, @"sprat: warning: x: one of the two copies of the LUKS2 header is damaged \
+                                (first: wrong checksum); sprat used the other one. The data is \
+                                complete. To repair the header, run `sprat key header-restore`");
     file.write_all_at(&[0xff; 64], 16384 + 4096).unwrap();
     assert_snapshot!(machine.backup(&[]).failed_with(13), @r"
     exit 13
@@ -274,7 +276,7 @@ fn one_damaged_header_copy_is_reported_and_two_are_refused() {
     sprat: job home failed
     Caused by:
       1: both LUKS2 header copies are damaged (primary: wrong checksum; secondary: wrong checksum)
-    Hint: nothing was changed. This machine keeps a copy of the header, which opens with 2 keys: `sprat key header-restore` puts it back, and where only the header was damaged all data is there again
+    Hint: nothing was changed. This machine has a saved copy of the header, which opens with 2 keys. Run `sprat key header-restore` to restore it. If only the header was damaged, all data is then available again
     ");
 }
 
@@ -337,15 +339,15 @@ fn sources_missing_or_empty_make_no_snapshot() {
     sprat: job home failed
     Caused by:
       1: source [DIR]/nowhere: there is no such file or folder
-    Hint: Nothing was changed. Mount its disk, or remove the source from the job.
+    Hint: nothing was changed. Mount the disk of the source, or remove the source from the job
     ");
     assert_snapshot!(backup("empty").failed_with(1), @r"
     exit 1
     --- stderr
     sprat: job home failed
     Caused by:
-      1: source [DIR]/empty: is empty; is its disk mounted?
-    Hint: Nothing was changed. Mount its disk, or allow empty sources if this one is meant to be empty.
+      1: source [DIR]/empty: is empty. Its disk may not be mounted
+    Hint: nothing was changed. Mount the disk of the source. If the source is meant to be empty, set allow_empty = true in the job, or give --allow-empty
     ");
     assert_snapshot!(machine.sprat(&["snapshots", CONTAINER]).whole(), @r"
     exit 0
@@ -408,13 +410,13 @@ fn job_snapshot_or_path_that_is_not_there() {
     exit 1
     --- stderr
     sprat: there is no job hom on this volume
-    Hint: Nothing was changed. Run `sprat snapshots` to list what there is.
+    Hint: nothing was changed. Run `sprat snapshots` to list the jobs and snapshots
     ");
     assert_snapshot!(restore("home/2001-01-01T00-00-00Z"), @r"
     exit 1
     --- stderr
     sprat: job home has no snapshot 2001-01-01T00-00-00Z
-    Hint: Nothing was changed. Run `sprat snapshots` to list what there is.
+    Hint: nothing was changed. Run `sprat snapshots` to list the jobs and snapshots
     ");
     let text = restore("home:/no/such/path");
     assert!(text.contains("has no /no/such/path"), "{text}");
@@ -441,7 +443,7 @@ fn rsync_missing() {
     sprat: job home failed
     Caused by:
       1: rsync was not found (rsync)
-    Hint: Install rsync (3.1.3 or newer) with your package manager.
+    Hint: install rsync (3.1.3 or newer) with your package manager
     ");
 }
 
@@ -466,7 +468,7 @@ fn no_fuse_and_no_loop_devices() {
     Caused by:
       1: FUSE is not available: /dev/fuse doesn't exist
       2: No such file or directory (os error 2)
-    Hint: `sprat doctor` reports what this machine lacks
+    Hint: run `sprat doctor` to see what this machine lacks
     ");
     assert_snapshot!(bare("mknod -m 666 /dev/fuse c 10 229").failed_with(1), @r"
     exit 1
@@ -475,7 +477,7 @@ fn no_fuse_and_no_loop_devices() {
     Caused by:
       1: no loop device available: /dev/loop-control doesn't exist (module loop not loaded, or a container without it)
       2: No such file or directory (os error 2)
-    Hint: `sprat doctor` reports what this machine lacks
+    Hint: run `sprat doctor` to see what this machine lacks
     ");
 }
 

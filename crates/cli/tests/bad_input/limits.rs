@@ -48,12 +48,12 @@ fn server_disk_full_during_init_leaves_nothing() {
     exit #
     --- stderr
     sprat: warning: only #.# MiB are left on the server
-    sprat: the container may grow to #.# TiB, and #.# MiB are free on the server: it is sparse and takes only the space of what is written, and a backup stops safely before that disk is full
+    sprat: the container can grow to #.# TiB, but the server has #.# MiB free. That is no problem: the file takes only the space of the data in it, and a backup stops safely before the disk is full
     sprat: making the file system
     sprat: the server's disk is full
     Caused by:
       #: write [DIR]/store/x.luks.new-#: no space left (# bytes available)
-    Hint: what init had made on the server was removed. finished snapshots are unharmed. Make room on the server. If NAME.luks.reserve is there, `sprat prune` works on a full disk, too. Then run the same command again: it continues where it stopped. The new key file [DIR]/config/keys/x.key is kept; the next init uses it
+    Hint: sprat removed the unfinished container from the server. finished snapshots are unharmed. Free space on the server. If NAME.luks.reserve exists there, `sprat prune` works even on a full disk. Then run the same command again: it continues where it stopped. The new key file [DIR]/config/keys/x.key stays. The next `sprat init` uses it
     ");
     assert_eq!(without_leases(&machine), 0);
     disk.remount("size=200m");
@@ -79,7 +79,7 @@ fn full_server_disk_damages_no_snapshot_and_next_run_succeeds() {
     Caused by:
       #: the server's disk is full
       #: write [DIR]/store/x.luks: no space left (# bytes available)
-    Hint: finished snapshots are unharmed. Make room on the server. If NAME.luks.reserve is there, `sprat prune` works on a full disk, too. Then run the same command again: it continues where it stopped
+    Hint: finished snapshots are unharmed. Free space on the server. If NAME.luks.reserve exists there, `sprat prune` works even on a full disk. Then run the same command again: it continues where it stopped
     ");
     machine.nothing_is_left();
     // Still full: reading works.
@@ -107,7 +107,7 @@ fn full_volume_damages_no_snapshot_and_next_run_succeeds() {
     sprat: job home failed
     Caused by:
       #: the volume has no space for [DIR]/src/large (# MiB free)
-    Hint: Older snapshots are complete, and what was copied is kept for the next run. Enlarge the volume with `sprat grow`, or free space with `sprat prune`. If interrupted runs fill the volume, `sprat prune --drop-interrupted` removes what they copied.
+    Hint: older snapshots are complete, and what was copied is kept for the next run. Enlarge the volume with `sprat grow`, or free space with `sprat prune`. If interrupted runs fill the volume, remove their files with `sprat prune --drop-interrupted`
     ");
     machine.write("src/large", noise(1 << 20, 3));
     machine.backup(&[]).succeeded();

@@ -19,7 +19,7 @@ fn unknown_host_key_is_refused() {
     sprat: job home failed
     Caused by:
       1: host key of 127.0.0.1 not accepted: No ED25519 host key is known for [127.0.0.1]:[PORT] and you have requested strict checking.; Host key verification failed. (ssh ended with status 255)
-    Hint: nothing was sent. Get the fingerprint of the server's key in another way (its provider, its console) and compare it. If it is the same: for a server that is new here, log in once with `ssh HOST`; for one whose key was changed, remove the old key first (`ssh-keygen -R HOST`). If nobody knows why it changed, stop: somebody else may answer
+    Hint: nothing was sent. Get the fingerprint of the server's key in another way (from its provider, at its console), and compare. If the fingerprints are equal and the server is new to this machine, log in once with `sftp HOST`. If they are equal and the server's key was changed, first remove the old key: `ssh-keygen -R HOST`. If nobody knows why the key changed, stop: another machine may answer in place of the server
     ");
 }
 
@@ -35,7 +35,7 @@ fn refused_login_is_reported() {
     sprat: job home failed
     Caused by:
       1: 127.0.0.1 refused the login: identity_sign: private key [SSHD]/user_key contents do not match public; root@127.0.0.1: Permission denied (publickey). (ssh ended with status 255)
-    Hint: sprat never asks for passwords or passphrases of ssh. Add this account's public key to the server's authorized_keys, or name a key with --ssh-command 'ssh -i FILE'. A key with a passphrase works only from an agent (ssh-add), which a timer does not have: make one without
+    Hint: sprat never asks for passwords or passphrases of ssh. Add this account's public key to the server's authorized_keys, or give a key with --ssh-command 'ssh -i FILE'. A key with a passphrase needs an agent (ssh-add), and a timer has no agent: use a key without a passphrase
     ");
 }
 
@@ -51,7 +51,7 @@ fn server_that_is_not_there() {
     sprat: job home failed
     Caused by:
       1: can't reach 127.0.0.1: ssh: connect to host 127.0.0.1 port [PORT]: Connection refused (ssh ended with status 255)
-    Hint: check that `sftp HOST` works from this account without asking for anything
+    Hint: check that `sftp HOST` works from this account without a question
     ");
 }
 
@@ -67,7 +67,7 @@ fn ssh_that_is_not_installed() {
     exit 1
     --- stderr
     sprat: the program /nowhere/ssh was not found on this machine
-    Hint: nothing was changed. Install it with your package manager (openssh-client), or name another one with --ssh-command
+    Hint: nothing was changed. Install the program with your package manager (openssh-client), or give another one with --ssh-command
     ");
 }
 
@@ -86,7 +86,7 @@ fn server_without_sftp() {
     sprat: job home failed
     Caused by:
       1: can't reach 127.0.0.1: the server offers no SFTP (subsystem request failed on channel 0)
-    Hint: check that `sftp HOST` works from this account without asking for anything
+    Hint: check that `sftp HOST` works from this account without a question
     ");
 }
 
@@ -103,7 +103,7 @@ fn server_that_lacks_its_sftp_program() {
     let ran = remote.backup();
     let said = ran.failed_with(14);
     assert!(
-        said.contains("the server lacks the program for it"),
+        said.contains("the server does not have the program for SFTP"),
         "{said}"
     );
     assert!(said.contains("status 127"), "{said}");
@@ -120,7 +120,7 @@ fn folder_on_the_server_is_missing() {
     exit 1
     --- stderr
     sprat: open folder ssh://127.0.0.1[DIR]/store: not found
-    Hint: nothing was changed. Check the path, and whether its disk is mounted there; sprat makes no folders on a server
+    Hint: nothing was changed. Check the path, and whether its disk is mounted on the server; sprat creates no folders on a server
     ");
 }
 
@@ -138,7 +138,7 @@ fn server_without_fsync_is_refused_unless_allowed() {
     exit 1
     --- stderr
     sprat: ssh://127.0.0.1[DIR]/store can't make data durable: it has no fsync@openssh.com
-    Hint: nothing was changed. Use an OpenSSH server, or insist with --allow-no-fsync: then a crash of the server can cost the whole container. The new key file [DIR]/config/keys/x.key is kept; the next init uses it
+    Hint: nothing was changed. Use an OpenSSH server. With --allow-no-fsync sprat writes anyway, but a crash of the server can destroy the whole container. The new key file [DIR]/config/keys/x.key stays. The next `sprat init` uses it
     ");
     let insist = [&init[..], &["--allow-no-fsync"]].concat();
     remote.ok(&insist);
@@ -172,8 +172,8 @@ fn read_only_account_restores_and_refuses_to_back_up() {
     --- stderr
     sprat: job home failed
     Caused by:
-      1: ssh://127.0.0.1[DIR]/store seems to let this account only read: it offers no fsync and refuses removals
-    Hint: nothing was changed; restore and mount work all the same. To write, the account needs a server that lets it
+      1: the account on ssh://127.0.0.1[DIR]/store seems to be read-only: the server offers no fsync and refuses to remove files
+    Hint: nothing was changed. `restore` and `mount` still work. To write, the account needs a server that lets it
     ");
     remote.ok(&["restore", "TARGET", "home", "--to", "back"]);
     let back = remote

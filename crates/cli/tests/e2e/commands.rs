@@ -70,7 +70,8 @@ fn key_file_that_others_can_read_gets_a_warning() {
     let ran = machine.sprat(&["snapshots", CONTAINER]);
     assert_eq!(ran.code, 0);
     assert!(
-        ran.stderr.contains("can be read by others (mode 0644)"),
+        ran.stderr
+            .contains("can be read by other users (mode 0644)"),
         "{}",
         ran.whole()
     );
@@ -335,7 +336,7 @@ fn missing_disk_is_reported_at_each_backup_until_confirmed() {
     }
     let prune = ["prune", "disk", "--job", "one", "--keep-last", "1"];
     let ran = machine.sprat(&prune);
-    let why = "the newest copy of a disk that the newest whole one lacks";
+    let why = "the newest copy of a disk that the newest complete one lacks";
     assert!(ran.stdout.contains(why), "{}", ran.whole());
     for more in [&["--disk-gone", "src/disk"][..], &[]] {
         let said = backup(more);
@@ -418,7 +419,10 @@ fn init_reports_the_inode_limit_and_warns_of_larger_sources() {
         let _ = fs::remove_dir_all(machine.path("state"));
         let init = ["init", "disk", "--cheap-kdf-for-tests", "--no-cache"];
         let made = machine.ok(&[&init[..], options].concat());
-        let (_, said) = made.stderr.split_once("there is room for about ").unwrap();
+        let (_, said) = made
+            .stderr
+            .split_once("the container has room for about ")
+            .unwrap();
         let digits = said.chars().take_while(|c| *c == ',' || c.is_ascii_digit());
         let said: String = digits.filter(char::is_ascii_digit).collect();
         let said: u64 = said.parse().unwrap();

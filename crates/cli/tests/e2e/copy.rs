@@ -409,7 +409,7 @@ fn what_is_known_of_a_container_moves_with_it() {
     let old_place = machine.sprat(&[&["snapshots", CONTAINER], &key[..]].concat());
     let said = old_place.failed_with(10);
     assert!(
-        said.contains("this machine moved it") && said.contains(moved),
+        said.contains("this machine moved the container") && said.contains(moved),
         "{said}"
     );
     let check = ["check", moved, "--read-data", "--json"];

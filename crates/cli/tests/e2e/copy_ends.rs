@@ -94,7 +94,11 @@ fn source_changed_after_an_interruption_is_copied_from_the_start() {
     scene.machine.write("src/newer", "newer\n");
     scene.machine.backup(&[]).succeeded();
     let ran = scene.copy(&[], None);
-    assert!(ran.stderr.contains("starts over"), "{}", ran.whole());
+    assert!(
+        ran.stderr.contains("starts from the beginning"),
+        "{}",
+        ran.whole()
+    );
     assert_eq!(ok(&ran)["resumed_bytes"], 0);
     let copy = scene.machine.path("server/x.luks");
     assert!(same_bytes(&scene.machine.path(CONTAINER), &copy));
@@ -137,7 +141,10 @@ fn wrong_content_under_the_name_keeps_the_source() {
     file.set_len(128 << 20).unwrap();
     drop(file);
     let refused = scene.copy(&["--move"], None).failed_with(1);
-    assert!(refused.contains("is not what was copied"), "{refused}");
+    assert!(
+        refused.contains("is not the copy that was made"),
+        "{refused}"
+    );
     assert!(same_bytes(&scene.pristine, &scene.machine.path(CONTAINER)));
 }
 
@@ -150,7 +157,7 @@ fn copy_older_than_its_source_is_reported_and_removes_nothing() {
         scene.machine.write("src/newer", "newer\n");
         scene.machine.backup(&[]).succeeded();
         let refused = scene.copy(more, None).failed_with(1);
-        assert!(refused.contains("was written to after"), "{refused}");
+        assert!(refused.contains("was changed after"), "{refused}");
         assert!(!refused.contains("continues where"), "{refused}");
         scene.machine.restores_whole(&[]);
         scene.arrived_whole();
@@ -248,7 +255,7 @@ fn unreachable_source_is_not_reported_as_removed() {
     fs::rename(&mounted, &away).unwrap();
     let pins = scene.names("state/containers");
     let refused = scene.copy(&["--move"], None).failed_with(10);
-    assert!(refused.contains("isn't mounted"), "{refused}");
+    assert!(refused.contains("is not mounted"), "{refused}");
     // A copy that is not a move has nothing left to do.
     let copied = ok(&scene.copy(&[], None));
     assert_eq!(copied["source_removed"], false);
@@ -348,7 +355,7 @@ fn a_source_that_is_written_to_while_it_is_set_aside_keeps_its_name() {
         .sprat_struck(&copy, blow("act", "after", "rename", 1));
     assert!(scene.machine.was_struck());
     let said = ran.failed_with(1);
-    assert!(said.contains("was written to after"), "{said}");
+    assert!(said.contains("was changed after"), "{said}");
     assert_eq!(scene.names("store"), ["x.luks"]);
     assert!(!same_bytes(&scene.pristine, &scene.machine.path(CONTAINER)));
     scene.arrived_whole();
@@ -461,7 +468,11 @@ fn restarted_copy_has_the_key_of_its_sheet() {
     scene.machine.write("src/newer", "newer\n");
     scene.machine.backup(&[]).succeeded();
     let ran = copy(None, &new);
-    assert!(ran.stderr.contains("starts over"), "{}", ran.whole());
+    assert!(
+        ran.stderr.contains("starts from the beginning"),
+        "{}",
+        ran.whole()
+    );
     let fingerprint = ok(&ran)["fingerprint"].as_str().unwrap().to_owned();
     assert!(sheet.contains(&fingerprint), "{sheet} {}", ran.whole());
 

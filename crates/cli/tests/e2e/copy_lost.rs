@@ -103,10 +103,10 @@ fn late_writes_of_a_dead_session_survive_a_resumed_copy() {
         let again = scene.moved(None);
         let said = again.failed_with(code);
         assert!(
-            code == 0 || said.contains("is not what was copied"),
+            code == 0 || said.contains("is not the copy that was made"),
             "{said}"
         );
-        assert!(said.contains("only another session can"), "{said}");
+        assert!(said.contains("died while it wrote there"), "{said}");
         // Waited for, so that the next one need not.
         assert_eq!(scene.in_flight(), (ranges, false), "{said}");
         let names = scene.names("server");
@@ -149,7 +149,7 @@ fn source_lost_at_its_removal_leaves_no_lock_at_the_copy() {
     let copy = ["copy", "--move", &from, &to, "--json"];
     let lost = scene.struck(&copy, blow("cut", "before", "remove", 1));
     let said = lost.failed_with(14);
-    assert!(said.contains("removed or about to be"), "{said}");
+    assert!(said.contains("was removed or is being removed"), "{said}");
     scene.arrived_whole();
     assert_eq!(scene.names("server"), ["x.luks"], "{said}");
     assert_eq!(scene.in_flight(), (Vec::new(), false), "{said}");
@@ -234,7 +234,7 @@ fn replaced_source_is_not_copied_under_a_new_key() {
         blow("leave", "before", "write", 20),
     );
     let said = ran.failed_with(13);
-    assert!(said.contains("another container"), "{said}");
+    assert!(said.contains("is not the container"), "{said}");
     assert!(fs::read(machine.path(CONTAINER)).unwrap() == whole);
     assert!(!machine.path(COPY).exists());
 }

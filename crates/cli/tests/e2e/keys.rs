@@ -74,7 +74,7 @@ fn a_key_is_added_listed_rehearsed_and_removed() {
     --- stdout
     removed key slot 2
     --- stderr
-    sprat: the removed key still opens old copies: somebody who kept a copy of the container file or of its header (the server, a snapshot of its disk) can open that copy with it. If the key is in wrong hands, run `sprat copy --new-key`, or make a new container
+    sprat: the removed key still opens old copies of the container file and of its header (on the server, in a snapshot of its disk). If somebody else has the key, run `sprat copy --new-key`, or create a new container
     ");
     // The server shows the header in which the removed key still opens.
     let mut now = vec![0; header.len()];
@@ -141,8 +141,8 @@ fn last_key_and_key_in_use_are_not_removed_by_accident() {
     ["0"]
     exit 2
     --- stderr
-    sprat: key slot 0 is the one that the given key opens
-    Hint: nothing was changed. Name another key of this container with --key-file or --passphrase-file, which proves that it opens; or insist with --allow-in-use, and be sure that you have another key
+    sprat: the given key opens key slot 0
+    Hint: nothing was changed. Give another key of this container with --key-file or --passphrase-file: that proves that the other key opens the container. If you are sure that you have another key, add --allow-in-use
     ["7"]
     exit 2
     --- stderr
@@ -151,8 +151,8 @@ fn last_key_and_key_in_use_are_not_removed_by_accident() {
     ["1", "--allow-last", "--passphrase-file", "recovery"]
     exit 2
     --- stderr
-    sprat: key slot 1 is the one that the given key opens
-    Hint: nothing was changed. Name another key of this container with --key-file or --passphrase-file, which proves that it opens; or insist with --allow-in-use, and be sure that you have another key
+    sprat: the given key opens key slot 1
+    Hint: nothing was changed. Give another key of this container with --key-file or --passphrase-file: that proves that the other key opens the container. If you are sure that you have another key, add --allow-in-use
     exit 2
     --- stderr
     sprat: key slot 1 is the last one
@@ -169,7 +169,7 @@ fn restored_header_brings_its_keys_back() {
     let about = fs::metadata(machine.path("kept")).unwrap();
     assert_eq!((about.mode() & 0o777, about.len()), (0o600, 16 << 20));
     let ran = machine.sprat(&["key", "header-backup", CONTAINER, "kept"]);
-    assert!(ran.failed_with(1).contains("nothing is ever overwritten"));
+    assert!(ran.failed_with(1).contains("sprat overwrites no file"));
     let key = machine.path("config/keys/x.key");
     let key = ["--key-file", key.to_str().unwrap()];
     machine.ok(&ADD_PASSPHRASE);
@@ -182,9 +182,9 @@ fn restored_header_brings_its_keys_back() {
     assert!(!opens(&machine, &key));
     let ran = machine.sprat(&["key", "header-restore", CONTAINER, "kept", "--yes"]);
     let whole = ran.whole();
-    let (said, kept) = whole.split_once("sprat: what lay there before").unwrap();
+    let (said, kept) = whole.split_once("sprat: the replaced header").unwrap();
     // It rises by a random step.
-    let (_, sequence) = said.split_once("there has sequence ").unwrap();
+    let (_, sequence) = said.split_once("present header has sequence ").unwrap();
     let (sequence, _) = sequence.split_once(',').unwrap();
     let said = said.replace(&format!("sequence {sequence},"), "sequence [N],");
     assert!(
@@ -194,9 +194,9 @@ fn restored_header_brings_its_keys_back() {
     assert_snapshot!(said, @r"
     exit 0
     --- stdout
-    put the header of [DIR]/store/x.luks back; the given key opens slot 0
+    restored the header of [DIR]/store/x.luks; the given key opens slot 0
     --- stderr
-    sprat: the header there has sequence [N], the kept one 4
+    sprat: the present header has sequence [N], the saved one 4
     sprat:   slot 0 COMES BACK: key file
     sprat:   slot 1 stays: recovery key
     sprat:   slot 2 GOES AWAY: passphrase
@@ -245,7 +245,7 @@ fn a_header_of_another_container_is_refused() {
     ];
     let before = fs::read(machine.path(CONTAINER)).unwrap();
     let whole = machine.sprat(&restore).failed_with(2);
-    assert!(whole.contains("another container's"), "{whole}");
+    assert!(whole.contains("another container"), "{whole}");
     assert!(before == fs::read(machine.path(CONTAINER)).unwrap());
     // With its header destroyed, its identity distinguishes it; without the state, its volume does.
     let file = fs::File::options()
@@ -254,7 +254,7 @@ fn a_header_of_another_container_is_refused() {
         .unwrap();
     file.write_all_at(&vec![0; 1 << 20], 0).unwrap();
     let whole = machine.sprat(&restore).failed_with(13);
-    assert!(whole.contains("not this container's"), "{whole}");
+    assert!(whole.contains("belongs to another container"), "{whole}");
     fs::remove_dir_all(machine.path("state/containers")).unwrap();
     let whole = machine.sprat(&restore).failed_with(13);
     assert!(
@@ -326,7 +326,11 @@ fn key_that_backups_use_is_not_removed_by_accident() {
     machine.write("config/sprat.toml", unknown);
     let ran = machine.sprat(&remove);
     assert!(ran.code != 0, "{}", ran.whole());
-    assert!(ran.stderr.contains("can't tell whether"), "{}", ran.whole());
+    assert!(
+        ran.stderr.contains("can't check whether"),
+        "{}",
+        ran.whole()
+    );
     machine.write("config/sprat.toml", "");
     assert_eq!(listed(&machine).len(), 2);
     machine.write("src/a", "alpha\n");
@@ -572,7 +576,7 @@ fn unreachable_key_file_may_be_the_one_that_backups_use() {
         );
         machine.write("config/sprat.toml", config);
         let said = machine.sprat(&remove).failed_with(2);
-        assert!(said.contains("can't tell whether"), "{said}");
+        assert!(said.contains("can't check whether"), "{said}");
         assert!(said.contains("usb/x.key"), "{said}");
         assert!(said.contains("nothing was changed"), "{said}");
         assert!(said.contains("--allow-in-use"), "{said}");

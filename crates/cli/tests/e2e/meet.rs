@@ -190,7 +190,7 @@ fn sleeper_writes() -> Option<String> {
     let ended = waiting.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(ended.status.code(), Some(130), "{said}");
-    assert!(said.contains("run `sprat unlock` again"), "{said}");
+    assert!(said.contains("Run `sprat unlock` again"), "{said}");
     let refused = other.sprat(&["backup"], &["--name", "other", "src"]);
     let said = refused.failed_with(11);
     assert!(said.contains("may still write"), "{said}");
@@ -416,7 +416,7 @@ fn late_writes_over_a_snapshot_are_found_and_repaired() {
     write(&file, &before[first..first + 4096], first as u64).unwrap();
     let said = other.sprat(&["check"], &[]).failed_with(13);
     for part in [
-        "is older than this machine knows it",
+        "is older than the state that this machine saw last",
         "written late",
         "--accept-older-state",
     ] {

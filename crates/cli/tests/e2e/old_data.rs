@@ -518,7 +518,7 @@ fn rename_that_a_server_did_not_do_is_no_success() {
     let text = forgetful
         .run(0, "renames", &init(CONTAINER))
         .failed_with(13);
-    assert!(text.contains("the server answered that"), "{text}");
+    assert!(text.contains("the server confirmed the renaming"), "{text}");
     assert!(!machine.path(CONTAINER).exists());
     assert_eq!(served(&machine, &init(CONTAINER)).code, 0);
     machine.write("src/a", "alpha\n");

@@ -54,12 +54,12 @@ fn init_names_what_a_server_lacks_and_leaves_nothing_there() {
     for (setting, why, hint) in [
         (
             "AllowOverwrite off",
-            "lets no file be written again",
+            "does not let sprat write to an existing file",
             "AllowOverwrite on",
         ),
         (
             "HiddenStores on",
-            "new files only when they are closed",
+            "hides new files until they are closed",
             "HiddenStores off",
         ),
     ] {

@@ -68,7 +68,7 @@ fn missing() -> Option<String> {
 
 const PRESENT: &str = "Passphrase or recovery key: ";
 const NEW: &str = "New passphrase: ";
-const AGAIN: &str = "The same again: ";
+const AGAIN: &str = "Repeat the passphrase: ";
 /// A fingerprint on the command line is not asked for, and is compared only after the key.
 const UNASKED: &str = "0000-0000-0000-0000-0000";
 
@@ -133,7 +133,7 @@ fn header_restore_shows_the_header_and_needs_a_yes() {
     let restore = [&restore[..], &with].concat();
     let before = fs::read(machine.path(CONTAINER)).unwrap();
     for answer in ["no\n", "y\n", "\n", CTRL_C, CTRL_BACKSLASH] {
-        let seen = talk(&machine, &restore, &[("Type yes to put it back: ", answer)]);
+        let seen = talk(&machine, &restore, &[("Type yes to restore it: ", answer)]);
         let said = seen.ended_with(130);
         assert!(said.contains("slot 2 GOES AWAY"), "{said}");
         assert!(
@@ -141,11 +141,7 @@ fn header_restore_shows_the_header_and_needs_a_yes() {
             "{answer:?}"
         );
     }
-    let seen = talk(
-        &machine,
-        &restore,
-        &[("Type yes to put it back: ", "yes\n")],
-    );
+    let seen = talk(&machine, &restore, &[("Type yes to restore it: ", "yes\n")]);
     seen.ended_with(0);
     let ran = machine.sprat(&["key", "rehearse", CONTAINER, "--passphrase-file", "pass"]);
     assert_eq!(ran.code, 12, "{}", ran.whole());
@@ -167,7 +163,7 @@ fn rehearsal_compares_the_typed_fingerprint() {
     ] {
         let seen = talk(&machine, &rehearse, &[(ask, &typed), (PRESENT, &key)]);
         assert!(
-            seen.ended_with(0).contains("file system behind it reads"),
+            seen.ended_with(0).contains("file system in it can be read"),
             "{}",
             seen.said
         );
@@ -186,7 +182,7 @@ fn rehearsal_compares_the_typed_fingerprint() {
     let seen = talk(&machine, &rehearse, &[(ask, &wrong), (PRESENT, &key)]);
     let said = seen.ended_with(13);
     assert!(
-        said.contains("Compare what was typed with the sheet"),
+        said.contains("Compare the given fingerprint with the sheet"),
         "{said}"
     );
 }
@@ -264,7 +260,7 @@ fn stop_at_a_prompt_shows_no_secret_and_leaves_a_terminal_that_echoes() {
             ],
         );
         let said = seen.ended_with(0);
-        assert!(said.contains("file system behind it reads"), "{said}");
+        assert!(said.contains("file system in it can be read"), "{said}");
         assert!(!said.contains("corr") && !said.contains("horse"), "{said}");
         assert_eq!(said.matches("\necho \n").count(), 2, "{said}");
         for at in [1, 5, 7] {
@@ -274,7 +270,7 @@ fn stop_at_a_prompt_shows_no_secret_and_leaves_a_terminal_that_echoes() {
 }
 
 const FINGERPRINT: &str = "Fingerprint on the sheet: ";
-const YES: &str = "Type yes to put it back: ";
+const YES: &str = "Type yes to restore it: ";
 
 /// What is shown, what is typed then, and whether that is a secret.
 type Asked<'a> = (&'static str, &'a str, bool);
@@ -539,7 +535,7 @@ fn secret_files_open_to_others_warn_and_fifos_do_not_block() {
     let wrong = ["key", "rehearse", CONTAINER, "--passphrase-file", "typed"];
     let ran = machine.sprat(&wrong);
     assert!(
-        ran.failed_with(12).contains("can be read by others"),
+        ran.failed_with(12).contains("can be read by other users"),
         "{}",
         ran.whole()
     );

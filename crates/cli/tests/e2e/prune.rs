@@ -22,14 +22,14 @@ fn pruned_snapshots_are_gone_and_the_rest_comes_back() {
     let last = [&prune[..], &["--keep-last", "1"]].concat();
     let ran = machine.ok(&[&last[..], &["--dry-run"]].concat());
     assert!(
-        ran.stdout.ends_with("2 snapshots would go\n"),
+        ran.stdout.ends_with("2 snapshots would be removed\n"),
         "{}",
         ran.whole()
     );
     assert_eq!(ran.stdout.matches("no rule keeps it").count(), 2);
     let ran = machine.ok(&last);
     assert!(
-        ran.stdout.contains("last, the newest whole one, latest"),
+        ran.stdout.contains("last, the newest complete one, latest"),
         "{}",
         ran.whole()
     );
@@ -86,10 +86,10 @@ fn interrupted_snapshots_are_reported_and_pruned_on_request() {
     );
     let drop = [&prune[..], &["--drop-interrupted"]].concat();
     let ran = machine.sprat(&[&drop[..], &["--dry-run"]].concat());
-    let told = "0 snapshots and 1 interrupted tree would go\n";
+    let told = "0 snapshots and 1 interrupted snapshot would be removed\n";
     assert!(ran.stdout.ends_with(told), "{}", ran.whole());
     let ran = machine.ok(&drop);
-    let told = "0 snapshots and 1 interrupted tree removed";
+    let told = "0 snapshots and 1 interrupted snapshot removed";
     assert!(ran.stdout.contains(told), "{}", ran.whole());
     let left = machine.sprat(&["snapshots", CONTAINER, "--json"]).json();
     let left = left["snapshots"].as_array().unwrap();

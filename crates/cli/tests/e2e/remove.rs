@@ -28,7 +28,7 @@ fn snapshots_are_pinned_unpinned_and_removed_by_name() {
     for (words, expected) in [
         (
             &["pin", CONTAINER, "home", "--reason", "x"][..],
-            "names no snapshot",
+            "has no snapshot in it",
         ),
         (
             &["pin", CONTAINER, &first, "--reason", " "],
@@ -39,14 +39,17 @@ fn snapshots_are_pinned_unpinned_and_removed_by_name() {
             &["remove", CONTAINER, &first],
             "there is no terminal to ask on",
         ),
-        (&["remove", CONTAINER, "home", "--yes"], "names no snapshot"),
+        (
+            &["remove", CONTAINER, "home", "--yes"],
+            "has no snapshot in it",
+        ),
         (
             &["restore", CONTAINER, &first, "--at", "14:00", "--to", "out"],
             "--at and a snapshot's name exclude each other",
         ),
         (
             &["restore", CONTAINER, "home", "--at", "3m", "--to", "out"],
-            "for so long ago",
+            "for 3 days ago",
         ),
     ] {
         let whole = machine.sprat(words).failed_with(2);

@@ -171,7 +171,7 @@ fn reserve_is_made_after_success_and_can_be_stopped() {
         .unwrap();
     let notes = std::io::BufReader::new(child.stderr.take().unwrap());
     let announced =
-        std::io::BufRead::lines(notes).any(|line| line.unwrap().contains("all is done"));
+        std::io::BufRead::lines(notes).any(|line| line.unwrap().contains("the command is done"));
     assert!(announced);
     // Nothing is left to be lost: the lock is released, the snapshot whole, the result printed.
     assert!(!machine.path("store/x.luks.lock.1").exists());

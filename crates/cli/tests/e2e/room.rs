@@ -96,7 +96,10 @@ fn backup_stops_before_another_file_fills_the_servers_disk() {
     let code = running.end(LIMIT);
     let said = running.said.join("\n");
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("stopped in order: only "), "{said}");
+    assert!(
+        said.contains("stopped safely: the server has only "),
+        "{said}"
+    );
     assert!(said.contains("server_space_low"), "{said}");
     assert_eq!(
         without_leases(&store).len(),
@@ -135,7 +138,10 @@ fn backup_stops_before_a_local_disk_is_full() {
     }
     let ran = machine.backup(&reserve);
     let said = ran.failed_with(1);
-    assert!(said.contains("stopped in order: only "), "{said}");
+    assert!(
+        said.contains("stopped safely: the server has only "),
+        "{said}"
+    );
     let names = without_leases(&store);
     assert_eq!(names.len(), 1, "no reserve: {names:?}");
     let free = rustix::fs::statvfs(&store).unwrap();
@@ -173,14 +179,14 @@ fn doctor_reports_the_reserve_and_the_containers_size() {
     };
     let said = look("1048576");
     assert!(
-        said.contains("missing: on a full disk even pruning may not work"),
+        said.contains("missing: on a full disk even `sprat prune` may not work"),
         "{said}"
     );
     assert!(said.contains("the container takes"), "{said}");
     machine.backup(&["--reserve-bytes", "1048576"]).succeeded();
     let said = look("1048576");
     assert!(
-        said.contains("1.0 MiB are kept, so that pruning works on a full disk"),
+        said.contains("1.0 MiB are reserved, so that `sprat prune` works on a full disk"),
         "{said}"
     );
     let said = look("2097152");
@@ -209,7 +215,7 @@ fn volume_that_becomes_full_is_reported_before() {
     machine.ok(&["umount", at]);
     let ran = machine.backup(&["--quiet"]).succeeded();
     assert!(
-        ran.stderr.contains("the volume is nearly full: room for"),
+        ran.stderr.contains("the volume is nearly full: "),
         "{}",
         ran.whole()
     );

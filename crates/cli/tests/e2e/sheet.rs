@@ -153,8 +153,8 @@ fn sheet_is_shown_though_the_state_cannot_be_written() {
     let ran = machine.ok(&[&INIT[..], &["--html", "page.html"]].concat());
     assert!(ran.stdout.contains("RECOVERY KEY"), "{}", ran.whole());
     for told in [
-        "can't remember the container",
-        "can't keep a copy of the header",
+        "can't save the container's identity",
+        "can't save a copy of the header",
     ] {
         assert!(ran.stderr.contains(told), "{}", ran.whole());
     }
@@ -183,7 +183,7 @@ fn init_cut_off_at_its_end_has_shown_a_sheet_that_opens() {
         machine.write("typed", key.lines().next().unwrap());
         if how == "cut" {
             assert!([1, 14].contains(&ran.code), "{}", ran.whole());
-            let told = "the container may be made, whole: keep the sheet that was shown";
+            let told = "the container may be complete. Keep the sheet that was shown";
             assert!(ran.stderr.contains(told), "{}", ran.whole());
             assert!(machine.path("page.html").exists());
         }
@@ -256,7 +256,7 @@ fn typed_lines(text: &str, heading: &str) -> Vec<String> {
 /// there. Of the machine's ssh configuration only the key files are left, and known_hosts, with the
 /// server's confirmed key.
 fn reach(text: &str, lost: &str, name: &str) {
-    let typed = typed_lines(text, "To get everything back without sprat");
+    let typed = typed_lines(text, "To restore everything without sprat");
     let until = typed
         .iter()
         .position(|line| line.trim_start().starts_with("cryptsetup luksDump"));
@@ -380,7 +380,12 @@ fn init_refuses_to_show_its_secret_to_nobody_or_everybody() {
     // Nothing was made, no key file either; a disk that is full is seen before the container has its name.
     let ran = shell(&INIT, ">/dev/full");
     assert_eq!(ran.code, 1, "{}", ran.whole());
-    assert!(ran.stderr.contains("was removed"), "{}", ran.whole());
+    assert!(
+        ran.stderr
+            .contains("sprat removed the unfinished container"),
+        "{}",
+        ran.whole()
+    );
     assert_eq!(machine.sprat(&["status", CONTAINER]).code, 10);
     shell(&INIT, ">sheet").succeeded();
     let about = std::fs::metadata(machine.path("sheet")).unwrap();

@@ -88,7 +88,7 @@ fn the_qr_code_on_the_page_is_a_key_that_opens_the_container() {
     machine.ok(&[&again[..], &["third.html"]].concat());
     assert_eq!(decoded(&machine, &machine.path("third.html")), codes);
     let ran = machine.sprat(&[&again[..], &["third.html"]].concat());
-    assert!(ran.failed_with(2).contains("nothing is ever overwritten"));
+    assert!(ran.failed_with(2).contains("sprat overwrites no file"));
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn status_reports_space_jobs_and_lock_without_a_key() {
     assert!(text.stdout.contains("quick: whole"), "{}", text.whole());
     assert!(text.stdout.contains("last run FAILED"), "{}", text.whole());
     let doctor = remote.sprat(&["doctor", "TARGET", "--connections", "3"]);
-    let printed = "1, and up to 3 while there is much to send or read";
+    let printed = "1; up to 3 when there is much data to send or read";
     assert!(doctor.stdout.contains(printed), "{}", doctor.whole());
     let offline = remote.sprat(&["status", "TARGET", "--offline"]);
     assert!(offline.stdout.contains("not asked"), "{}", offline.whole());
@@ -129,7 +129,7 @@ fn unusable_identity_file_hides_no_other_container() {
     let status = ["status", "store/y.luks", CONTAINER];
     let ran = machine.sprat(&status);
     let said = ran.failed_with(1);
-    assert!(said.contains("what is pinned of the container can't be read"));
+    assert!(said.contains("the saved identity of the container can't be read"));
     assert!(ran.stdout.contains("x: [DIR]/store/x.luks"), "{said}");
     let json = machine.sprat(&[&status[..], &["--json"]].concat()).json();
     let containers = &json["containers"];
@@ -168,7 +168,7 @@ fn status_and_unlock_report_what_is_no_container() {
         let target = format!("store/{name}.luks");
         for command in ["status", "unlock"] {
             let said = machine.sprat(&[command, &target]).failed_with(10);
-            assert!(!said.contains("Run it again"), "{said}");
+            assert!(!said.contains("Run the command again"), "{said}");
         }
     }
 }

@@ -37,7 +37,7 @@ fn config_page_has_every_key_of_the_config_and_no_other() {
         ("in [watch.a]", "## `[watch.NAME]`"),
     ] {
         let (_, rest) = said
-            .split_once(&format!("unknown key `zzzzqq` {place}; known are "))
+            .split_once(&format!("unknown setting `zzzzqq` {place}; known are "))
             .unwrap_or_else(|| panic!("no list of keys {place}: {said}"));
         let known: BTreeSet<String> = rest
             .lines()

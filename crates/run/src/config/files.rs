@@ -87,8 +87,8 @@ fn read_one(path: &Path, places: &ConfigPlaces) -> io::Result<String> {
         && let Some(why) = trusted_file::writable_by_others(path)?
     {
         return refuse(&format!(
-            "others than root can write to it or replace it, and it names commands that root runs: \
-             {why} (chown root, chmod go-w)"
+            "other users than root can write to this file or replace it, and it contains commands that \
+             root runs: {why} (chown root, chmod go-w)"
         ));
     }
     let mut text = String::new();

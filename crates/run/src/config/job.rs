@@ -176,7 +176,9 @@ impl Job {
 /// It can't name a job; the text says why.
 pub fn job_name(text: &str) -> Result<JobName, String> {
     if text.contains(':') {
-        return Err(format!("{text:?} can't name a job: it holds a colon"));
+        return Err(format!(
+            "{text:?} can't be the name of a job: it has a colon in it"
+        ));
     }
     JobName::new(text).map_err(|error| error.to_string())
 }
@@ -351,8 +353,8 @@ fn warn_of_unused(table: &Table<'_, '_, '_>, sources: &[Source]) {
         }
     }
     if hosts.len() + usize::from(local) > 1 {
-        let what = "`sources`: use one job for each pulled host: one that is away makes every snapshot \
-                    of this job incomplete";
+        let what = "`sources`: use one job for each pulled host. A host that is not reached makes every \
+                    snapshot of this job incomplete";
         table.warn("sources", what);
     }
 }
@@ -361,11 +363,14 @@ fn warn_of_unused(table: &Table<'_, '_, '_>, sources: &[Source]) {
 fn warn_of_patterns(table: &Table<'_, '_, '_>, keys: &Keys, sources: &[Source]) {
     for (spot, pattern) in &keys.exclude {
         if pattern.ends_with(' ') {
-            let what = format!("`exclude`: {pattern:?} ends with a blank, which must match, too");
+            let what = format!(
+                "`exclude`: {pattern:?} ends with a space, and the pattern matches only \
+                                names with this space"
+            );
             table.reader.warning(spot, what);
         }
         if pattern.starts_with('/') && !sources.is_empty() && !can_match(pattern, sources) {
-            let what = format!("`exclude`: {pattern:?} lies outside of all sources");
+            let what = format!("`exclude`: {pattern:?} is outside of all sources");
             table.reader.warning(spot, what);
         }
     }
@@ -528,11 +533,9 @@ fn growth_limit(value: &DeValue<'_>) -> Result<GrowthLimit, Wrong> {
         return values::size(value).map(GrowthLimit::Bytes);
     };
     let times = times.trim_end().parse().ok().filter(|times| *times > 0);
-    times.map(GrowthLimit::Times).ok_or_else(|| {
-        Wrong::because(format!(
-            "{text:?}: a size or a whole number such as 10x is needed"
-        ))
-    })
+    times
+        .map(GrowthLimit::Times)
+        .ok_or_else(|| Wrong::because(format!("{text:?}: write a size, or a factor such as 10x")))
 }
 
 fn change_limit(value: &DeValue<'_>) -> Result<Option<u8>, Wrong> {
@@ -545,5 +548,5 @@ fn change_limit(value: &DeValue<'_>) -> Result<Option<u8>, Wrong> {
     let percent = percent.filter(|percent| (1..=100).contains(percent));
     percent
         .map(Some)
-        .ok_or_else(|| Wrong::because(format!("{text:?}: 1 % to 100 %, or off, is needed")))
+        .ok_or_else(|| Wrong::because(format!("{text:?}: write 1 % to 100 %, or off")))
 }

@@ -142,7 +142,9 @@ impl Loaded {
         }
         match unread {
             true => Err(failure),
-            false => Err(failure.with_hint("nothing was started. docs/config.md lists every key")),
+            false => {
+                Err(failure.with_hint("nothing was started. docs/config.md lists every setting"))
+            }
         }
     }
 

@@ -174,7 +174,7 @@ fn events() -> impl Iterator<Item = Kind> {
 fn kind(value: &DeValue<'_>) -> Result<Kind, Wrong> {
     let text = values::text(value)?;
     if text == Kind::Digest.name() {
-        return Err(Wrong::because("\"digest\" has a key of its own: `digest`"));
+        return Err(Wrong::because("\"digest\" has its own setting: `digest`"));
     }
     let found = events().find(|kind| kind.name() == text);
     found.ok_or_else(|| {
@@ -295,7 +295,8 @@ pub(super) fn read_watch<'i>(
 ) -> Option<Watch> {
     let mut table = Table::new(reader, &format!("[watch.{name}]"), layer, None);
     if !sprat_session::address::is_name(&name) {
-        let what = format!("{name:?} can't name a watch: letters, digits, `.`, `_` and `-`");
+        let what =
+            format!("{name:?} can't be the name of a watch: use letters, digits, `.`, `_` and `-`");
         reader.mistake(&table.spot, what);
     }
     let home = places.home.as_deref();

@@ -176,7 +176,7 @@ impl<'i> Reader<'i> {
                 let spot = Spot::new(*file, name.span().start, stops(&text));
                 let Some(entries) = value.get_ref().as_table() else {
                     let why =
-                        format!("`{text}` stands outside of a table: write it below [{kind}.NAME]");
+                        format!("`{text}` is outside of a table: write it below [{kind}.NAME]");
                     self.mistake(&spot.that_stops(Stops::Nothing), why);
                     continue;
                 };
@@ -195,7 +195,7 @@ impl<'i> Reader<'i> {
     fn twice(&self, what: &str, second: &Spot, first: &Spot) {
         let Origin { file, line } = self.origin(first);
         let place = format!("{}:{line}", file.display());
-        self.mistake(second, format!("{what} stands in {place}, too"));
+        self.mistake(second, format!("{what} is also in {place}"));
     }
 }
 
@@ -531,11 +531,11 @@ impl<'r, 't, 'i> Table<'r, 't, 'i> {
                 }
                 let near = near_miss(name, self.known.iter().copied());
                 let what = match near {
-                    Some(_) => format!("unknown key `{name}` {in_table}"),
+                    Some(_) => format!("unknown setting `{name}` {in_table}"),
                     None => {
                         let known: Vec<&str> = self.known.iter().copied().collect();
                         format!(
-                            "unknown key `{name}` {in_table}; known are {}",
+                            "unknown setting `{name}` {in_table}; known are {}",
                             known.join(", ")
                         )
                     }

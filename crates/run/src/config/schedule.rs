@@ -128,7 +128,7 @@ pub(super) fn at_time(value: &DeValue<'_>) -> Result<AtTime, Wrong> {
     };
     let Some(time) = values::time_of_day(time) else {
         return Err(Wrong::because(format!(
-            "{shown:?}: a time such as 02:30, or Mon-Fri 02:30, is needed"
+            "{shown:?}: write a time such as 02:30 or Mon-Fri 02:30"
         )));
     };
     let Some(names) = days else {

@@ -235,7 +235,7 @@ fn defaults_are_those_of_the_documentation() {
 
 /// Place | lines (`\n`: the next one) | line of the mistake | the mistake.
 const MISTAKES: &str = r#"
-top | time_zon = 1 | 1 | unknown key `time_zon` at the top of the file; did you mean "time_zone"?
+top | time_zon = 1 | 1 | unknown setting `time_zon` at the top of the file; did you mean "time_zone"?
 top | time_zone = "Europe/Berln" | 1 | `time_zone`: there is no time zone "Europe/Berln"
 top | public_status = 1 | 1 | `public_status` must be true or false
 top | ssh_command = "ssh 'x" | 1 | `ssh_command`: a quote is not closed
@@ -247,10 +247,10 @@ container | min_free = "5" | 3 | `min_free`: "5": a unit is missing, such as MiB
 container | min_free = "5 GX" | 3 | `min_free`: "5 GX": the unit must be K, M, G, T or P, or KiB, kB and so on
 container | lock_wait = "10m" | 3 | `lock_wait`: "10m": `m` could be minutes or months; did you mean "10 min"?
 container | lock_wait = "1 month" | 3 | `lock_wait`: "1 month": months and years have no fixed length; write days or weeks
-container | lock_wait = "ten" | 3 | `lock_wait`: "ten": a whole number with s, min, h, days or weeks behind it is needed
+container | lock_wait = "ten" | 3 | `lock_wait`: "ten": write a whole number and a unit: s, min, h, days or weeks
 container | lock_wait = 10 | 3 | `lock_wait` must be text in quotes, not integer
 container | lock_wait = "99999 weeks" | 3 | `lock_wait`: "99999 weeks": it must be at most 36600 days
-container | upload_limit = "20 Mbit" | 3 | `upload_limit`: "20 Mbit": it must be like 20 Mbit/s (kbit/s, Mbit/s, Gbit/s) or 2 MiB/s
+container | upload_limit = "20 Mbit" | 3 | `upload_limit`: "20 Mbit": write a rate like 20 Mbit/s (kbit/s, Mbit/s, Gbit/s) or 2 MiB/s
 container | upload_limit = "1 kbit/s" | 3 | `upload_limit`: "1 kbit/s": it must be at least 1 kB/s
 container | upload_limit = [{ from = "08:00", to = "18:00", rate = "1 MB/s" }, { from = "17:00", to = "09:00", rate = "1 MB/s" }] | 3 | `upload_limit`: the times from 08:00 and from 17:00 overlap
 container | upload_limit = { from = "8:00", to = "18:00", rate = "1 MB/s" } | 3 | `upload_limit`: "8:00" is not a time of the day, 00:00 to 23:59
@@ -260,10 +260,10 @@ container | drill_every = "1 h" | 3 | `drill_every`: "1 h": it must be at least 
 container | before = { runn = "x" } | 3 | `before`: "runn" is none of run, timeout, user; did you mean "run"?
 container | before = ["true", { run = "x", timeout = "5m" }] | 3 | `before`: `timeout`: "5m": `m` could be minutes or months; did you mean "5 min"?
 container | before = 'echo > x' | 3 | `before`: no shell runs it, so ">" has no meaning; quote it, or write sh -c '…'
-job | container_ = 1 | 6 | unknown key `container_` in [job.home]; did you mean "container"?
+job | container_ = 1 | 6 | unknown setting `container_` in [job.home]; did you mean "container"?
 job | every = "10 min" | 6 | `every`: "10 min": it must be at least 15 min
 job | every = "1 day"\nat = "02:30" | 7 | `at`: a job has either `at` or `every`
-job | at = "2:30" | 6 | `at`: "2:30": a time such as 02:30, or Mon-Fri 02:30, is needed
+job | at = "2:30" | 6 | `at`: "2:30": write a time such as 02:30 or Mon-Fri 02:30
 job | at = "Mo 02:30" | 6 | `at`: "Mo" is none of Mon, Tue, Wed, Thu, Fri, Sat, Sun; did you mean "Mon"?
 job | at = [] | 6 | `at`: the list is empty
 job | at = "02:30"\nwindow = "03:00-04:00" | 6 | `at`: 02:30 is outside of `window`
@@ -273,21 +273,21 @@ job | spread = "13 h" | 6 | `spread`: "13 h": it must be at most 12 h
 job | alert_after = "1 day" | 6 | `alert_after`: it must be longer than 1 day, the time between two copies
 job | at = "Mon 02:30"\nalert_after = "7 days" | 7 | `alert_after`: it must be longer than 7 days, the time between two copies
 job | only_if_gateway_mac = "aa:bb" | 6 | `only_if_gateway_mac`: "aa:bb" is not a MAC address such as aa:bb:cc:dd:ee:ff
-job | only_if_interface = "a b" | 6 | `only_if_interface`: "a b" names no interface
+job | only_if_interface = "a b" | 6 | `only_if_interface`: "a b" is not the name of an interface
 job | keep_daily = 10001 | 6 | `keep_daily` must be a whole number up to 10000, or "all"
 job | keep_daily = "every" | 6 | `keep_daily` must be a whole number up to 10000, or "all"
 job | keep_last = 0\nkeep_daily = 0 | 6 | `keep_last`: all rules are 0; to remove nothing, write keep_last = "all"
 job | growth = "warm" | 6 | `growth`: "warm" is none of warn, stop, off; did you mean "warn"?
-job | growth_limit = "x" | 6 | `growth_limit`: "x": a size or a whole number such as 10x is needed
-job | change_limit = "101 %" | 6 | `change_limit`: "101 %": 1 % to 100 %, or off, is needed
+job | growth_limit = "x" | 6 | `growth_limit`: "x": write a size, or a factor such as 10x
+job | change_limit = "101 %" | 6 | `change_limit`: "101 %": write 1 % to 100 %, or off
 job | exclude_sample = "hom" | 6 | `exclude_sample`: "hom" is none of home, system; did you mean "home"?
-job | exclude = "~/x" | 6 | `exclude`: "~/x": '~' is not expanded here, so it matches nothing; write the whole path
-job | exclude = "./x" | 6 | `exclude`: "./x": no file is named '.' or '..', so it matches nothing; leave that part out
+job | exclude = "~/x" | 6 | `exclude`: "~/x": '~' is not expanded here, so it matches nothing; write the full path
+job | exclude = "./x" | 6 | `exclude`: "./x": no file is named '.' or '..', so it matches nothing; omit that part
 job | exclude_if_present = "a/b" | 6 | `exclude_if_present`: "a/b" is not the name of a file, without its folder
-job | healthchecks = "http://hc-ping.com/x" | 6 | `healthchecks`: http:// is only for this machine and for private addresses: write https://
+job | healthchecks = "http://hc-ping.com/x" | 6 | `healthchecks`: http:// is allowed only for this machine and for private addresses: write https://
 job | system_state = true | 6 | `system_state`: this version of sprat can't do that yet
 job_defaults | container = "nas" | 7 | `container` belongs in each [job.NAME], not in [job_defaults]
-job_defaults | keep_dayly = 3 | 7 | unknown key `keep_dayly` in [job_defaults]; did you mean "keep_daily"?
+job_defaults | keep_dayly = 3 | 7 | unknown setting `keep_dayly` in [job_defaults]; did you mean "keep_daily"?
 job_defaults | window = "x" | 7 | `window` must be like 22:00-06:00
 job.b | container = "nas" | 6 | [job.b] has no `sources`
 job.b | container = ["nas", "nas"]\nsources = "/x" | 7 | `container`: "nas" is named twice
@@ -303,7 +303,7 @@ container.b | target = "host:laptop.luks" | 6 | [container.b] has the target of 
 container.b |  | 6 | [container.b] has no `target`
 container.b | target = "x.luks" | 7 | `target`: "x.luks" must be ssh://…, host:path or an absolute path
 container.b | target = "/x.luks"\nkey_file = "/k"\npassphrase_file = "/p" | 6 | [container.b]: only one of key_file, passphrase_file, passphrase_command
-notify | on = ["failure", "digest"] | 7 | `on`: "digest" has a key of its own: `digest`
+notify | on = ["failure", "digest"] | 7 | `on`: "digest" has its own setting: `digest`
 notify | on = "failures" | 7 | `on`: "failures" is none of failure, incomplete, missing, overdue, damage, growth, change, held, space, config, clock, recovered; did you mean "failure"?
 notify | mail = "root" | 7 | `mail` must be like { to = "root@example.org" }
 notify | mail = { to = "-x" } | 7 | `mail`: `to`: "-x" is not a mail address
@@ -316,7 +316,7 @@ notify | digest = "monthly" | 7 | `digest`: "monthly" is none of never, daily, w
 notify | digest = "weekly"\ndigest_at = "08:00" | 8 | `digest_at`: a weekly digest needs one day and a time, such as Mon 08:00
 notify | metrics = "/x.txt" | 7 | `metrics` must be a file that ends in .prom
 watch.x | file = "/x" | 6 | [watch.x] has no `alert_after`
-watch.x | file = "/x"\nalert_after = "never" | 8 | `alert_after`: "never": a whole number with s, min, h, days or weeks behind it is needed
+watch.x | file = "/x"\nalert_after = "never" | 8 | `alert_after`: "never": write a whole number and a unit: s, min, h, days or weeks
 "#;
 
 #[test]
@@ -447,11 +447,11 @@ fn files_are_read_in_order_and_nothing_stands_in_two() {
     assert_eq!(
         shown(&twice.mistakes),
         [
-            "conf.d/a.toml:1: `ssh_command` stands in sprat.toml:1, too",
-            "conf.d/a.toml:2: [job.home] stands in sprat.toml:4, too",
-            "conf.d/a.toml:3: [container.nas] stands in sprat.toml:2, too",
-            "conf.d/a.toml:4: [notify] stands in sprat.toml:7, too",
-            "conf.d/b.toml:1: [job_defaults] stands in conf.d/a.toml:5, too",
+            "conf.d/a.toml:1: `ssh_command` is also in sprat.toml:1",
+            "conf.d/a.toml:2: [job.home] is also in sprat.toml:4",
+            "conf.d/a.toml:3: [container.nas] is also in sprat.toml:2",
+            "conf.d/a.toml:4: [notify] is also in sprat.toml:7",
+            "conf.d/b.toml:1: [job_defaults] is also in conf.d/a.toml:5",
         ]
     );
     assert!(!twice.notify_is_right());
@@ -483,12 +483,12 @@ fn doubtful_settings_are_warnings_only() {
         (
             "job",
             "exclude = \"*.iso \"",
-            "`exclude`: \"*.iso \" ends with a blank, which must match, too",
+            "`exclude`: \"*.iso \" ends with a space, and the pattern matches only names with this space",
         ),
         (
             "job",
             "exclude = \"/srv/x\"",
-            "`exclude`: \"/srv/x\" lies outside of all sources",
+            "`exclude`: \"/srv/x\" is outside of all sources",
         ),
         (
             "job",

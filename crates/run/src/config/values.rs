@@ -122,7 +122,7 @@ pub(super) fn text<'t>(value: &'t DeValue<'_>) -> Result<&'t str, Wrong> {
         return Err(Wrong::must(format!("be text in quotes, not {kind}")));
     };
     if text.contains('\0') {
-        return Err(Wrong::because("it holds a NUL character"));
+        return Err(Wrong::because("it has a NUL character in it"));
     }
     if text.is_empty() {
         return Err(Wrong::because("it is empty"));
@@ -177,7 +177,7 @@ pub(super) fn duration(
         return Err(wrong);
     }
     let time = text::parse_time(shown, "smhdw").map_err(|_| {
-        let why = "a whole number with s, min, h, days or weeks behind it is needed";
+        let why = "write a whole number and a unit: s, min, h, days or weeks";
         match shown.contains("month") || shown.contains("year") {
             true => wrong("months and years have no fixed length; write days or weeks"),
             false => wrong(why),
@@ -233,7 +233,7 @@ pub(super) fn size(value: &DeValue<'_>) -> Result<u64, Wrong> {
 pub(super) fn rate(value: &DeValue<'_>) -> Result<u64, Wrong> {
     let shown = text(value)?;
     let wrong = |why: &str| Wrong::because(format!("{shown:?}: {why}"));
-    let units = "it must be like 20 Mbit/s (kbit/s, Mbit/s, Gbit/s) or 2 MiB/s";
+    let units = "write a rate like 20 Mbit/s (kbit/s, Mbit/s, Gbit/s) or 2 MiB/s";
     let Some(amount) = shown.strip_suffix("/s") else {
         return Err(wrong(units));
     };
@@ -265,14 +265,14 @@ pub(super) fn rate(value: &DeValue<'_>) -> Result<u64, Wrong> {
 pub fn split_words(text: &str) -> Result<Words, String> {
     if let Some(found) = shell_character(text) {
         return Err(format!(
-            "no shell runs it, so {found:?} has no meaning; quote it, or write sh -c '…'"
+            "sprat runs it without a shell, so {found:?} has no meaning; quote it, or write sh -c '…'"
         ));
     }
     match shlex::split(text) {
         Some(words) if !words.is_empty() && !words[0].is_empty() => {
             Ok(words.into_iter().map(OsString::from).collect())
         }
-        Some(_) => Err("no command in it".to_owned()),
+        Some(_) => Err("it has no command in it".to_owned()),
         None => Err("a quote is not closed".to_owned()),
     }
 }
@@ -391,8 +391,8 @@ pub(super) fn absolute(value: &DeValue<'_>, home: Option<&Path>) -> Result<PathB
     match (shown.strip_prefix("~/"), home) {
         (Some(rest), Some(home)) => Ok(home.join(rest)),
         (Some(_), None) => Err(Wrong::because(format!(
-            "{shown:?} begins with ~/, and HOME is not set (a system service has none): write the \
-             whole path"
+            "{shown:?} begins with ~/, but HOME is not set (a system service has none): write the full \
+             path"
         ))),
         (None, _) if Path::new(shown).is_absolute() => Ok(PathBuf::from(shown)),
         (None, _) => Err(Wrong::because(format!("{shown:?} must begin with / or ~/"))),
@@ -533,7 +533,9 @@ pub(super) fn interface(value: &DeValue<'_>) -> Result<String, Wrong> {
     // dev_valid_name in net/core/dev.c: IFNAMSIZ is 16, with the zero at its end.
     let is_odd = |c: char| c == '/' || c == ':' || c.is_whitespace();
     if shown.len() > 15 || shown == "." || shown == ".." || shown.contains(is_odd) {
-        return Err(Wrong::because(format!("{shown:?} names no interface")));
+        return Err(Wrong::because(format!(
+            "{shown:?} is not the name of an interface"
+        )));
     }
     Ok(shown.to_owned())
 }
@@ -569,11 +571,13 @@ pub fn check_url(url: &str) -> Result<(), String> {
         None => host.split(':').next().unwrap_or_default(),
     };
     if host.is_empty() {
-        return Err("the URL names no host".to_owned());
+        return Err("the URL has no host".to_owned());
     }
     if is_http && !is_near(host) {
         return Err(
-            "http:// is only for this machine and for private addresses: write https://".to_owned(),
+            "http:// is allowed only for this machine and for private addresses: write \
+             https://"
+                .to_owned(),
         );
     }
     Ok(())

@@ -91,9 +91,8 @@ impl Job<'_> {
             endpoint.lease.verify(store)?;
             if !endpoint.lease.release(store, settled)? {
                 let text = format!(
-                    "the lock on {} stays: a session of this machine died while it wrote there, \
-                     and only another session can recover its writes. The next session on this \
-                     machine does that",
+                    "the lock on {} stays: a session of this machine died while it wrote there. The \
+                     next session on this machine recovers its writes and takes over the lock",
                     endpoint.options.target
                 );
                 observer.tell(&text, true);
@@ -200,8 +199,8 @@ impl Job<'_> {
         }
         if !locked {
             observer.tell(
-                "the source can't be locked (full disk, read-only account or no fsync): nobody may \
-                 write to it until this is over",
+                "the source can't be locked (full disk, read-only account or no fsync). Make sure that \
+                 nobody writes to it until the copy ends",
                 true,
             );
         }

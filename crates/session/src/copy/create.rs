@@ -23,7 +23,8 @@ use crate::{Exit, Failure};
 
 /// Why an earlier run is not continued: only one of the two runs had `--new-key`.
 const OTHER_KEY: &str = "an earlier run copied with another key (only one of the two runs had \
-    --new-key; a sheet that the earlier run showed opens nothing)";
+                         --new-key). Discard the sheet that the earlier run showed: its key opens \
+                         nothing";
 
 /// What an earlier run of this copy has left.
 enum Earlier {
@@ -103,11 +104,11 @@ impl Job<'_> {
                 return Err(Failure::from(&error));
             }
             Some(Err(error)) => error.to_string(),
-            None => "no key was given, and there is none in a file of this machine".to_owned(),
+            None => "no key was given, and this machine has no key file".to_owned(),
         };
         let text = format!(
-            "can't check whether {target} is in the newest state that this machine knows: {why}. \
-             The next command that opens the copy or the source checks it"
+            "can't check whether {target} is in the newest state that this machine knows: {why}. The \
+             next command that opens the copy or the source does this check"
         );
         observer.tell(&text, true);
         Ok(())
@@ -129,11 +130,10 @@ impl Job<'_> {
         let to = &self.options.destination.target;
         Err(Failure::new(
             Exit::Damaged,
-            format!("the server answered that {to} has its name, and it has not"),
+            format!("the server confirmed the renaming to {to}, but did not do it"),
         )
         .with_hint(
-            "Nothing was removed. The server there can't be relied on: check its disk and its \
-             software",
+            "nothing was removed. The server is not reliable: check its disk and its software",
         ))
     }
 
@@ -209,7 +209,10 @@ impl Job<'_> {
                 "{} was written to while it was copied",
                 self.options.source.target
             ))
-            .with_hint("the next run starts the copy over. Find out who writes to the source"));
+            .with_hint(
+                "the next run starts the copy from the beginning. Find out who writes to the \
+                        source",
+            ));
         }
         Ok(NewCopy {
             pins,
@@ -254,7 +257,10 @@ impl Job<'_> {
         match self.find_earlier(store, source, &identity)? {
             Earlier::Continues(file) => return Ok(file),
             Earlier::Outdated(why) => {
-                observer.tell(&format!("{why}, so the copy starts over"), why == OTHER_KEY);
+                observer.tell(
+                    &format!("{why}, so the copy starts from the beginning"),
+                    why == OTHER_KEY,
+                );
             }
             Earlier::Missing => {}
         }
@@ -299,7 +305,7 @@ impl Job<'_> {
         let name = self.unfinished_name(note)?;
         let there = stat_if_there(store, &name)?;
         if there.is_none_or(|stat| stat.len != identity.source_bytes) {
-            return Ok(Earlier::Outdated("what had been copied is gone"));
+            return Ok(Earlier::Outdated("the unfinished copy is gone"));
         }
         self.resumed_bytes = self.resumed_bytes.max(note.copied_bytes());
         let file = store.open(&name, Access::ReadWrite)?;
@@ -331,7 +337,7 @@ impl Job<'_> {
         if let Err(error) = self.paths(&self.options.destination, &pins).make_way() {
             observer.tell(
                 &format!(
-                    "this machine's state about an earlier {} may be taken for the copy's: {error}",
+                    "this machine may apply its notes about an earlier {} to the copy: {error}",
                     self.options.destination.target
                 ),
                 true,

@@ -20,9 +20,9 @@ const HOLES_READ: u64 = 16;
 /// Below this size a full read is not reported.
 const REPORT_BYTES_MIN: u64 = 1 << 30;
 /// The advice that follows.
-const KEY_HINT: &str = ". With the source's key (--key-file, --passphrase-file) only blocks that \
-    the file system inside uses are read: press Ctrl-C and run the same command with the key, it \
-    continues from here";
+const KEY_HINT: &str = ". With the source's key (--key-file, --passphrase-file) sprat reads only the \
+                        used blocks: press Ctrl-C and run the same command with the key; it continues \
+                        from here";
 /// How much is read to measure the speed of the connection.
 const RATE_BYTES: usize = 8 << 20;
 
@@ -50,7 +50,9 @@ pub(super) fn find(
         Some(opened) => match used_blocks::read(opened, file)? {
             UsedBlocks::Known(map) => return Ok((Some(map), HolesBy::FileSystem)),
             UsedBlocks::Unknown(reason) => (
-                format!("{why}; by the file system inside neither: {reason}"),
+                format!(
+                    "{why}; the file system in the container does not show it, either: {reason}"
+                ),
                 "",
             ),
         },
@@ -61,9 +63,8 @@ pub(super) fn find(
         let seconds = stat.len / rate.max(1);
         observer.tell(
             &format!(
-                "it is not known which parts of the source are in use ({why}), so all {} are \
-                 read. Blocks of zeros are not sent. At the current rate this takes about \
-                 {}{offer}",
+                "sprat does not know which blocks of the source are used ({why}), so it reads all {}. \
+                 It does not send blocks of zeros. At the current rate this takes about {}{offer}",
                 text::bytes(stat.len),
                 text::duration(Duration::from_secs(seconds)),
             ),

@@ -136,8 +136,7 @@ impl Endpoint {
         let Some(until) = until else { return Ok(()) };
         if self.connection.outlives_us() && Instant::now() < until {
             observer.tell(
-                "waiting until writes that were pending when a connection was lost can't arrive \
-                 any more",
+                "waiting until the pending writes of a lost connection can no longer arrive",
                 false,
             );
             interrupt.wait_until(until)?;
@@ -230,12 +229,13 @@ impl EndpointLease {
         }
         let target = &self.target;
         let what = format!(
-            "{target} was taken over from a session that may still have pending writes, or writes \
-             after the takeover were not compared yet"
+            "the lock of {target} was taken over: either the earlier session may still have pending \
+             writes, or the data written since was not compared yet"
         );
         Err(Failure::new(Exit::Locked, what).with_hint(format!(
-            "nothing was copied. Two and a quarter hours after the takeover run `sprat check {target}` \
-             or a backup on the machine that took it over, and then this again"
+            "nothing was copied. Wait until 2 hours and 15 minutes after the takeover. Then run `sprat \
+             check {target}` or a backup on the machine that took over the lock, and run this command \
+             again"
         )))
     }
 
@@ -372,8 +372,8 @@ pub(super) fn flush_folder(
 ) -> Result<(), StoreError> {
     if !store.try_flush_folder()? {
         observer.tell(
-            "this server can't make a rename durable at once; a crash of the server in the next \
-             seconds may undo it",
+            "this server can't make a rename durable at once: a crash of the server in the next seconds \
+             can undo the rename",
             false,
         );
     }

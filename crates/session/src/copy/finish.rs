@@ -289,7 +289,7 @@ impl Job<'_> {
     fn report_unmoved(&self, error: &std::io::Error, observer: &mut dyn CopyObserver) {
         observer.tell(
             &format!(
-                "kept headers and what `sprat status` shows stay under {}: {error}",
+                "saved headers and the notes for `sprat status` stay under {}: {error}",
                 self.options.source.target
             ),
             true,

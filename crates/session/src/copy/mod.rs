@@ -317,10 +317,10 @@ impl Job<'_> {
             return failure;
         }
         let state = if self.source_removed {
-            "the copy is complete and durable, and the source is removed. Run the same command \
-             again: it cleans up"
+            "the copy is complete and durable, and the source was removed. Run the same command again: \
+             it cleans up"
         } else if self.removing {
-            "the copy is complete and durable, and the source is removed or about to be. Run the \
+            "the copy is complete and durable, and the source was removed or is being removed. Run the \
              same command again: it finishes"
         } else {
             "the source is unchanged. Run the same command again: it continues where this one \

@@ -201,13 +201,13 @@ impl Job<'_> {
             let failure = Failure::new(
                 Exit::Damaged,
                 format!(
-                    "{} is another container than the one with which this copy began",
+                    "{} is not the container with which this copy began",
                     self.options.source.target
                 ),
             );
             return Err(self.with_final_hint(failure.with_hint(
-                "nothing was removed, and the copy got no name. Another file was put in the source's \
-                 place while the connection was lost: find out why before you run this again",
+                "nothing was removed, and the copy is unfinished. Another file replaced the source \
+                 while the connection was lost. Find out why before you run the command again",
             )));
         }
         let Some(secret) = &self.options.source_key else {
@@ -225,8 +225,8 @@ impl Job<'_> {
             Failure::from(&error)
                 .context("the new key of this copy was made with another key of the source")
                 .with_hint(format!(
-                    "nothing was changed. Use the key with which the copy began; or remove the \
-                     unfinished file and {}, and run this again",
+                    "nothing was changed. Use the key with which the copy began. Or delete the \
+                     unfinished file and {}, and run the command again",
                     note_path.display()
                 ))
         })?;
@@ -276,13 +276,13 @@ impl Job<'_> {
         self.interrupt.check()?;
         if self.header_path().exists() {
             observer.tell(
-                "a sheet that an earlier, unfinished run of this copy showed does not open this copy: \
-                 throw it away",
+                "discard the sheet that an earlier, unfinished run of this copy showed: its key does \
+                 not open this copy",
                 true,
             );
         }
         let recovery = RecoveryKey::generate()
-            .map_err(|error| Failure::from(&error).context("can't make a recovery key"))?;
+            .map_err(|error| Failure::from(&error).context("can't create a recovery key"))?;
         let secrets = [
             (Secret::key_file(secret.expose().to_vec()), options.kind),
             (recovery.secret(), SlotKind::Recovery),
@@ -306,11 +306,11 @@ impl Job<'_> {
         })?;
         let path = self.header_path();
         local_file::replace(&path, |file| file.write_all(&header.image)).map_err(|error| {
-            Failure::failed(format!("can't keep the new header in {}", path.display()))
+            Failure::failed(format!("can't save the new header in {}", path.display()))
                 .caused_by(&error)
                 .with_hint(
-                    "free space in the state folder, or make it writable. The sheet that was \
-                     shown opens nothing: throw it away",
+                    "free space on the disk of the state folder, or make the folder writable. Discard \
+                     the sheet that was shown: its key opens nothing",
                 )
         })?;
         Ok(header)
@@ -361,12 +361,12 @@ impl Job<'_> {
         if there != here || FileSystemState::read(&here, file_bytes).is_none() {
             let failure = Failure::new(
                 Exit::Damaged,
-                "the copy does not open to the file system that the source opens to",
+                "the file system in the copy is not the one in the source",
             );
             return Err(self.with_final_hint(failure.with_hint(
-                "the copy got no name, and the source is unchanged. This machine's memory or the \
-                 server may be faulty: check both, remove the unfinished file there and run the \
-                 same command again",
+                "the copy is unfinished, and the source is unchanged. This machine's memory or the \
+                 server may be faulty. Check both, delete the unfinished file and run the same command \
+                 again",
             )));
         }
         let [from, to] = [&self.options.source, &self.options.destination];
@@ -393,10 +393,10 @@ fn check_geometry(source: &Source) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::failed(
-        "this container can't be copied with a new key: it was not made by sprat, and its data begin \
-         elsewhere or do not end with a whole block of 4096 bytes",
+        "this container can't be copied with a new key: sprat did not create it, and its data begins at \
+         another offset or does not end with a full block of 4096 bytes",
     )
-    .with_hint("nothing was changed. Make a new container with `sprat init`, and back up into it"))
+    .with_hint("nothing was changed. Create a new container with `sprat init`, and back up into it"))
 }
 
 /// The beginning of the file up to the last byte that is used.

@@ -23,8 +23,8 @@ impl Job<'_> {
                 format!("nothing was changed: {hint}")
             }
             Some(_) => format!(
-                "nothing was changed. {to} is there: the move is complete, or the source's disk \
-                 isn't mounted. Check the copy with `sprat snapshots`"
+                "nothing was changed. {to} is there. Either the move is complete, or the source's disk \
+                 is not mounted. Check the copy with `sprat snapshots`"
             ),
         };
         Failure::new(Exit::NoContainer, format!("there is no container {from}")).with_hint(hint)
@@ -36,8 +36,8 @@ impl Job<'_> {
             self.options.destination.target
         ))
         .with_hint(
-            "copy never overwrites, and nothing was changed. Choose another name, or remove that \
-             file yourself if you are sure",
+            "nothing was changed: `sprat copy` never overwrites a file. Choose another name, or delete \
+             that file yourself if you are sure",
         )
     }
 
@@ -61,23 +61,23 @@ impl Job<'_> {
             &self.options.destination.target,
         );
         Failure::failed(format!(
-            "{from} was written to after it had been copied to {to}"
+            "{from} was changed after it had been copied to {to}"
         ))
         .with_hint(
-            "nothing was removed. The copy had been read back, but is older than the source. \
-             Check both with `sprat snapshots`. To have the newer state there, remove the older \
-             copy yourself and run the same command again",
+            "nothing was removed. The copy was read back, but is older than the source. Check both with \
+             `sprat snapshots`. To copy the newer state, delete the older copy yourself and run the \
+             same command again",
         )
     }
 
     pub(super) fn not_what_was_copied(&self) -> Failure {
         let to = &self.options.destination.target;
         Failure::failed(format!(
-            "{to} is not what was copied: it was written to since, is damaged, or is another file"
+            "{to} is not the copy that was made: it was changed later, is damaged, or is another file"
         ))
         .with_hint(
-            "nothing was removed, and the source is unchanged since it was copied. Check both \
-             with `sprat snapshots`, and remove the one yourself that you don't want",
+            "nothing was removed, and the source is unchanged since the copy. Check both with `sprat \
+             snapshots`, and delete the one that you don't want",
         )
     }
 
@@ -115,7 +115,7 @@ pub(super) fn check_writable(endpoint: &Endpoint, store: &dyn Store) -> Result<(
             "{} can't make data durable: it has no fsync@openssh.com",
             store.describe()
         ))
-        .with_hint("nothing was changed. Insist with --allow-no-fsync"));
+        .with_hint("nothing was changed. To copy anyway, add --allow-no-fsync"));
     }
     match store.free_space() {
         Ok(space) if space.read_only => Err(Failure::failed(format!(
@@ -133,7 +133,7 @@ pub(super) fn too_little_space(left: CopyLeft, available: u64) -> Failure {
         CopyLeft::AtMost(bytes) => format!("up to {} are", text::bytes(bytes)),
     };
     Failure::failed(format!(
-        "the destination has {} left and {left} still to be copied",
+        "the destination has {} free, and {left} still to be copied",
         text::bytes(available),
     ))
     .with_hint("free space there")
@@ -159,17 +159,17 @@ pub(super) fn of_copy(error: &CopyError) -> Failure {
         CopyError::Source(source) if is_unreadable(error) => Failure::from(source)
             .context("a part of the source can't be read")
             .with_hint(
-                "the source is unchanged, and what had arrived is kept. The source's disk may be \
-                 failing: the same command would stop at the same place. First restore what can \
-                 be read, with `sprat restore`. Then save the file to a good disk with \
-                 `ddrescue`, which skips what can't be read, and run `sprat check --read-data` to \
-                 see what is missing in it",
+                "the source is unchanged, and the copied part is kept. The source's disk may be \
+                 failing: the same command would stop at the same place. First restore the files that \
+                 can be read, with `sprat restore`. Then copy the container file to a good disk with \
+                 `ddrescue`, which skips unreadable blocks, and run `sprat check --read-data` on the \
+                 copy to see which files are damaged",
             ),
         CopyError::Source(source) | CopyError::Destination(source) => {
             Failure::from(source).context(error.to_string())
         }
         CopyError::Differs { .. } => Failure::new(Exit::Damaged, error.to_string()).with_hint(
-            "the destination's disk or its way there is faulty: don't keep backups there",
+            "the destination's disk, or the connection to it, is faulty: don't keep backups there",
         ),
         CopyError::Stopped => Failure::interrupted(),
         other => {

@@ -108,7 +108,7 @@ impl<'a> PlainVolume<'a> {
             Some(last) if last.end > len => {
                 Err("the file system is larger than the container".to_owned())
             }
-            None => Err("the file system holds nothing".to_owned()),
+            None => Err("the file system is empty".to_owned()),
             _ => Ok(ranges),
         }
     }

@@ -77,7 +77,7 @@ fn volume(checked: &ServerCheck<'_>) -> Option<Finding> {
     let room = seen.room;
     let what = format!("{}: volume", checked.name);
     let detail = format!(
-        "{} and {} free at the last session",
+        "{} and {} were free at the end of the last session",
         text::bytes(room.available_bytes),
         text::counted(room.free_inodes, "file", "files")
     );
@@ -96,7 +96,7 @@ fn connections(checked: &ServerCheck<'_>) -> Option<Finding> {
     }
     let detail = match checked.connections {
         1 => "1".to_owned(),
-        most => format!("1, and up to {most} while there is much to send or read"),
+        most => format!("1; up to {most} when there is much data to send or read"),
     };
     let what = format!("{}: connections", checked.name);
     Some(Finding::new(what, State::Fine, detail))
@@ -113,8 +113,8 @@ fn fsync(name: &str, checked: &ServerCheck<'_>, store: &dyn Store) -> Finding {
         State::Missing
     };
     Finding::new(what, state, "the server can't make writes durable").hint(
-        "an OpenSSH server can (fsync@openssh.com); --allow-no-fsync writes all the same, \
-         and a crash of the server may then lose the container",
+        "use an OpenSSH server (fsync@openssh.com). With --allow-no-fsync sprat writes anyway, but a \
+         crash of the server can destroy the container",
     )
 }
 
@@ -136,7 +136,7 @@ fn space(name: &str, container: Option<&FileStat>, store: &dyn Store) -> Finding
     match store.free_space() {
         Ok(space) if space.read_only => {
             Finding::new(what, State::Weak, "the server's file system is read-only")
-                .hint("restore and mount work; backup does not")
+                .hint("`restore` and `mount` work; `backup` does not")
         }
         Ok(space) => {
             let mut detail = format!(
@@ -151,21 +151,24 @@ fn space(name: &str, container: Option<&FileStat>, store: &dyn Store) -> Finding
                     Some(taken) => {
                         format!("; the container takes {} of {limit}", text::bytes(taken))
                     }
-                    None => format!("; the container may grow to {limit}"),
+                    None => format!("; the container can grow to {limit}"),
                 });
             }
             if space.available_bytes < LOW_BYTES {
                 return Finding::new(what, State::Weak, detail)
-                    .hint("make room there, or with `sprat prune` and `sprat trim`");
+                    .hint("free space on the server, or run `sprat prune` and `sprat trim`");
             }
             Finding::new(what, State::Fine, detail)
         }
         Err(StoreError::Unsupported { .. }) => Finding::new(
             what,
             State::Weak,
-            "the server doesn't tell its free space (no statvfs@openssh.com)",
+            "the server doesn't report its free space (no statvfs@openssh.com)",
         )
-        .hint("nobody warns before its disk is full: watch the room there by other means"),
+        .hint(
+            "sprat can't warn before the disk is full: monitor the free space on the server in \
+               another way",
+        ),
         Err(error) => Finding::failed(what, &Failure::from(error)),
     }
 }
@@ -188,14 +191,14 @@ fn reserve(checked: &ServerCheck<'_>, store: &dyn Store) -> Option<Finding> {
     let missing = match found {
         Err(failure) => return Some(Finding::failed(what, &failure)),
         Ok(Some(len)) if len >= wanted_bytes => {
-            let detail = format!("{size} are kept, so that pruning works on a full disk");
+            let detail = format!("{size} are reserved, so that `sprat prune` works on a full disk");
             return Some(Finding::new(what, State::Fine, detail));
         }
-        Ok(Some(len)) => format!("only {} of {size} are there", text::bytes(len)),
-        Ok(None) => "missing: on a full disk even pruning may not work".to_owned(),
+        Ok(Some(len)) => format!("only {} of {size} are reserved", text::bytes(len)),
+        Ok(None) => "missing: on a full disk even `sprat prune` may not work".to_owned(),
     };
     Some(Finding::new(what, State::Weak, missing).hint(format!(
-        "the next backup makes it at its end, if {} are free on the server then",
+        "the next backup creates it at the end, if {} are free on the server",
         text::bytes(wanted_bytes.saturating_mul(FREE_TIMES))
     )))
 }
@@ -205,8 +208,8 @@ fn lock_state(name: &str, checked: &ServerCheck<'_>, store: &dyn Store) -> Findi
     match lock::inspect(store, &checked.target.name, None).map(|found| found.held) {
         Ok(None) => Finding::new(what, State::Fine, "not locked"),
         Ok(Some(info)) => Finding::new(what, State::Weak, format!("locked by {}", info.file)).hint(
-            "a backup is running, or one died; on the machine where it died the next run \
-                 takes over, elsewhere `sprat unlock` does",
+            "either a backup is running, or it died. If it died on this machine, the next run takes \
+             over; if it died elsewhere, run `sprat unlock`",
         ),
         Err(error) => Finding::failed(what, &Failure::from(&error)),
     }
@@ -229,13 +232,13 @@ fn container(checked: &ServerCheck<'_>, store: &dyn Store) -> Finding {
         let known = match identity::policy(checked.state_dir, checked.target, fingerprint)? {
             IdentityPolicy::Known(pins) => {
                 header.check_pins(&pins)?;
-                "as pinned here"
+                "known to this machine"
             }
             IdentityPolicy::Expect(typed) => {
                 header.check_fingerprint(&typed)?;
-                "as on the sheet"
+                "equal to the given fingerprint"
             }
-            IdentityPolicy::TrustOnce => "not pinned here yet",
+            IdentityPolicy::TrustOnce => "not yet known to this machine",
         };
         Ok::<_, Failure>((header, known, kernel_only))
     })();
@@ -255,8 +258,8 @@ fn container(checked: &ServerCheck<'_>, store: &dyn Store) -> Finding {
             );
             if let Some(why) = kernel_only {
                 return Finding::new(what, State::Weak, format!("{detail}; {why}")).hint(
-                    "use it where the line \"dm-crypt\" above says that kernel mode works, without \
-                     --mode user",
+                    "use this container on a machine where the line \"dm-crypt\" above shows kernel \
+                     mode, without --mode user",
                 );
             }
             if header.copies().is_none_or(Copies::both_good) {
@@ -267,7 +270,7 @@ fn container(checked: &ServerCheck<'_>, store: &dyn Store) -> Finding {
                 State::Weak,
                 format!("{detail}; one header copy is damaged"),
             )
-            .hint("the data is whole; repair the header soon (`cryptsetup repair`)")
+            .hint("the data is complete. To repair the header, run `sprat key header-restore`")
         }
     }
 }

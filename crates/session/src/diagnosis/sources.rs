@@ -15,11 +15,11 @@ pub fn sources(spec: &SnapshotSpec) -> Vec<Finding> {
     for (path, hint) in spec
         .sources
         .iter()
-        .map(|path| (path, "mount its disk, or take it out of the job"))
+        .map(|path| (path, "mount its disk, or remove it from the job"))
         .chain(spec.exclude_from.iter().map(|path| {
             (
                 path,
-                "make the file with patterns, or take it out of the job",
+                "create the file with patterns, or remove it from the job",
             )
         }))
     {
@@ -43,8 +43,8 @@ pub fn sources(spec: &SnapshotSpec) -> Vec<Finding> {
         {
             let finding = Finding::new(&what, State::Missing, error.to_string());
             findings.push(finding.hint(
-                "a backup refuses it: mount its disk, take it out of the job, or, for an empty \
-                 folder, put allow_empty = true into the job",
+                "a backup refuses this source. Mount its disk, or remove it from the job. If it is \
+                 meant to be empty, set allow_empty = true in the job",
             ));
         }
     }

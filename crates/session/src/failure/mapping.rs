@@ -73,8 +73,8 @@ impl From<&StoreError> for Failure {
         let hint = match error.kind() {
             // What a machine backs up, and what it knows of its containers, is root's.
             StoreErrorKind::PermissionDenied if !rustix::process::geteuid().is_root() => Some(
-                "nothing was changed. Run it as root. Where that is not it, check who owns the folder, and \
-                 whether the account may write",
+                "nothing was changed. Run the command as root. If you are root: check who owns the \
+                 folder, and whether the account may write to it",
             ),
             kind => store_hint(kind),
         };
@@ -85,22 +85,22 @@ impl From<&StoreError> for Failure {
 fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
     Some(match kind {
         StoreErrorKind::NotFound => {
-            "nothing was changed. Check the path, and whether its disk is mounted there; sprat \
-             makes no folders on a server"
+            "nothing was changed. Check the path, and whether its disk is mounted on the server; sprat \
+             creates no folders on a server"
         }
         StoreErrorKind::NoSpace => {
-            "finished snapshots are unharmed. Make room on the server. If NAME.luks.reserve is \
-             there, `sprat prune` works on a full disk, too. Then run the same command again: it \
+            "finished snapshots are unharmed. Free space on the server. If NAME.luks.reserve exists \
+             there, `sprat prune` works even on a full disk. Then run the same command again: it \
              continues where it stopped"
         }
         StoreErrorKind::ReadOnly => {
-            "finished snapshots are unharmed. The server's file system is mounted read-only. A \
-             kernel does that by itself after a disk error. Check the server (dmesg, mount) \
-             before the next backup. `restore` and `mount` still work"
+            "finished snapshots are unharmed. The server's file system is mounted read-only. The kernel \
+             does this after a disk error. Check the server (dmesg, mount) before the next backup. \
+             `restore` and `mount` still work"
         }
         StoreErrorKind::PermissionDenied => {
-            "nothing was changed. Check who owns the folder and whether the account may write; \
-             `restore` and `mount` also work on a read-only account"
+            "nothing was changed. Check who owns the folder, and whether the account may write to it. \
+             `restore` and `mount` also work with an account that may only read"
         }
         StoreErrorKind::NotRegular => {
             "sprat opens regular files only and never follows a link on the server"
@@ -114,28 +114,30 @@ fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
              stopped"
         }
         StoreErrorKind::Elsewhere => {
-            "the server's name seems to stand for several machines that don't show the same files. Finished \
-             snapshots are unharmed. Name one of these machines as the target; or let ssh send all sessions \
-             over one connection (ControlMaster, ControlPath and ControlPersist in ssh_config(5))"
+            "finished snapshots are unharmed. The server's name stands for several machines, which \
+             don't show the same files. Use the name of one of these machines in the target. Or let ssh \
+             send all sessions over one connection (ControlMaster, ControlPath and ControlPersist in \
+             ssh_config(5))"
         }
         StoreErrorKind::Unreachable => {
-            "check that `sftp HOST` works from this account without asking for anything"
+            "check that `sftp HOST` works from this account without a question"
         }
         StoreErrorKind::ProgramMissing => {
-            "nothing was changed. Install it with your package manager (openssh-client), or name another \
-             one with --ssh-command"
+            "nothing was changed. Install the program with your package manager (openssh-client), or \
+             give another one with --ssh-command"
         }
         StoreErrorKind::LoginRefused => {
             "sprat never asks for passwords or passphrases of ssh. Add this account's public key to the \
-             server's authorized_keys, or name a key with --ssh-command 'ssh -i FILE'. A key with a \
-             passphrase works only from an agent (ssh-add), which a timer does not have: make one without"
+             server's authorized_keys, or give a key with --ssh-command 'ssh -i FILE'. A key with a \
+             passphrase needs an agent (ssh-add), and a timer has no agent: use a key without a \
+             passphrase"
         }
         StoreErrorKind::HostKey => {
-            "nothing was sent. Get the fingerprint of the server's key in another way (its \
-             provider, its console) and compare it. If it is the same: for a server that is new \
-             here, log in once with `ssh HOST`; for one whose key was changed, remove the old \
-             key first (`ssh-keygen -R HOST`). If nobody knows why it changed, stop: somebody \
-             else may answer"
+            "nothing was sent. Get the fingerprint of the server's key in another way (from its \
+             provider, at its console), and compare. If the fingerprints are equal and the server is \
+             new to this machine, log in once with `sftp HOST`. If they are equal and the server's key \
+             was changed, first remove the old key: `ssh-keygen -R HOST`. If nobody knows why the key \
+             changed, stop: another machine may answer in place of the server"
         }
         _ => return None,
     })
@@ -193,21 +195,24 @@ impl From<&LuksError> for Failure {
 
 fn luks_hint(error: &LuksError) -> Option<&'static str> {
     Some(match error {
-        LuksError::NotLuks => "nothing was changed. Check the path: that file is no container",
+        LuksError::NotLuks => {
+            "nothing was changed. Check the path: the file there is not a container"
+        }
         LuksError::Luks1 | LuksError::KernelOnly { .. } => {
-            "nothing was changed. Use it on a machine whose kernel has dm-crypt (`sprat doctor` \
-             reports it), without --mode user"
+            "nothing was changed. Use this container on a machine whose kernel has dm-crypt (`sprat \
+             doctor` shows that), without --mode user"
         }
         LuksError::Unsupported { .. } => {
-            "nothing was changed. cryptsetup itself may open it, if the kernel has dm-crypt"
+            "nothing was changed. If the kernel has dm-crypt, try to open the container with cryptsetup"
         }
         LuksError::WrongSecret { .. } => {
-            "nothing was changed. Check which key file or passphrase belongs to this container; \
-             the recovery key on the sheet opens it too, given as a passphrase"
+            "nothing was changed. Check which key file or passphrase belongs to this container. The \
+             recovery key on the sheet opens it, too: write the key to a file, and give \
+             --passphrase-file FILE"
         }
         LuksError::HeaderDamaged { .. } => {
-            "nothing was changed. The header is damaged, the data may be intact. Restore a \
-             header backup, if you have one"
+            "nothing was changed. The header is damaged, but the data may be intact. If you have a \
+             header backup, restore it: `sprat key header-restore`"
         }
         LuksError::Truncated { .. } => {
             "nothing was changed. Don't write to the file. Search the server for an intact copy \
@@ -217,35 +222,35 @@ fn luks_hint(error: &LuksError) -> Option<&'static str> {
             field: "fingerprint",
             ..
         } => {
-            "nothing was sent and no key was used. Compare what was typed with the sheet. If it \
-             is right, somebody changed the container on the server, or it is another one. Find \
-             out which before you continue"
+            "nothing was sent and no key was used. Compare the given fingerprint with the sheet. If it \
+             is right, either somebody changed the container on the server, or it is another container. \
+             Find out which before you continue"
         }
         LuksError::Pin { .. } | LuksError::Refused { .. } | LuksError::Invalid { .. } => {
-            "nothing was sent and no key was used. Somebody changed the container on the server, \
-             or it is another one. Find out which before you continue"
+            "nothing was sent and no key was used. Either somebody changed the container on the server, \
+             or it is another container. Find out which before you continue"
         }
         LuksError::OlderHeader { .. } => {
-            "nothing was sent and no key was used. The server shows a header that was replaced, \
-             and removed keys may open it. Or another machine wrote back a kept one. Find out \
-             which. Then `sprat key header-restore` writes back the header that this machine \
-             keeps, so that every machine accepts it"
+            "nothing was sent and no key was used. The server shows an old header, which removed keys \
+             can open. Either the server did that, or another machine restored a saved header. Find out \
+             which. Then run `sprat key header-restore`: it restores the header that this machine has \
+             saved, so that every machine accepts it"
         }
         LuksError::Sequence { .. } => {
-            "nothing was sent and no key was used. Somebody changed the header on the server, so \
-             that a later change of keys would make removed keys valid again. `sprat key \
-             header-restore` writes back the header that this machine keeps"
+            "nothing was sent and no key was used. Somebody changed the header's sequence number on the \
+             server. With this number, removed keys could become valid again. Run `sprat key \
+             header-restore`: it restores the header that this machine has saved"
         }
         LuksError::KdfTooCostly { .. } => {
-            "nothing was changed. The server may have changed the header to exhaust this machine"
+            "nothing was changed. The server may have changed the header to overload this machine"
         }
         LuksError::KdfBudget { .. } => {
-            "nothing was changed. The slots with the least work are tried first. Open the container \
-             with a key of such a slot, a key file for example; or remove slots that nobody uses"
+            "nothing was changed. sprat tries the cheapest slots first. Use the key of such a slot, for \
+             example a key file; or remove slots that nobody uses"
         }
         LuksError::NoMemory { .. } => {
-            "nothing was changed. Free memory, or open the container with a key of another slot; a \
-             recovery key of sprat's needs 64 MiB"
+            "nothing was changed. Free some memory, or use another key. A recovery key of sprat needs \
+             only 64 MiB of memory"
         }
         _ => return None,
     })
@@ -257,9 +262,9 @@ impl Failure {
         let failure = Self::from(error);
         match error {
             LuksError::Luks1 | LuksError::KernelOnly { .. } => failure.with_hint(
-                "nothing was changed. Backups work if the kernel has dm-crypt. Change its keys \
-                 and its header with cryptsetup: luksAddKey, luksRemoveKey, luksHeaderBackup, on \
-                 the server's file while no backup runs",
+                "nothing was changed. Backups work if the kernel has dm-crypt. Change the keys and the \
+                 header of this container with cryptsetup (luksAddKey, luksRemoveKey, luksHeaderBackup) \
+                 on the file on the server, while no backup runs",
             ),
             _ => failure,
         }
@@ -274,69 +279,71 @@ impl From<&LockError> for Failure {
             }
             LockError::Journal { .. } => (
                 Exit::Failed,
-                "nothing was changed on the server. sprat's folder on this machine must be \
-                 writable and have room. SPRAT_STATE_DIR or --state-dir names another one",
+                "nothing was changed on the server. sprat's state folder on this machine must be \
+                 writable, and its disk must have free space. SPRAT_STATE_DIR sets another folder",
             ),
             LockError::HeldHere { .. } => (
                 Exit::Locked,
-                "nothing was changed. Wait for the other run to end, or `sprat umount` what is \
-                 mounted",
+                "nothing was changed. Wait for the other run to end. If the container is mounted, run \
+                 `sprat umount`",
             ),
             LockError::HeldElsewhere { .. } => (
                 Exit::Locked,
                 "nothing was changed. If the other machine is dead, asleep or lost, run `sprat \
-                 unlock`. It takes the lock over, and waits up to 2 hours and 15 minutes until \
-                 nothing of the other session can arrive any more. If the account may only read, \
-                 restore with --ignore-lock",
+                 unlock`. It takes over the lock, then waits up to 2 hours and 15 minutes until no data \
+                 of the other session can arrive any more. An account that may only read can't unlock: \
+                 if the other machine is gone for good, restore with --ignore-lock",
             ),
             LockError::Waiting { .. } => (
                 Exit::Locked,
-                "nothing was changed. Run `sprat unlock`: it waits until nothing of that session \
-                 can arrive any more. If the account may only read, restore with --ignore-lock",
+                "nothing was changed. Run `sprat unlock`: it waits until no data of that session can \
+                 arrive any more. An account that may only read can't unlock: if the other machine is \
+                 gone for good, restore with --ignore-lock",
             ),
             LockError::Unlisted { .. } => (
                 Exit::Failed,
-                "no data was changed. Such a server shows new files only when they are closed \
-                 (ProFTPD: HiddenStores off). Change that, or use another server",
+                "no data was changed. This server hides new files until they are closed. In ProFTPD, \
+                 set `HiddenStores off`; or use another server",
             ),
             LockError::NotKept { unused, .. } => (
                 Exit::Damaged,
                 match unused {
                     true => {
-                        "nothing was sent to the container. No other session wrote there: a \
-                         server that damages one file may damage others. Find out what is wrong \
-                         with it or its disk, then run `sprat check --read-data`"
+                        "nothing was sent to the container. No other session writes to this lock file, \
+                         so the server damaged it. The server may damage other files, too. Find out \
+                         what is wrong with the server or its disk, then run `sprat check --read-data`"
                     }
                     false => {
-                        "nothing more is sent. No other session wrote there: a server that \
-                         damages one file may have damaged what this session sent, too. Find out \
-                         what is wrong with it or its disk, then run `sprat check --read-data` \
-                         before the next backup"
+                        "sprat sends nothing more. No other session writes to this lock file, so the \
+                         server damaged it. The server may have damaged the data of this session, too. \
+                         Find out what is wrong with the server or its disk, then run `sprat check \
+                         --read-data` before the next backup"
                     }
                 },
             ),
             LockError::Lost { .. } => (
                 Exit::Locked,
-                "nothing more is sent. What was on its way may have arrived after the other \
-                 session began. Each later run compares what that session wrote, and reports \
-                 differences. Find out who took the lock, then run the same command again",
+                "sprat sends nothing more. Data of this session may have arrived after the other \
+                 session began. Each later run checks whether it has overwritten data of the other \
+                 session, and reports that. Find out who took over the lock, then run the same command \
+                 again",
             ),
             LockError::TakenMeanwhile { .. } => (
                 Exit::Locked,
-                "what was read may be a mixture of two states. So may files that were already \
-                 restored. This session changed nothing on the server. Run the same command \
+                "the data that was read may be a mixture of two states, and so may the files that were \
+                 already restored. This session changed nothing on the server. Run the same command \
                  again when the other session has ended",
             ),
             LockError::Disturbed { .. } => (
                 Exit::Locked,
-                "what was read may be a mixture of two states. So may files that were already \
-                 restored. This session changed nothing on the server. Run the same command \
+                "the data that was read may be a mixture of two states, and so may the files that were \
+                 already restored. This session changed nothing on the server. Run the same command \
                  again",
             ),
             LockError::Renewed { .. } => (
                 Exit::Locked,
-                "nothing was changed. Stop that session, or use --force if you know that it \
-                 can't write any more",
+                "nothing was changed. Stop that session. If you know that it can't write any more, use \
+                 --force",
             ),
             _ => (Exit::Failed, "finished snapshots are unharmed"),
         };
@@ -376,39 +383,40 @@ impl From<&VolumeError> for Failure {
             VolumeError::CacheDiffers { .. } => (
                 Exit::Damaged,
                 Some(
-                    "nothing was written. The server shows other data than this machine left \
-                     there: its disk is damaged, it lost what it had reported as durable, or it \
-                     shows an older copy. The local cache of the container is discarded. `sprat \
-                     check --read-data` reports which files are damaged",
+                    "nothing was written. The server shows other data than this machine wrote. Either \
+                     the server's disk is damaged, or the server lost data that it had reported as \
+                     durable, or it shows an older copy. The local cache of the container was \
+                     discarded. Run `sprat check --read-data` to see which files are damaged",
                 ),
             ),
             VolumeError::ForeignWrite { .. } => (
                 Exit::Damaged,
                 Some(
-                    "something else writes to the container. Find it before the next run; then \
-                     run `e2fsck -fn` on the volume",
+                    "another program writes to the container. Find it before the next run; then run \
+                     `sprat check`",
                 ),
             ),
             VolumeError::LostDurable { .. } => (
                 Exit::Damaged,
                 Some(
-                    "nothing more was sent. The server answered that these bytes are on its \
-                     disk, and now they are not. Either it lost power with a cache that keeps \
-                     nothing, or it was reset to an older state. What was written in the last \
-                     minutes before that is damaged or gone, snapshots too. Find out what \
-                     happened to the server, then run `sprat check --read-data` before the next \
-                     backup",
+                    "nothing more was sent. The server had confirmed that these bytes are on its disk, \
+                     but they are not. Either the server lost power and its disk cache lost data, or \
+                     the server was reset to an older state. Data that was written in the minutes \
+                     before is damaged or gone, snapshots included. Find out what happened to the \
+                     server, then run `sprat check --read-data` before the next backup",
                 ),
             ),
             VolumeError::Overlay { .. } | VolumeError::OverlayFull { .. } => (
                 Exit::Failed,
-                Some("nothing on the server was changed; make room in the state folder"),
+                Some(
+                    "nothing on the server was changed. Free space on the disk of the state folder",
+                ),
             ),
             VolumeError::Cache { .. } => (
                 Exit::Failed,
                 Some(
-                    "nothing on the server was changed. The local cache would be out of date \
-                     after this run. Remove the container's folder in the cache folder \
+                    "nothing on the server was changed. sprat can't mark the local cache as outdated, \
+                     which this run would make it. Remove the container's folder in the cache folder \
                      (/var/cache/sprat, or SPRAT_CACHE_DIR), then run the command again",
                 ),
             ),
@@ -422,18 +430,18 @@ impl From<&VolumeError> for Failure {
 impl From<&AttachError> for Failure {
     fn from(error: &AttachError) -> Self {
         let hint = match error {
-            AttachError::NotRoot { .. } => Some("run it as root (sudo)"),
+            AttachError::NotRoot { .. } => Some("run the command as root (sudo)"),
             AttachError::Busy { .. } => Some(
-                "it stays mounted. End these programs, or leave the folder in them, then run the \
-                 same command again",
+                "the folder stays mounted. End these programs, or change their working folder (cd). \
+                 Then run the same command again",
             ),
             AttachError::StillHeld { .. } => Some(
-                "what is written there still reaches the server. End these programs, or unmount it there \
-                 (in another mount namespace: `nsenter -t PID -m umount DIR`), then run the same command \
-                 again",
+                "files that are written there still reach the server. End these programs. If the volume \
+                 is mounted in another mount namespace, unmount it there: `nsenter -t PID -m umount \
+                 DIR`. Then run the same command again",
             ),
             AttachError::NoFuse { .. } | AttachError::NoLoop { .. } => {
-                Some("`sprat doctor` reports what this machine lacks")
+                Some("run `sprat doctor` to see what this machine lacks")
             }
             AttachError::NoDmCrypt { .. } => Some(
                 "nothing was changed. Omit --mode: user mode opens and writes the same container \
@@ -444,19 +452,19 @@ impl From<&AttachError> for Failure {
                  before the chroot. Finished snapshots are unharmed",
             ),
             AttachError::CryptMap { .. } => Some(
-                "finished snapshots are unharmed. `--mode user` does without the kernel's dm-crypt",
+                "finished snapshots are unharmed. --mode user works without the kernel's dm-crypt",
             ),
             AttachError::ProgramMissing { .. } => {
                 Some("install it with your package manager (e2fsprogs)")
             }
             AttachError::MountRefused { damaged: true, .. } => Some(
-                "the container was opened, but its file system is damaged. Nothing was changed \
-                 beyond a journal replay. `sprat check` says what is damaged; docs/recovery.md says \
-                 how to repair or to save it",
+                "the container was opened, but its file system is damaged. Nothing was changed except \
+                 for a journal replay. Run `sprat check` to see what is damaged. docs/recovery.md \
+                 explains how to repair the file system, or save its files",
             ),
             AttachError::MountRefused { .. } => Some(
-                "the container was opened, but its file system can't be mounted. Nothing was \
-                 changed beyond a journal replay",
+                "the container was opened, but its file system can't be mounted. Nothing was changed \
+                 except for a journal replay",
             ),
             _ => None,
         };
@@ -488,109 +496,107 @@ impl From<&SnapshotError> for Failure {
 fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
     Some(match error {
         _ if error.kind() == SnapshotErrorKind::Damaged => {
-            "The file system in the container is damaged. Don't write to it. Run `sprat check \
-             --read-data` to see what is damaged; docs/recovery.md explains the repair."
+            "the file system in the container is damaged. Don't write to it. Run `sprat check \
+             --read-data` to see what is damaged. docs/recovery.md explains the repair"
         }
         SnapshotError::SourceEmpty { .. } => {
-            "Nothing was changed. Mount its disk, or allow empty sources if this one is meant to be \
-             empty."
+            "nothing was changed. Mount the disk of the source. If the source is meant to be empty, \
+             set allow_empty = true in the job, or give --allow-empty"
         }
         SnapshotError::SourceMissing { .. } => {
-            "Nothing was changed. Mount its disk, or remove the source from the job."
+            "nothing was changed. Mount the disk of the source, or remove the source from the job"
         }
         SnapshotError::SourceChanged { .. } => {
-            "No snapshot was made; older snapshots are complete. Run it again when the source is in \
-             place."
+            "no snapshot was created; older snapshots are complete. Run the command again when the \
+             source is back"
         }
         SnapshotError::RsyncMissing { .. } => {
-            "Install rsync (3.1.3 or newer) with your package manager."
+            "install rsync (3.1.3 or newer) with your package manager"
         }
         SnapshotError::RsyncFailed { .. } => {
-            "Older snapshots are complete. What was copied is kept, and the next run continues from \
-             there."
+            "older snapshots are complete. What was copied is kept, and the next run continues from \
+             there"
         }
         SnapshotError::StoodStill { .. } => {
-            "Older snapshots are complete. What was copied is kept, and the next run continues from \
-             there. Bring that file system back, unmount it, or exclude it from the job."
+            "older snapshots are complete. What was copied is kept, and the next run continues from \
+             there. Repair the connection of that file system, unmount it, or exclude it from the job"
         }
         SnapshotError::VolumeFull { .. } => {
-            "Older snapshots are complete, and what was copied is kept for the next run. Enlarge the \
-             volume with `sprat grow`, or free space with `sprat prune`. If interrupted runs fill \
-             the volume, `sprat prune --drop-interrupted` removes what they copied."
+            "older snapshots are complete, and what was copied is kept for the next run. Enlarge the \
+             volume with `sprat grow`, or free space with `sprat prune`. If interrupted runs fill the \
+             volume, remove their files with `sprat prune --drop-interrupted`"
         }
         SnapshotError::PatternRefused { .. } | SnapshotError::PatternLineRefused { .. } => {
-            "Nothing was changed. A pattern that begins with / matches a whole path, any other a \
-             name; rsync's manual has the rules."
+            "nothing was changed. A pattern that begins with / matches a whole path. Any other \
+             pattern matches a name. See rsync(1), FILTER RULES"
         }
         SnapshotError::PatternFile { .. } => {
-            "Nothing was changed. Make it a readable file, or remove it from the job."
+            "nothing was changed. Make the file readable, or remove it from the job"
         }
         SnapshotError::DestinationConflicts { .. } => {
-            "The snapshot is unchanged. Move the folder away, restore to another place, or remove the \
-             folder with --delete."
+            "the snapshot is unchanged. Move the folder away, restore to another place, or remove the \
+             folder with --delete"
         }
         SnapshotError::DeleteLosesExcluded { .. } => {
-            "Nothing was changed. Run with --dry-run to see which. Add --delete-excluded to delete \
-             them, or omit --delete."
+            "nothing was changed. Run with --dry-run to see these files. Add --delete-excluded to \
+             delete them, or omit --delete"
         }
         SnapshotError::DeleteReachesContainer { .. } => {
-            "Nothing was changed. Omit --delete, or restore parts that don't contain the container \
-             file, with JOB:PATH."
+            "nothing was changed. Omit --delete, or restore parts that don't contain the container \
+             file, with JOB:PATH"
         }
         SnapshotError::DeleteReachesOtherDisk { .. } => {
-            "Nothing was changed. Mount the disk that the snapshot has. To restore onto the present \
-             disk, omit --delete: its other files stay, and files of the same name are replaced."
+            "nothing was changed. Mount the disk that the snapshot has. To restore to the present \
+             disk, omit --delete: its other files stay, and files of the same name are replaced"
         }
         SnapshotError::DeleteReachesMounts { .. } => {
-            "Nothing was changed. Unmount them, omit --delete, or restore parts that don't contain \
-             them, with JOB:PATH."
+            "nothing was changed. Unmount these file systems, omit --delete, or restore parts that \
+             don't contain them, with JOB:PATH"
         }
-        SnapshotError::DestinationIsOwn { .. } => {
-            "Nothing was changed. Restore it to another folder."
-        }
+        SnapshotError::DestinationIsOwn { .. } => "nothing was changed. Restore to another folder",
         SnapshotError::NoSuchJob { .. } | SnapshotError::NoSuchSnapshot { .. } => {
-            "Nothing was changed. Run `sprat snapshots` to list what there is."
+            "nothing was changed. Run `sprat snapshots` to list the jobs and snapshots"
         }
         SnapshotError::SeveralSnapshots { .. } => {
-            "Nothing was changed. Give one of these names in full."
+            "nothing was changed. Give one of these names in full"
         }
         SnapshotError::RemovalRefused { .. } => {
-            "Nothing was removed. Run `sprat unpin` if it is pinned and not needed any more. \
-             --allow-newest removes the newest complete snapshot of a job."
+            "nothing was removed. If the snapshot is pinned and no longer needed, run `sprat unpin`. \
+             To remove the newest complete snapshot of a job, add --allow-newest"
         }
         SnapshotError::Zone(_) => {
-            "Nothing was changed. Correct `time_zone` in the config, or install the system's time \
-             zones (tzdata)."
+            "nothing was changed. Correct `time_zone` in the config, or install the system's time \
+             zones (tzdata)"
         }
         SnapshotError::NoSuchPath { .. } => {
-            "Nothing was changed. The path is the one in the source. Run `sprat mount` to browse the \
-             snapshots."
+            "nothing was changed. Give the path that the file had on the machine that was backed up, \
+             such as JOB:/home/anna. Run `sprat mount` to browse the snapshots"
         }
         SnapshotError::Cancelled => {
-            "What was copied is kept, and the next run continues from there."
+            "what was copied is kept, and the next run continues from there"
         }
         SnapshotError::CheckCancelled => {
-            "Nothing was changed. The same command continues where this one stopped."
+            "nothing was changed. Run the same command again: it continues where this one stopped"
         }
         SnapshotError::PruneCancelled => {
-            "All snapshots to be kept are complete. A snapshot whose removal had begun is gone; the \
-             next prune or backup removes the rest of it."
+            "all snapshots to be kept are complete. A snapshot whose removal had begun is gone; the \
+             next prune or backup removes the rest of it"
         }
         SnapshotError::RestoreFailed { .. } => {
-            "The snapshot is unchanged, and what was restored so far stays. Fix the cause; then the \
-             same command restores the rest."
+            "the snapshot is unchanged, and the files that were restored so far stay. Fix the cause, \
+             then run the same command again: it restores the rest"
         }
         SnapshotError::DestinationFull { .. } => {
-            "The snapshot is unchanged, and what was restored so far stays. Free some space; then \
-             the same command restores the rest."
+            "the snapshot is unchanged, and the files that were restored so far stay. Free some \
+             space, then run the same command again: it restores the rest"
         }
         SnapshotError::RestoreCancelled => {
-            "The snapshot is unchanged. The same command continues where this one stopped; with \
-             --trust-times it skips the comparison of what is already restored."
+            "the snapshot is unchanged. Run the same command again: it continues where this one \
+             stopped. With --trust-times it does not read the files that are already restored"
         }
         SnapshotError::RestoreDiffers { .. } => {
-            "The snapshot is unchanged. Either another program changes these files, or the disk does \
-             not store what is written to it. The same command restores them again."
+            "the snapshot is unchanged. Either another program changes these files, or the disk does \
+             not store what is written to it. Run the same command again to restore them"
         }
         _ => return None,
     })

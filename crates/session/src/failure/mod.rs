@@ -94,7 +94,7 @@ impl Exit {
             Self::NoContainer => "no container there",
             Self::Locked => "locked by another session",
             Self::WrongKey => "wrong key file or passphrase",
-            Self::Damaged => "remote data damaged, or not what was pinned",
+            Self::Damaged => "container damaged, or not the one that this machine knows",
             Self::Unreachable => "server not reached",
             Self::Interrupted => "interrupted",
         }

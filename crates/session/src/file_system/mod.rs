@@ -202,8 +202,8 @@ impl FreeIsTrusted {
                 "the file system in the container is marked as damaged",
             )
             .with_hint(
-                "nothing was given back: blocks that a damaged file system reports as free may be \
-                 in use. Restore what you need, then have it repaired",
+                "no space was released: blocks that a damaged file system reports as free can be in \
+                 use. Restore the files that you need, then repair the file system",
             ));
         }
         // The mount before this has replayed the journal, or failed. This checks it all the same.

@@ -183,10 +183,9 @@ impl KnownState {
             }
         }
         Err(failure.with_hint(
-            "no key was used and nothing was written. If somebody changed the keys with another \
-             machine or with cryptsetup, accept the slots by adding --accept-changed-keys once; \
-             else the server did it, and `sprat key header-restore` puts back the header that this \
-             machine keeps",
+            "no key was used and nothing was written. If somebody changed the keys on another machine \
+             or with cryptsetup, add --accept-changed-keys once. Otherwise the server changed them: run \
+             `sprat key header-restore`, which restores the header that this machine has saved",
         ))
     }
 
@@ -302,11 +301,11 @@ impl KnownState {
         let path = path(paths);
         files::write_json(&path, self).map_err(|error| {
             Failure::failed(format!(
-                "can't note the state of the container in {}",
+                "can't save the state of the container in {}",
                 path.display()
             ))
             .caused_by(&error)
-            .with_hint("make room in the state folder, or make it writable")
+            .with_hint("free space on the disk of the state folder, or make the folder writable")
         })
     }
 }
@@ -315,15 +314,15 @@ impl KnownState {
 pub fn older(target: &str, known: &str, found: &str) -> Failure {
     Failure::new(
         Exit::Damaged,
-        format!("{target} is older than this machine knows it"),
+        format!("{target} is older than the state that this machine saw last"),
     )
     .because(format!(
-        "last written {found}; this machine last saw a state written {known}"
+        "the present state was written {found}, the state that this machine saw last was written {known}"
     ))
     .with_hint(
-        "nothing was written. Either the server shows an old copy of the file (a snapshot of its \
-         disk, a backup that was put back), or it lost what it had called durable. Find out which. \
-         To go on with the older state, add --accept-older-state once: snapshots that are missing \
+        "nothing was written. Either the server shows an old copy of the file (from a snapshot or a \
+         backup of its disk), or it lost data that it had reported as durable. Find out which. To \
+         continue with the older state, add --accept-older-state once: the snapshots that are missing \
          in it are lost",
     )
 }

@@ -46,7 +46,7 @@ pub fn header_unreadable(
     let failure = match error.kind() {
         LuksErrorKind::NoContainer => Failure::new(
             Exit::Damaged,
-            format!("the header of {target} is destroyed, or another file lies in its place"),
+            format!("the header of {target} is destroyed, or another file is at its place"),
         )
         .because(failure.what),
         LuksErrorKind::Damaged => failure,
@@ -56,15 +56,15 @@ pub fn header_unreadable(
     let kept = headers::open(&path).and_then(|file| headers::load(&file, &path));
     failure.with_hint(match kept {
         Ok(kept) => format!(
-            "nothing was changed. This machine keeps a copy of the header, which opens with {}: \
-             `sprat key header-restore` puts it back, and where only the header was damaged all \
-             data is there again",
+            "nothing was changed. This machine has a saved copy of the header, which opens with {}. Run \
+             `sprat key header-restore` to restore it. If only the header was damaged, all data is then \
+             available again",
             text::counted(kept.slots().len() as u64, "key", "keys")
         ),
-        Err(_) => "nothing was changed, and this machine keeps no copy of the header. Other \
-                   machines that open this container keep one. A file that `sprat key \
-                   header-backup` made is one, too. Restore it with `sprat key header-restore`. \
-                   Without a header the data can't be decrypted"
+        Err(_) => "nothing was changed, and this machine has no saved copy of the header. Each other \
+                   machine that opens this container has one, and so has a file of `sprat key \
+                   header-backup`. Restore such a copy with `sprat key header-restore`. Without a \
+                   header nobody can decrypt the data"
             .to_owned(),
     })
 }

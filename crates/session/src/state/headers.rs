@@ -171,7 +171,7 @@ pub fn keep_foreign(paths: &StatePaths, source: &dyn HeaderRead) -> Result<PathB
     let backup = match Header::load(source).and_then(|header| header.backup(source)) {
         Ok(backup) => backup,
         Err(_) => beginning(source).map_err(|error| {
-            Failure::failed("what lies in the header's place can't be read").caused_by(&error)
+            Failure::failed("the bytes in the place of the header can't be read").caused_by(&error)
         })?,
     };
     let path = aside(paths, &format!("{BEFORE_RESTORE}foreign"), &backup);
@@ -210,11 +210,11 @@ pub fn replaced(state_dir: &Path, uuid: &str) -> Vec<Header> {
 fn write_over(path: &Path, backup: &HeaderBackup) -> Result<(), Failure> {
     local_file::replace(path, |file| fill(file, backup)).map_err(|error| {
         Failure::failed(format!(
-            "can't keep a copy of the header in {}",
+            "can't save a copy of the header in {}",
             path.display()
         ))
         .caused_by(&error)
-        .with_hint("nothing was changed. Make room in the state folder")
+        .with_hint("nothing was changed. Free space on the disk of the state folder")
     })
 }
 
@@ -223,7 +223,7 @@ pub fn write_new(path: &Path, backup: &HeaderBackup) -> Result<(), Failure> {
     local_file::create(path, |file| fill(file, backup)).map_err(|error| {
         if error.kind() == std::io::ErrorKind::AlreadyExists {
             return Failure::failed(format!("{} exists already", path.display()))
-                .with_hint("nothing is ever overwritten: name another file");
+                .with_hint("sprat overwrites no file: give the name of a new file");
         }
         Failure::failed(format!("can't write {}", path.display())).caused_by(&error)
     })
@@ -248,17 +248,17 @@ pub fn open(path: &Path) -> Result<File, Failure> {
     if about.is_file() {
         return Ok(file);
     }
-    Err(Failure::usage(format!("{} is no file", path.display())))
+    Err(Failure::usage(format!("{} is not a file", path.display())))
 }
 
 /// Reads the header in it, with the same checks as for one on a server.
 pub fn load(file: &File, path: &Path) -> Result<Header, Failure> {
     Header::load(file).map_err(|error| {
-        let failure = Failure::usage(format!("{} holds no usable header", path.display()));
+        let failure = Failure::usage(format!("{} has no usable header in it", path.display()));
         let failure = failure.because(error.to_string());
         match error.kind() {
             LuksErrorKind::NoContainer => failure
-                .with_hint("nothing was changed. Such a file is made by `sprat key header-backup`"),
+                .with_hint("nothing was changed. Give a file that `sprat key header-backup` made"),
             _ => failure.with_hint("nothing was changed. Use another copy of the header"),
         }
     })

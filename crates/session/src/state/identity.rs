@@ -57,9 +57,12 @@ pub fn check_form(typed: &str) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::usage(format!(
-        "--fingerprint {typed:?} is no fingerprint: it has {FINGERPRINT_DIGITS} hexadecimal digits"
+        "--fingerprint {typed:?} is not a fingerprint: a fingerprint has {FINGERPRINT_DIGITS} \
+         hexadecimal digits"
     ))
-    .with_hint("nothing was started. It stands on the recovery sheet, in groups with dashes"))
+    .with_hint(
+        "nothing was started. The fingerprint is on the recovery sheet, in groups with dashes",
+    ))
 }
 
 /// Pins what a session found, if it is new.
@@ -87,11 +90,11 @@ pub fn store(state_dir: &Path, target: &Target, pins: &Pins) -> Result<(), Failu
     moved::forget(state_dir, target);
     files::write_json(&path, &remembered).map_err(|error| {
         Failure::failed(format!(
-            "can't remember the container in {}",
+            "can't save the container's identity in {}",
             path.display()
         ))
         .caused_by(&error)
-        .with_hint("the container itself is in order")
+        .with_hint("the container itself is undamaged")
     })
 }
 
@@ -101,7 +104,7 @@ pub fn forget(state_dir: &Path, target: &Target) -> Result<(), Failure> {
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Failure::failed(format!(
-                "what is pinned of {target} can't be removed: {}",
+                "the saved identity of {target} can't be removed: {}",
                 path.display()
             ))
             .caused_by(&error))
@@ -116,12 +119,12 @@ fn load(state_dir: &Path, target: &Target) -> Result<Option<Pins>, Failure> {
         |error: &dyn std::error::Error| {
             Failure::new(
             Exit::Failed,
-            format!("what is pinned of the container can't be read: {}", path.display()),
+            format!("the saved identity of the container can't be read: {}", path.display()),
         )
         .caused_by(error)
         .with_hint(
-            "remove that file and give --fingerprint from the recovery sheet. Then the container \
-             is pinned again",
+            "remove that file and give --fingerprint from the recovery sheet: sprat then saves the \
+             identity again",
         )
         };
     let text = match std::fs::read(&path) {
@@ -130,13 +133,13 @@ fn load(state_dir: &Path, target: &Target) -> Result<Option<Pins>, Failure> {
         // To remove the file would remove the protection against a changed header.
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             return Err(Failure::failed(format!(
-                "this user may not read what is pinned of the container: {}",
+                "this user may not read the saved identity of the container: {}",
                 path.display()
             ))
             .caused_by(&error)
             .with_hint(
-                "nothing was changed. Run the command as root, who made it, or give a --state-dir \
-                 of your own",
+                "nothing was changed. Run the command as root, or set SPRAT_STATE_DIR to a folder of \
+                 your own",
             ));
         }
         Err(error) => return Err(unusable(&error)),

@@ -96,7 +96,7 @@ pub(crate) fn journal_id(target: &Target) -> String {
 pub(crate) fn owner_note(state_dir: &Path) -> Result<OwnerNote, Failure> {
     let path = state_dir.join("host-id");
     let failed = |error: io::Error| {
-        Failure::failed(format!("can't keep this host's id in {}", path.display()))
+        Failure::failed(format!("can't save this host's id in {}", path.display()))
             .caused_by(&error)
     };
     make_private_folder(state_dir)?;
@@ -117,7 +117,7 @@ pub(crate) fn owner_note(state_dir: &Path) -> Result<OwnerNote, Failure> {
             make_host_id(&path).map_err(failed)?;
             known(&path)
                 .map_err(failed)?
-                .ok_or_else(|| failed(io::Error::other("it was just made, but does not read")))?
+                .ok_or_else(|| failed(io::Error::other("it was just created, but can't be read")))?
         }
     };
     Ok(OwnerNote {

@@ -101,7 +101,12 @@ impl KeyNotes {
     pub fn store(&self, state_dir: &Path, uuid: &str) -> Result<(), Failure> {
         let path = path(state_dir, uuid);
         files::write_json(&path, self).map_err(|error| {
-            Failure::failed(format!("can't note the keys in {}", path.display())).caused_by(&error)
+            Failure::failed(format!(
+                "can't save the notes about keys in \
+                                     {}",
+                path.display()
+            ))
+            .caused_by(&error)
         })
     }
 }

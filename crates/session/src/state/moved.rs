@@ -43,11 +43,11 @@ pub fn hint(state_dir: &Path, target: &Target) -> String {
     let moved = files::read_json(&file(state_dir, target));
     match moved.filter(|moved: &Moved| moved.from == target.identity()) {
         Some(Moved { to, at, .. }) => format!(
-            "this machine moved it on {} to {to}: name that place. In the config, put target = \
-             \"{to}\"",
+            "this machine moved the container on {} to {to}: use that location. In the config, \
+             write target = \"{to}\"",
             at.strftime("%Y-%m-%d")
         ),
-        None => "check the path, and whether its disk is mounted; or make one with `sprat init`"
+        None => "check the path, and whether its disk is mounted. To create a container, run `sprat init`"
             .to_owned(),
     }
 }

@@ -38,7 +38,8 @@ pub fn check(name: &FileName) -> Result<(), Failure> {
             "{text} is too long for a container's name: {} bytes, and at most {longest} are possible",
             text.len()
         ))
-        .with_hint("nothing was changed. sprat's own files beside a container have longer names"));
+        .with_hint("nothing was changed. The files that sprat keeps beside a container have longer \
+                    names"));
     }
     let own = SUFFIXES.iter().any(|suffix| text.ends_with(suffix))
         || text.ends_with(COPYING)
@@ -50,12 +51,12 @@ pub fn check(name: &FileName) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::usage(format!(
-        "{text} can't be a container's name: sprat's own files beside a container are named so"
+        "{text} can't be a container's name: files that sprat keeps beside a container have such names"
     ))
     .with_hint(
         "nothing was changed. Choose a name that doesn't end in .reserve, .new, .trim, .copying, \
-         .lock.N, or one of .copying-, .new-, .trim-, .late-, .moved- and 16 digits; a container that \
-         has such a name should get another before anything else",
+         .lock.N, or one of .copying-, .new-, .trim-, .late-, .moved- and 16 digits; if a container has \
+         such a name, rename its file first",
     ))
 }
 
@@ -178,9 +179,9 @@ fn refuses<T>(answer: Result<T, StoreError>) -> bool {
 }
 
 /// What an account that may not remove files can't do.
-pub const WITHOUT_REMOVING: &str = "backups, restores, pruning and key changes work. `trim \
-     --rewrite`, `copy --move` and the reserve don't, and free leases of 4 KiB each stay beside the \
-     container";
+pub const WITHOUT_REMOVING: &str = "backups, restores, pruning and key changes work. `trim --rewrite`, \
+                                    `copy --move` and the reserve file don't work, and released lock \
+                                    files (4 KiB each) stay beside the container";
 
 /// What follows the last `mark`, if anything does.
 fn parted<'a>(text: &'a str, mark: &str) -> Option<&'a str> {

@@ -210,8 +210,8 @@ pub(crate) fn report(mut held: &File, result: &Result<ClosedReport, Failure>) {
 
 pub(crate) fn died() -> Failure {
     Failure::failed("the volume process of the mount died").with_hint(
-        "what was written since the last fsync may be missing; the file system itself is intact \
-         and its journal is replayed by the next run",
+        "data that was written since the last fsync may be missing. The file system is intact; the next \
+         run replays its journal",
     )
 }
 
@@ -235,8 +235,8 @@ pub fn explain_lock(runtime_dir: &Path, target: &Target, failure: Failure) -> Fa
         Some(dir) => {
             let dir = dir.display();
             failure.with_hint(format!(
-                "nothing was changed. It is mounted at {dir}. Browse it there, or run \
-                 `sprat umount {dir}` first"
+                "nothing was changed. The container is mounted at {dir}. Browse it there, or run `sprat \
+                 umount {dir}` first"
             ))
         }
         None => failure,

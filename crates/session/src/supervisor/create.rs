@@ -89,29 +89,29 @@ pub fn create_and_show(
                 };
                 if shown {
                     format!(
-                        "the container {is} made, whole: keep the sheet that was shown, it opens \
-                         it. If `sprat key list TARGET` says that there is no container, run init \
-                         again and throw that sheet away"
+                        "the container {is} complete. Keep the sheet that was shown: its key opens the \
+                         container. If `sprat key list TARGET` reports that there is no container, \
+                         discard that sheet and run `sprat init` again"
                     )
                 } else {
                     format!(
-                        "the container {is} made, whole, and no sheet was shown: `sprat key add \
-                         TARGET --new-recovery` makes another recovery key and shows the sheet. \
-                         Where it says that there is no container, run init again"
+                        "the container {is} complete, but no sheet was shown. Run `sprat key add TARGET \
+                         --new-recovery`: it creates another recovery key and shows the sheet. If it \
+                         reports that there is no container, run `sprat init` again"
                     )
                 }
             } else {
                 let left = if supervisor.aborted().removed {
-                    "what init had made on the server was removed".to_owned()
+                    "sprat removed the unfinished container from the server".to_owned()
                 } else {
                     format!(
-                        "a file {}.new-… may be left on the server; the next init removes it",
+                        "a file {}.new-… may be left on the server; the next `sprat init` removes it",
                         settings.target.name
                     )
                 };
                 match shown {
                     true => {
-                        format!("{left}. The sheet that was shown opens nothing: throw it away")
+                        format!("{left}. Discard the sheet that was shown: its key opens nothing")
                     }
                     false => left,
                 }

@@ -40,8 +40,9 @@ pub fn grow(
             "a mounted file system can't be grown here: sprat has no CAP_SYS_RESOURCE",
         )
         .with_hint(
-            "nothing was changed. Run it as root outside of a container, or in one that was given \
-             CAP_SYS_RESOURCE; any machine that reaches the container and has its key will do",
+            "nothing was changed. Run the command as root outside of Docker and the like, or give that \
+             environment CAP_SYS_RESOURCE. Any machine that has the key and reaches the server can do \
+             this",
         ));
     }
     let mut watch = Watch::new(observer, interrupt);

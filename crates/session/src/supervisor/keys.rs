@@ -90,8 +90,8 @@ pub fn change_header(
     Supervisor::change(&settings, start, &secrets, &mut watch).map_err(|failure| {
         match (failure.exit, &failure.hint) {
             (Exit::Interrupted, None) => failure.with_hint(
-                "the container opens with the keys of before or of after. Run the same command \
-                 again: it goes on where this one stopped",
+                "the container opens either with the old keys or with the new ones. Run the same \
+                 command again: it continues where this one stopped",
             ),
             _ => failure,
         }

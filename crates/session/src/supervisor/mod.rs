@@ -49,8 +49,8 @@ const VOLUME_WORD_LIMIT: Duration = Duration::from_secs(1);
 const DOWN_MS_MAX: u64 = 3000;
 
 /// What it means that a session ended before everything was sent.
-const LEFT_OUT: &str = "finished snapshots are unharmed; what was not yet on the server is left out. The \
-     next run goes on from there";
+const LEFT_OUT: &str = "finished snapshots are unharmed. Data that was not yet on the server is lost; \
+                        the next run sends it again";
 
 /// What arrives in S.
 enum Event {
@@ -374,7 +374,7 @@ impl Supervisor {
             if !watch.interrupt.time_left(ORDERLY_LIMIT).is_zero() {
                 return Ok(());
             }
-            let why = "interrupted, and the server took too long to end in order";
+            let why = "interrupted, and the server took too long for a clean end";
             return Err(self.fail(Failure::new(Exit::Interrupted, why).with_hint(LEFT_OUT)));
         }
         self.interrupted = Some(watch.interrupt.clone());
@@ -453,8 +453,8 @@ impl Supervisor {
         self.volume_gone = true;
         let how = self.volume.end();
         self.fail(Failure::failed(how).with_hint(
-            "finished snapshots are unharmed. Run the same command again: it takes over and goes \
-             on where this one stopped",
+            "finished snapshots are unharmed. Run the same command again: it takes over the lock and \
+             continues where this one stopped",
         ))
     }
 
@@ -465,8 +465,8 @@ impl Supervisor {
             .as_mut()
             .map_or_else(|| "the worker ended".to_owned(), Child::end);
         self.fail(Failure::failed(how).with_hint(
-            "finished snapshots are unharmed. Run the same command again: it goes on where this \
-             one stopped",
+            "finished snapshots are unharmed. Run the same command again: it continues where this one \
+             stopped",
         ))
     }
 

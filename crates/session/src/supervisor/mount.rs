@@ -97,14 +97,14 @@ fn mount_point(dir: &Path) -> Result<PathBuf, Failure> {
             return Err(refused("a container is mounted there already"));
         }
         Ok(MountState::Dead) => {
-            return Err(refused("a dead mount is there")
+            return Err(refused("a mount of a dead session is there")
                 .with_hint(format!("run `sprat umount {}` first", text::quoted(dir))));
         }
         _ => {}
     }
     let real = std::fs::canonicalize(dir).map_err(|error| refused(&error.to_string()))?;
     if !real.is_dir() {
-        return Err(refused("it is no folder"));
+        return Err(refused("it is not a folder"));
     }
     Ok(real)
 }
@@ -175,11 +175,12 @@ pub fn unmount(
         Some(record) => record.take_result(),
         None if state == MountState::Dead => Err(background::died()),
         None => Err(Failure::failed(format!(
-            "{} is unmounted, but how its volume process ends is not known: its record is missing",
+            "{} is unmounted, but sprat does not know how its volume process ends: the record of the \
+             process is missing",
             dir.display()
         ))
         .with_hint(
-            "it still sends what was written. Wait until no `sprat volume-process` runs for this \
+            "the process still sends data. Wait until no `sprat volume-process` runs for this \
              container, then run `sprat check`",
         )),
     }
@@ -192,8 +193,8 @@ fn still_held(dir: &Path, holders: &[String]) -> Failure {
         holders.join(", ")
     ))
     .with_hint(format!(
-        "the session goes on: what is written there still reaches the server. Unmount it there \
-         with `umount DIR` (in another mount namespace: `nsenter -t PID -m umount DIR`), then run \
+        "the session continues: files that are written there still reach the server. Unmount the volume \
+         there with `umount DIR` (in another mount namespace: `nsenter -t PID -m umount DIR`). Then run \
          `sprat umount {}` again for the result",
         text::quoted(dir)
     ))
@@ -229,7 +230,7 @@ fn unmount_interruptibly(
 
 fn goes_on(dir: &Path) -> Failure {
     Failure::new(Exit::Interrupted, "interrupted while unmounting").with_hint(format!(
-        "it goes on in the background. Run `sprat umount {}` again: it waits for the end and \
+        "the unmount continues in the background. Run `sprat umount {}` again: it waits for the end and \
          shows the result",
         text::quoted(dir)
     ))

@@ -144,9 +144,9 @@ pub fn unlock(
                     _ => return Err(failure),
                 };
                 let hint = moved::hint(&settings.state_dir, target);
-                return Err(failure.with_hint(format!(
-                    "nothing was changed: no lock is there either; {hint}"
-                )));
+                return Err(
+                    failure.with_hint(format!("nothing was changed, and there is no lock; {hint}"))
+                );
             }
             if !wish.forget_watch {
                 return Ok(done);
@@ -157,7 +157,7 @@ pub fn unlock(
     let lease = Lock::take_over(&*store, &target.name, &record, owner)?;
     if held.is_some() {
         tell(&format!(
-            "took it over with {}; now waiting until nothing of the earlier session can arrive",
+            "took over the lock with {}; now waiting until no data of the earlier session can arrive",
             lease.file()
         ));
     }
@@ -168,7 +168,7 @@ pub fn unlock(
         done.forgotten = lease.forget_comparisons();
     }
     for leftover in waiting.clear_up(tell).map_err(still_waiting)? {
-        tell(&format!("removed {leftover}, too"));
+        tell(&format!("also removed {leftover}"));
     }
     let store = waiting.into_store();
     lease.release(&*store).map_err(|error| {
@@ -176,7 +176,7 @@ pub fn unlock(
         match failure.exit {
             Exit::Locked => failure,
             _ => failure.with_hint(
-                "whether the container is free now is not known. Run `sprat unlock` again",
+                "sprat does not know whether the container is unlocked now. Run `sprat unlock` again",
             ),
         }
     })?;
@@ -189,7 +189,9 @@ fn no_fsync(store: &dyn Store) -> Failure {
         "{} can't make a lease durable: it has no fsync@openssh.com",
         store.describe()
     ))
-    .with_hint("nothing was changed. If backups there use --allow-no-fsync, unlock with it, too")
+    .with_hint(
+        "nothing was changed. If backups to this server use --allow-no-fsync, add it here, too",
+    )
 }
 
 fn is_there(store: &dyn Store, name: &FileName) -> bool {
@@ -205,8 +207,8 @@ fn still_waiting(failure: Failure) -> Failure {
     if failure.exit == Exit::Locked {
         return failure;
     }
-    let stays = "the container stays taken over and locked, so nothing can be written to it. Run `sprat \
-                 unlock` again: it goes on waiting";
+    let stays = "the container stays locked, so nobody can write to it. Run `sprat unlock` again: it \
+                 continues to wait";
     match &failure.hint {
         // The user must learn what is wrong with the server, too.
         Some(hint) if failure.exit == Exit::Damaged => {
@@ -225,6 +227,9 @@ fn info_line(info: &LockInfo) -> String {
     match (&info.token, info.free) {
         (Some(_), false) => format!("locked by {info}"),
         (Some(_), true) => format!("{info}, but an earlier session may still write"),
-        (None, _) => format!("locked by {}, which does not name its owner", info.file),
+        (None, _) => format!(
+            "locked by {}, a lock without the name of its owner",
+            info.file
+        ),
     }
 }

@@ -19,9 +19,9 @@ pub(crate) fn extend_file(
             "the container has {file_bytes} bytes already, more than {wanted_bytes}"
         ))
         .with_hint(
-            "nothing was changed. A container can't be made smaller in place. It need not be: it \
-             occupies only what is written (`sprat trim` gives back what was deleted). For a \
-             smaller limit, make a new container with `sprat init --size` and back up to it",
+            "nothing was changed. A container can't be made smaller. It takes only the space of its \
+             data, and `sprat trim` releases the space of deleted data. For a smaller limit, create a \
+             new container with `sprat init --size` and back up to it",
         ));
     }
     if wanted_bytes == file_bytes {
@@ -37,15 +37,15 @@ pub(crate) fn extend_file(
         .before_send(std::slice::from_ref(&(0..4096)))
         .map_err(|fenced| match fenced {
             Fenced::Lost(cause) => {
-                Failure::failed("the container is no longer held").because(cause.to_string())
+                Failure::failed("the lock is no longer held").because(cause.to_string())
             }
             other => Failure::failed(other.to_string()),
         })?;
     if let Err(error) = file.resize(wanted_bytes) {
         if !error.was_answered() {
             return Err(Failure::from(&error).with_more_hint(
-                "The container has its length as before, or the new one; it is used as before, and \
-                 the same command again finishes",
+                "The container has either its old length or the new one, and works in both cases. Run \
+                 the same command again to finish",
             ));
         }
         if others.is_empty() {

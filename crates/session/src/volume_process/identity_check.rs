@@ -41,14 +41,14 @@ pub(crate) fn check(opened: &Opened, lease: &ContainerLease) -> Result<(), Failu
         )
         .because(why)
         .with_hint(
-            "this run wrote to the file that had that name. If that file was removed, these \
-             writes are lost. If it was moved, move it back and run again. Otherwise run again \
-             with the file that is there now, or make a new container with `sprat init`",
+            "this run wrote to the file that had that name. If that file was removed, these writes are \
+             lost. If it was moved, move it back and run the command again. Otherwise run the command \
+             again with the present file, or create a new container with `sprat init`",
         ))
     };
     match lease.store().stat(lease.container()) {
         Err(error) if error.kind() == StoreErrorKind::NotFound => {
-            return lost("there is no file: it was removed or moved away meanwhile".to_owned());
+            return lost("there is no file: it was removed or moved in the meantime".to_owned());
         }
         Ok(stat) if stat.len != opened.file_bytes => {
             return lost(format!(

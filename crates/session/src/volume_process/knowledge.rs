@@ -170,7 +170,7 @@ impl Knowledge {
         match errors {
             None => Ok(()),
             Some(errors) => Err(met_errors(errors).with_hint(format!(
-                "what this session wrote last may be lost. {REPAIR}"
+                "the last data of this session may be lost. {REPAIR}"
             ))),
         }
     }
@@ -210,8 +210,8 @@ pub(super) fn report_unrecorded(noted: Result<(), Failure>, events: &EventSender
     }
 }
 
-const REPAIR: &str = "Files can still be restored. Repair the file system with e2fsck \
-                      (docs/recovery.md says how), and run `sprat check --read-data` afterwards";
+const REPAIR: &str = "Files can still be restored. Repair the file system with e2fsck (see \
+                      docs/recovery.md), then run `sprat check --read-data`";
 
 fn met_errors(errors: u32) -> Failure {
     let count = match errors {
@@ -220,6 +220,8 @@ fn met_errors(errors: u32) -> Failure {
     };
     Failure::new(
         Exit::Damaged,
-        format!("the file system in the container has met {count} and is marked as faulty"),
+        format!(
+            "the kernel found {count} in the container's file system, which is marked as faulty"
+        ),
     )
 }

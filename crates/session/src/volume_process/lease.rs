@@ -476,10 +476,12 @@ impl ContainerLease {
     fn another(&self, what: &str) -> ReconnectError {
         let failure = Failure::new(
             Exit::Damaged,
-            "after the connection was lost another container was found at the target",
+            "after a lost connection, another container is at the target",
         )
         .because(what)
-        .with_hint("nothing was sent to it; find out who changed the file on the server");
+        .with_hint(
+            "nothing was sent to this container. Find out who changed the file on the server",
+        );
         self.lose(failure.clone());
         ReconnectError::GiveUp(Box::new(failure))
     }

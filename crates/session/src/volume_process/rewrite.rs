@@ -178,7 +178,7 @@ pub(super) fn run(
                 let hint = format!("{state}. {hint}");
                 failure.with_hint(hint)
             }
-            None => failure.with_hint(format!("{state}. Run it again")),
+            None => failure.with_hint(format!("{state}. Run the command again")),
         }
     })
 }
@@ -187,14 +187,14 @@ fn check_room(store: &dyn Store, rewrite: &Rewrite) -> Result<(), Failure> {
     let needed = rewrite.kept_bytes() + rewrite.kept_bytes() / MARGIN;
     match store.free_space() {
         Ok(space) if space.available_bytes < needed => Err(Failure::failed(format!(
-            "the server's disk has no space for a second copy of the container for a while: the \
-             new one needs {}, {} are free",
+            "the server's disk has no space for a second, temporary copy of the container: it needs {}, \
+             but only {} are free",
             text::bytes(needed),
             text::bytes(space.available_bytes)
         ))
         .with_hint(
-            "nothing was changed. Free space there, or make it possible to punch holes \
-            there (fallocate)",
+            "nothing was changed. Free space on the server, or allow sprat to punch holes there (a \
+             shell with fallocate)",
         )),
         _ => Ok(()),
     }
@@ -235,8 +235,8 @@ fn make(
                 Ok(()) => continue,
                 Err(error) if error.kind() == StoreErrorKind::Unsupported => {
                     return Err(Failure::from(&error).with_hint(
-                        "--through-client sends the data through this machine instead, there and \
-                         back",
+                        "with --through-client sprat copies the data through this machine (it is \
+                         transferred twice)",
                     ));
                 }
                 Err(error) => return Err(Failure::from(&error)),
@@ -426,13 +426,11 @@ fn check_renamed(
             Err(Failure::new(
                 Exit::Damaged,
                 format!(
-                    "the server answered that the rewritten file took the place of {}, and it has not",
+                    "the server confirmed that the rewritten file replaced {}, but did not do it",
                     lease.file_name()
                 ),
             )
-            .with_hint(
-                "The server can't be relied on: check its disk and its software",
-            ))
+            .with_hint("The server is not reliable: check its disk and its software"))
         }
     }
 }

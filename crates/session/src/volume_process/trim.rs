@@ -41,11 +41,11 @@ impl Served {
         if !self.lease.may_give_back() {
             return Err(Failure::new(
                 Exit::Locked,
-                "the container was taken over less than 2:15 h ago",
+                "the lock of the container was taken over less than 2 h 15 min ago",
             )
             .with_hint(
-                "nothing was changed. Until then writes are compared, because the previous \
-                 session may overwrite them. Trim later",
+                "nothing was changed. For 2 h 15 min the previous session can overwrite new data, so \
+                 sprat checks new data until then. Run `sprat trim` later",
             ));
         }
         let free = self
@@ -204,8 +204,8 @@ impl Served {
         match failure.hint {
             Some(_) => failure,
             None => failure.with_hint(
-                "no snapshot is harmed: only blocks that the file system does not use were \
-                 changed. Run it again for the rest",
+                "no snapshot is harmed: only blocks that the file system does not use were changed. Run \
+                 the command again for the rest",
             ),
         }
     }
@@ -225,8 +225,7 @@ impl Served {
 
 fn nothing_to_gain(allocated_bytes: u64, rewrite: &Rewrite) -> Failure {
     Failure::failed(format!(
-        "a rewrite would free nothing: the container occupies {} on its disk, and {} of it are in \
-         use",
+        "a rewrite would free nothing: the container takes {} on its disk, and {} of these are in use",
         text::bytes(allocated_bytes),
         text::bytes(rewrite.kept_behind_header_bytes()),
     ))
@@ -249,7 +248,7 @@ fn check_hole_visible(file: &dyn StoreFile, hole: &Range<u64>) -> Result<(), Sto
     Err(StoreError::Refused {
         op: "punch",
         object: format!("the range at {}", hole.start),
-        reason: "the hole that the shell made is not seen over SFTP".to_owned(),
+        reason: "SFTP does not show the hole that the shell made".to_owned(),
     })
 }
 
@@ -276,7 +275,7 @@ fn read_super(device: &Arc<CryptDevice>) -> Result<SuperBlock, Failure> {
 fn no_method(reasons: &[String], needed_bytes: u64, available: Option<u64>) -> Failure {
     let mut failure = Failure::new(
         Exit::Failed,
-        "no holes can be made in the container where it lies",
+        "no holes can be made in the container at its place",
     );
     for reason in reasons {
         failure = failure.because(reason);
@@ -284,13 +283,13 @@ fn no_method(reasons: &[String], needed_bytes: u64, available: Option<u64>) -> F
     let needed = text::bytes(needed_bytes);
     failure.with_hint(match available {
         Some(available) if available < needed_bytes => format!(
-            "nothing was changed. A rewrite (`sprat trim --rewrite`) needs room for {needed} there, \
-             and only {} are free. `sprat copy` to another server copies only what is used",
+            "nothing was changed. A rewrite (`sprat trim --rewrite`) needs {needed} of free space \
+             there, but only {} are free. `sprat copy` to another server copies only the used data",
             text::bytes(available)
         ),
         available => format!(
-            "nothing was changed. `sprat trim --rewrite` has the server rewrite the container: it \
-             needs room for {needed}{}",
+            "nothing was changed. Run `sprat trim --rewrite`: the server then rewrites the container. \
+             That needs {needed} of free space{}",
             available.map_or_else(String::new, |available| format!(
                 ", and {} are free there",
                 text::bytes(available)

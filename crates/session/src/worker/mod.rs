@@ -141,15 +141,15 @@ fn newest_gone(gone: &[String]) -> Failure {
     Failure::new(
         Exit::Damaged,
         format!(
-            "the newest snapshot is gone, though nobody has written since this machine saw it: {}",
+            "the newest snapshot is gone, although nobody has written since this machine saw it: {}",
             gone.join(", ")
         ),
     )
     .with_hint(
-        "the server shows a mixture of a newer and an older state of the container, or its disk is \
-         damaged. Check the server's disk, and search it for other copies of the file. `sprat check \
-         --read-data` reports what is damaged. To go on, add --accept-older-state once: that snapshot \
-         is then lost",
+        "either the server shows a mixture of a newer and an older state of the container, or its disk \
+         is damaged. Check the server's disk, and search it for other copies of the file. Run `sprat \
+         check --read-data` to see the damage. To continue, add --accept-older-state once: that \
+         snapshot is then lost",
     )
 }
 

@@ -304,7 +304,7 @@ fn a_file_of_equal_size_and_time_is_written_if_its_content_differs() {
         panic!("{error}")
     };
     let names = different.names.join("\n");
-    assert!(names.contains("source/b: has another content"), "{names}");
+    assert!(names.contains("source/b: has other content"), "{names}");
 
     spec.trust_times = false;
     let report = bench.restore(&spec).unwrap();

@@ -315,7 +315,7 @@ fn invalid_sources_are_refused_before_anything_is_written() {
             &|s| s.sources = vec![bench.path("link")],
             "symbolic link to source",
         ),
-        (&|s| s.sources.push(bench.volume()), "lies in the volume"),
+        (&|s| s.sources.push(bench.volume()), "is in the volume"),
         (&|s| s.excludes.push("!".into()), "clear the list"),
         (
             &|s| s.exclude_from.push("/no/such/file".into()),
@@ -342,7 +342,7 @@ fn an_excluded_or_vanished_source_makes_no_snapshot() {
     spec.excludes = vec!["source".into()];
     let error = bench.try_take(&spec).unwrap_err();
     assert!(
-        error.to_string().contains("patterns leave all of it out"),
+        error.to_string().contains("patterns exclude all of it"),
         "{error}"
     );
 

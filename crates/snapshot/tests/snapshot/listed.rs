@@ -209,7 +209,7 @@ fn delete_is_refused_for_an_incomplete_snapshot() {
     spec.delete = true;
     let error = bench.restore(&spec).unwrap_err();
     assert!(
-        error.to_string().contains("excluded from the snapshot"),
+        error.to_string().contains("files that the job excluded"),
         "{error}"
     );
     assert!(matches!(error, SnapshotError::DeleteLosesExcluded { .. }));

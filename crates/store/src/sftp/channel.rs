@@ -479,10 +479,10 @@ impl Shared {
         };
         drop(state);
         let reason = if silent >= self.patience.answer {
-            format!("no byte of an answer for {} s", silent.as_secs())
+            format!("no answer for {} s", silent.as_secs())
         } else {
             format!(
-                "{what} was not answered for {} s, though other bytes came",
+                "no answer to {what} for {} s, although other data arrived",
                 waited.as_secs()
             )
         };

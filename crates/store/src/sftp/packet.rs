@@ -38,7 +38,7 @@ pub(super) fn read_packet(reader: &mut impl Read) -> Result<Vec<u8>, NoPacket> {
             text.truncate(4 + more);
             return NoPacket::Refused(format!(
                 "text instead of answers: {}. The start-up files of the account's shell on the server \
-                 must print nothing where there is no terminal",
+                 must print nothing if there is no terminal",
                 printable(&text)
             ));
         }

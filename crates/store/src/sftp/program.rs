@@ -342,7 +342,7 @@ fn explain(program: &str, status: Option<ExitStatus>, heard: &[u8]) -> Ending {
     let reason = if lacks_program {
         let said = [said, how].join("; ");
         let said = said.trim_start_matches("; ");
-        format!("the server lacks the program for it ({said})")
+        format!("the server does not have the program for SFTP ({said})")
     } else if said.is_empty() {
         how
     } else {
@@ -468,7 +468,7 @@ mod tests {
         let ending = explain("ssh", status, said);
         assert_eq!(ending.kind, EndingKind::Unreachable);
         assert!(
-            ending.reason.contains("server lacks the program"),
+            ending.reason.contains("server does not have the program"),
             "{}",
             ending.reason
         );

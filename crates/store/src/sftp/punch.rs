@@ -232,7 +232,7 @@ impl Puncher {
             }
         }
         self.end.cut();
-        Err(self.lost("it prints endless output".to_owned()))
+        Err(self.lost("its output does not end".to_owned()))
     }
 
     fn lost(&self, reason: String) -> StoreError {

@@ -123,7 +123,7 @@ fn parse(said: &str, stat: &FileStat) -> Writers {
         ["file", _, _, "busy"] => Writers::Some,
         ["file", _, _, "no", ..] => unknown("the server's kernel gives no lease on this file"),
         ["network"] => unknown("the file may lie on a network file system"),
-        _ => unknown("the server's shell can't tell"),
+        _ => unknown("the server's shell can't check it"),
     }
 }
 

@@ -32,7 +32,7 @@ impl SshTarget {
         if odd(host) || user.is_some_and(odd) {
             return Err(StoreError::Unreachable {
                 host: printable(host.as_bytes()),
-                reason: "not a host or user name that ssh could be given".to_owned(),
+                reason: "not a valid host or user name for ssh".to_owned(),
             });
         }
         Ok(Self {

@@ -62,8 +62,8 @@ impl SftpSession {
         self.end(&Ending {
             kind: EndingKind::Elsewhere,
             reason: format!(
-                "one connection shows the lease {witness}, another one {difference}: they end at \
-                 different machines"
+                "one connection shows the lease {witness}, another one {difference}: the two \
+                 connections end at different machines"
             ),
         });
         false

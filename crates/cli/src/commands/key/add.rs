@@ -24,10 +24,10 @@ use crate::{Exit, Failure};
 pub(super) struct AddArgs {
     #[arg(help = TARGET_HELP)]
     target: String,
-    /// Add the content of this key file; if it is missing, it is created
+    /// Add this key file as a key; if the file is missing, sprat creates it
     #[arg(long, value_name = "FILE", group = "new")]
     new_key_file: Option<PathBuf>,
-    /// Add a passphrase, which is asked for twice on the terminal
+    /// Add a passphrase; prompts for it twice on the terminal
     #[arg(long, group = "new")]
     new_passphrase: bool,
     /// Add the passphrase in this file
@@ -36,7 +36,7 @@ pub(super) struct AddArgs {
     /// Create a new recovery key, add it, and print the recovery sheet
     #[arg(long, group = "new")]
     new_recovery: bool,
-    /// Set a name for `sprat key list`; it is stored on this machine only
+    /// Set a label for `sprat key list`; it is stored on this machine only
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
     /// Write the sheet to this new file (mode 0600) instead of standard output (with --new-recovery)
@@ -74,7 +74,7 @@ impl AddArgs {
                 files.remove();
                 return Err(match new.kind {
                     KeyKind::Recovery => failure.with_more_hint(
-                        "The new recovery key was thrown away: if `sprat key list` shows a new slot, \
+                        "The new recovery key was discarded. If `sprat key list` shows a new slot, \
                          remove it",
                     ),
                     _ => failure,
@@ -103,7 +103,7 @@ impl AddArgs {
         });
         let json = result_json("key add", Exit::Done, fields);
         let opens = match changed.as_before {
-            true => "opens already with",
+            true => "already opened with",
             false => "opens with the new key, in",
         };
         let result = format!("{} {opens} key slot {}\n", resolved.target, changed.slot);
@@ -118,9 +118,9 @@ impl AddArgs {
         let shown = files.show_result(context.output, &sheet, Some(recovery.text()), true, &json);
         shown.map_err(|failure| {
             failure.with_hint(format!(
-                "the new recovery key is in slot {}, and not all of its sheet was shown. Where \
-                 you have it, `sprat key sheet` prints it again; else remove the slot with \
-                 `sprat key remove` and add another key",
+                "the new recovery key is in slot {}, but not all of its sheet was shown. If you have \
+                 the recovery key, print the sheet again with `sprat key sheet`. Otherwise remove the \
+                 slot with `sprat key remove`, and add another key",
                 changed.slot
             ))
         })?;
@@ -140,7 +140,7 @@ struct New {
 fn new_key(context: &Context, args: &AddArgs) -> Result<New, Failure> {
     if args.new_recovery {
         let recovery = RecoveryKey::generate()
-            .map_err(|error| Failure::from(&error).context("can't make a recovery key"))?;
+            .map_err(|error| Failure::from(&error).context("can't create a recovery key"))?;
         return Ok(New {
             secret: recovery.secret(),
             slot_kind: SlotKind::Recovery,
@@ -153,7 +153,7 @@ fn new_key(context: &Context, args: &AddArgs) -> Result<New, Failure> {
         (Some(path), _) => {
             let path = absolute(path);
             if secrets::make_key_file(&path)? {
-                let note = format!("made the key file {}", path.display());
+                let note = format!("created the key file {}", path.display());
                 context.output.note(&note);
             }
             SecretSource::KeyFile(path)

@@ -20,8 +20,8 @@ pub(super) fn header(context: &Context, file: &ClosedContainer) -> Result<Header
     let (header, is_known) = file.header(context.global.fingerprint.as_deref())?;
     if !is_known {
         context.output.note(&format!(
-            "nothing is pinned of this container here; compare its fingerprint {} with the \
-             recovery sheet",
+            "this machine does not know this container. Compare its fingerprint {} with the recovery \
+             sheet",
             header.pins().fingerprint()
         ));
     }
@@ -61,14 +61,14 @@ pub(super) fn change_header(
         context.output.warning(reason);
     }
     if changed.repaired {
-        context
-            .output
-            .note("a copy of the header that an interrupted change had left was repaired");
+        context.output.note(
+            "an interrupted change of keys had left one header copy incomplete; it was repaired",
+        );
     }
     if let Some(reason) = &changed.lock_left {
         context.output.warning(&format!(
-            "everything is done and durable, but the lock could not be released ({reason}). The \
-             next command of this machine takes it over"
+            "all is done and durable, but the lock could not be released ({reason}). The next command \
+             on this machine takes it over"
         ));
     }
     Ok(changed)

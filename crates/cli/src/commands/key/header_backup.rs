@@ -28,7 +28,7 @@ impl HeaderBackupArgs {
         let path = context.environment.absolute(&self.file);
         headers::write_new(&path, &file.copy_of_header(&header)?)?;
         let text = format!(
-            "kept the header of {} in {} ({} key slots)\n",
+            "saved the header of {} in {} ({} key slots)\n",
             resolved.target,
             path.display(),
             header.slots().len()
@@ -41,8 +41,8 @@ impl HeaderBackupArgs {
         let target = &resolved.target;
         context.finish("key header-backup", Exit::Done, target, &text, fields)?;
         context.output.note(
-            "with today's keys that file opens the container for ever, also with those that are \
-             removed later: keep it as you keep the keys",
+            "this file opens the container for ever with each of today's keys, even if you remove a key \
+             later. Keep the file as safe as a key",
         );
         Ok(Exit::Done)
     }

@@ -21,7 +21,7 @@ use crate::{Exit, Failure, terminal};
 pub(super) struct HeaderRestoreArgs {
     #[arg(help = TARGET_HELP)]
     target: String,
-    /// The saved header; the default is the one that this machine keeps
+    /// The saved header; the default is the newest one that this machine has saved
     file: Option<PathBuf>,
     /// Do not ask for confirmation
     #[arg(long)]
@@ -44,9 +44,9 @@ impl HeaderRestoreArgs {
                     (_, Some(header)) => header.uuid().to_owned(),
                     _ => {
                         return Err(Failure::usage(
-                            "this machine keeps no header of that container",
+                            "this machine has no saved header of this container",
                         )
-                        .with_hint("name the file that it is kept in"));
+                        .with_hint("nothing was changed. Give the file of a saved header"));
                     }
                 };
                 let paths = StatePaths::new(&state_dir, &uuid, &resolved.target);
@@ -87,13 +87,13 @@ impl HeaderRestoreArgs {
             "replaced": changed.replaced.as_deref().map(path_json),
         });
         let text = format!(
-            "put the header of {} back; the given key opens slot {}\n",
+            "restored the header of {}; the given key opens slot {}\n",
             resolved.target, changed.slot
         );
         let target = &resolved.target;
         context.finish("key header-restore", Exit::Done, target, &text, fields)?;
         if let Some(replaced) = &changed.replaced {
-            let kept = format!("what lay there before is kept in {}", replaced.display());
+            let kept = format!("the replaced header is saved in {}", replaced.display());
             context.output.note(&kept);
         }
         Ok(Exit::Done)
@@ -113,12 +113,12 @@ impl Present {
         Ok(match Header::load(&file.bytes()) {
             Ok(present) if policy.fits(&present).is_ok() => Self::Own(Box::new(present)),
             Ok(present) => Self::Another(format!(
-                "the header of another container is there and will be replaced: {}",
+                "the header of another container is there; the restore replaces it: {}",
                 present.uuid()
             )),
             Err(error) if error.kind() == LuksErrorKind::Read => return Err(error.into()),
             Err(error) => Self::Another(format!(
-                "no header of this container is there; what is there will be replaced: {error}"
+                "no header of this container is there; the restore replaces what is there: {error}"
             )),
         })
     }
@@ -138,8 +138,8 @@ fn name_others(context: &Context, yes: bool, others: &[PathBuf]) {
     }
     let others: Vec<String> = others.iter().map(|path| text::quoted(path)).collect();
     let named = format!(
-        "other headers of this container are kept, with other key slots: {}. Name one to put that \
-         one back",
+        "this machine has other saved headers of this container, with other key slots: {}. To restore \
+         one of them, give its file",
         others.join(", ")
     );
     match yes {
@@ -149,9 +149,9 @@ fn name_others(context: &Context, yes: bool, others: &[PathBuf]) {
 }
 
 fn another(from: &Header, present: &Header) -> Failure {
-    Failure::usage("the kept header is another container's")
+    Failure::usage("the saved header belongs to another container")
         .because(format!(
-            "it is of {}, this container is {}",
+            "the saved header has UUID {}, this container has {}",
             text::harmless(from.uuid()),
             text::harmless(present.uuid())
         ))
@@ -161,15 +161,15 @@ fn another(from: &Header, present: &Header) -> Failure {
 /// Names the container that the saved header is of, if none was saved of the container at this location.
 fn tell_whose(context: &Context, yes: bool, resolved: &Resolved, other: &Elsewhere) {
     let target = &resolved.target;
-    let begin = format!("no header of {target} itself is kept on this machine; this one is of");
+    let begin = format!("this machine has no saved header of {target} itself; this one is of");
     let named = match &other.target {
         Some(other) => {
             let other = text::harmless(other);
             format!("{begin} {other}, which has the same UUID: it may be a copy with other keys")
         }
         None => format!(
-            "{begin} a container with the same UUID, of a place that isn't known any more: it may \
-             be a copy with other keys"
+            "{begin} a container with the same UUID, at a place that is no longer known: it may be a \
+             copy with other keys"
         ),
     };
     match yes {
@@ -181,9 +181,9 @@ fn tell_whose(context: &Context, yes: bool, resolved: &Resolved, other: &Elsewhe
 fn confirmed(context: &Context) -> Result<bool, Failure> {
     if !terminal::is_there() {
         return Err(Failure::usage("there is no terminal to ask on")
-            .with_hint("nothing was changed. Say --yes if that is what you want"));
+            .with_hint("nothing was changed. To restore without a question, add --yes"));
     }
-    let answer = terminal::ask_openly("Type yes to put it back: ", &context.interrupt)?;
+    let answer = terminal::ask_openly("Type yes to restore it: ", &context.interrupt)?;
     Ok(answer == "yes")
 }
 
@@ -205,13 +205,13 @@ fn difference(from: &Header, found: &Present, notes: &KeyNotes) -> Vec<String> {
     };
     let mut lines = match found {
         Present::Own(present) => vec![format!(
-            "the header there has sequence {}, the kept one {}",
+            "the present header has sequence {}, the saved one {}",
             present.sequence_id(),
             from.sequence_id()
         )],
         Present::Another(what) => vec![
             what.clone(),
-            format!("the kept header has sequence {}", from.sequence_id()),
+            format!("the saved header has sequence {}", from.sequence_id()),
         ],
     };
     let has = |slots: &[sprat_luks::Slot], mark: &str| slots.iter().any(|slot| slot.mark == mark);

@@ -36,7 +36,7 @@ impl ListArgs {
         context.output.listing(&key_table(&slots, &notes), &json)?;
         if !header.copies().both_good() {
             context.output.warning(
-                "one of the header's two copies is damaged; the next change of keys repairs it",
+                "one of the two header copies is damaged. To repair it, run `sprat key header-restore`",
             );
         }
         Ok(Exit::Done)
@@ -57,7 +57,7 @@ fn key_json(slot: &Slot, notes: &KeyNotes) -> serde_json::Value {
 }
 
 fn key_table(slots: &[Slot], notes: &KeyNotes) -> String {
-    let title = ["SLOT", "KIND", "ADDED", "PROVED", "LABEL", "DERIVATION"];
+    let title = ["SLOT", "KIND", "ADDED", "TESTED", "LABEL", "DERIVATION"];
     let mut rows = vec![title.map(str::to_owned).to_vec()];
     let day = |time: Option<Timestamp>| {
         time.map_or_else(

@@ -38,13 +38,14 @@ enum KeyCommand {
     Add(add::AddArgs),
     /// Remove a key; unlock with another one
     Remove(remove::RemoveArgs),
-    /// Print the recovery sheet again; the recovery key is asked for and verified
+    /// Print the recovery sheet again; prompts for the recovery key and tests it
     Sheet(sheet::SheetArgs),
-    /// Save the header to a file; with it today's keys always open the container
+    /// Save the header to a file; with this file today's keys always open the container, also after you
+    /// remove them
     HeaderBackup(header_backup::HeaderBackupArgs),
-    /// Restore a saved header, and with it the keys of that day
+    /// Restore a saved header, with the keys of that day
     HeaderRestore(header_restore::HeaderRestoreArgs),
-    /// Verify that what is on the recovery sheet opens the container
+    /// Test whether the key on the recovery sheet opens the container
     Rehearse(rehearse::RehearseArgs),
 }
 

@@ -43,7 +43,7 @@ impl RehearseArgs {
         file.note_proof(&header, slot, kind_of(&source, &secret));
         let fingerprint = header.pins().fingerprint();
         let text = format!(
-            "the key opens {} (slot {slot}), and the file system behind it reads\n\
+            "the key opens {} (slot {slot}), and the file system in it can be read\n\
              its fingerprint is {fingerprint}\n",
             resolved.target
         );

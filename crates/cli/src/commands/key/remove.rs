@@ -17,10 +17,10 @@ pub(super) struct RemoveArgs {
     target: String,
     /// The slot's number in `sprat key list`
     slot: u32,
-    /// Remove the slot although the given key opens it
+    /// Remove the slot although the given key, or the key of this machine's backups, opens it
     #[arg(long, alias = "although-in-use")]
     allow_in_use: bool,
-    /// Remove the slot although it holds the only recovery key, or the last key that is not a file
+    /// Remove the slot although it has the only recovery key, or the last key that is not a file
     #[arg(long)]
     allow_last: bool,
 }
@@ -47,9 +47,9 @@ impl RemoveArgs {
         };
         context.finish("key remove", Exit::Done, &resolved.target, &text, fields)?;
         context.output.note(
-            "the removed key still opens old copies: somebody who kept a copy of the container file or \
-             of its header (the server, a snapshot of its disk) can open that copy with it. If the key \
-             is in wrong hands, run `sprat copy --new-key`, or make a new container",
+            "the removed key still opens old copies of the container file and of its header (on the \
+             server, in a snapshot of its disk). If somebody else has the key, run `sprat copy \
+             --new-key`, or create a new container",
         );
         Ok(Exit::Done)
     }
@@ -59,12 +59,12 @@ impl RemoveArgs {
         match file.reason_to_keep(self.slot) {
             None => Ok(()),
             Some(what) => Err(Failure::usage(format!(
-                "key slot {} holds {what}",
+                "key slot {} has {what}",
                 self.slot
             ))
             .with_hint(
-                "nothing was changed. Make a new recovery key and sheet first: `sprat key add TARGET \
-                 --new-recovery`; or insist with --allow-last",
+                "nothing was changed. First create a new recovery key and sheet: `sprat key add TARGET \
+                 --new-recovery`. To remove the slot anyway, add --allow-last",
             )),
         }
     }
@@ -82,12 +82,12 @@ impl RemoveArgs {
         Ok(Some(fetched.map_err(|failure| {
             failure
                 .context(format!(
-                    "can't tell whether this machine's backups use key slot {}",
+                    "can't check whether this machine's backups use key slot {}",
                     self.slot
                 ))
                 .with_hint(
-                    "nothing was changed. Make what the config names readable (is its disk mounted?); or, \
-                     if it is gone for good, insist with --allow-in-use",
+                    "nothing was changed. Make the key file or command of the config usable (is its \
+                     disk mounted?). If the key is gone for good, add --allow-in-use",
                 )
         })?))
     }

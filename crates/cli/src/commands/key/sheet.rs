@@ -19,10 +19,10 @@ use crate::{Exit, Failure};
 pub(super) struct SheetArgs {
     #[arg(help = TARGET_HELP)]
     target: String,
-    /// Write it to this new file (mode 0600) instead of standard output
+    /// Write the sheet to this new file (mode 0600) instead of standard output
     #[arg(long, value_name = "FILE")]
     sheet: Option<PathBuf>,
-    /// Write it as a page to print, with the recovery key as a QR code, instead of text
+    /// Write the sheet as a page to print, with the recovery key as a QR code, instead of text
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Omit the recovery key, to write it in by hand
@@ -97,7 +97,7 @@ pub(super) fn key_file(
         Ok(sha256) => Some((path.clone(), sha256)),
         Err(failure) => {
             context.output.warning(&format!(
-                "the key file {} is not on the sheet, because it opens nothing: {}",
+                "the key file {} is not on the sheet, because it was not tested: {}",
                 path.display(),
                 failure.what
             ));
@@ -115,7 +115,7 @@ fn recovery_key(context: &Context) -> Result<RecoveryKey, Failure> {
     if context.global.key_file.is_some() {
         return Err(
             Failure::usage("the sheet shows a recovery key, not a key file")
-                .with_hint("leave --key-file out and type the recovery key; or --without-secret"),
+                .with_hint("omit --key-file and type the recovery key, or use --without-secret"),
         );
     }
     let secret = context.fetch(&from_the_sheet(context)?)?;
@@ -130,9 +130,9 @@ fn recovery_key(context: &Context) -> Result<RecoveryKey, Failure> {
         )
         .because(error.to_string())
         .with_hint("compare each group with the sheet")),
-        _ => Err(Failure::usage("that is no recovery key").with_hint(
-            "it has ten groups of four characters. `sprat key add --new-recovery` makes a new one \
-             where the old one is lost",
+        _ => Err(Failure::usage("this is not a recovery key").with_hint(
+            "a recovery key has ten groups of four characters. If it is lost, create a new one: `sprat \
+             key add TARGET --new-recovery`",
         )),
     }
 }

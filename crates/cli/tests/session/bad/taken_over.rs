@@ -171,7 +171,7 @@ fn waiting_unlock_that_loses_its_lease_answers_the_new_owner() {
     let _open = harness.container_file();
     held_by_another(&harness, "one");
     let waits = start_unlock(&harness, 600, Duration::ZERO);
-    waits.wait_for("no answer of the session");
+    waits.wait_for("no answer from the session");
     let lease = leases::held(&harness.path("store")).pop().unwrap();
     let mut elsewhere = harness.options(Access::ReadWrite);
     elsewhere.state_dir = harness.path("other-state");
@@ -200,7 +200,7 @@ fn waiting_unlock_survives_lost_connections_and_server_outage() {
     let _open = harness.container_file();
     held_by_another(&harness, "one");
     let unlocking = start_unlock(&harness, 8, Duration::from_secs(60));
-    unlocking.wait_for("took it over");
+    unlocking.wait_for("took over the lock");
     for _ in 0..8 {
         harness.sshd().kill_sessions();
         thread::sleep(Duration::from_millis(150));
@@ -211,13 +211,13 @@ fn waiting_unlock_survives_lost_connections_and_server_outage() {
     unlocking.wait_for("answers again");
     // Once for each reason, not for each attempt.
     assert!((1..12).contains(&unlocking.count("does not answer")));
-    assert!(unlocking.count("no answer of the session") <= 1);
+    assert!(unlocking.count("no answer from the session") <= 1);
     let done = unlocking.thread.join().unwrap().unwrap();
     assert_eq!(done.ways[0].1, DoorWay::Silent);
     // One that stays away ends it; the lease stays.
     held_by_another(&harness, "two");
     let unlocking = start_unlock(&harness, 600, Duration::from_secs(2));
-    unlocking.wait_for("took it over");
+    unlocking.wait_for("took over the lock");
     harness.sshd().stop();
     let begun = Instant::now();
     let failure = unlocking.thread.join().unwrap().unwrap_err();

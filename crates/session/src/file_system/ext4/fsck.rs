@@ -57,8 +57,8 @@ fn judge(replay: &FsckRun, check_run: &FsckRun) -> Result<FileSystemCheck, Failu
             return Err(Failure::failed(format!("e2fsck ended {how}"))
                 .because(output)
                 .with_hint(
-                    "nothing was changed, and the state of the file system is unknown. e2fsck may \
-                     lack memory; its output is above",
+                    "nothing was changed, and the state of the file system is unknown. Perhaps e2fsck \
+                     had too little memory; its output is above",
                 ));
         }
     }

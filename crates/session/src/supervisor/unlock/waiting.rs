@@ -159,7 +159,7 @@ impl<'w> Waiting<'w> {
             // Once for each reason.
             if self.reported != reason {
                 tell(&format!(
-                    "the server does not answer, trying again for {}: {reason}",
+                    "the server does not answer, retrying for {}: {reason}",
                     text::duration(self.outage_max)
                 ));
                 self.reported = reason;
@@ -221,14 +221,14 @@ impl<'w> Waiting<'w> {
         };
         if waited < self.wish.answer_wait + REPORT_INTERVALS[0] {
             return format!(
-                "no answer of {which}: it may be a machine that sleeps. Its last writes may arrive until \
-                 {} h after its last renewal; waiting for that. If that machine is off, not asleep, stop \
-                 this and use --that-machine-is-off; if it is awake, end sprat there",
+                "no answer from {which}: its machine may be asleep. Its last writes can arrive until {} \
+                 h after it last renewed the lock; waiting until then. If the machine is off, not \
+                 asleep, press Ctrl-C and use --that-machine-is-off. If it is awake, end sprat there",
                 hours(self.wish.silence_s)
             );
         }
         format!(
-            "still waiting for {which}, for {} h by now; that ends {} h after its last renewal",
+            "still waiting for {which}, since {} h; the wait ends {} h after it last renewed the lock",
             hours(waited.as_secs()),
             hours(self.wish.silence_s)
         )
@@ -258,8 +258,8 @@ impl<'w> Waiting<'w> {
                     .extend(closed.map(|number| (number, DoorWay::Kernel)));
             }
             Writers::Some if first => tell(
-                "the server's kernel reports that a process there still has the container open for \
-                 writing: an sftp-server of the earlier session. End it on the server if you can",
+                "the server's kernel reports that a process still has the container open for writing: \
+                 an sftp-server of the earlier session. If you can, end that process on the server",
             ),
             Writers::Unknown { reason } if first => tell(&format!(
                 "can't ask the server's kernel whether writes can still arrive: {reason}"

@@ -94,7 +94,7 @@ pub(crate) fn make(
         let state = match undo(&lease) {
             Ok(()) => "nothing of the new container is left on the server".to_owned(),
             Err(error) => format!(
-                "{} may be left on the server ({error}); the next init removes it",
+                "{} may be left on the server ({error}); the next `sprat init` removes it",
                 lease.file_name()
             ),
         };
@@ -109,7 +109,7 @@ pub(crate) fn make(
 fn check_size(size_bytes: u64) -> Result<(), Failure> {
     if size_bytes < SIZE_BYTES_MIN {
         return Err(Failure::usage(format!(
-            "a container of {size_bytes} bytes is too small; the least is {SIZE_BYTES_MIN}"
+            "a container of {size_bytes} bytes is too small; the minimum is {SIZE_BYTES_MIN} bytes"
         )));
     }
     // No kind of file system has volumes as large as the largest file offset, 8 EiB.
@@ -124,10 +124,11 @@ fn check_size(size_bytes: u64) -> Result<(), Failure> {
 /// A container exists already at the target of an `init`.
 pub fn exists_already(target: &Target) -> Failure {
     Failure::failed(format!("{target} exists already")).with_hint(
-        "init never overwrites, and nothing was changed. Choose another name, or remove the old \
-         container on the server yourself. If an init made it that was cut off before it showed the \
-         sheet: `sprat key add TARGET --new-recovery` makes a recovery key and shows one. If its key \
-         file is lost: the recovery key on the sheet opens it",
+        "nothing was changed: `sprat init` never overwrites a container. Choose another name, or delete \
+         the old container on the server yourself. If an earlier `sprat init` created it but was \
+         interrupted before it showed the sheet, run `sprat key add TARGET --new-recovery`: it creates \
+         a recovery key and shows its sheet. If the key file is lost, the recovery key on the sheet \
+         opens the container",
     )
 }
 
@@ -231,9 +232,9 @@ fn write_header(file: &dyn StoreFile, header: &[Extent], size_bytes: u64) -> Res
                     text::bytes(size_bytes)
                 ))
                 .with_hint(
-                    "the new file was removed. Each file system has a limit for the size of a \
-                     file (ext4: 16 TiB, with blocks of 1 KiB 4 TiB; FAT: 4 GiB), and the account \
-                     may have one. Choose a smaller --size",
+                    "the new file was removed. Each file system limits the size of a file (ext4: 16 \
+                     TiB, with blocks of 1 KiB 4 TiB; FAT: 4 GiB), and the account can have a limit, \
+                     too. Choose a smaller --size",
                 )
         } else {
             Failure::from(&error)
@@ -255,7 +256,7 @@ fn can_hold(file: &dyn StoreFile, header: &[Extent], size_bytes: u64) -> Result<
     let len = file.len()?;
     if len != size_bytes {
         return Err(unfit(format!(
-            "a file that was given a length of {size_bytes} bytes has {len}"
+            "a file was set to {size_bytes} bytes, but has {len}"
         )));
     }
     for extent in header {
@@ -325,12 +326,12 @@ impl NewContainer {
             Failure::new(
                 Exit::Damaged,
                 format!(
-                    "the server answered that {} has its name, and it has not",
+                    "the server confirmed the renaming to {}, but did not do it",
                     lease.container()
                 ),
             )
             .because(why)
-            .with_hint("the server can't be relied on: check its disk and its software")
+            .with_hint("the server is not reliable: check its disk and its software")
         };
         let file = store
             .open(lease.container(), Access::ReadOnly)
@@ -362,10 +363,10 @@ impl NewContainer {
             Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
                 naming(false);
                 Err(Failure::failed(format!(
-                    "{} appeared while the new container was being made",
+                    "another program created {} while the new container was being created",
                     lease.container()
                 ))
-                .with_hint("it was left as it is; the new container was removed"))
+                .with_hint("that file was not changed; the new container was removed"))
             }
             Err(error) => Err(Failure::from(&error)),
         }

@@ -32,8 +32,8 @@ use crate::volume_process::rewrite::prevent_late_rename;
 use crate::volume_process::shutdown::{EventSender, StopFlag};
 use crate::{Exit, Failure};
 
-const HALF_WAY: &str = "The container opens with every key that stays, and has every snapshot. \
-    Run the same command again: it continues where this one stopped";
+const HALF_WAY: &str = "The container opens with every key that stays, and has all snapshots. Run the \
+                        same command again: it continues where this one stopped";
 
 /// The number of slots in LUKS2 (cryptsetup: lib/luks2/luks2.h, `LUKS2_KEYSLOTS_MAX`).
 const SLOTS_MAX: usize = 32;
@@ -203,11 +203,11 @@ impl<'w> HeaderEdit<'w> {
         {
             return Err(Failure::new(
                 Exit::Damaged,
-                "the header's key does not fit the volume behind it, or that is no ext4 file system",
+                "either the header's key does not fit the volume, or the volume has no ext4 file system",
             )
             .with_hint(
-                "nothing was changed, and the header was not pinned. Compare its fingerprint with \
-                 the recovery sheet. If it is right, pass it with --fingerprint",
+                "nothing was changed, and this machine did not accept the header. Compare its \
+                 fingerprint with the recovery sheet. If it is right, give it with --fingerprint",
             ));
         }
         if self.start.settings.accept_older_state {
@@ -263,8 +263,8 @@ impl<'w> HeaderEdit<'w> {
         if header.slots().len() >= SLOTS_MAX {
             return Err(
                 Failure::usage(format!("all {SLOTS_MAX} key slots are used")).with_hint(
-                    "nothing was changed. `sprat key list` shows them, `sprat key remove` frees \
-                     one",
+                    "nothing was changed. Run `sprat key list` to see the slots, and `sprat key remove` \
+                     to free one",
                 ),
             );
         }
@@ -336,23 +336,23 @@ impl<'w> HeaderEdit<'w> {
         }
         if opened_by == slot && !although_in_use {
             return Err(Failure::usage(format!(
-                "key slot {slot} is the one that the given key opens"
+                "the given key opens key slot {slot}"
             ))
             .with_hint(
-                "nothing was changed. Name another key of this container with --key-file or \
-                 --passphrase-file, which proves that it opens; or insist with --allow-in-use, \
-                 and be sure that you have another key",
+                "nothing was changed. Give another key of this container with --key-file or \
+                 --passphrase-file: that proves that the other key opens the container. If you are sure \
+                 that you have another key, add --allow-in-use",
             ));
         }
         if let Some(used_here) = used_here
             && header.unlock_slot(&self.bytes(), used_here, slot).is_ok()
         {
             return Err(Failure::usage(format!(
-                "key slot {slot} is the one that this machine's backups open"
+                "the key of this machine's backups opens key slot {slot}"
             ))
             .with_hint(
-                "nothing was changed. Its key is the one in the config, or the default key file: \
-                 let another one take its place first; or insist with --allow-in-use",
+                "nothing was changed. This key is in the config, or is the default key file. First set \
+                 another key for the backups. To remove the slot anyway, add --allow-in-use",
             ));
         }
         let writes = header.remove_slot(slot, self.lease.turn())?;
@@ -437,7 +437,7 @@ impl<'w> HeaderEdit<'w> {
         if !header.copies().both_good() {
             return Err(Failure::new(
                 Exit::Damaged,
-                "one of the header's copies does not read back as it was written",
+                "a header copy reads back with other content than was written",
             )
             .with_hint(HALF_WAY));
         }
@@ -524,8 +524,8 @@ pub(crate) fn write_in_order(
             let read = differs(file, extent);
             if let Some(failure) = read.map_err(|error| half_way(Failure::from(error)))? {
                 return Err(failure.with_hint(
-                    "the previous header is kept on this machine: `sprat key header-restore` \
-                     restores it. Check the server's disk",
+                    "this machine has saved the previous header: run `sprat key header-restore` to \
+                     restore it. Check the server's disk",
                 ));
             }
         }

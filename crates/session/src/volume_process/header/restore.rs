@@ -21,7 +21,7 @@ impl HeaderEdit<'_> {
         let from = headers::load(&kept, path)?;
         self.start.settings.pins.fits(&from).map_err(|error| {
             Failure::from(&error)
-                .context("the kept header is not this container's")
+                .context("the saved header belongs to another container")
                 .with_hint("nothing was changed")
         })?;
         let current_header = self.current_header()?;
@@ -34,9 +34,9 @@ impl HeaderEdit<'_> {
                 ),
             );
         }
-        let key = from
-            .unlock(&kept, proof)
-            .map_err(|error| Failure::from(&error).context("the kept header does not open"))?;
+        let key = from.unlock(&kept, proof).map_err(|error| {
+            Failure::from(&error).context("the key does not open the saved header")
+        })?;
         let cipher = SectorCipher::new(&key, &from)?;
         drop(key);
         if present.is_none() && matches!(self.start.settings.pins, IdentityPolicy::TrustOnce) {
@@ -58,7 +58,7 @@ impl HeaderEdit<'_> {
         let writes = from
             .restore(&kept, there, known, proof, &gone, self.lease.turn())
             .map_err(|error| {
-                Failure::from(&error).context("the kept header can't be restored here")
+                Failure::from(&error).context("the saved header can't be restored here")
             })?;
         let replaced = self.keep_replaced(&from, present)?;
         self.stop.check()?;
@@ -96,11 +96,11 @@ impl HeaderEdit<'_> {
         }
         Err(Failure::new(
             Exit::Damaged,
-            "the kept header's key does not fit this container's volume",
+            "the key of the saved header does not fit this container's volume",
         )
         .with_hint(
-            "nothing was changed. If it is this container's all the same, pass --fingerprint from \
-             its recovery sheet",
+            "nothing was changed. If the header belongs to this container nevertheless, give \
+             --fingerprint from its recovery sheet",
         ))
     }
 }

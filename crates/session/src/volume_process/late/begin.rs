@@ -144,15 +144,14 @@ pub(crate) fn explain_older(
     let blocks = text::counted(overwritten.len() as u64, "block", "blocks");
     older
         .because(format!(
-            "{blocks} have other bytes than were made durable there, and the file system's super \
-             block is among them: a machine that slept or lost its connection has probably \
-             written late"
+            "{blocks} differ from the data that was made durable, and the file system's super block is \
+             one of them: probably a machine that was asleep or had lost its connection has written late"
         ))
         .with_hint(format!(
-            "nothing was written. Run `sprat check {} --accept-older-state` on this machine: it \
-             names the files that may be damaged. Then back up again: damaged files are read from \
-             their source again, never from a snapshot. But if the server shows an old copy of \
-             the container, restore the newer one first",
+            "nothing was written. Run `sprat check {} --accept-older-state` on this machine: it names \
+             the files that may be damaged. Then back up again: the backup reads damaged files from the \
+             source again, never from a snapshot. But if the server shows an old copy of the container, \
+             first bring back the newer one",
             start.settings.target
         ))
 }
@@ -202,17 +201,16 @@ fn overwritten(target: &str, blocks: usize) -> Failure {
     Failure::new(
         Exit::Damaged,
         format!(
-            "{} of {target} were overwritten after they had been written and made durable",
+            "{} of {target} were overwritten after they had been made durable",
             text::counted(blocks as u64, "block", "blocks")
         ),
     )
     .because(
-        "the container was taken over from a session that still had pending writes: its machine \
-         was not off",
+        "the lock was taken over from a session that still had pending writes: its machine was not off",
     )
     .with_hint(format!(
-        "nothing was written. Files in finished snapshots may be damaged. Run `sprat check \
-         {target}` on this machine: it names them. Then back up again: damaged files are read \
-         from their source again, never from a snapshot"
+        "nothing was written. Files in finished snapshots may be damaged. Run `sprat check {target}` on \
+         this machine: it names these files. Then back up again: the backup reads damaged files from \
+         the source again, never from a snapshot"
     ))
 }

@@ -46,8 +46,8 @@ fn super_block_unread(error: &StoreError) -> Failure {
     )
     .caused_by(error)
     .with_hint(
-        "nothing was changed. Check the server's disk, and copy as much of the file away as can \
-         be read. ext4 keeps copies of its super block (`e2fsck -b 32768`)",
+        "nothing was changed. Check the server's disk, and copy as much of the file as can be read to \
+         another disk. ext4 has copies of its super block (`e2fsck -b 32768`)",
     )
 }
 
@@ -58,7 +58,7 @@ pub fn truncated(file_bytes: u64, needed_bytes: u64) -> Failure {
         format!("the container is cut short: it has {file_bytes} bytes and needs {needed_bytes}"),
     )
     .with_hint(
-        "nothing was changed. Data behind the cut is lost on this server. Find a copy of the file \
-         before you write to it again",
+        "nothing was changed. The data after the cut is lost on this server. Find a complete copy of \
+         the file before you write to it again",
     )
 }

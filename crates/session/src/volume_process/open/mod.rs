@@ -304,8 +304,8 @@ pub(crate) fn check_writable(
                 store.describe()
             ))
             .with_hint(
-                "nothing was changed. Use an OpenSSH server, or insist with --allow-no-fsync: \
-                 then a crash of the server can cost the whole container",
+                "nothing was changed. Use an OpenSSH server. With --allow-no-fsync sprat writes anyway, \
+                 but a crash of the server can destroy the whole container",
             ));
         }
         events.notice(Notice::NoDurableFlush);
@@ -319,7 +319,7 @@ pub(crate) fn check_writable(
             "{} is on a read-only file system",
             store.describe()
         ))
-        .with_hint("nothing was changed; restore and mount work all the same"));
+        .with_hint("nothing was changed. `restore` and `mount` still work"));
     }
     if space.available_bytes < space_monitor::LOW_BYTES {
         events.notice(Notice::ServerSpaceLow {
@@ -332,12 +332,12 @@ pub(crate) fn check_writable(
 /// A server that limits an account to reading offers it no fsync either (`sftp-server -R`).
 pub(crate) fn read_only_account(store: &dyn Store) -> Failure {
     Failure::failed(format!(
-        "{} seems to let this account only read: it offers no fsync and refuses removals",
+        "the account on {} seems to be read-only: the server offers no fsync and refuses to remove files",
         store.describe()
     ))
     .with_hint(
-        "nothing was changed; restore and mount work all the same. To write, the account needs a \
-         server that lets it",
+        "nothing was changed. `restore` and `mount` still work. For backups the account needs the right \
+         to write",
     )
 }
 
@@ -549,12 +549,12 @@ fn report_copies(header: &AnyHeader, events: &EventSender) {
         let what = match state {
             CopyState::Damaged(fault) => format!("{which}: {fault}"),
             CopyState::Stale { sequence_id } => {
-                format!("{which}: older than the other (sequence {sequence_id})")
+                format!("{which}: older than the other copy (sequence number {sequence_id})")
             }
             CopyState::Contradicts { sequence_id } => format!(
-                "{which}: it has the same sequence as the other ({sequence_id}) and other \
-                 content: two machines changed keys at once. Check with `sprat key list` and \
-                 `sprat key rehearse` which keys open"
+                "{which}: same sequence number as the other copy ({sequence_id}), but other content: \
+                 two machines changed keys at the same time. Check which keys open the container: \
+                 `sprat key list`, `sprat key rehearse`"
             ),
             _ => continue,
         };

@@ -32,13 +32,12 @@ pub(crate) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<F
                 .find(|found| reserved_names::is_set_aside(found, name));
             Err(if let Some(unfinished) = unfinished {
                 failure.with_hint(format!(
-                    "there is {unfinished}: an init did not finish. Run `sprat init` again"
+                    "there is {unfinished}: an earlier `sprat init` did not finish. Run `sprat init` again"
                 ))
             } else if let Some(aside) = aside {
                 failure.with_hint(format!(
-                    "there is {aside}: the source of a move that did not finish. Run the same \
-                     `sprat copy --move` again on the machine where it ran; or give the file its \
-                     name back"
+                    "there is {aside}: the source of a `sprat copy --move` that did not finish. Run the \
+                     same command again on the machine where it ran, or rename the file to its old name"
                 ))
             } else {
                 failure
@@ -67,8 +66,8 @@ fn refuse_second_name(start: &VolumeStart) -> Result<(), Failure> {
         start.settings.target
     ))
     .with_hint(format!(
-        "nothing was changed. Find the others (`find DISK -samefile {}`), and remove them, or \
-         replace them by copies. `restore` and `mount` work all the same",
+        "nothing was changed. Find the other names (`find DISK -samefile {}`), and remove them or \
+         replace them by copies. `restore` and `mount` still work",
         start.settings.target
     )))
 }
