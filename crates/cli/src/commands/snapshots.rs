@@ -55,7 +55,7 @@ fn no_such_job(job: &str, entries: &[SnapshotEntry]) -> Failure {
     if jobs.is_empty() {
         return failure.with_hint("the container has no snapshots yet");
     }
-    failure.with_hint(format!("the container has the jobs {}", jobs.join(", ")))
+    failure.with_hint(format!("the container has these jobs: {}", jobs.join(", ")))
 }
 
 fn table(entries: &[SnapshotEntry]) -> String {

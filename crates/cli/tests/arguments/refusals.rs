@@ -141,7 +141,7 @@ fn requests_that_make_no_sense_are_refused_before_anything_starts() {
     sprat: "a:b" can't be the name of a job: it has a colon in it
 
     ["restore", "x.luks", "home/", "--to", "back"]
-    sprat: "" is no snapshot's name
+    sprat: "" is not the name of a snapshot
     Hint: nothing was started. Write JOB, JOB/SNAPSHOT, JOB:PATH or JOB/SNAPSHOT:PATH
 
     ["mount", "x.luks", "nowhere"]

@@ -425,7 +425,7 @@ fn job_snapshot_or_path_that_is_not_there() {
     exit 1
     --- stderr
     sprat: there is no job "www" in this container
-    Hint: it holds home
+    Hint: the container has these jobs: home
     "#);
 }
 
@@ -605,7 +605,7 @@ fn read_only_state_folder_does_not_stop_reading() {
         ];
         for command in writes {
             let said = machine.sprat_under(&outer, command).failed_with(1);
-            assert!(said.contains("--state-dir"), "{command:?}: {said}");
+            assert!(said.contains("SPRAT_STATE_DIR"), "{command:?}: {said}");
         }
         assert!(!machine.path("another.luks").exists());
     }

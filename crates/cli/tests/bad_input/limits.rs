@@ -49,11 +49,11 @@ fn server_disk_full_during_init_leaves_nothing() {
     --- stderr
     sprat: warning: only #.# MiB are left on the server
     sprat: the container can grow to #.# TiB, but the server has #.# MiB free. That is no problem: the file takes only the space of the data in it, and a backup stops safely before the disk is full
-    sprat: making the file system
+    sprat: creating the file system
     sprat: the server's disk is full
     Caused by:
       #: write [DIR]/store/x.luks.new-#: no space left (# bytes available)
-    Hint: sprat removed the unfinished container from the server. finished snapshots are unharmed. Free space on the server. If NAME.luks.reserve exists there, `sprat prune` works even on a full disk. Then run the same command again: it continues where it stopped. The new key file [DIR]/config/keys/x.key stays. The next `sprat init` uses it
+    Hint: sprat removed the unfinished container from the server. Finished snapshots are unharmed. Free space on the server. If NAME.luks.reserve exists there, `sprat prune` works even on a full disk. Then run the same command again: it continues where it stopped. The new key file [DIR]/config/keys/x.key stays. The next `sprat init` uses it
     ");
     assert_eq!(without_leases(&machine), 0);
     disk.remount("size=200m");

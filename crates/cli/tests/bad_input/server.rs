@@ -173,7 +173,7 @@ fn read_only_account_restores_and_refuses_to_back_up() {
     sprat: job home failed
     Caused by:
       1: the account on ssh://127.0.0.1[DIR]/store seems to be read-only: the server offers no fsync and refuses to remove files
-    Hint: nothing was changed. `restore` and `mount` still work. To write, the account needs a server that lets it
+    Hint: nothing was changed. `restore` and `mount` still work. For backups the account needs the right to write
     ");
     remote.ok(&["restore", "TARGET", "home", "--to", "back"]);
     let back = remote

@@ -327,10 +327,7 @@ impl Job<'_> {
              stopped"
         };
         match &failure.hint {
-            Some(hint) if failure.exit != Exit::Unreachable => {
-                let hint = format!("{state}. {hint}");
-                failure.with_hint(hint)
-            }
+            Some(_) if failure.exit != Exit::Unreachable => failure.with_state(state),
             _ => failure.with_hint(state),
         }
     }

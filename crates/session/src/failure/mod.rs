@@ -200,6 +200,20 @@ impl Failure {
         self
     }
 
+    /// Puts a sentence about the state of the data before the hint.
+    #[must_use]
+    pub fn with_state(mut self, state: &str) -> Self {
+        self.hint = Some(match self.hint {
+            Some(hint) => {
+                let mut letters = hint.chars();
+                let first = letters.next().into_iter().flat_map(char::to_uppercase);
+                format!("{state}. {}{}", first.collect::<String>(), letters.as_str())
+            }
+            None => state.to_owned(),
+        });
+        self
+    }
+
     /// Merges a failure with a later one that followed from it, such as that of closing a session. The more
     /// special of the two says what happened; the other one becomes a cause.
     #[must_use]
@@ -268,6 +282,15 @@ mod tests {
             assert_eq!(failure.hint.as_deref(), Some("run again"));
         }
         assert_eq!(plain().merge(plain()), plain());
+    }
+
+    #[test]
+    fn a_state_comes_before_the_hint_and_both_are_sentences() {
+        let hint = |failure: Failure| failure.with_state("it is as it was").hint;
+        let lost = Failure::failed("lost").with_hint("run again");
+        assert_eq!(hint(lost).as_deref(), Some("it is as it was. Run again"));
+        let lost = Failure::failed("lost");
+        assert_eq!(hint(lost).as_deref(), Some("it is as it was"));
     }
 
     #[test]

@@ -116,13 +116,13 @@ pub fn create_and_show(
                     false => left,
                 }
             };
-            let hint = match &failure.hint {
-                // Its advice to run the same command again is right only without a name.
-                Some(hint) if !naming => format!("{state}. {hint}"),
-                _ => state,
+            let failure = match naming {
+                // The failure's own advice to run the same command again is right only without a name.
+                false => failure.with_state(&state),
+                true => failure.with_hint(state),
             };
             Err(NotCreated {
-                failure: failure.with_hint(hint),
+                failure,
                 may_be_made: naming,
             })
         }

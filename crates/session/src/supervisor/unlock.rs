@@ -211,10 +211,7 @@ fn still_waiting(failure: Failure) -> Failure {
                  continues to wait";
     match &failure.hint {
         // The user must learn what is wrong with the server, too.
-        Some(hint) if failure.exit == Exit::Damaged => {
-            let hint = format!("{stays}. {hint}");
-            failure.with_hint(hint)
-        }
+        Some(_) if failure.exit == Exit::Damaged => failure.with_state(stays),
         _ => failure.with_hint(stays),
     }
 }

@@ -174,10 +174,7 @@ pub(super) fn run(
             }
         };
         match &failure.hint {
-            Some(hint) => {
-                let hint = format!("{state}. {hint}");
-                failure.with_hint(hint)
-            }
+            Some(_) => failure.with_state(state),
             None => failure.with_hint(format!("{state}. Run the command again")),
         }
     })

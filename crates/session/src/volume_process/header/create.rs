@@ -98,11 +98,7 @@ pub(crate) fn make(
                 lease.file_name()
             ),
         };
-        let hint = match &failure.hint {
-            Some(hint) => format!("{state}. {hint}"),
-            None => state,
-        };
-        failure.with_hint(hint)
+        failure.with_state(&state)
     })
 }
 
