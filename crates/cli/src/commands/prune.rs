@@ -22,10 +22,10 @@ Examples:
   sprat prune home --job www --drop-interrupted";
 
 pub(super) const NOTES: &str = "\
-With at least one --keep rule, the snapshots that no rule keeps are removed; --drop-interrupted alone
-removes no finished snapshot. One snapshot can satisfy several rules. Hours are UTC hours; days begin
-at midnight of the local time zone. A rule that finds fewer than N periods also keeps the oldest
-snapshot. The newest complete snapshot is always kept. All rules: docs/retention.md";
+With at least one --keep rule, the snapshots that no rule keeps are removed. --drop-interrupted
+alone removes no finished snapshot. One snapshot can satisfy several rules. Hours are UTC hours.
+Days begin at midnight of the local time zone. A rule that finds fewer than N periods also keeps
+the oldest snapshot. The newest complete snapshot is always kept. All rules: docs/retention.md";
 
 #[derive(Debug, Args)]
 pub(super) struct PruneArgs {

@@ -33,7 +33,7 @@ pub(super) struct RestoreArgs {
     /// is all files
     #[arg(value_name = "JOB[/SNAPSHOT][:PATH]")]
     what: OsString,
-    /// Restore into DIR. With PATH /a/b the result is DIR/b; without PATH it is DIR/a/b
+    /// Restore into DIR: PATH /a/b becomes DIR/b; without PATH each file keeps its full path below DIR
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
     /// Restore the newest snapshot that began at TIME or before: 2026-11-28 14:00, 14:00, yesterday, 3d

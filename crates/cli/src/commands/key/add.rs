@@ -39,10 +39,10 @@ pub(super) struct AddArgs {
     /// Set a label for `sprat key list`; it is stored on this machine only
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
-    /// Write the sheet to this new file (mode 0600) instead of standard output (with --new-recovery)
+    /// With --new-recovery: write the sheet to this new file (mode 0600) instead of standard output
     #[arg(long, value_name = "FILE", requires = "new_recovery")]
     sheet: Option<PathBuf>,
-    /// Also write the sheet as a page to print (with --new-recovery)
+    /// With --new-recovery: also write the sheet as a page to print
     #[arg(long, value_name = "FILE", requires = "new_recovery")]
     html: Option<PathBuf>,
 }

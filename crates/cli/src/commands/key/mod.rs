@@ -40,8 +40,7 @@ enum KeyCommand {
     Remove(remove::RemoveArgs),
     /// Print the recovery sheet again; prompts for the recovery key and tests it
     Sheet(sheet::SheetArgs),
-    /// Save the header to a file; with this file today's keys always open the container, also after you
-    /// remove them
+    /// Save the header to a file; protect it like a key: today's keys open it for ever
     HeaderBackup(header_backup::HeaderBackupArgs),
     /// Restore a saved header, with the keys of that day
     HeaderRestore(header_restore::HeaderRestoreArgs),
