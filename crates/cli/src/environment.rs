@@ -4,7 +4,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sprat_run::clock::TRUST_VARIABLE;
 use sprat_run::config::ConfigPlaces;
+use sprat_run::hooks::RUN_VARIABLE;
 
 use crate::Failure;
 
@@ -24,6 +26,10 @@ pub(crate) struct Environment {
     pub config_dir: Option<PathBuf>,
     /// How long a server may leave a request unanswered (`SPRAT_ANSWER_TIMEOUT`, in seconds).
     pub answer_timeout: Option<Duration>,
+    /// `SPRAT_TRUST_CLOCK=1`: the clock is right, whatever it shows. For tests.
+    pub trust_clock: bool,
+    /// `SPRAT_RUN`, which is set for every hook.
+    pub run_variable: Option<OsString>,
     /// The folder that relative paths on the command line start from.
     pub current_dir: PathBuf,
 }
@@ -59,6 +65,8 @@ impl Environment {
             home,
             config_dir,
             answer_timeout: answer_timeout(),
+            trust_clock: std::env::var(TRUST_VARIABLE).is_ok_and(|value| value == "1"),
+            run_variable: std::env::var_os(RUN_VARIABLE),
             current_dir,
         })
     }

@@ -11,7 +11,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sprat_session::Exit;
-use sprat_snapshot::FileSystem;
+use sprat_snapshot::{FileSystem, KeepPolicy};
 
 use crate::copy_name::CopyName;
 use crate::state_file::StateFile;
@@ -56,8 +56,12 @@ pub struct CopyState {
     pub found_overdue: Option<FoundOverdue>,
     /// When it was last pruned by a run.
     pub last_prune: Option<Timestamp>,
+    /// The rules and the zone by which a run last pruned it.
+    pub pruned_by: Option<KeepPolicy>,
     /// It waits for `sprat accept`.
     pub held: Option<Held>,
+    /// A person accepted then what held it: the next attempt passes, and removes this.
+    pub released: Option<Timestamp>,
     /// The last run skipped it.
     pub skipped: Option<Skipped>,
     /// The hooks of the attempt that is under way, or that was killed.
@@ -84,10 +88,24 @@ pub struct Attempt {
 /// A copy waits for a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
+    /// What waits.
+    #[serde(default)]
+    pub what: HeldWhat,
     /// Since when.
     pub since: Timestamp,
     /// Why, in one line.
     pub reason: String,
+}
+
+/// What waits for a person.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeldWhat {
+    /// The next snapshot.
+    #[default]
+    Copy,
+    /// Only the removal of old snapshots.
+    Prune,
 }
 
 /// A run did not try a copy.

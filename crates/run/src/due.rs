@@ -197,7 +197,7 @@ fn waits_until(
 
 /// So runs stay on their tick: a run that begins some seconds after its tick does not move the next
 /// one to a later tick.
-fn add_less_slack(time: Timestamp, wait: Duration) -> Timestamp {
+pub(crate) fn add_less_slack(time: Timestamp, wait: Duration) -> Timestamp {
     add(time, wait - SLACK_MAX.min(wait / 10))
 }
 

@@ -24,6 +24,7 @@ pub mod program;
 pub mod public_status;
 pub mod run_history;
 pub mod run_lock;
+pub mod runner;
 pub mod schedule;
 pub mod state_file;
 pub mod suggest;

@@ -1,4 +1,5 @@
-//! Lets one run work at a time: `flock` on `run.lock` in the runtime folder.
+//! Lets one run work at a time: `flock` on `run.lock` in the runtime folder. The hooks of a job, or of a
+//! container, have a lock each in the same way.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -12,6 +13,8 @@ use sprat_session::{Exit, Failure};
 use sprat_snapshot::local_file::make_private_folder;
 
 const NAME: &str = "run.lock";
+/// The folder of the locks of hooks.
+const HOOKS: &str = "hooks";
 /// How often a lock that another run has is tried again.
 const TRY_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -28,17 +31,26 @@ impl RunLock {
         wait: Duration,
         interrupt: &Interrupt,
     ) -> Result<Option<Self>, Failure> {
-        let path = runtime_dir.join(NAME);
-        let cannot = |error: io::Error| {
-            Failure::failed(format!("can't use the lock file {}", path.display()))
-                .caused_by(&error)
-                .with_hint("nothing was started")
-        };
-        make_private_folder(runtime_dir).map_err(cannot)?;
+        make_private_folder(runtime_dir)
+            .map_err(|error| cannot_use(&runtime_dir.join(NAME), &error))?;
+        Self::at(&runtime_dir.join(NAME), wait, interrupt)
+    }
+
+    /// Acquires the lock of the hooks of a job, or of a container with `@` before its name; `None`: another
+    /// process has it.
+    pub(crate) fn of_hooks(runtime_dir: &Path, name: &str) -> Result<Option<Self>, Failure> {
+        let folder = runtime_dir.join(HOOKS);
+        let path = folder.join(format!("{name}.lock"));
+        make_private_folder(&folder).map_err(|error| cannot_use(&path, &error))?;
+        Self::at(&path, Duration::ZERO, &Interrupt::never()?)
+    }
+
+    fn at(path: &Path, wait: Duration, interrupt: &Interrupt) -> Result<Option<Self>, Failure> {
+        let cannot = |error: io::Error| cannot_use(path, &error);
         let mut options = OpenOptions::new();
         // It is not truncated: another run may have it.
         let options = options.write(true).create(true).truncate(false).mode(0o600);
-        let mut file = options.open(&path).map_err(cannot)?;
+        let mut file = options.open(path).map_err(cannot)?;
         let deadline = Instant::now().checked_add(wait);
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -70,6 +82,12 @@ impl RunLock {
         };
         failure.with_hint("nothing was started. Wait for it with --lock-wait TIME")
     }
+}
+
+fn cannot_use(path: &Path, error: &io::Error) -> Failure {
+    Failure::failed(format!("can't use the lock file {}", path.display()))
+        .caused_by(error)
+        .with_hint("nothing was started")
 }
 
 #[cfg(test)]

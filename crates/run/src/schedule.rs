@@ -73,9 +73,14 @@ impl Places {
     }
 
     fn minute(&self) -> Minute {
+        Minute::of(&self.machine_id())
+    }
+
+    /// What tells this machine from others; empty if nothing does.
+    #[must_use]
+    pub fn machine_id(&self) -> String {
         let read = |path: &PathBuf| std::fs::read_to_string(path).ok();
-        let machine = self.machine_ids.iter().find_map(read);
-        Minute::of(&machine.unwrap_or_default())
+        self.machine_ids.iter().find_map(read).unwrap_or_default()
     }
 
     fn cron_runs(&self) -> bool {

@@ -22,6 +22,7 @@ pub mod failure;
 mod file_system;
 pub mod files;
 pub mod interrupt;
+pub mod json;
 mod limits;
 pub mod message_bus;
 pub mod mount_point;

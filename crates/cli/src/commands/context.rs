@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 use sprat_luks::Secret;
-use sprat_run::config::{self, Config, Container};
+use sprat_run::config::{self, Config, Container, Mistake};
 use sprat_session as session;
 use sprat_session::address::Target;
 use sprat_session::closed_container::check_exists;
@@ -33,6 +33,11 @@ pub(crate) trait CommandArgs {
     /// It mounts the volume, and so must be run as root.
     const NEEDS_ROOT: bool = false;
 
+    /// It does what it can with a config that has mistakes; other commands start nothing then.
+    fn accepts_mistakes(&self) -> bool {
+        false
+    }
+
     /// The state that an interrupt leaves, if the command may be interrupted at any moment: it
     /// leaves nothing half done, and the first request to stop ends it at once.
     fn state_when_interrupted(&self) -> Option<&'static str> {
@@ -49,6 +54,8 @@ pub(crate) struct Context {
     pub global: GlobalArgs,
     pub environment: Environment,
     pub config: Config,
+    /// The mistakes of the config, for a command that accepts them.
+    pub mistakes: Vec<Mistake>,
     pub output: Output,
     pub interrupt: Interrupt,
     /// What may be wrong with the given key.
@@ -97,6 +104,7 @@ impl Context {
         global: GlobalArgs,
         environment: Environment,
         output: Output,
+        accepts_mistakes: bool,
     ) -> Result<Self, Failure> {
         // Keys will pass through this process: keep them out of swap, core dumps and debuggers if the
         // system allows it. If it doesn't, a backup without that is better than no backup.
@@ -107,12 +115,20 @@ impl Context {
         }
         let named = global.config.as_ref();
         let named = named.map(|path| environment.absolute(path));
-        let config = Config::load(named.as_deref(), &environment.config_places())?;
+        let places = environment.config_places();
+        let (config, mistakes) = match accepts_mistakes {
+            true => {
+                let loaded = config::load(&config::files_of(named.as_deref(), &places), &places);
+                (loaded.config, loaded.mistakes)
+            }
+            false => (Config::load(named.as_deref(), &places)?, Vec::new()),
+        };
         let interrupt = Interrupt::listen(terminal::HOOKS)?;
         Ok(Self {
             global,
             environment,
             config,
+            mistakes,
             output,
             interrupt,
             key_hint: OnceLock::new(),

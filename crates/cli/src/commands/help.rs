@@ -14,7 +14,7 @@ use crate::output::complain;
 /// The commands of `sprat --help`, in groups.
 const GROUPS: [(&str, &[&str]); 6] = [
     ("Set-up", &["init", "config", "doctor", "completions"]),
-    ("Every day", &["backup", "status", "check", "prune"]),
+    ("Every day", &["backup", "run", "status", "check", "prune"]),
     (
         "Browse and restore",
         &["snapshots", "restore", "mount", "umount"],

@@ -7,6 +7,7 @@ mod check;
 mod completions;
 mod config;
 mod context;
+mod copies;
 mod copy;
 mod doctor;
 mod grow;
@@ -18,6 +19,7 @@ mod pin;
 mod prune;
 mod remove;
 mod restore;
+mod run;
 mod snapshots;
 mod status;
 mod trim;
@@ -60,6 +62,9 @@ enum Command {
     /// Back up: run jobs of the config, or one job given on the command line
     #[command(before_help = backup::EXAMPLES, after_help = backup::NOTES, override_usage = backup::USAGE)]
     Backup(backup::BackupArgs),
+    /// Make the copies of the config that are due
+    #[command(before_help = run::EXAMPLES, after_help = run::NOTES)]
+    Run(run::RunArgs),
     /// List a container's snapshots
     #[command(before_help = snapshots::EXAMPLES)]
     Snapshots(snapshots::SnapshotsArgs),
@@ -161,6 +166,7 @@ fn dispatch(name: String, cli: Cli) -> Exit {
             .and_then(|environment| config::run(&args, &run.global, &environment, output)),
         Command::Init(args) => run.command(&args),
         Command::Backup(args) => run.command(&args),
+        Command::Run(args) => run.command(&args),
         Command::Snapshots(args) => run.command(&args),
         Command::Restore(args) => run.command(&args),
         Command::Prune(args) => run.command(&args),
@@ -209,7 +215,12 @@ impl Run {
         if A::NEEDS_ROOT {
             environment.need_root(&self.name)?;
         }
-        let context = Context::begin(self.global.clone(), environment, self.output)?;
+        let context = Context::begin(
+            self.global.clone(),
+            environment,
+            self.output,
+            args.accepts_mistakes(),
+        )?;
         self.interrupt = Some(context.interrupt.clone());
         if let Some(state) = args.state_when_interrupted() {
             let output = self.output;

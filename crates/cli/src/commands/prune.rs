@@ -108,7 +108,7 @@ impl CommandArgs for PruneArgs {
                 "nothing was started. Give at least one of --keep-last, --keep-hourly, --keep-daily, \
                  --keep-weekly, --keep-monthly, --keep-yearly and --keep-within; --dry-run shows what they do. \
                  To remove only the partial snapshots of interrupted runs, give --drop-interrupted \
-                 alone. The config's keep_ settings have no effect yet",
+                 alone. `sprat run` prunes by the rules of the config",
             ));
         }
         let access = match self.dry_run {

@@ -3,31 +3,16 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::{Exit, Failure};
+use super::exit_json;
+use crate::Exit;
 
 /// The result of `command`: `fields`, which is an object, and how the run ended.
 pub(crate) fn result_json(command: &str, exit: Exit, mut fields: Value) -> Value {
     fields["command"] = command.into();
     fields["result"] = exit_json(exit);
     fields
-}
-
-/// How a run ended.
-pub(crate) fn exit_json(exit: Exit) -> Value {
-    json!({ "exit": exit, "code": exit.code() })
-}
-
-/// A failure, in results and on stderr.
-pub(crate) fn failure_json(failure: &Failure) -> Value {
-    json!({
-        "exit": failure.exit,
-        "code": failure.exit.code(),
-        "what": failure.what,
-        "causes": failure.causes,
-        "hint": failure.hint,
-    })
 }
 
 /// A path. JSON has no place for bytes that are not text: they are escaped as rsync does it.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::json;
 use sprat_session::text;
 
-use super::json::failure_json;
+use super::failure_json;
 use crate::Failure;
 use crate::args::GlobalArgs;
 

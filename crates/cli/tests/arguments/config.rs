@@ -57,7 +57,6 @@ fn config_check_reports_every_mistake_and_what_it_stops() {
     [DIR]/config/conf.d/z.toml:5: [job.home] is also in [DIR]/config/sprat.toml:6
     [DIR]/config/sprat.toml:10: warning: not yet in effect: `ntfy` in [notify]
     [DIR]/config/conf.d/usb.toml:3: warning: `insist_without_fsync` is the old name of `allow_no_fsync`: write `allow_no_fsync`
-    [DIR]/config/conf.d/z.toml:4: warning: not yet in effect: `every` in [job.www]
     3 mistakes
     "#);
     let said = machine.sprat(&["config", "check", "--json"]).json();

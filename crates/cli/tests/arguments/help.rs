@@ -22,6 +22,7 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
 
     Every day:
       backup       Back up: run jobs of the config, or one job given on the command line
+      run          Make the copies of the config that are due
       status       Show free space, the last runs of each job, and the lock
       check        Check a container's integrity
       prune        Remove those snapshots of a job that no retention rule keeps
@@ -128,6 +129,7 @@ fn every_command_has_a_help_with_an_example() {
     let commands = [
         "init",
         "backup",
+        "run",
         "snapshots",
         "restore",
         "prune",

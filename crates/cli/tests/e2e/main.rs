@@ -33,6 +33,7 @@ mod remove;
 mod reserve;
 mod restore;
 mod room;
+mod run;
 mod schedule;
 mod sheet;
 mod sheet_page;

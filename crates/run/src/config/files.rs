@@ -31,6 +31,14 @@ pub fn default_files(places: &ConfigPlaces) -> Vec<PathBuf> {
     files
 }
 
+/// The files of the config that a person names (absolute, and must exist), else of the default one.
+pub fn files_of(named: Option<&Path>, places: &ConfigPlaces) -> Vec<PathBuf> {
+    match named {
+        Some(path) => files_beside(path),
+        None => default_files(places),
+    }
+}
+
 /// The file, then `conf.d/*.toml` beside it in the order of their bytes.
 pub fn files_beside(main: &Path) -> Vec<PathBuf> {
     let folder = main.parent().unwrap_or(Path::new("/")).join("conf.d");

@@ -27,7 +27,7 @@ use std::time::Duration;
 use sprat_session::Failure;
 
 pub use container::Container;
-pub use files::{default_files, files_beside};
+pub use files::{default_files, files_beside, files_of};
 pub use job::{Dump, Filters, Growth, GrowthLimit, GrowthRules, Job, Sample, job_name};
 pub use mistake::{Mistake, Stops};
 pub use notify::{Digest, Mail, Notify, Password, SmtpServer, Watch};
@@ -283,11 +283,7 @@ impl Config {
     /// # Errors
     /// It can't be read, or has mistakes: all of them are named, each with its line.
     pub fn load(named: Option<&Path>, places: &ConfigPlaces) -> Result<Self, Failure> {
-        let files = match named {
-            Some(path) => files_beside(path),
-            None => default_files(places),
-        };
-        load(&files, places).without_mistakes()
+        load(&files_of(named, places), places).without_mistakes()
     }
 
     /// The warnings about keys that have no effect yet.
@@ -335,6 +331,56 @@ impl Config {
             Some(near) => format!("did you mean {}@{near}?", job.name),
             None => format!("it backs up to {}", job.containers.join(", ")),
         }))
+    }
+
+    /// The copies that these words name, or all if there is no word.
+    ///
+    /// # Errors
+    /// As [`Self::copies_of`], or a copy is named twice.
+    pub fn copies_of_all(&self, words: &[impl AsRef<str>]) -> Result<Vec<Copy<'_>>, Failure> {
+        if words.is_empty() {
+            return Ok(self.copies().collect());
+        }
+        let mut copies: Vec<Copy<'_>> = Vec::new();
+        for word in words {
+            for copy in self.copies_of(word.as_ref())? {
+                let name = copy.name();
+                if copies.iter().any(|earlier| earlier.name() == name) {
+                    let what = match copy.job.containers.len() {
+                        1 => format!("job {} is named twice", name.job),
+                        _ => format!("{name} is named twice"),
+                    };
+                    return Err(Failure::usage(what));
+                }
+                copies.push(copy);
+            }
+        }
+        Ok(copies)
+    }
+
+    /// The copies that a word names where a container may stand, too: those of a container, of a job
+    /// (`JOB`), or one copy (`JOB@CONTAINER`).
+    ///
+    /// # Errors
+    /// There is nothing of this name, or a container and a job.
+    pub fn copies_named(&self, word: &str) -> Result<Vec<Copy<'_>>, Failure> {
+        let is_container = self.containers.iter().any(|known| known.name == word);
+        let is_job = self.jobs.iter().any(|job| job.name.as_str() == word);
+        let copies = self.copies();
+        match (is_container, is_job) {
+            (true, false) => Ok(copies.filter(|copy| copy.container.name == word).collect()),
+            (false, _) => self.copies_of(word),
+            (true, true) => {
+                let named = copies.map(|copy| copy.name());
+                let spelled = named.filter(|copy| copy.job == word || copy.container == word);
+                let spelled: Vec<String> = spelled.map(|copy| copy.to_string()).collect();
+                Err(
+                    Failure::usage(format!("{word:?} is a container and a job")).with_hint(
+                        format!("nothing was started. Write {}", spelled.join(" or ")),
+                    ),
+                )
+            }
+        }
     }
 
     /// The names of a container's jobs.

@@ -1,0 +1,206 @@
+//! `sprat run`: makes the copies of the config that are due.
+
+use std::time::Duration;
+
+use clap::Args;
+use jiff::Timestamp;
+use serde_json::json;
+use sprat_run::clock::{Moment, is_synchronised};
+use sprat_run::config::{Copy, Mistake};
+use sprat_run::hooks::refuse_inside_hook;
+use sprat_run::notify::By;
+use sprat_run::run_lock::RunLock;
+use sprat_run::runner::{Plan, RunReport, Runner, plan_table, with_states};
+use sprat_session::text;
+
+use super::context::{CommandArgs, Context};
+use super::copies::{Containers, Printer};
+use crate::output::result_json;
+use crate::{Exit, Failure};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  sprat run
+  sprat run home@nas --now
+  sprat run --dry-run";
+
+pub(super) const NOTES: &str = "\
+Makes each copy that is due and whose conditions are met, runs its hooks, and prunes it by the rules of its
+job. A timer may call it every 15 minutes. What each step does: docs/run.md
+
+Exit codes: 0 done, or nothing was due; 3 some source files unread; others in `sprat --help`.";
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// Only these: a container, a job (JOB) or a copy (JOB@CONTAINER) [default: all]
+    #[arg(value_name = "COPY")]
+    copies: Vec<String>,
+    /// Print nothing if all is well, and end at once if another run works: for timers
+    #[arg(long, conflicts_with_all = ["dry_run", "lock_wait"])]
+    scheduled: bool,
+    /// Make the copies as if they were due and all conditions met
+    #[arg(long)]
+    now: bool,
+    /// Show only which copies are due, why, and when each is next
+    #[arg(long)]
+    dry_run: bool,
+    /// Wait up to TIME for another run, such as 90s, 10m, 2h
+    #[arg(long, value_name = "TIME", value_parser = wait, conflicts_with = "dry_run")]
+    lock_wait: Option<Duration>,
+}
+
+fn wait(text: &str) -> Result<Duration, String> {
+    text::parse_time(text, "smhd")
+}
+
+impl CommandArgs for RunArgs {
+    const NEEDS_ROOT: bool = true;
+
+    fn accepts_mistakes(&self) -> bool {
+        true
+    }
+
+    fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        refuse_inside_hook(context.environment.run_variable.as_deref())?;
+        let copies = self.wanted(context)?;
+        let runtime_dir = context.environment.absolute(&context.global.runtime_dir);
+        let mut runner = Runner::new(
+            &context.config,
+            context.state_dir(),
+            runtime_dir.clone(),
+            &context.interrupt,
+            By::Run,
+        );
+        if self.dry_run {
+            let plan = runner.plan(&copies, self.now, Timestamp::now());
+            return self.show(context, &runner, &plan);
+        }
+        let wait = self.lock_wait.unwrap_or_default();
+        let lock = RunLock::acquire(&runtime_dir, wait, &context.interrupt)?;
+        let Some(_lock) = lock else {
+            return match self.scheduled {
+                true => Ok(Exit::Done),
+                false => Err(RunLock::already_running(&runtime_dir)),
+            };
+        };
+        runner.begin(
+            &Moment::now(),
+            is_synchronised(),
+            context.environment.trust_clock,
+        );
+        self.make(context, &runner, &copies)
+    }
+}
+
+impl RunArgs {
+    /// The copies that the run is about. A mistake in the config stops only what it concerns.
+    fn wanted<'c>(&self, context: &'c Context) -> Result<Vec<Copy<'c>>, Failure> {
+        let (config, mistakes) = (&context.config, &context.mistakes);
+        for mistake in mistakes {
+            context.output.warning(&mistake.to_string());
+        }
+        let mut copies: Vec<Copy<'c>> = Vec::new();
+        for word in &self.copies {
+            for copy in config.copies_named(word)? {
+                if !copies.iter().any(|known| known.name() == copy.name()) {
+                    copies.push(copy);
+                }
+            }
+        }
+        if self.copies.is_empty() {
+            copies = config.copies().collect();
+        }
+        if copies.is_empty() && mistakes.is_empty() {
+            let failure = config.placed(Failure::usage("no job to run"));
+            return Err(failure.with_hint("write a [job.NAME] into the config: docs/config.md"));
+        }
+        Ok(copies)
+    }
+
+    fn show(
+        &self,
+        context: &Context,
+        runner: &Runner<'_>,
+        plan: &Plan<'_>,
+    ) -> Result<Exit, Failure> {
+        let report = RunReport { plan, done: None };
+        let exit = exit_of(&context.mistakes);
+        let fields = json!({
+            "dry_run": true,
+            "copies": runner.copies_json(&report, Timestamp::now()),
+            "events": [],
+        });
+        let text = plan_table(plan, &runner.zone());
+        context
+            .output
+            .listing(&text, &result_json("run", exit, fields))?;
+        Ok(exit)
+    }
+
+    /// Makes the copies that are due.
+    fn make<'c>(
+        &self,
+        context: &'c Context,
+        runner: &Runner<'c>,
+        copies: &[Copy<'c>],
+    ) -> Result<Exit, Failure> {
+        let mut output = context.output;
+        output.quiet |= self.scheduled;
+        let printer = Printer {
+            output,
+            silent: output.quiet,
+        };
+        let every: Vec<Copy<'_>> = context.config.copies().collect();
+        let failed_owed = runner.pay_owed_hooks(&every);
+        for failure in &failed_owed {
+            output.failure(failure);
+        }
+        let plan = runner.plan(copies, self.now, Timestamp::now());
+        let resolved = context.config.containers.iter();
+        let resolved = resolved.map(|container| context.resolve_container(container));
+        let resolved = resolved.collect::<Result<Vec<_>, _>>()?;
+        let mut containers = Containers::new(context, output, resolved);
+        // If the results can't be printed, the copies of the next container are still made.
+        let mut printed = Ok(());
+        let done = runner.carry_out(&plan, &context.mistakes, &mut containers, &mut |done| {
+            let now = printer.report(done);
+            printed = std::mem::replace(&mut printed, Ok(())).and(now);
+        });
+        let problems = runner.take_problems();
+        for problem in &problems {
+            output.warning(problem);
+        }
+        let failed = problems.len() + failed_owed.len();
+        let exit = Exit::worst(
+            [done.exit]
+                .into_iter()
+                .chain((failed > 0).then_some(Exit::Failed)),
+        );
+        let report = RunReport {
+            plan: &plan,
+            done: Some(&done),
+        };
+        if output.json {
+            let fields = json!({
+                "dry_run": false,
+                "copies": runner.copies_json(&report, Timestamp::now()),
+                "events": [],
+            });
+            printed = printed.and(output.result("", &result_json("run", exit, fields)));
+        } else if plan.is_empty() && !printer.silent {
+            let text = format!("nothing to do now\n{}", plan_table(&plan, &runner.zone()));
+            printed = printed.and(output.result(&text, &json!(null)));
+        }
+        match printed {
+            Ok(()) => Ok(exit),
+            Err(failure) => Err(with_states(failure, exit, done.outcomes())),
+        }
+    }
+}
+
+fn exit_of(mistakes: &[Mistake]) -> Exit {
+    match mistakes.is_empty() {
+        true => Exit::Done,
+        false => Exit::Usage,
+    }
+}

@@ -1,0 +1,263 @@
+//! `sprat run`: what is due, hooks, prune, and what a killed or interrupted run owes.
+
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sprat_testkit::machine::Ran;
+use sprat_testkit::machine::remote::RemoteMachine;
+use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
+use sprat_testkit::tmpfs::Tmpfs;
+use sprat_testkit::{needs, requires};
+
+/// A machine with two containers: one on a server, one on a disk.
+struct Scene {
+    remote: RemoteMachine,
+    disk: Option<Tmpfs>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let remote = RemoteMachine::start(&OpenSshOptions::default());
+        std::fs::create_dir(remote.machine.path("usb")).unwrap();
+        let disk = Some(Tmpfs::mount(&remote.machine.path("usb"), 128));
+        let scene = Self { remote, disk };
+        scene.config("true", "");
+        for container in ["x", "usb"] {
+            let size = ["--size", "64M", "--cheap-kdf-for-tests"];
+            let all = [["init", container].as_slice(), &size].concat();
+            scene.remote.ok(&all);
+        }
+        scene
+    }
+
+    /// Every hook writes a line to `log`; `before` of the job also does what is given.
+    fn config(&self, before: &str, more: &str) {
+        let folder = self.remote.machine.folder().display();
+        let hook = format!(
+            "sh -c 'echo $SPRAT_HOOK $SPRAT_JOB@$SPRAT_CONTAINER $SPRAT_EXIT >> {folder}/log; {{}}'"
+        );
+        let log = hook.replace("{}", "true");
+        let before = hook.replace("{}", before);
+        self.remote.machine.write(
+            "config/sprat.toml",
+            format!(
+                "[container.x]\ntarget = \"{}\"\nbefore = \"{log}\"\nfinally = \"{log}\"\n\
+                 [container.usb]\ntarget = \"{folder}/usb/y.luks\"\n\
+                 [job.home]\ncontainer = [\"x\", \"usb\"]\nsources = \"{folder}/src\"\n\
+                 keep_last = 2\nprune_every = \"0 s\"\n\
+                 before = \"{before}\"\nafter = \"{log}\"\nfailed = \"{log}\"\nfinally = \"{log}\"\n\
+                 {more}",
+                self.remote.target()
+            ),
+        );
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ran {
+        self.remote.sprat(&[["run"].as_slice(), arguments].concat())
+    }
+
+    /// The copies that a run reports, by their names.
+    fn copies(&self, arguments: &[&str], code: i32) -> impl Fn(&str) -> Value + use<> {
+        let ran = self.run(&[arguments, &["--json"]].concat());
+        assert_eq!(ran.code, code, "{}", ran.whole());
+        let said = ran.json();
+        move |name| {
+            let mut copies = said["copies"].as_array().unwrap().iter();
+            let is_it = |copy: &&Value| {
+                let part = |key: &str| copy[key].as_str().unwrap().to_owned();
+                format!("{}@{}", part("job"), part("container")) == name
+            };
+            let found = copies.find(is_it);
+            found
+                .unwrap_or_else(|| panic!("no {name} in {said}"))
+                .clone()
+        }
+    }
+
+    /// What the hooks wrote since the last call.
+    fn log(&self) -> Vec<String> {
+        let path = self.remote.machine.path("log");
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let _ = std::fs::remove_file(path);
+        text.lines().map(|line| line.trim().to_owned()).collect()
+    }
+
+    fn snapshots(&self, container: &str) -> usize {
+        let listed = self.remote.ok(&["snapshots", container, "--json"]).json();
+        listed["snapshots"].as_array().unwrap().len()
+    }
+
+    /// Starts a run, and waits until its `before` hook has made the file `begun`.
+    fn start(&self) -> Child {
+        let begun = self.remote.machine.path("begun");
+        let _ = std::fs::remove_file(&begun);
+        let mut command = self.remote.command(&["run", "x", "--now"]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        while !begun.exists() {
+            assert!(Instant::now() < end, "the hook did not begin");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        child
+    }
+}
+
+#[test]
+fn run_makes_what_is_due_with_its_hooks_and_prunes() {
+    requires!(openssh::missing(), needs::root());
+    let mut scene = Scene::new();
+    let copies = scene.copies(&["--dry-run"], 0);
+    for name in ["home@x", "home@usb"] {
+        assert_eq!(copies(name)["due"], true);
+        assert_eq!(copies(name)["reason"], "no backup yet");
+        assert_eq!(copies(name)["attempted"], false);
+    }
+    assert!(!scene.remote.machine.path("state/schedule").exists());
+
+    let copies = scene.copies(&[], 0);
+    for name in ["home@x", "home@usb"] {
+        assert_eq!(copies(name)["result"]["code"], 0);
+        assert!(copies(name)["snapshot"].is_string());
+        assert!(copies(name)["sent_bytes"].as_u64().unwrap() > 0);
+    }
+    let of_job = |name: &str| {
+        let lines = ["before NAME", "after NAME 0", "finally NAME 0"];
+        lines.map(|line| line.replace("NAME", name)).to_vec()
+    };
+    let all = [
+        vec!["before @x".to_owned()],
+        of_job("home@x"),
+        vec!["finally @x 0".to_owned()],
+        of_job("home@usb"),
+    ];
+    assert_eq!(scene.log(), all.concat());
+
+    // Nothing is due now.
+    for silent in ["-q", "--scheduled"] {
+        let ran = scene.run(&[silent]);
+        assert_eq!(ran.whole(), "exit 0\n");
+    }
+    let ran = scene.run(&[]);
+    assert!(ran.stdout.contains("nothing to do now"), "{}", ran.whole());
+    assert_eq!(scene.log(), [""; 0]);
+
+    // The disk is away; the other copy is made, and pruned by the rules.
+    scene.disk = None;
+    for _ in 0..2 {
+        let copies = scene.copies(&["--now"], 0);
+        assert_eq!(copies("home@x")["result"]["code"], 0);
+        let usb = copies("home@usb");
+        assert_eq!(usb["attempted"], false);
+        let reason = usb["reason"].as_str().unwrap();
+        assert!(
+            reason.contains("tmpfs") && reason.ends_with("is not there"),
+            "{reason}"
+        );
+    }
+    assert_eq!(scene.snapshots("x"), 2);
+
+    // A mistake in one job stops only that.
+    let bad = "[job.bad]\ncontainer = \"x\"\nsource = \"/etc\"\n";
+    scene.config("true", bad);
+    let copies = scene.copies(&["x", "--now"], 2);
+    assert_eq!(copies("home@x")["result"]["code"], 0);
+    assert_eq!(copies("bad@x")["result"]["code"], 2);
+    scene.config("true", "");
+
+    // No server: nothing is printed each time by a timer.
+    let away = ["--ssh-command", "false", "run", "x", "--now"];
+    let ran = scene.remote.machine.sprat(&away);
+    assert_eq!(ran.code, 14, "{}", ran.whole());
+    assert!(ran.stderr.contains("job home@x failed"), "{}", ran.whole());
+    scene.log();
+    let ran = scene
+        .remote
+        .machine
+        .sprat(&[&away[..], &["--scheduled", "-q"]].concat());
+    assert_eq!(ran.whole(), "exit 14\n");
+    let hooks = [
+        "before @x",
+        "failed home@x 14",
+        "finally home@x 14",
+        "finally @x 14",
+    ];
+    assert_eq!(scene.log(), hooks);
+}
+
+#[test]
+fn run_hooks_decide_and_are_owed_after_a_kill() {
+    requires!(openssh::missing(), needs::root());
+    let scene = Scene::new();
+
+    // A hook that fails, and one that says: not now.
+    scene.config("echo no room; exit 1", "");
+    let ran = scene.run(&["x", "--now"]);
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    assert!(ran.stderr.contains("it wrote: no room"), "{}", ran.whole());
+    let around = |lines: &[&str]| -> Vec<String> {
+        let before = ["before @x", "before home@x"];
+        before
+            .iter()
+            .chain(lines)
+            .map(ToString::to_string)
+            .collect()
+    };
+    let hooks = [
+        "after home@x 1",
+        "failed home@x 1",
+        "finally home@x 1",
+        "finally @x 1",
+    ];
+    assert_eq!(scene.log(), around(&hooks));
+    scene.config("exit 75", "");
+    let copies = scene.copies(&["x", "--now"], 0);
+    assert_eq!(copies("home@x")["attempted"], false);
+    let hooks = ["after home@x 75", "finally home@x 75", "finally @x 0"];
+    assert_eq!(scene.log(), around(&hooks));
+
+    // `backup` runs the hooks, too, and counts as success.
+    scene.config("true", "");
+    scene.remote.ok(&["backup", "home@x"]);
+    let hooks = ["after home@x 0", "finally home@x 0", "finally @x 0"];
+    assert_eq!(scene.log(), around(&hooks));
+    assert_eq!(scene.copies(&["--dry-run"], 0)("home@x")["due"], false);
+    for command in [["run", "x"], ["backup", "home@x"]] {
+        let mut command = scene.remote.command(&command);
+        let ran = scene.remote.machine.run(command.env("SPRAT_RUN", "r"));
+        assert!(ran.failed_with(2).contains("called from its own run"));
+    }
+
+    // A second run while one works; then SIGTERM: the hooks after it still run.
+    let folder = scene.remote.machine.folder().display().to_string();
+    scene.config(&format!("touch {folder}/begun; exec sleep 100"), "");
+    let mut first = scene.start();
+    assert!(scene.run(&[]).failed_with(11).contains("already running"));
+    assert_eq!(scene.run(&["--scheduled"]).whole(), "exit 0\n");
+    let busy = scene.remote.sprat(&["backup", "home@usb"]);
+    assert!(busy.failed_with(11).contains("runs the hooks of job home"));
+    scene.remote.machine.sprat(&["--version"]);
+    let pid = rustix::process::Pid::from_child(&first);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(first.wait().unwrap().code(), Some(130));
+    let hooks = [
+        "after home@x 130",
+        "failed home@x 130",
+        "finally home@x 130",
+        "finally @x 130",
+    ];
+    assert_eq!(scene.log(), around(&hooks));
+
+    // After kill -9 the next run first runs what is owed.
+    let mut first = scene.start();
+    first.kill().unwrap();
+    first.wait().unwrap();
+    scene.log();
+    scene.config("true", "");
+    assert_eq!(scene.run(&["--scheduled", "home@x"]).whole(), "exit 0\n");
+    let owed = ["after home@x 137", "finally home@x 137", "finally @x 137"];
+    assert_eq!(scene.log(), owed);
+    assert_eq!(scene.run(&["--scheduled"]).code, 0);
+    scene.remote.machine.kill_all();
+}

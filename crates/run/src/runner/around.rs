@@ -1,0 +1,287 @@
+//! The hooks around a copy, and around the work on a container: which run when, and which are owed.
+//!
+//! What has begun is recorded before the first hook runs. After a kill the next run pays what is owed: it
+//! runs `after` and `finally` with `SPRAT_EXIT=137`.
+
+use jiff::Timestamp;
+use sprat_session::{Exit, Failure, text};
+
+use super::outcome::End;
+use super::{Runner, problems_of};
+use crate::config::{Container, Job};
+use crate::copy_name::CopyName;
+use crate::copy_state::{BegunHooks, container_file, copy_file};
+use crate::hooks::{Context, Hook, HookEnd, HookReport, Kind, Outcome, run_all, run_before};
+use crate::run_lock::RunLock;
+
+/// How much of what a hook wrote last is shown where it failed, in characters.
+const SHOWN_MAX: usize = 200;
+
+/// The hooks around one copy, or around the work on one container.
+pub(super) struct Around<'r> {
+    runner: &'r Runner<'r>,
+    owner: Owner<'r>,
+    context: Context,
+    /// Nobody else runs these hooks, or pays what is owed of them, while this exists.
+    _lock: RunLock,
+}
+
+/// Whose hooks they are.
+#[derive(Clone, Copy)]
+enum Owner<'r> {
+    Copy(&'r Job, &'r CopyName),
+    Container(&'r Container),
+}
+
+impl<'r> Owner<'r> {
+    fn hooks(self, kind: Kind) -> &'r [Hook] {
+        match (self, kind) {
+            (Self::Copy(job, _), Kind::Before) => &job.before,
+            (Self::Copy(job, _), Kind::After) => &job.after,
+            (Self::Copy(job, _), Kind::Failed) => &job.failed,
+            (Self::Copy(job, _), Kind::Finally) => &job.finally,
+            (Self::Container(container), Kind::Before) => &container.before,
+            (Self::Container(container), Kind::Finally) => &container.finally,
+            (Self::Copy(..), Kind::Command) | (Self::Container(_), _) => &[],
+        }
+    }
+
+    fn has_hooks(self) -> bool {
+        let kinds = [Kind::Before, Kind::After, Kind::Failed, Kind::Finally];
+        kinds.iter().any(|kind| !self.hooks(*kind).is_empty())
+    }
+
+    /// One name for the hooks of a job in all its containers: they may stop the same application.
+    fn lock_name(self) -> String {
+        match self {
+            Self::Copy(job, _) => job.name.to_string(),
+            Self::Container(container) => format!("@{}", container.name),
+        }
+    }
+
+    fn in_words(self) -> String {
+        match self {
+            Self::Copy(job, _) => format!("job {}", job.name),
+            Self::Container(container) => format!("container {}", container.name),
+        }
+    }
+
+    fn begun(self, runner: &Runner<'_>) -> Option<BegunHooks> {
+        match self {
+            Self::Copy(_, name) => copy_file(&runner.state_dir, name).read().begun,
+            Self::Container(container) => {
+                let mut file = container_file(&runner.state_dir, &container.name);
+                file.read().begun
+            }
+        }
+    }
+
+    fn record(self, runner: &Runner<'_>, begun: Option<BegunHooks>) {
+        match self {
+            Self::Copy(_, name) => runner.change(name, |state| state.begun = begun),
+            Self::Container(container) => {
+                let mut file = container_file(&runner.state_dir, &container.name);
+                file.change(|state| state.begun = begun);
+                runner.report_problems(problems_of(&mut file));
+            }
+        }
+    }
+
+    fn context(self, run: &str, started: Timestamp) -> Context {
+        let (job, container) = match self {
+            Self::Copy(_, name) => (Some(name.job.clone()), name.container.clone()),
+            Self::Container(container) => (None, container.name.clone()),
+        };
+        Context {
+            job,
+            container,
+            run: run.to_owned(),
+            started,
+            result: None,
+        }
+    }
+}
+
+impl<'r> Around<'r> {
+    /// The hooks of a copy that begins; `None`: its job has none.
+    pub(super) fn of_copy(
+        runner: &'r Runner<'r>,
+        job: &'r Job,
+        name: &'r CopyName,
+        started: Timestamp,
+    ) -> Result<Option<Self>, Failure> {
+        Self::begin(runner, Owner::Copy(job, name), started)
+    }
+
+    /// The hooks of a container on which work begins; `None`: it has none.
+    pub(super) fn of_container(
+        runner: &'r Runner<'r>,
+        container: &'r Container,
+        started: Timestamp,
+    ) -> Result<Option<Self>, Failure> {
+        Self::begin(runner, Owner::Container(container), started)
+    }
+
+    fn begin(
+        runner: &'r Runner<'r>,
+        owner: Owner<'r>,
+        started: Timestamp,
+    ) -> Result<Option<Self>, Failure> {
+        if !owner.has_hooks() {
+            return Ok(None);
+        }
+        let lock = RunLock::of_hooks(&runner.runtime_dir, &owner.lock_name())?;
+        let lock = lock.ok_or_else(|| {
+            Failure::new(
+                Exit::Locked,
+                format!("another sprat runs the hooks of {}", owner.in_words()),
+            )
+            .with_hint("nothing was started. Run it again when the other one has ended")
+        })?;
+        Ok(Some(Self {
+            runner,
+            owner,
+            context: owner.context(&runner.run, started),
+            _lock: lock,
+        }))
+    }
+
+    /// Records what is owed from now on, and runs `before`. `Err`: the first that did not end with 0 decides
+    /// how the copy ends.
+    pub(super) fn before(&self) -> Result<(), End> {
+        let begun = BegunHooks {
+            run: self.context.run.clone(),
+            started: self.context.started,
+            after: matches!(self.owner, Owner::Copy(..)),
+            finally: true,
+        };
+        self.owner.record(self.runner, Some(begun));
+        let _hold = self.runner.interrupt.hold();
+        let hooks = self.owner.hooks(Kind::Before);
+        let reports = run_before(hooks, &self.context, self.runner.interrupt);
+        reports.iter().for_each(log);
+        let Some(last) = reports.last() else {
+            return Ok(());
+        };
+        Err(match &last.end {
+            HookEnd::Done => return Ok(()),
+            HookEnd::NotNow => End::Skipped {
+                why: format!("its before hook {:?} says: not now", last.program),
+                stopped: false,
+            },
+            HookEnd::Interrupted => End::Failed(Failure::interrupted()),
+            HookEnd::Failed(failure) => End::Failed(with_output(failure, last)),
+        })
+    }
+
+    /// Runs `after`: the sources are no longer read.
+    pub(super) fn after(&mut self, end: &End) -> Vec<Failure> {
+        let failed = self.run(Kind::After, end.for_hooks());
+        let begun = self.owner.begun(self.runner);
+        let begun = begun.map(|begun| BegunHooks {
+            after: false,
+            ..begun
+        });
+        self.owner.record(self.runner, begun);
+        failed
+    }
+
+    /// Runs `failed` if that is what it did, and `finally`: the result is known. Nothing is owed any more.
+    pub(super) fn end(mut self, is_failure: bool, outcome: Outcome) -> Vec<Failure> {
+        let mut failed = Vec::new();
+        if is_failure {
+            failed = self.run(Kind::Failed, outcome.clone());
+        }
+        failed.extend(self.run(Kind::Finally, outcome));
+        self.owner.record(self.runner, None);
+        failed
+    }
+
+    fn run(&mut self, kind: Kind, outcome: Outcome) -> Vec<Failure> {
+        self.context.result = Some(outcome);
+        let _hold = self.runner.interrupt.hold();
+        let reports = run_all(self.owner.hooks(kind), kind, &self.context);
+        reports.iter().for_each(log);
+        failures(&reports)
+    }
+}
+
+/// Runs what runs that were killed owe for these copies, and for their containers. Returns what failed, with
+/// the name of the job or container.
+pub(super) fn pay<'r>(
+    runner: &'r Runner<'r>,
+    copies: &[(&'r Job, CopyName)],
+    containers: &[&'r Container],
+) -> Vec<Failure> {
+    let copies = copies.iter().map(|(job, name)| Owner::Copy(job, name));
+    let containers = containers.iter().map(|one| Owner::Container(one));
+    let mut failed = Vec::new();
+    for owner in copies.chain(containers) {
+        match pay_one(runner, owner) {
+            Ok(more) => failed.extend(more),
+            Err(failure) => failed.push(failure),
+        }
+    }
+    failed
+}
+
+fn pay_one<'r>(runner: &'r Runner<'r>, owner: Owner<'r>) -> Result<Vec<Failure>, Failure> {
+    if owner.begun(runner).is_none() {
+        return Ok(Vec::new());
+    }
+    let Some(lock) = RunLock::of_hooks(&runner.runtime_dir, &owner.lock_name())? else {
+        // The process that runs them lives.
+        return Ok(Vec::new());
+    };
+    // Another one may have paid while the lock was acquired.
+    let Some(begun) = owner.begun(runner) else {
+        return Ok(Vec::new());
+    };
+    tracing::warn!(of = owner.in_words(), "a run was killed: its hooks run now");
+    let mut around = Around {
+        runner,
+        owner,
+        context: owner.context(&begun.run, begun.started),
+        _lock: lock,
+    };
+    let mut failed = Vec::new();
+    if begun.after {
+        failed = around.run(Kind::After, Outcome::killed());
+    }
+    if begun.finally {
+        failed.extend(around.run(Kind::Finally, Outcome::killed()));
+    }
+    owner.record(runner, None);
+    Ok(failed)
+}
+
+fn failures(reports: &[HookReport]) -> Vec<Failure> {
+    let failures = reports.iter().filter_map(|report| match &report.end {
+        HookEnd::Failed(failure) => Some(with_output(failure, report)),
+        // Only a `before` hook can say so.
+        HookEnd::NotNow => Some(Failure::failed(format!(
+            "the hook {:?} failed: exit status 75",
+            report.program
+        ))),
+        HookEnd::Done | HookEnd::Interrupted => None,
+    });
+    failures.collect()
+}
+
+/// The failure with the last line that the hook wrote.
+fn with_output(failure: &Failure, report: &HookReport) -> Failure {
+    let output = String::from_utf8_lossy(&report.output);
+    let mut lines = output.lines().rev().map(str::trim);
+    match lines.find(|line| !line.is_empty()) {
+        None => failure.clone(),
+        Some(line) => failure.clone().because(format!(
+            "it wrote: {}",
+            text::harmless_within(line, SHOWN_MAX)
+        )),
+    }
+}
+
+fn log(report: &HookReport) {
+    let output = String::from_utf8_lossy(&report.output);
+    tracing::info!(program = ?report.program, end = ?report.end, %output, "a hook ended");
+}

@@ -1,0 +1,394 @@
+//! The work on one container: its hooks, one session, and the copies in it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use sprat_session::{
+    ClosedReport, Exit, Failure, Notice, Observer, Phase, Session, SessionProgress,
+};
+
+use super::around::Around;
+use super::checks::while_allowed;
+use super::outcome::{ContainerDone, End, Outcome};
+use super::selection::{conditions, disk_absent};
+use super::{ContainerWork, CopyWork, Front, Runner};
+use crate::config::Copy;
+use crate::copy_state::copy_file;
+use crate::hooks;
+use crate::notify::By;
+
+/// How often the conditions of a copy under way are checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// A copy that takes longer stops in order if a copy in another container is due.
+const TURN_MAX: Duration = Duration::from_secs(12 * 3600);
+/// How often it is noted that a copy moves bytes, at most.
+const MOVED_INTERVAL: Duration = Duration::from_secs(600);
+/// How often a lease that another session has is tried again.
+const LEASE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// One copy while the work goes on.
+pub(super) struct Draft<'w> {
+    pub(super) work: &'w CopyWork<'w>,
+    pub(super) outcome: Outcome,
+    around: Option<Around<'w>>,
+}
+
+/// Notes how much is sent.
+struct Meter<'o> {
+    inner: &'o mut dyn Observer,
+    sent: &'o AtomicU64,
+}
+
+impl Observer for Meter<'_> {
+    fn phase(&mut self, phase: Phase) {
+        self.inner.phase(phase);
+    }
+
+    fn progress(&mut self, progress: &SessionProgress) {
+        self.sent
+            .store(progress.volume.written_bytes, Ordering::Relaxed);
+        self.inner.progress(progress);
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        self.inner.notice(notice);
+    }
+}
+
+impl<'a> Runner<'a> {
+    /// Makes the copies of one session. Whatever fails, the hooks that have to run then have run, and the
+    /// result of each copy is recorded.
+    pub fn work_on(&self, work: &ContainerWork<'_>, front: &mut dyn Front) -> ContainerDone {
+        let started = Timestamp::now();
+        let target = work.target.to_string();
+        let mut drafts: Vec<Draft<'_>> = work
+            .copies
+            .iter()
+            .map(|copy| Draft::new(copy, &target))
+            .collect();
+        let around = match work.container {
+            Some(container) => Around::of_container(self, container, started),
+            None => Ok(None),
+        };
+        let begun = match &around {
+            Ok(Some(around)) => around.before(),
+            Ok(None) => Ok(()),
+            Err(failure) => Err(End::Failed(failure.clone())),
+        };
+        let closed = match begun {
+            Ok(()) => self.in_session(work, &mut drafts, front),
+            Err(end) => {
+                end_all(&mut drafts, &end);
+                None
+            }
+        };
+        self.record(work, &drafts, closed.as_ref());
+        let outcomes: Vec<Outcome> = drafts.into_iter().map(|one| self.end_copy(one)).collect();
+        let mut failed_hooks = Vec::new();
+        if let Ok(Some(around)) = around {
+            let exit = Exit::worst(outcomes.iter().map(Outcome::exit));
+            let result = hooks::Outcome {
+                code: exit.code(),
+                ..hooks::Outcome::default()
+            };
+            failed_hooks = around.end(false, result);
+        }
+        ContainerDone {
+            outcomes,
+            closed,
+            failed_hooks,
+        }
+    }
+
+    /// The result is known: the last hooks of the copy.
+    fn end_copy(&self, draft: Draft<'_>) -> Outcome {
+        let Draft {
+            work,
+            mut outcome,
+            around,
+        } = draft;
+        // One that a person interrupted before it began is none.
+        let is_none = outcome.started.is_none() && self.interrupt.requested();
+        let is_failure = matches!(outcome.end, End::Failed(_));
+        let around = match (around, work.job) {
+            (Some(around), _) => Some(around),
+            // The container was not opened.
+            (None, Some(job)) if is_failure && outcome.started.is_none() && !is_none => {
+                let begun = Around::of_copy(self, job, &work.name, Timestamp::now());
+                begun.unwrap_or_default()
+            }
+            _ => None,
+        };
+        if let Some(around) = around {
+            let failed = around.end(is_failure, outcome.end.for_hooks());
+            outcome.failed_later.extend(failed);
+        }
+        outcome
+    }
+
+    /// Opens the session, makes the copies, prunes, and closes it.
+    fn in_session<'d>(
+        &'d self,
+        work: &'d ContainerWork<'_>,
+        drafts: &mut [Draft<'d>],
+        front: &mut dyn Front,
+    ) -> Option<ClosedReport> {
+        if let Some(absent) = self.absent(work) {
+            end_all(drafts, &absent);
+            return None;
+        }
+        let mut session = match self.open(work, front) {
+            Ok(session) => session,
+            Err(failure) => {
+                end_all(drafts, &End::Failed(failure));
+                return None;
+            }
+        };
+        let sent = AtomicU64::new(0);
+        for draft in drafts.iter_mut() {
+            let before = sent.load(Ordering::Relaxed);
+            self.make(draft, work, &mut session, front, &sent);
+            draft.outcome.sent_bytes = sent.load(Ordering::Relaxed).saturating_sub(before);
+        }
+        if self.by == By::Run {
+            for draft in drafts.iter_mut() {
+                self.prune(draft, &mut session, front);
+            }
+        }
+        let observer = front.observer(&format!("{}: ", work.name));
+        match session.close(observer, self.interrupt) {
+            Ok(closed) => {
+                share(drafts, closed.volume.written_bytes);
+                Some(closed)
+            }
+            Err(failure) => {
+                let failure = not_interrupted(failure, self.interrupt.requested());
+                for draft in drafts {
+                    draft.lose(&failure);
+                }
+                None
+            }
+        }
+    }
+
+    /// The disk of a local container is away, now that the container's hooks could mount it.
+    fn absent(&self, work: &ContainerWork<'_>) -> Option<End> {
+        let container = work.container.filter(|_| self.by == By::Run)?;
+        work.copies.iter().find_map(|copy| {
+            let job = copy.job?;
+            let why = disk_absent(Copy { job, container }, &self.state(&copy.name))?;
+            Some(End::Skipped {
+                why,
+                stopped: false,
+            })
+        })
+    }
+
+    /// Opens the session. `run` waits for the lease of another one for a while.
+    fn open(&self, work: &ContainerWork<'_>, front: &mut dyn Front) -> Result<Session, Failure> {
+        let wait = work.container.filter(|_| self.by == By::Run);
+        let wait = wait.map_or(Duration::ZERO, |container| container.lock_wait);
+        let deadline = Instant::now() + wait;
+        loop {
+            self.interrupt.check()?;
+            match front.open(&work.name) {
+                Err(failure) if failure.exit == Exit::Locked => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(failure);
+                    }
+                    let next = Instant::now() + left.min(LEASE_INTERVAL);
+                    self.interrupt.wait_until(next)?;
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    /// Makes one copy, with the hooks around it.
+    fn make<'d>(
+        &'d self,
+        draft: &mut Draft<'d>,
+        work: &'d ContainerWork<'_>,
+        session: &mut Session,
+        front: &mut dyn Front,
+        sent: &AtomicU64,
+    ) {
+        if let Err(failure) = self.interrupt.check() {
+            draft.outcome.end = End::Failed(failure);
+            return;
+        }
+        let (started, began) = (Timestamp::now(), Instant::now());
+        draft.outcome.started = Some(started);
+        let around = match draft.work.job {
+            Some(job) => Around::of_copy(self, job, &draft.work.name, started),
+            None => Ok(None),
+        };
+        draft.outcome.end = match around {
+            Err(failure) => End::Failed(failure),
+            Ok(around) => {
+                let begun = around.as_ref().map_or(Ok(()), Around::before);
+                draft.around = around;
+                match begun {
+                    Err(end) => end,
+                    Ok(()) => self.snapshot(draft.work, work, session, front, sent),
+                }
+            }
+        };
+        if let Some(around) = &mut draft.around {
+            let failed = around.after(&draft.outcome.end);
+            draft.outcome.failed_later.extend(failed);
+        }
+        draft.outcome.took = began.elapsed();
+    }
+
+    /// Takes the snapshot, as long as the conditions of the copy are met.
+    fn snapshot(
+        &self,
+        copy: &CopyWork<'_>,
+        work: &ContainerWork<'_>,
+        session: &mut Session,
+        front: &mut dyn Front,
+        sent: &AtomicU64,
+    ) -> End {
+        let mut observer = Meter {
+            inner: front.observer(&format!("{}: ", copy.shown)),
+            sent,
+        };
+        let spec = copy.spec.clone();
+        let (Some(job), Some(container), By::Run) = (copy.job, work.container, self.by) else {
+            let taken = session.take_snapshot(spec, &mut observer, self.interrupt);
+            return End::of(taken, None);
+        };
+        let check = self.checks(Copy { job, container }, sent);
+        let taken = while_allowed(self.interrupt, CHECK_INTERVAL, check, |interrupt| {
+            session.take_snapshot(spec, &mut observer, interrupt)
+        });
+        match taken {
+            Ok((taken, reason)) => End::of(taken, reason.filter(|_| !self.interrupt.requested())),
+            Err(failure) => End::Failed(failure),
+        }
+    }
+
+    /// What is checked each minute: why the copy stops, if it does.
+    fn checks<'c>(
+        &'c self,
+        copy: Copy<'c>,
+        sent: &'c AtomicU64,
+    ) -> impl FnMut() -> Option<String> + Send + 'c {
+        let conditions = conditions(copy);
+        let zone = self.zone();
+        let (began, mut moved_at, mut known) = (Instant::now(), None::<Instant>, 0);
+        move || {
+            let now = Timestamp::now();
+            let all = sent.load(Ordering::Relaxed);
+            if all > known && moved_at.is_none_or(|at| at.elapsed() >= MOVED_INTERVAL) {
+                (known, moved_at) = (all, Some(Instant::now()));
+                let mut file = copy_file(&self.state_dir, &copy.name());
+                file.change(|state| state.bytes_moved_at = Some(now));
+            }
+            if let Some(reason) = conditions.stop_running(&self.machine, &zone, now) {
+                return Some(reason);
+            }
+            let waits = began.elapsed() >= TURN_MAX && self.another_is_due(copy, now);
+            waits.then(|| "it took 12 hours, and a copy in another container is due".to_owned())
+        }
+    }
+
+    fn another_is_due(&self, copy: Copy<'_>, now: Timestamp) -> bool {
+        let zone = self.zone();
+        let selecting = self.selecting(&zone, false, now);
+        let others = self.config.copies();
+        let mut others = others.filter(|other| other.container.name != copy.container.name);
+        others.any(|other| {
+            selecting
+                .select(other, &self.state(&other.name()))
+                .is_tried()
+        })
+    }
+}
+
+impl<'w> Draft<'w> {
+    fn new(work: &'w CopyWork<'w>, target: &str) -> Self {
+        let outcome = Outcome {
+            copy: work.name.clone(),
+            shown: work.shown.clone(),
+            target: target.to_owned(),
+            started: None,
+            took: Duration::ZERO,
+            end: End::Failed(Failure::interrupted()),
+            sent_bytes: 0,
+            failed_later: Vec::new(),
+            notes: Vec::new(),
+            pruned: None,
+        };
+        Self {
+            work,
+            outcome,
+            around: None,
+        }
+    }
+
+    /// The session did not end in order: nothing of it counts.
+    fn lose(&mut self, failure: &Failure) {
+        let end = &mut self.outcome.end;
+        *end = match end {
+            End::Made(_) => End::Failed(failure.clone()),
+            End::Failed(first) => End::Failed(first.clone().merge(failure.clone())),
+            End::Skipped { .. } => return,
+        };
+    }
+}
+
+impl End {
+    fn of(
+        taken: Result<sprat_snapshot::SnapshotReport, Failure>,
+        stopped_by: Option<String>,
+    ) -> Self {
+        match (taken, stopped_by) {
+            (Ok(report), _) => Self::Made(Box::new(report)),
+            (Err(failure), Some(why)) if failure.exit == Exit::Interrupted => {
+                Self::Skipped { why, stopped: true }
+            }
+            (Err(failure), _) => Self::Failed(failure),
+        }
+    }
+}
+
+/// The container was not opened: all its copies end so.
+fn end_all(drafts: &mut [Draft<'_>], end: &End) {
+    for draft in drafts {
+        draft.outcome.end = match end {
+            End::Skipped { why, stopped } => End::Skipped {
+                why: why.clone(),
+                stopped: *stopped,
+            },
+            End::Failed(failure) => End::Failed(failure.clone()),
+            End::Made(_) => unreachable!("nothing was made without a session"),
+        };
+    }
+}
+
+/// What a session sends at its end belongs to the last copy that it made.
+fn share(drafts: &mut [Draft<'_>], written_bytes: u64) {
+    let counted: u64 = drafts.iter().map(|draft| draft.outcome.sent_bytes).sum();
+    let mut made = drafts
+        .iter_mut()
+        .filter(|draft| draft.outcome.end.is_made());
+    if let Some(last) = made.next_back() {
+        last.outcome.sent_bytes += written_bytes.saturating_sub(counted);
+    }
+}
+
+/// A check that stopped a copy while the connection was down ends the session as an interrupt does. No person
+/// interrupted it.
+fn not_interrupted(failure: Failure, interrupted: bool) -> Failure {
+    match failure.exit {
+        Exit::Interrupted if !interrupted => Failure {
+            exit: Exit::Unreachable,
+            ..failure
+        },
+        _ => failure,
+    }
+}

@@ -1,0 +1,231 @@
+//! Makes copies: the hooks around them, one writing session for each container, and what is kept of each
+//! attempt. `sprat run` makes the copies that are due, `sprat backup` those that a person names.
+//!
+//! Always true:
+//! - A copy counts as made only after the session is closed: then it is on the server's disk.
+//! - What hooks are owed is recorded before the first of them runs.
+//! - Nothing is pruned while the clock is in doubt.
+
+mod around;
+mod checks;
+mod container;
+mod outcome;
+mod prune;
+mod record;
+mod run;
+mod selection;
+mod text;
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sprat_session::address::Target;
+use sprat_session::interrupt::Interrupt;
+use sprat_session::{Failure, Observer, Session};
+use sprat_snapshot::{LOCAL_ZONE, SnapshotSpec, time_zone};
+
+use crate::conditions::Machine;
+use crate::config::{Config, Container, Copy, Job};
+use crate::copy_name::CopyName;
+use crate::copy_state::{CopyState, copy_file};
+use crate::notify::By;
+use crate::state_file::StateFile;
+
+pub use outcome::{ContainerDone, End, Outcome, outcome_json, with_states};
+pub use run::{Plan, RunDone, RunReport};
+pub use selection::{Selected, Selecting, inputs};
+pub use text::{closed_text, content_names, outcome_text, plan_table};
+
+/// What the command line does for the runner.
+pub trait Front {
+    /// Opens a session that writes to a container.
+    ///
+    /// # Errors
+    /// The container can't be opened.
+    fn open(&mut self, container: &str) -> Result<Session, Failure>;
+
+    /// Shows progress and notices, about `subject` from now on.
+    fn observer(&mut self, subject: &str) -> &mut dyn Observer;
+}
+
+/// Makes copies on this machine.
+#[derive(Debug)]
+pub struct Runner<'a> {
+    /// The config, as far as it is right.
+    pub config: &'a Config,
+    /// The state folder.
+    pub state_dir: PathBuf,
+    /// The runtime folder.
+    pub runtime_dir: PathBuf,
+    /// Asks to end in order.
+    pub interrupt: &'a Interrupt,
+    /// `run` or `backup`.
+    pub by: By,
+    /// The run's id.
+    pub run: String,
+    /// Where conditions are checked.
+    pub machine: Machine,
+    /// What tells this machine from others: for `spread`.
+    pub machine_id: String,
+    /// Nothing is pruned.
+    pub clock_in_doubt: bool,
+    problems: Mutex<Vec<String>>,
+}
+
+/// The copies of one session.
+#[derive(Debug)]
+pub struct ContainerWork<'a> {
+    /// The container's name.
+    pub name: String,
+    /// Its location.
+    pub target: Target,
+    /// Its entry in the config; `None`: it has none.
+    pub container: Option<&'a Container>,
+    /// The copies, in their order.
+    pub copies: Vec<CopyWork<'a>>,
+}
+
+/// One copy to make.
+#[derive(Debug)]
+pub struct CopyWork<'a> {
+    /// Its name.
+    pub name: CopyName,
+    /// How it is called in text.
+    pub shown: String,
+    /// What is backed up.
+    pub spec: SnapshotSpec,
+    /// Its job in the config; `None`: it stands on the command line.
+    pub job: Option<&'a Job>,
+}
+
+impl<'a> ContainerWork<'a> {
+    /// The copies that the config has.
+    pub fn of_config(&self) -> impl Iterator<Item = Copy<'a>> {
+        let container = self.container;
+        let copies = self.copies.iter();
+        copies.filter_map(move |copy| {
+            Some(Copy {
+                job: copy.job?,
+                container: container?,
+            })
+        })
+    }
+}
+
+impl<'a> CopyWork<'a> {
+    /// A copy of the config.
+    #[must_use]
+    pub fn of(copy: Copy<'a>) -> Self {
+        let name = copy.name();
+        let shown = match copy.job.containers.len() {
+            0 | 1 => name.job.clone(),
+            _ => name.to_string(),
+        };
+        Self {
+            name,
+            shown,
+            spec: copy.job.spec(),
+            job: Some(copy.job),
+        }
+    }
+}
+
+impl<'a> Runner<'a> {
+    /// A runner with an id of its own.
+    #[must_use]
+    pub fn new(
+        config: &'a Config,
+        state_dir: PathBuf,
+        runtime_dir: PathBuf,
+        interrupt: &'a Interrupt,
+        by: By,
+    ) -> Self {
+        Self {
+            config,
+            state_dir,
+            runtime_dir,
+            interrupt,
+            by,
+            run: uuid::Uuid::new_v4().to_string(),
+            machine: Machine::default(),
+            machine_id: crate::schedule::Places::of_this_machine().machine_id(),
+            clock_in_doubt: false,
+            problems: Mutex::default(),
+        }
+    }
+
+    /// Runs the hooks that a run owes which was killed, for these copies and their containers. Returns what
+    /// failed.
+    #[must_use]
+    pub fn pay_owed_hooks(&self, copies: &[Copy<'_>]) -> Vec<Failure> {
+        let mut containers: Vec<&Container> = Vec::new();
+        for copy in copies {
+            if !containers
+                .iter()
+                .any(|known| known.name == copy.container.name)
+            {
+                containers.push(copy.container);
+            }
+        }
+        let copies: Vec<_> = copies.iter().map(|copy| (copy.job, copy.name())).collect();
+        around::pay(self, &copies, &containers)
+    }
+
+    /// What could not be read or written in the state folder, each once.
+    #[must_use]
+    pub fn take_problems(&self) -> Vec<String> {
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut problems)
+    }
+
+    /// The time zone of the config.
+    #[must_use]
+    pub fn zone(&self) -> TimeZone {
+        let zone = time_zone(&self.config.time_zone).or_else(|_| time_zone(LOCAL_ZONE));
+        zone.unwrap_or(TimeZone::UTC)
+    }
+
+    fn selecting<'s>(&'s self, zone: &'s TimeZone, anyway: bool, now: Timestamp) -> Selecting<'s> {
+        Selecting {
+            zone,
+            machine_id: &self.machine_id,
+            machine: &self.machine,
+            anyway,
+            now,
+        }
+    }
+
+    fn state(&self, copy: &CopyName) -> CopyState {
+        let mut file = copy_file(&self.state_dir, copy);
+        let state = file.read();
+        self.report_problems(problems_of(&mut file));
+        state
+    }
+
+    fn change(&self, copy: &CopyName, change: impl FnOnce(&mut CopyState)) {
+        let mut file = copy_file(&self.state_dir, copy);
+        file.change(change);
+        self.report_problems(problems_of(&mut file));
+    }
+
+    fn report_problems(&self, more: Vec<String>) {
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        for problem in more {
+            if !problems.contains(&problem) {
+                problems.push(problem);
+            }
+        }
+    }
+}
+
+/// What could not be read or written of a state file.
+fn problems_of<T>(file: &mut StateFile<T>) -> Vec<String>
+where
+    T: Default + Clone + PartialEq + Serialize + DeserializeOwned,
+{
+    file.take_problems()
+}

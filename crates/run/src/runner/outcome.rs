@@ -1,0 +1,182 @@
+//! How copies ended.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use sprat_session::json::{exit_json, failure_json};
+use sprat_session::{ClosedReport, Exit, Failure, text};
+use sprat_snapshot::SnapshotReport;
+
+use crate::copy_name::CopyName;
+use crate::hooks;
+
+/// The code for hooks of a copy whose `before` hook said "not now".
+const NOT_NOW: u8 = 75;
+
+/// How one copy ended.
+#[derive(Debug)]
+pub enum End {
+    /// It left a snapshot.
+    Made(Box<SnapshotReport>),
+    /// It left none.
+    Failed(Failure),
+    /// It was not made, or stopped in order, for a reason that is no failure.
+    Skipped {
+        /// The reason.
+        why: String,
+        /// It had begun, and goes on with the next run.
+        stopped: bool,
+    },
+}
+
+impl End {
+    /// The exit code of the copy alone.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Made(report) if report.record.complete => Exit::Done,
+            Self::Made(_) => Exit::Unread,
+            Self::Failed(failure) => failure.exit,
+            Self::Skipped { .. } => Exit::Done,
+        }
+    }
+
+    /// It left a snapshot.
+    #[must_use]
+    pub fn is_made(&self) -> bool {
+        matches!(self, Self::Made(_))
+    }
+
+    /// What the hooks after it learn.
+    pub(super) fn for_hooks(&self) -> hooks::Outcome {
+        let code = match self {
+            Self::Skipped { stopped: true, .. } => Exit::Interrupted.code(),
+            Self::Skipped { stopped: false, .. } => NOT_NOW,
+            end => end.exit().code(),
+        };
+        hooks::Outcome {
+            code,
+            snapshot: match self {
+                Self::Made(report) => Some(report.name.to_string()),
+                _ => None,
+            },
+            error: match self {
+                Self::Made(_) => None,
+                Self::Failed(failure) => Some(failure.in_one_line()),
+                Self::Skipped { why, .. } => Some(why.clone()),
+            },
+        }
+    }
+}
+
+/// The result of one copy.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Which.
+    pub copy: CopyName,
+    /// How it is called in text.
+    pub shown: String,
+    /// The location of its container.
+    pub target: String,
+    /// Its beginning; `None`: it never began, because the container was not opened or a person
+    /// interrupted.
+    pub started: Option<Timestamp>,
+    /// How long it took.
+    pub took: Duration,
+    /// How it ended.
+    pub end: End,
+    /// Bytes sent to the server, of the session that it was a part of.
+    pub sent_bytes: u64,
+    /// What failed and leaves the snapshot as it is: hooks after it, and its prune.
+    pub failed_later: Vec<Failure>,
+    /// What a person may want to know.
+    pub notes: Vec<String>,
+    /// How many snapshots its prune removed.
+    pub pruned: Option<usize>,
+}
+
+impl Outcome {
+    /// Its part of the exit code of the run.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        let later = self.failed_later.iter().map(|_| Exit::Failed);
+        Exit::worst(later.chain([self.end.exit()]))
+    }
+}
+
+/// The result of the work on one container.
+#[derive(Debug)]
+pub struct ContainerDone {
+    /// Its copies, in the order of the config.
+    pub outcomes: Vec<Outcome>,
+    /// The session; `None`: it was not opened, or did not end in order.
+    pub closed: Option<ClosedReport>,
+    /// The container's own hooks that failed.
+    pub failed_hooks: Vec<Failure>,
+}
+
+impl ContainerDone {
+    /// Its part of the exit code of the run.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        let hooks = self.failed_hooks.iter().map(|_| Exit::Failed);
+        Exit::worst(hooks.chain(self.outcomes.iter().map(Outcome::exit)))
+    }
+}
+
+/// Adds the result of each job to the failure to print the results.
+#[must_use]
+pub fn with_states<'o>(
+    mut failure: Failure,
+    exit: Exit,
+    outcomes: impl Iterator<Item = &'o Outcome>,
+) -> Failure {
+    if !matches!(exit, Exit::Done | Exit::Unread) {
+        failure.exit = exit;
+    }
+    for outcome in outcomes {
+        let job = &outcome.shown;
+        failure = failure.because(match &outcome.end {
+            End::Made(report) if report.record.complete => {
+                format!("job {job}: snapshot {} is made", report.name)
+            }
+            End::Made(report) => format!(
+                "job {job}: snapshot {} is made and lacks {}",
+                report.name,
+                text::counted(report.record.unread.count, "file", "files")
+            ),
+            End::Failed(failed) => format!("job {job} failed: {}", failed.what),
+            End::Skipped { why, .. } => format!("job {job} was skipped: {why}"),
+        });
+    }
+    failure.with_hint(
+        "every job ran to its end, and each snapshot named here is on the server's disk. See where \
+         the output was to go",
+    )
+}
+
+/// A copy in the result of `backup`.
+#[must_use]
+pub fn outcome_json(outcome: &Outcome) -> Value {
+    let (mut snapshot, mut failure, mut skipped) = (None, None, None);
+    match &outcome.end {
+        End::Made(report) => snapshot = Some(report),
+        End::Failed(failed) => failure = Some(failure_json(failed)),
+        End::Skipped { why, .. } => skipped = Some(why),
+    }
+    let later: Vec<Value> = outcome.failed_later.iter().map(failure_json).collect();
+    json!({
+        "job": outcome.copy.job,
+        "container": outcome.copy.container,
+        "target": outcome.target,
+        "result": exit_json(outcome.exit()),
+        "seconds": outcome.took.as_secs_f64(),
+        "snapshot": snapshot.map(|report| report.name.to_string()),
+        "complete": snapshot.map(|report| report.record.complete),
+        "record": snapshot.map(|report| &report.record),
+        "failure": failure,
+        "skipped": skipped,
+        "failed_later": later,
+    })
+}

@@ -1,0 +1,184 @@
+//! The prune of a copy in a run, by the rules of its job.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use sprat_session::{Exit, Failure, Session};
+use sprat_snapshot::{KeepPolicy, KeepRules, PruneReport, PruneSpec, is_held};
+
+use super::checks::while_allowed;
+use super::container::Draft;
+use super::{Front, Runner};
+use crate::config::Job;
+use crate::copy_state::{CopyState, Held, HeldWhat};
+use crate::due::add_less_slack;
+use crate::times::is_ahead;
+
+/// How long the prune of one copy may take. The next one goes on.
+const TIME_MAX: Duration = Duration::from_secs(30 * 60);
+/// How often that is checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Whether a run prunes a copy now.
+#[must_use]
+pub(super) fn is_due(state: &CopyState, prune_every: Duration, now: Timestamp) -> bool {
+    if state
+        .held
+        .as_ref()
+        .is_some_and(|held| held.what == HeldWhat::Prune)
+    {
+        return false;
+    }
+    let last = state.last_prune.filter(|last| !is_ahead(*last, now));
+    last.is_none_or(|last| add_less_slack(last, prune_every) <= now)
+}
+
+impl Runner<'_> {
+    /// Prunes a copy that was just made, if its job has rules and it is time.
+    pub(super) fn prune(
+        &self,
+        draft: &mut Draft<'_>,
+        session: &mut Session,
+        front: &mut dyn Front,
+    ) {
+        let outcome = &mut draft.outcome;
+        let Some(job) = draft.work.job else { return };
+        let Some(rules) = job.keep else { return };
+        if !outcome.end.is_made() || self.clock_in_doubt || self.interrupt.requested() {
+            return;
+        }
+        let now = Timestamp::now();
+        let state = self.state(&outcome.copy);
+        if !is_due(&state, job.prune_every, now) {
+            return;
+        }
+        let policy = self.policy(rules);
+        match self.prune_now(job, &policy, &state, session, front) {
+            Ok(Some(report)) => {
+                let removed = report.snapshots.iter().filter(|one| one.removed);
+                outcome.pruned = Some(removed.count());
+            }
+            Ok(None) => outcome.notes.push(format!(
+                "{}: the prune was stopped after 30 min; the next one goes on",
+                outcome.shown
+            )),
+            Err(Stopped::Held(reason)) => {
+                outcome.notes.push(format!(
+                    "{}: nothing is pruned until `sprat accept {}`: {reason}",
+                    outcome.shown, outcome.copy
+                ));
+                self.change(&outcome.copy, |state| {
+                    state.held = Some(Held {
+                        what: HeldWhat::Prune,
+                        since: now,
+                        reason,
+                    });
+                });
+            }
+            // The end of the session reports it.
+            Err(Stopped::Failed(failure)) if failure.exit == Exit::Interrupted => {}
+            Err(Stopped::Failed(failure)) => outcome.failed_later.push(failure.context(format!(
+                "old snapshots of {} were not removed",
+                outcome.shown
+            ))),
+        }
+    }
+
+    /// `None`: it took too long.
+    fn prune_now(
+        &self,
+        job: &Job,
+        policy: &KeepPolicy,
+        state: &CopyState,
+        session: &mut Session,
+        front: &mut dyn Front,
+    ) -> Result<Option<PruneReport>, Stopped> {
+        let mut spec = PruneSpec::new(job.name.clone(), policy.rules);
+        spec.time_zone.clone_from(&policy.time_zone);
+        let observer = front.observer(&format!("{}: ", job.name));
+        if state.pruned_by.as_ref() != Some(policy) {
+            let dry = PruneSpec {
+                dry_run: true,
+                ..spec.clone()
+            };
+            let planned = session.prune(dry, observer, self.interrupt)?;
+            let decisions: Vec<_> = planned
+                .snapshots
+                .into_iter()
+                .map(|one| one.decision)
+                .collect();
+            if is_held(state.pruned_by.as_ref(), policy, &decisions) && state.released.is_none() {
+                let gone = decisions.iter().filter(|one| one.keep.is_empty()).count();
+                return Err(Stopped::Held(format!(
+                    "by the new rules {gone} of {} snapshots would go",
+                    decisions.len()
+                )));
+            }
+        }
+        let began = Instant::now();
+        let check = || (began.elapsed() >= TIME_MAX).then(String::new);
+        let (pruned, stopped) =
+            while_allowed(self.interrupt, CHECK_INTERVAL, check, |interrupt| {
+                session.prune(spec, observer, interrupt)
+            })?;
+        match (pruned, stopped) {
+            (Ok(report), _) => Ok(Some(report)),
+            (Err(failure), Some(_)) if failure.exit == Exit::Interrupted => Ok(None),
+            (Err(failure), _) => Err(Stopped::Failed(failure)),
+        }
+    }
+
+    /// The rules of a job, and the zone of the config.
+    pub(super) fn policy(&self, rules: KeepRules) -> KeepPolicy {
+        KeepPolicy {
+            rules,
+            time_zone: self.config.time_zone.clone(),
+        }
+    }
+}
+
+/// Why nothing was pruned.
+enum Stopped {
+    Held(String),
+    Failed(Failure),
+}
+
+impl From<Failure> for Stopped {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prune_is_due_once_per_prune_every_and_not_while_held() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let now = at("2026-11-28T09:00Z");
+        let day = Duration::from_secs(86_400);
+        let mut state = CopyState::default();
+        assert!(is_due(&state, day, now));
+        for (last, every, due) in [
+            ("2026-11-28T08:00Z", day, false),
+            ("2026-11-28T08:00Z", Duration::ZERO, true),
+            // A run that begins a minute earlier than the last one is on the same tick.
+            ("2026-11-27T09:01Z", day, true),
+            ("2026-11-27T10:00Z", day, false),
+            // The clock was wrong.
+            ("2027-11-28T08:00Z", day, true),
+        ] {
+            state.last_prune = Some(at(last));
+            assert_eq!(is_due(&state, every, now), due, "{last}");
+        }
+        for (what, due) in [(HeldWhat::Copy, true), (HeldWhat::Prune, false)] {
+            state.held = Some(Held {
+                what,
+                since: now,
+                reason: String::new(),
+            });
+            assert_eq!(is_due(&state, Duration::ZERO, now), due);
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! `sprat run`: what is due is made, the rest is left, and each is told why.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use sprat_session::json::exit_json;
+use sprat_session::{Exit, Failure};
+
+use super::outcome::{ContainerDone, End, Outcome};
+use super::selection::Selected;
+use super::{ContainerWork, CopyWork, Front, Runner};
+use crate::clock::{Moment, clock_file};
+use crate::config::{Copy, Mistake};
+use crate::copy_name::CopyName;
+use crate::copy_state::{copy_file, known_copies};
+
+/// What a run does with each copy that it is about, in the order of the config.
+#[derive(Debug)]
+pub struct Plan<'c> {
+    /// The copies.
+    pub copies: Vec<Selected<'c>>,
+}
+
+/// What a run did.
+#[derive(Debug)]
+pub struct RunDone {
+    /// How the copies ended that it tried, by containers.
+    pub containers: Vec<ContainerDone>,
+    /// The copies that mistakes in the config stopped.
+    pub stopped: Vec<CopyName>,
+    /// Hooks of a run that was killed, and that failed now.
+    pub failed_owed: Vec<Failure>,
+    /// The exit code, without what the notices add.
+    pub exit: Exit,
+}
+
+/// A plan and what came of it.
+#[derive(Debug)]
+pub struct RunReport<'r, 'c> {
+    /// The plan.
+    pub plan: &'r Plan<'c>,
+    /// What was done; `None`: nothing was to be done.
+    pub done: Option<&'r RunDone>,
+}
+
+impl RunDone {
+    /// The results of the copies.
+    pub fn outcomes(&self) -> impl Iterator<Item = &Outcome> {
+        self.containers.iter().flat_map(|one| &one.outcomes)
+    }
+}
+
+impl<'a> Runner<'a> {
+    /// A run begins: notes that each copy was seen, and checks the clock. `trusted`: the clock is right.
+    pub fn begin(&mut self, moment: &Moment, synchronised: bool, trusted: bool) {
+        let now = moment.wall;
+        for copy in self.config.copies() {
+            self.change(&copy.name(), |state| state.seen(now));
+        }
+        let known = known_copies(&self.state_dir).unwrap_or_default();
+        let times: Vec<Timestamp> = known
+            .iter()
+            .flat_map(|name| self.state(name).times().collect::<Vec<_>>())
+            .collect();
+        let mut clock = clock_file(&self.state_dir);
+        let in_doubt = clock.change(|clock| {
+            clock.tick(moment, synchronised, times);
+            clock.doubt().is_some()
+        });
+        self.report_problems(clock.take_problems());
+        self.clock_in_doubt = in_doubt && !trusted;
+    }
+
+    /// Decides about each of `copies`.
+    #[must_use]
+    pub fn plan<'c>(&self, copies: &[Copy<'c>], anyway: bool, now: Timestamp) -> Plan<'c> {
+        let zone = self.zone();
+        let selecting = self.selecting(&zone, anyway, now);
+        let select = |copy: &Copy<'c>| {
+            let state = copy_file(&self.state_dir, &copy.name()).read();
+            selecting.select(*copy, &state)
+        };
+        Plan {
+            copies: copies.iter().map(select).collect(),
+        }
+    }
+
+    /// Carries out a plan. `each` is called when the work on a container has ended.
+    pub fn carry_out(
+        &self,
+        plan: &Plan<'a>,
+        mistakes: &[Mistake],
+        front: &mut dyn Front,
+        each: &mut dyn FnMut(&ContainerDone),
+    ) -> RunDone {
+        let now = Timestamp::now();
+        for stopped in &self.config.stopped {
+            self.record_stopped(stopped, mistakes, now);
+        }
+        for selected in &plan.copies {
+            let skip = selected.skip.clone();
+            self.change(&selected.copy.name(), |state| match skip {
+                Some(why) => state.skip(now, why),
+                None => state.skipped = None,
+            });
+        }
+        let mut containers = Vec::new();
+        let mut interrupted = false;
+        for work in plan.work() {
+            if self.interrupt.requested() {
+                interrupted = true;
+                break;
+            }
+            let done = self.work_on(&work, front);
+            each(&done);
+            containers.push(done);
+        }
+        let mut exits: Vec<Exit> = containers.iter().map(ContainerDone::exit).collect();
+        exits.extend(interrupted.then_some(Exit::Interrupted));
+        exits.extend((!mistakes.is_empty()).then_some(Exit::Usage));
+        RunDone {
+            containers,
+            stopped: self.config.stopped.clone(),
+            failed_owed: Vec::new(),
+            exit: Exit::worst(exits.into_iter()),
+        }
+    }
+
+    /// The copies of a run as JSON.
+    #[must_use]
+    pub fn copies_json(&self, report: &RunReport<'_, '_>, now: Timestamp) -> Value {
+        let zone = self.zone();
+        let selecting = self.selecting(&zone, false, now);
+        let copies = report.plan.copies.iter().map(|selected| {
+            let name = selected.copy.name();
+            let next = selecting.decide(selected.copy, &self.state(&name)).next;
+            let mut outcomes = report.done.iter().flat_map(|done| done.outcomes());
+            let outcome = outcomes.find(|outcome| outcome.copy == name);
+            copy_json(selected, outcome, next)
+        });
+        let stopped = report.done.iter().flat_map(|done| &done.stopped);
+        copies.chain(stopped.map(stopped_json)).collect()
+    }
+}
+
+impl<'c> Plan<'c> {
+    /// Nothing is to be done.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.copies.iter().any(Selected::is_tried)
+    }
+
+    /// The sessions, in the order of the config.
+    fn work(&self) -> Vec<ContainerWork<'c>> {
+        let mut all: Vec<ContainerWork<'c>> = Vec::new();
+        for selected in self.copies.iter().filter(|copy| copy.is_tried()) {
+            let container = selected.copy.container;
+            let copy = CopyWork::of(selected.copy);
+            match all.iter_mut().find(|work| work.name == container.name) {
+                Some(work) => work.copies.push(copy),
+                None => all.push(ContainerWork {
+                    name: container.name.clone(),
+                    target: container.target.clone(),
+                    container: Some(container),
+                    copies: vec![copy],
+                }),
+            }
+        }
+        all
+    }
+}
+
+fn copy_json(selected: &Selected<'_>, outcome: Option<&Outcome>, next: Option<Timestamp>) -> Value {
+    let name = selected.copy.name();
+    let snapshot = outcome.and_then(|outcome| match &outcome.end {
+        End::Made(report) => Some(report.name.to_string()),
+        _ => None,
+    });
+    let skipped = outcome.and_then(|outcome| match &outcome.end {
+        End::Skipped { why, .. } => Some(why.clone()),
+        _ => None,
+    });
+    let exit = outcome.map(Outcome::exit);
+    json!({
+        "job": name.job,
+        "container": name.container,
+        "due": selected.decision.due,
+        "reason": skipped.clone().unwrap_or_else(|| selected.reason()),
+        "next": next,
+        "attempted": outcome.is_some_and(|_| skipped.is_none()),
+        "result": exit.map(exit_json),
+        "snapshot": snapshot,
+        "seconds": outcome.map(|outcome| outcome.took.as_secs_f64()),
+        "sent_bytes": outcome.map(|outcome| outcome.sent_bytes),
+    })
+}
+
+fn stopped_json(name: &CopyName) -> Value {
+    json!({
+        "job": name.job,
+        "container": name.container,
+        "due": false,
+        "reason": "a mistake in the config stops it",
+        "next": null,
+        "attempted": false,
+        "result": exit_json(Exit::Usage),
+        "snapshot": null,
+        "seconds": null,
+        "sent_bytes": null,
+    })
+}
