@@ -227,7 +227,7 @@ impl Job<'_> {
                 let aside = aside.map_or_else(|_| String::new(), |name| name.to_string());
                 let failure = failure.because(error.in_one_line());
                 self.with_final_hint(failure.with_more_hint(&format!(
-                    "The source is there under the name {aside}: rename it back yourself"
+                    "The source now has the name {aside}: rename this file to its old name"
                 )))
             }
         }

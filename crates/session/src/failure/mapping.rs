@@ -415,9 +415,9 @@ impl From<&VolumeError> for Failure {
             VolumeError::Cache { .. } => (
                 Exit::Failed,
                 Some(
-                    "nothing on the server was changed. sprat can't mark the local cache as outdated, \
-                     which this run would make it. Remove the container's folder in the cache folder \
-                     (/var/cache/sprat, or SPRAT_CACHE_DIR), then run the command again",
+                    "nothing on the server was changed. sprat can't write to its local cache. Remove \
+                     the container's folder in the cache folder (/var/cache/sprat, or SPRAT_CACHE_DIR), \
+                     then run the command again",
                 ),
             ),
             VolumeError::Fenced(_) => (Exit::Locked, None),
