@@ -481,9 +481,9 @@ mod tests {
         "ssh://-oProxyCommand=x/a.luks" -> "-oProxyCommand=x" is not a host name
         "ssh://u@-oProxyCommand=x/a.luks" -> "-oProxyCommand=x" is not a host name
         "-l@host:a.luks" -> "-l" is not a user name
-        "ssh:///a.luks" -> "" names no host
-        ":a.luks" -> "" names no host
-        "u@:a.luks" -> "" names no host
+        "ssh:///a.luks" -> "" has no host name
+        ":a.luks" -> "" has no host name
+        "u@:a.luks" -> "" has no host name
         "ssh://host:0/a.luks" -> "0" is not a port (1 to 65535)
         "ssh://host:+2/a.luks" -> "+2" is not a port (1 to 65535)
         "ssh://host:99999/a.luks" -> "99999" is not a port (1 to 65535)
@@ -504,7 +504,7 @@ mod tests {
         "." -> "." must end in the container's file name, such as /srv/backup/home.luks
         ".." -> ".." must end in the container's file name, such as /srv/backup/home.luks
         "a\nb.luks" -> the target has a control character in it
-        "sftp://host/a.luks" -> "sftp://host/a.luks": of URLs only ssh:// is known
+        "sftp://host/a.luks" -> "sftp://host/a.luks": the only supported URL scheme is ssh://
         "#);
     }
 

@@ -122,11 +122,11 @@ mod tests {
                 format!("home Some(Named({dated:?})) Some(\"/x/y z\")"),
             ),
             ("", not_a_job("\"\" is not a job name: it is empty")),
-            ("home/", "\"\" is no snapshot's name".to_owned()),
-            ("home/a/b", "\"a/b\" is no snapshot's name".to_owned()),
+            ("home/", "\"\" is not the name of a snapshot".to_owned()),
+            ("home/a/b", "\"a/b\" is not the name of a snapshot".to_owned()),
             (
                 "home:",
-                "\"home:\" names no path behind the colon".to_owned(),
+                "\"home:\" has no path after the colon".to_owned(),
             ),
             (
                 "../x",

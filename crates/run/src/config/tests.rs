@@ -239,8 +239,8 @@ top | time_zon = 1 | 1 | unknown setting `time_zon` at the top of the file; did 
 top | time_zone = "Europe/Berln" | 1 | `time_zone`: there is no time zone "Europe/Berln"
 top | public_status = 1 | 1 | `public_status` must be true or false
 top | ssh_command = "ssh 'x" | 1 | `ssh_command`: a quote is not closed
-top | ssh_command = 'a && b' | 1 | `ssh_command`: no shell runs it, so "&" has no meaning; quote it, or write sh -c '…'
-top | ssh_command = 'a "$(b)" $(c)' | 1 | `ssh_command`: no shell runs it, so "$(" has no meaning; quote it, or write sh -c '…'
+top | ssh_command = 'a && b' | 1 | `ssh_command`: sprat runs it without a shell, so "&" has no meaning; quote it, or write sh -c '…'
+top | ssh_command = 'a "$(b)" $(c)' | 1 | `ssh_command`: sprat runs it without a shell, so "$(" has no meaning; quote it, or write sh -c '…'
 container | connections = 9 | 3 | `connections` must be a whole number from 1 to 8
 container | connections = "4" | 3 | `connections` must be a whole number from 1 to 8
 container | min_free = "5" | 3 | `min_free`: "5": a unit is missing, such as MiB or GiB
@@ -259,7 +259,7 @@ container | trim = "alway" | 3 | `trim`: "alway" is none of auto, never
 container | drill_every = "1 h" | 3 | `drill_every`: "1 h": it must be at least 1 day
 container | before = { runn = "x" } | 3 | `before`: "runn" is none of run, timeout, user; did you mean "run"?
 container | before = ["true", { run = "x", timeout = "5m" }] | 3 | `before`: `timeout`: "5m": `m` could be minutes or months; did you mean "5 min"?
-container | before = 'echo > x' | 3 | `before`: no shell runs it, so ">" has no meaning; quote it, or write sh -c '…'
+container | before = 'echo > x' | 3 | `before`: sprat runs it without a shell, so ">" has no meaning; quote it, or write sh -c '…'
 job | container_ = 1 | 6 | unknown setting `container_` in [job.home]; did you mean "container"?
 job | every = "10 min" | 6 | `every`: "10 min": it must be at least 15 min
 job | every = "1 day"\nat = "02:30" | 7 | `at`: a job has either `at` or `every`
