@@ -123,11 +123,11 @@ mod tests {
             ),
             ("", not_a_job("\"\" is not a job name: it is empty")),
             ("home/", "\"\" is not the name of a snapshot".to_owned()),
-            ("home/a/b", "\"a/b\" is not the name of a snapshot".to_owned()),
             (
-                "home:",
-                "\"home:\" has no path after the colon".to_owned(),
+                "home/a/b",
+                "\"a/b\" is not the name of a snapshot".to_owned(),
             ),
+            ("home:", "\"home:\" has no path after the colon".to_owned()),
             (
                 "../x",
                 not_a_job("\"..\" is not a job name: it begins with a dot"),

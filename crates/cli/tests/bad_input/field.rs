@@ -339,7 +339,7 @@ fn sources_missing_or_empty_make_no_snapshot() {
     sprat: job home failed
     Caused by:
       1: source [DIR]/nowhere: there is no such file or folder
-    Hint: nothing was changed. Mount the disk of the source, or remove the source from the job
+    Hint: no snapshot was created. Mount the disk of the source, or remove the source from the job
     ");
     assert_snapshot!(backup("empty").failed_with(1), @r"
     exit 1
@@ -347,7 +347,7 @@ fn sources_missing_or_empty_make_no_snapshot() {
     sprat: job home failed
     Caused by:
       1: source [DIR]/empty: is empty. Its disk may not be mounted
-    Hint: nothing was changed. Mount the disk of the source. If the source is meant to be empty, set allow_empty = true in the job, or give --allow-empty
+    Hint: no snapshot was created. Mount the disk of the source. If the source is meant to be empty, set allow_empty = true in the job, or give --allow-empty
     ");
     assert_snapshot!(machine.sprat(&["snapshots", CONTAINER]).whole(), @r"
     exit 0
@@ -410,13 +410,13 @@ fn job_snapshot_or_path_that_is_not_there() {
     exit 1
     --- stderr
     sprat: there is no job hom on this volume
-    Hint: nothing was changed. Run `sprat snapshots` to list the jobs and snapshots
+    Hint: no snapshot was changed. Run `sprat snapshots` to list the jobs and snapshots
     ");
     assert_snapshot!(restore("home/2001-01-01T00-00-00Z"), @r"
     exit 1
     --- stderr
     sprat: job home has no snapshot 2001-01-01T00-00-00Z
-    Hint: nothing was changed. Run `sprat snapshots` to list the jobs and snapshots
+    Hint: no snapshot was changed. Run `sprat snapshots` to list the jobs and snapshots
     ");
     let text = restore("home:/no/such/path");
     assert!(text.contains("has no /no/such/path"), "{text}");

@@ -500,11 +500,11 @@ fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
              --read-data` to see what is damaged. docs/recovery.md explains the repair"
         }
         SnapshotError::SourceEmpty { .. } => {
-            "nothing was changed. Mount the disk of the source. If the source is meant to be empty, \
+            "no snapshot was created. Mount the disk of the source. If the source is meant to be empty, \
              set allow_empty = true in the job, or give --allow-empty"
         }
         SnapshotError::SourceMissing { .. } => {
-            "nothing was changed. Mount the disk of the source, or remove the source from the job"
+            "no snapshot was created. Mount the disk of the source, or remove the source from the job"
         }
         SnapshotError::SourceChanged { .. } => {
             "no snapshot was created; older snapshots are complete. Run the command again when the \
@@ -527,11 +527,11 @@ fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
              volume, remove their files with `sprat prune --drop-interrupted`"
         }
         SnapshotError::PatternRefused { .. } | SnapshotError::PatternLineRefused { .. } => {
-            "nothing was changed. A pattern that begins with / matches a whole path. Any other \
+            "no snapshot was created. A pattern that begins with / matches a whole path. Any other \
              pattern matches a name. See rsync(1), FILTER RULES"
         }
         SnapshotError::PatternFile { .. } => {
-            "nothing was changed. Make the file readable, or remove it from the job"
+            "no snapshot was created. Make the file readable, or remove it from the job"
         }
         SnapshotError::DestinationConflicts { .. } => {
             "the snapshot is unchanged. Move the folder away, restore to another place, or remove the \
@@ -555,17 +555,17 @@ fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
         }
         SnapshotError::DestinationIsOwn { .. } => "nothing was changed. Restore to another folder",
         SnapshotError::NoSuchJob { .. } | SnapshotError::NoSuchSnapshot { .. } => {
-            "nothing was changed. Run `sprat snapshots` to list the jobs and snapshots"
+            "no snapshot was changed. Run `sprat snapshots` to list the jobs and snapshots"
         }
         SnapshotError::SeveralSnapshots { .. } => {
-            "nothing was changed. Give one of these names in full"
+            "no snapshot was changed. Give one of these names in full"
         }
         SnapshotError::RemovalRefused { .. } => {
             "nothing was removed. If the snapshot is pinned and no longer needed, run `sprat unpin`. \
              To remove the newest complete snapshot of a job, add --allow-newest"
         }
         SnapshotError::Zone(_) => {
-            "nothing was changed. Correct `time_zone` in the config, or install the system's time \
+            "no snapshot was changed. Correct `time_zone` in the config, or install the system's time \
              zones (tzdata)"
         }
         SnapshotError::NoSuchPath { .. } => {
