@@ -10,7 +10,8 @@ use sprat_luks::{AnyHeader, Header, HeaderRead, LuksError, OpenedBy};
 use sprat_store::copy::{DataMap, read_remote_map};
 use sprat_store::{
     Fence, FileName, FileStat, LocalStore, Puncher, PuncherOptions, Question, ReadClass,
-    SftpOptions, SftpStore, SshTarget, Store, StoreError, StoreFile, WriteJournal, Writers,
+    SftpOptions, SftpStore, SshTarget, Store, StoreError, StoreErrorKind, StoreFile, WriteJournal,
+    Writers,
 };
 
 use crate::Failure;
@@ -47,6 +48,39 @@ fn open_store(
             tune(&mut options)?;
             Ok(Arc::new(SftpStore::connect(options)?))
         }
+    }
+}
+
+/// The folder in which the server's ZFS shows its own snapshots of the account's files, if there is one. Needs a
+/// login of its own.
+///
+/// # Errors
+/// The server was not reached, or let no further connection in.
+pub fn zfs_snapshots(target: &Target, ssh: &SshOptions) -> Result<Option<String>, StoreError> {
+    const NAME: &str = ".zfs/snapshot";
+    let (location, shown) = match &target.location {
+        Location::Local(folder) => {
+            let folder = folder.join(NAME);
+            let shown = folder.display().to_string();
+            (Location::Local(folder), shown)
+        }
+        Location::Ssh(server) => {
+            // It is at the root of a file system, which the account's home may be; below it nothing is.
+            let folder = match server.folder.starts_with('/') {
+                true => format!("{}/{NAME}", server.folder.trim_end_matches('/')),
+                false => NAME.to_owned(),
+            };
+            let shown = folder.clone();
+            let server = server.clone();
+            (Location::Ssh(SshLocation { folder, ..server }), shown)
+        }
+    };
+    match open_store(&location, ssh, |_| Ok(())) {
+        Ok(_) => Ok(Some(shown)),
+        Err(error) if error.was_answered() && error.kind() != StoreErrorKind::LoginRefused => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -35,6 +35,7 @@ pub mod ssh_config;
 pub mod state;
 pub mod status;
 mod supervisor;
+pub mod survey;
 pub mod text;
 pub mod trusted_file;
 pub mod volume_process;

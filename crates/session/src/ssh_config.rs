@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use crate::address::{SshLocation, Target};
 use crate::ssh_config::text::{
-    config_word, expanded, is_default_known_hosts, jump_of_command, keys, of_jumps, paths, settings,
+    config_word, expanded, is_default_known_hosts, jump_of_command, keys, new_known_hosts,
+    of_jumps, paths, settings,
 };
 
 /// A jump host may itself be reached by another one, so many deep at most; ssh has no limit.
@@ -60,6 +61,10 @@ pub struct KnownServer {
     pub proxy: Option<Proxy>,
     /// Kind and SHA-256 of each key in `known_hosts`, such as `ED25519 SHA256:…`.
     pub host_keys: Vec<String>,
+    /// The name that its keys have in `known_hosts`.
+    pub known_as: String,
+    /// The file that ssh adds new host keys to. It may not be there yet. `None`: ssh adds none.
+    pub known_hosts: Option<PathBuf>,
     /// ssh's key files that are there.
     pub identities: Vec<Identity>,
     /// Further settings that are not the default: the name as `ssh -G` writes it, and the value.
@@ -294,6 +299,7 @@ impl Asking {
         }
         // Those that are not ssh's own are named on the sheet: on this machine they answer for the
         // server, elsewhere ssh asks a person to compare the key.
+        server.known_hosts = user_files.and_then(new_known_hosts);
         if let Some(value) = user_files
             && !is_default_known_hosts(value)
         {
@@ -303,13 +309,13 @@ impl Asking {
                 server.settings.push(setting);
             }
         }
-        let known_as = known_as.unwrap_or_else(|| match (&server.host, server.port) {
+        server.known_as = known_as.unwrap_or_else(|| match (&server.host, server.port) {
             (host, 22) => host.clone(),
             (host, port) => format!("[{host}]:{port}"),
         });
         for file in files {
             let mut command = Command::new("ssh-keygen");
-            let found = self.said_by(command.args(["-l", "-F", &known_as, "-f", &file]));
+            let found = self.said_by(command.args(["-l", "-F", &server.known_as, "-f", &file]));
             for key in found.iter().flat_map(|found| keys(found)) {
                 if !server.host_keys.contains(&key) {
                     server.host_keys.push(key);
@@ -491,6 +497,8 @@ mod tests {
             let bare = |server: &mut KnownServer| {
                 server.settings.clear();
                 server.identities.clear();
+                server.known_hosts = None;
+                server.known_as.clear();
             };
             bare(&mut server);
             if let Some(Proxy::Jump(hops)) = &mut server.proxy {

@@ -115,6 +115,20 @@ pub(super) fn of_jumps(ssh: &[OsString]) -> Vec<OsString> {
     command
 }
 
+/// The first file of ssh's list, which new keys are added to. It may not be there yet.
+pub(super) fn new_known_hosts(list: &str) -> Option<PathBuf> {
+    let first = paths(list).into_iter().next();
+    // Of names with blanks only one that exists can be found in the list.
+    let file = match first.filter(|file| list.starts_with(file.as_str())) {
+        Some(file) => file,
+        None => list.split(' ').next()?.to_owned(),
+    };
+    match file.strip_prefix("~/") {
+        Some(rest) => Some(Path::new(&home()).join(rest)),
+        None => (file.starts_with('/')).then(|| file.into()),
+    }
+}
+
 /// The files in a list that is separated by blanks, which the names may hold, too.
 pub(super) fn paths(list: &str) -> Vec<String> {
     let words: Vec<&str> = list.split(' ').collect();
