@@ -16,8 +16,8 @@ mod commands;
 mod environment;
 mod logging;
 mod output;
-pub mod recovery_sheet;
 mod secrets;
+mod sheet_files;
 mod terminal;
 
 use std::ffi::OsString;

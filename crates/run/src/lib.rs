@@ -1,6 +1,6 @@
-//! What runs without a person: the config, what is due, conditions, hooks, events and notices.
+//! What runs without a person: the config, what is due, conditions, hooks, events and notices; and the recovery sheet.
 //!
-//! Above: `cli`. Below: `session`, `snapshot`.
+//! Above: `cli`. Below: `session`, `snapshot`; `luks` for keys.
 //!
 //! Always true:
 //! - Nothing here reads the environment or prints; the caller passes both in and out.
@@ -22,6 +22,7 @@ pub mod notify;
 pub mod overdue;
 pub mod program;
 pub mod public_status;
+pub mod recovery_sheet;
 pub mod run_history;
 pub mod run_lock;
 pub mod runner;

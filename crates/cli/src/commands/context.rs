@@ -24,8 +24,8 @@ use sprat_snapshot::{LOCAL_ZONE, SnapshotChoice, parse_moment, time_zone};
 use crate::args::GlobalArgs;
 use crate::environment::Environment;
 use crate::output::{Output, Reporter, result_json};
-use crate::recovery_sheet::SheetFiles;
 use crate::secrets::{KeyHint, SecretSource};
+use crate::sheet_files::SheetFiles;
 use crate::{Exit, Failure, terminal};
 
 /// A command's arguments, and what the command does.

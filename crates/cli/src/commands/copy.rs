@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde_json::json;
 use sprat_luks::{Pins, RecoveryKey};
+use sprat_run::recovery_sheet::{SheetJob, SheetParts};
 use sprat_session::copy::{CopyObserver, CopyOptions, CopyPhase, CopyReport, NewKeyOptions, copy};
 use sprat_session::ssh_config::Known;
 use sprat_session::state::key_notes;
@@ -15,7 +16,6 @@ use sprat_store::copy::{CopyProgress, CopyStep};
 
 use super::context::{CommandArgs, Context, Resolved};
 use crate::output::{Reporter, result_json};
-use crate::recovery_sheet::{SheetJob, SheetParts};
 use crate::secrets::{self, SecretSource};
 use crate::{Exit, Failure};
 

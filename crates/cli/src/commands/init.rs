@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::json;
 use sprat_luks::{RecoveryKey, Secret, SlotKind};
 use sprat_run::config::Job;
+use sprat_run::recovery_sheet::{SheetJob, SheetParts};
 use sprat_session::closed_container::check_free;
 use sprat_session::ssh_config::Known;
 use sprat_session::state::{identity, key_notes, reserved_names};
@@ -17,8 +18,8 @@ use zeroize::Zeroizing;
 use super::context::{CommandArgs, Context, Resolved};
 use crate::args::TARGET_HELP;
 use crate::output::{Reporter, path_json, result_json};
-use crate::recovery_sheet::{SheetFiles, SheetJob, SheetParts};
 use crate::secrets::{self, SecretSource};
+use crate::sheet_files::SheetFiles;
 use crate::{Exit, Failure};
 
 pub(super) const EXAMPLES: &str = "\

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use sprat::recovery_sheet::{Sheet, SheetJob, page};
 use sprat_luks::Pins;
+use sprat_run::recovery_sheet::{Sheet, SheetJob, page};
 use sprat_session::address::Target;
 use sprat_session::ssh_config::{Known, KnownServer, Proxy};
 
@@ -160,6 +160,7 @@ fn sheet_needs_nothing_of_the_machines_ssh_configuration() {
                 fingerprint: Some("ED25519 SHA256:def".to_owned()),
             }],
             settings: vec![("ciphers".to_owned(), "a,b".to_owned())],
+            ..KnownServer::default()
         }),
         unknown: vec!["What the moon does is not known.".to_owned()],
     };

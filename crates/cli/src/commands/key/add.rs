@@ -6,6 +6,7 @@ use clap::{ArgGroup, Args};
 use jiff::Timestamp;
 use serde_json::json;
 use sprat_luks::{RecoveryKey, Secret, SlotKind};
+use sprat_run::recovery_sheet::{SheetJob, SheetParts};
 use sprat_session::HeaderChange;
 use sprat_session::ssh_config::Known;
 use sprat_session::state::key_notes::{KeyKind, KeyNote};
@@ -15,7 +16,6 @@ use super::change::{change_header, header, note_key, open};
 use super::sheet::key_file;
 use crate::args::TARGET_HELP;
 use crate::output::result_json;
-use crate::recovery_sheet::{SheetJob, SheetParts};
 use crate::secrets::{self, SecretSource};
 use crate::{Exit, Failure};
 

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 use sprat_luks::{RecoveryKey, RecoveryKeyError, Secret};
+use sprat_run::recovery_sheet::{SheetJob, SheetParts};
 use sprat_session::ssh_config::Known;
 
 use super::super::context::{Context, Resolved};
 use super::change::{header_to_show, open};
 use crate::args::TARGET_HELP;
 use crate::output::{path_json, result_json};
-use crate::recovery_sheet::{SheetJob, SheetParts};
 use crate::secrets::{self, SecretSource};
 use crate::{Exit, Failure};
 

@@ -1,10 +1,9 @@
 //! The recovery sheet: all that is needed to get everything back without sprat, as text and as a page.
 
-mod files;
+mod file;
 mod page;
 mod text;
 
-pub(crate) use files::SheetFiles;
+pub use file::{create, write};
 pub use page::page;
-pub(crate) use text::SheetParts;
-pub use text::{Sheet, SheetJob, Step};
+pub use text::{Sheet, SheetJob, SheetParts, Step, TITLE};

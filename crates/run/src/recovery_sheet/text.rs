@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::Serialize;
 use sprat_luks::Pins;
-use sprat_run::config::Config;
 use sprat_session::address::{SshLocation, Target};
 use sprat_session::ssh_config::{Known, KnownServer, Proxy};
+
+use crate::config::Config;
 
 /// Where the stock commands mount the server's folder and the volume.
 const SERVER_DIR: &str = "/mnt/sprat-server";
@@ -17,15 +18,18 @@ const MAPPER_NAME: &str = "sprat-restore";
 /// The ssh configuration that the sheet's first command writes, and the server's name in it.
 const SSH_CONFIG: &str = "/root/sprat-ssh.conf";
 const SSH_NAME: &str = "sprat-server";
+/// The first words of every sheet.
+pub const TITLE: &str = "SPRAT RECOVERY SHEET";
 /// The field with the secret.
-pub(crate) const RECOVERY_KEY: &str = "RECOVERY KEY";
+pub(super) const RECOVERY_KEY: &str = "RECOVERY KEY";
 
 /// Shown instead of the recovery key, to write it in by hand.
 pub(super) const NO_RECOVERY_KEY: &str = "____-____-____-____-____-____-____-____-____-____";
 
 /// What a sheet shows beside the container's pins and the recovery key.
 #[derive(Debug)]
-pub(crate) struct SheetParts {
+pub struct SheetParts {
+    /// The container.
     pub target: Target,
     /// The server in ssh's configuration.
     pub known: Known,
@@ -39,7 +43,7 @@ pub(crate) struct SheetParts {
 
 impl SheetParts {
     /// The parts of a sheet that is made now.
-    pub(crate) fn new(target: &Target, known: Known, jobs: Vec<SheetJob>) -> Self {
+    pub fn new(target: &Target, known: Known, jobs: Vec<SheetJob>) -> Self {
         Self {
             target: target.clone(),
             known,
@@ -52,7 +56,7 @@ impl SheetParts {
     }
 
     /// The sheet of a container with these pins.
-    pub(crate) fn sheet<'s>(&'s self, pins: &'s Pins, recovery_key: Option<&'s str>) -> Sheet<'s> {
+    pub fn sheet<'s>(&'s self, pins: &'s Pins, recovery_key: Option<&'s str>) -> Sheet<'s> {
         let key_file = self.key_file.as_ref();
         Sheet {
             target: &self.target,
@@ -96,7 +100,7 @@ pub struct SheetJob {
 
 impl SheetJob {
     /// The jobs that `config` sends into `container`.
-    pub(crate) fn of_container(config: &Config, container: &str) -> Vec<Self> {
+    pub fn of_container(config: &Config, container: &str) -> Vec<Self> {
         let jobs = config.jobs.iter().filter(|job| job.is_in(container));
         jobs.map(|job| Self {
             name: job.name.to_string(),
@@ -270,7 +274,7 @@ impl Sheet<'_> {
     }
 
     /// What is not on the sheet, each in a sentence.
-    pub(crate) fn unknown(&self) -> &[String] {
+    pub fn unknown(&self) -> &[String] {
         &self.known.unknown
     }
 
@@ -281,7 +285,7 @@ impl Sheet<'_> {
         // Writing to a String can't fail.
         let _ = writeln!(
             text,
-            "{rule}\nSPRAT RECOVERY SHEET                     SECRET: print it, keep it off this machine\n{rule}"
+            "{rule}\n{TITLE}                     SECRET: print it, keep it off this machine\n{rule}"
         );
         for (name, value) in self.fields() {
             let _ = writeln!(text, "{name:<14} {value}");
@@ -362,7 +366,7 @@ impl Sheet<'_> {
     }
 
     /// What the keys open, and where they are stored.
-    pub(crate) fn advice(&self) -> String {
+    pub(super) fn advice(&self) -> String {
         let (what, key_file) = match self.key_file {
             Some(_) => ("key file", true),
             None => ("passphrase", false),

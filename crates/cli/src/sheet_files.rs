@@ -3,10 +3,9 @@
 use std::fs::File;
 use std::path::PathBuf;
 
+use sprat_run::recovery_sheet::{Sheet, create, page, write};
 use zeroize::Zeroizing;
 
-use super::page;
-use super::text::Sheet;
 use crate::Failure;
 use crate::environment::Environment;
 use crate::output::{Output, path_json};
@@ -35,7 +34,7 @@ impl SheetFiles {
         }
         let make = |path: &PathBuf| -> Result<(File, PathBuf), Failure> {
             let path = environment.absolute(path);
-            Ok((page::create(&path)?, path))
+            Ok((create(&path)?, path))
         };
         let mut files = Self {
             sheet: sheet.map(make).transpose()?,
@@ -76,7 +75,7 @@ impl SheetFiles {
     ) -> Result<(), Failure> {
         if let Some((file, path)) = &self.sheet {
             let text = Zeroizing::new(sheet.text());
-            page::write(file, path, &text)?;
+            write(file, path, &text)?;
             output.note(&format!(
                 "the recovery sheet is in {}: SECRET. Print it or put it into a password manager, keep \
                  it off this machine, and delete the file",
@@ -85,7 +84,7 @@ impl SheetFiles {
         }
         if let Some((file, path)) = &self.page {
             let page = page(sheet, secret)?;
-            page::write(file, path, &page)?;
+            write(file, path, &page)?;
             output.note(&format!(
                 "{} is SECRET: print it, keep the paper off this machine, and delete the file",
                 path.display()
