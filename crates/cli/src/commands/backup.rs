@@ -60,6 +60,22 @@ pub(super) struct BackupArgs {
     disk_gone: Vec<PathBuf>,
 }
 
+impl BackupArgs {
+    /// One copy of the config.
+    pub(super) fn of_copy(copy: &CopyName) -> Self {
+        Self {
+            words: vec![copy.to_string().into()],
+            name: None,
+            exclude: Vec::new(),
+            exclude_from: Vec::new(),
+            one_file_system: false,
+            checksum: false,
+            allow_empty: false,
+            disk_gone: Vec::new(),
+        }
+    }
+}
+
 impl CommandArgs for BackupArgs {
     const NEEDS_ROOT: bool = true;
 

@@ -136,6 +136,20 @@ impl Context {
         })
     }
 
+    /// The same run with other options, and with the config as it is on disk now.
+    pub(crate) fn with(&self, global: GlobalArgs) -> Result<Self, Failure> {
+        let environment = self.environment.clone();
+        Ok(Self {
+            config: Config::load(None, &environment.config_places())?,
+            interrupt: self.interrupt.clone(),
+            output: self.output,
+            global,
+            environment,
+            key_hint: OnceLock::new(),
+            faulty: AtomicBool::new(false),
+        })
+    }
+
     /// Resolves the name of a container in the config, or a location.
     pub(crate) fn resolve(&self, text: &str) -> Result<Resolved, Failure> {
         if Target::is_config_name(text) {
@@ -524,6 +538,6 @@ fn own_source(container: Option<&Container>, default_key_file: Option<&Path>) ->
     }
 }
 
-fn split(text: &str, option: &str) -> Result<Vec<OsString>, Failure> {
+pub(super) fn split(text: &str, option: &str) -> Result<Vec<OsString>, Failure> {
     config::split_words(text).map_err(|what| Failure::usage(format!("{option}: {what}")))
 }

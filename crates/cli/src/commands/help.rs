@@ -13,7 +13,10 @@ use crate::output::complain;
 
 /// The commands of `sprat --help`, in groups.
 const GROUPS: [(&str, &[&str]); 6] = [
-    ("Set-up", &["init", "config", "doctor", "completions"]),
+    (
+        "Set-up",
+        &["setup", "init", "config", "doctor", "completions"],
+    ),
     ("Every day", &["backup", "run", "status", "check", "prune"]),
     (
         "Browse and restore",

@@ -49,12 +49,39 @@ pub(super) struct InitArgs {
     /// folders count in each snapshot [default: by --size, about 168 million for 5T]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1000..=4_000_000_000))]
     inodes: Option<u64>,
+    /// Jobs for the sheet that are not in the config yet.
+    #[arg(skip)]
+    more_jobs: Vec<SheetJob>,
 }
 
 impl CommandArgs for InitArgs {
     const NEEDS_ROOT: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        self.make(context).map(|_| Exit::Done)
+    }
+}
+
+impl InitArgs {
+    /// As `sprat setup` makes a container.
+    pub(super) fn of_setup(
+        target: String,
+        sheet: Option<PathBuf>,
+        size: u64,
+        more_jobs: Vec<SheetJob>,
+    ) -> Self {
+        Self {
+            target,
+            sheet,
+            html: None,
+            size,
+            inodes: None,
+            more_jobs,
+        }
+    }
+
+    /// Makes the container, and returns its recovery key.
+    pub(super) fn make(&self, context: &Context) -> Result<RecoveryKey, Failure> {
         let resolved = context.resolve(&self.target)?;
         reserved_names::check(&resolved.target.name)?;
         if self.size < SIZE_BYTES_MIN {
@@ -71,7 +98,8 @@ impl CommandArgs for InitArgs {
         refuse_existing(&resolved, &source)?;
         let on_stdout = context.output.json || self.sheet.is_none();
         let files = context.sheet_files(self.sheet.as_ref(), self.html.as_ref(), on_stdout)?;
-        let jobs = SheetJob::of_container(&context.config, &resolved.name);
+        let mut jobs = SheetJob::of_container(&context.config, &resolved.name);
+        jobs.extend(self.more_jobs.iter().cloned());
         let new = New {
             parts: SheetParts::new(&resolved.target, known, jobs),
             resolved,
@@ -96,7 +124,7 @@ impl InitArgs {
         context: &Context,
         session_options: SessionSettings,
         new: New,
-    ) -> Result<Exit, Failure> {
+    ) -> Result<RecoveryKey, Failure> {
         let New {
             resolved,
             source,
@@ -199,7 +227,7 @@ impl InitArgs {
                  and a copy of the key file, off this machine",
             );
         }
-        Ok(Exit::Done)
+        Ok(recovery)
     }
 }
 

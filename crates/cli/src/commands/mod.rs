@@ -20,6 +20,7 @@ mod prune;
 mod remove;
 mod restore;
 mod run;
+mod setup;
 mod snapshots;
 mod status;
 mod trim;
@@ -56,6 +57,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Set up backups: from an SSH login to the first scheduled backup
+    #[command(before_help = setup::EXAMPLES, after_help = setup::NOTES)]
+    Setup(setup::SetupArgs),
     /// Create a container, its key file and its recovery sheet
     #[command(before_help = init::EXAMPLES, after_help = init::NOTES)]
     Init(init::InitArgs),
@@ -164,6 +168,7 @@ fn dispatch(name: String, cli: Cli) -> Exit {
         Command::Completions(args) => completions::run(&args, &Cli::command()),
         Command::Config(args) => Environment::read()
             .and_then(|environment| config::run(&args, &run.global, &environment, output)),
+        Command::Setup(args) => run.command(&args),
         Command::Init(args) => run.command(&args),
         Command::Backup(args) => run.command(&args),
         Command::Run(args) => run.command(&args),

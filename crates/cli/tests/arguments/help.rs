@@ -15,6 +15,7 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
     Usage: sprat [OPTIONS] COMMAND
 
     Set-up:
+      setup        Set up backups: from an SSH login to the first scheduled backup
       init         Create a container, its key file and its recovery sheet
       config       Check the config, and show what is in effect
       doctor       Diagnose set-up problems

@@ -35,6 +35,7 @@ mod restore;
 mod room;
 mod run;
 mod schedule;
+mod setup;
 mod sheet;
 mod sheet_page;
 mod status;

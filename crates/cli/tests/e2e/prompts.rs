@@ -12,9 +12,9 @@ const CTRL_C: &str = "\u{3}";
 const CTRL_BACKSLASH: &str = "\u{1c}";
 
 /// How a run on a terminal ended, and what was to be seen there.
-struct Seen {
+pub(super) struct Seen {
     code: i64,
-    said: String,
+    pub(super) said: String,
     /// Whether the terminal echoed when each answer was typed.
     echoed: Vec<bool>,
     echoes_after: bool,
@@ -22,7 +22,7 @@ struct Seen {
 
 impl Seen {
     #[track_caller]
-    fn ended_with(&self, code: i64) -> &str {
+    pub(super) fn ended_with(&self, code: i64) -> &str {
         assert_eq!(self.code, code, "{}", self.said);
         assert!(self.echoes_after, "the terminal no longer echoes");
         &self.said
@@ -50,7 +50,7 @@ fn on_terminal(machine: &TestMachine, dialogue: &[(&str, &str)], program: &mut C
 }
 
 /// sprat on a terminal.
-fn talk(machine: &TestMachine, arguments: &[&str], dialogue: &[(&str, &str)]) -> Seen {
+pub(super) fn talk(machine: &TestMachine, arguments: &[&str], dialogue: &[(&str, &str)]) -> Seen {
     on_terminal(machine, dialogue, machine.command().args(arguments))
 }
 

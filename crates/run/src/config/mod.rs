@@ -32,7 +32,7 @@ pub use job::{Dump, Filters, Growth, GrowthLimit, GrowthRules, Job, Sample, job_
 pub use mistake::{Mistake, Stops};
 pub use notify::{Digest, Mail, Notify, Password, SmtpServer, Watch};
 pub use show::{Origin, Setting};
-pub use values::{SecretText, Source, UploadLimit, Words, check_url, split_words};
+pub use values::{SecretText, Source, UploadLimit, Words, check_url, join_words, split_words};
 
 use crate::copy_name::CopyName;
 use crate::suggest::near_miss;

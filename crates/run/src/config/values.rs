@@ -277,6 +277,14 @@ pub fn split_words(text: &str) -> Result<Words, String> {
     }
 }
 
+/// One text that [`split_words`] splits into these words again.
+#[must_use]
+pub fn join_words(words: &[OsString]) -> String {
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+    // Only a NUL byte can't be quoted, and no argument has one.
+    shlex::try_join(words.iter().map(|word| &**word)).unwrap_or_default()
+}
+
 /// The first character outside of quotes that asks for a shell.
 fn shell_character(text: &str) -> Option<&str> {
     let mut quote = None;

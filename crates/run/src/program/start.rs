@@ -165,7 +165,7 @@ fn account(user: Option<&str>) -> Result<Account, NotStarted> {
 }
 
 /// The file of a program: a path as it is, from `/`; a name is searched for in [`PATH`].
-fn find(program: &OsStr) -> Option<PathBuf> {
+pub(crate) fn find(program: &OsStr) -> Option<PathBuf> {
     if program.is_empty() {
         return None;
     }

@@ -50,6 +50,13 @@ fn send_by(system: &mut Bus, runtime: &Path, notice: &Notice<'_>) -> Result<(), 
     outcome
 }
 
+/// Whether somebody works in an active local graphical session.
+#[must_use]
+pub fn desktop_is_used() -> bool {
+    let users = Bus::system().and_then(|mut system| users_at_the_screen(&mut system));
+    users.is_ok_and(|users| !users.is_empty())
+}
+
 /// The users of the sessions that are active, local and graphical.
 fn users_at_the_screen(system: &mut Bus) -> io::Result<Vec<u32>> {
     let sessions = system.call(LOGIND, LOGIND_PATH, MANAGER, "ListSessions", &[])?;

@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use std::sync::mpsc;
 use std::time::Duration;
 
+pub use desktop::desktop_is_used;
 pub use http::{Ping, check_url, ping};
 use jiff::Timestamp;
 pub use mail::{Mail, MailRoute, SENDMAIL_FOLDERS, SmtpServer, SmtpUrlError};
