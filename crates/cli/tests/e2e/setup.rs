@@ -42,9 +42,17 @@ fn mode(path: &Path) -> u32 {
 
 /// Restores the newest snapshot and compares it with what was backed up.
 #[track_caller]
-fn restores(machine: &TestMachine, container: &str, job: &str) {
+fn restores(machine: &TestMachine, more: &str, container: &str, job: &str) {
     let to = machine.path("back");
-    machine.ok(&["restore", container, job, "--to", to.to_str().unwrap()]);
+    let restore = [
+        "restore",
+        container,
+        job,
+        "--to",
+        to.to_str().unwrap(),
+        more,
+    ];
+    machine.ok(&restore);
     let back = to.join(machine.path("src/a").strip_prefix("/").unwrap());
     assert_eq!(fs::read_to_string(back).unwrap(), "alpha\n");
     fs::remove_dir_all(to).unwrap();
@@ -97,7 +105,25 @@ fn setup_takes_six_answers_to_the_first_backup_and_then_nothing() {
         "{}",
         status.whole()
     );
-    restores(machine, "box", "files");
+    restores(machine, "--quiet", "box", "files");
+
+    // A server with ZFS shows older states of the file; they are read without a lock.
+    let then = both.server().join(".zfs/snapshot/then");
+    fs::create_dir_all(&then).unwrap();
+    fs::copy(both.server().join("box.luks"), then.join("box.luks")).unwrap();
+    let doctor = machine.sprat(&["doctor", "box"]);
+    assert!(
+        doctor.stdout.contains("in .zfs/snapshot"),
+        "{}",
+        doctor.whole()
+    );
+    restores(
+        machine,
+        &ssh,
+        "root@nas:.zfs/snapshot/then/box.luks",
+        "files",
+    );
+    assert_eq!(fs::read_dir(&then).unwrap().count(), 1, "a lock was left");
 
     // The same command has nothing to ask, and nothing to do.
     let seen = talk(machine, &command, &[]);
@@ -130,7 +156,7 @@ fn setup_takes_six_answers_to_the_first_backup_and_then_nothing() {
         ran.whole()
     );
     assert_eq!(mode(&machine.path("usb.txt")), 0o600);
-    restores(machine, "usb", "files-usb");
+    restores(machine, "--quiet", "usb", "files-usb");
     let ran = machine.ok(&second);
     assert!(ran.stdout.starts_with("nothing to do"), "{}", ran.whole());
     machine.nothing_is_left();
@@ -204,7 +230,7 @@ fn setup_without_answers_accepts_no_unknown_host_and_shows_the_key_to_add() {
     );
     // The config names the new key: another command logs in.
     machine.ok(&["backup"]);
-    restores(machine, "box", "files");
+    restores(machine, "--quiet", "box", "files");
 }
 
 #[test]
@@ -258,7 +284,7 @@ fn setup_goes_on_after_a_kill_at_any_step() {
         .unwrap();
     machine.write("recovery", key.trim_start_matches("RECOVERY KEY").trim());
     machine.ok(&["key", "rehearse", "box", "--passphrase-file", "recovery"]);
-    restores(&machine, "box", "files");
+    restores(&machine, "--quiet", "box", "files");
     let ran = machine.ok(&command);
     assert!(ran.stdout.starts_with("nothing to do"), "{}", ran.whole());
 }

@@ -48,7 +48,14 @@ pub fn server(checked: &ServerCheck<'_>) -> Vec<Finding> {
     };
     let what = format!("{name}: server");
     let mut findings = vec![Finding::new(what, State::Fine, store.describe())];
-    findings.extend(connections(checked));
+    let second = connect::zfs_snapshots(checked.target, checked.ssh);
+    findings.extend(connections(checked, second.as_ref().err()));
+    findings.extend(
+        second
+            .ok()
+            .flatten()
+            .map(|folder| server_snapshots(name, &folder)),
+    );
     findings.push(fsync(name, checked, &*store));
     findings.extend(removal(name, checked, &*store));
     let stat = store.stat(&checked.target.name).ok();
@@ -90,16 +97,28 @@ fn volume(checked: &ServerCheck<'_>) -> Option<Finding> {
 }
 
 /// How many connections a session may have; a local folder has none.
-fn connections(checked: &ServerCheck<'_>) -> Option<Finding> {
+fn connections(checked: &ServerCheck<'_>, second: Option<&StoreError>) -> Option<Finding> {
     if !matches!(checked.target.location, Location::Ssh(_)) {
         return None;
+    }
+    let what = format!("{}: connections", checked.name);
+    if let Some(error) = second.filter(|_| checked.connections > 1) {
+        let detail = format!("the server lets no second one in: {error}");
+        let hint = "put connections = 1 into the container's table of the config";
+        return Some(Finding::new(what, State::Weak, detail).hint(hint));
     }
     let detail = match checked.connections {
         1 => "1".to_owned(),
         most => format!("1; up to {most} when there is much data to send or read"),
     };
-    let what = format!("{}: connections", checked.name);
     Some(Finding::new(what, State::Fine, detail))
+}
+
+/// Older states of the container, which nobody can change who has only the account's login.
+fn server_snapshots(name: &str, folder: &str) -> Finding {
+    let what = format!("{name}: snapshots of the server");
+    let detail = format!("in {folder}: `sprat restore` reads the container there, too");
+    Finding::new(what, State::Fine, detail)
 }
 
 fn fsync(name: &str, checked: &ServerCheck<'_>, store: &dyn Store) -> Finding {
