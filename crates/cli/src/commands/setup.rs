@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, CommandFactory};
 use serde_json::json;
 use sprat_luks::RecoveryKey;
 use sprat_run::copy_name::CopyName;
@@ -99,6 +99,7 @@ impl CommandArgs for SetupArgs {
             allow_no_fsync: global.allow_no_fsync,
         };
         let is_roots = environment.config_dir.as_deref() == Some(Path::new(ROOT_CONFIG_DIR));
+        let has_run = super::Cli::command().find_subcommand("run").is_some();
         let machine = Machine {
             host: rustix::system::uname()
                 .nodename()
@@ -109,7 +110,11 @@ impl CommandArgs for SetupArgs {
             state_dir: context.state_dir(),
             answer_timeout: environment.answer_timeout,
             program: std::env::current_exe().unwrap_or_default(),
-            schedule: is_roots.then(Places::of_this_machine),
+            schedule: match (is_roots, has_run) {
+                (true, true) => Ok(Places::of_this_machine()),
+                (false, _) => Err("the timers use the config in /etc/sprat only"),
+                (_, false) => Err("this sprat has no `run` yet, which the timers start"),
+            },
         };
         let mut host = Terminal {
             args: self,

@@ -83,8 +83,8 @@ pub struct Machine {
     pub answer_timeout: Option<Duration>,
     /// sprat itself, for the schedule.
     pub program: PathBuf,
-    /// What the schedule is installed in; `None`: the timers don't use this config.
-    pub schedule: Option<schedule::Places>,
+    /// What the schedule is installed in, or why there can be none.
+    pub schedule: Result<schedule::Places, &'static str>,
 }
 
 /// A container that is to be made.
@@ -395,7 +395,9 @@ impl Setup<'_> {
         if file.symlink_metadata().is_ok() {
             return Err(is_in_the_way(&file, plan));
         }
-        let planned = tempfile::Builder::new().suffix(".toml").tempfile();
+        // Only root may write there, as the config demands.
+        let folder = self.machine.state_dir.join("setup");
+        let planned = tempfile::Builder::new().suffix(".toml").tempfile_in(folder);
         let planned = planned.and_then(|mut out| {
             out.write_all(plan.text().as_bytes())?;
             Ok(out)
@@ -439,10 +441,12 @@ impl Setup<'_> {
         if !self.request.schedule {
             return;
         }
-        let Some(places) = &self.machine.schedule else {
-            self.host
-                .warn("no schedule was installed: the timers use the config in /etc/sprat only");
-            return;
+        let places = match &self.machine.schedule {
+            Ok(places) => places,
+            Err(why) => {
+                self.host.warn(&format!("no schedule was installed: {why}"));
+                return;
+            }
         };
         match Schedule::new(places.clone()).install(&self.machine.program) {
             Ok(changes) if changes.is_nothing() => {}

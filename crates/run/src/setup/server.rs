@@ -66,7 +66,9 @@ impl Setup<'_> {
         let own = containers.find(|one| place.configured && one.name == place.name);
         let own = own.and_then(|one| one.ssh_command.clone());
         let given = self.request.ssh_command.clone();
-        given.or(own).unwrap_or_else(|| self.default_command())
+        // With the same command again, the container's own one is the given one with its key.
+        let own = own.filter(|own| given.as_ref().is_none_or(|given| own.starts_with(given)));
+        own.or(given).unwrap_or_else(|| self.default_command())
     }
 
     fn survey(&self, place: &Place, command: &Words) -> Result<Survey, NotReached> {

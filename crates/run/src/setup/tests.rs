@@ -70,7 +70,7 @@ impl Scene {
             state_dir: folder.path().join("state"),
             answer_timeout: None,
             program: "/bin/true".into(),
-            schedule: None,
+            schedule: Err("not in a test"),
         };
         Self { folder, machine }
     }
@@ -198,7 +198,7 @@ fn file_of_setup_that_was_changed_is_shown_and_left() {
 fn schedule_is_installed_once_and_a_failure_stops_nothing() {
     let mut scene = Scene::new();
     let root = scene.path("root");
-    scene.machine.schedule = Some(schedule::Places::below(&root));
+    scene.machine.schedule = Ok(schedule::Places::below(&root));
     let request = Request {
         schedule: true,
         ..Request::default()
