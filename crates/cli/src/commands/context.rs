@@ -141,6 +141,7 @@ impl Context {
         let environment = self.environment.clone();
         Ok(Self {
             config: Config::load(None, &environment.config_places())?,
+            mistakes: Vec::new(),
             interrupt: self.interrupt.clone(),
             output: self.output,
             global,

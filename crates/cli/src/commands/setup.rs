@@ -99,7 +99,7 @@ impl CommandArgs for SetupArgs {
             allow_no_fsync: global.allow_no_fsync,
         };
         let is_roots = environment.config_dir.as_deref() == Some(Path::new(ROOT_CONFIG_DIR));
-        let has_run = super::Cli::command().find_subcommand("run").is_some();
+        let has_schedule = super::Cli::command().find_subcommand("schedule").is_some();
         let machine = Machine {
             host: rustix::system::uname()
                 .nodename()
@@ -110,10 +110,10 @@ impl CommandArgs for SetupArgs {
             state_dir: context.state_dir(),
             answer_timeout: environment.answer_timeout,
             program: std::env::current_exe().unwrap_or_default(),
-            schedule: match (is_roots, has_run) {
+            schedule: match (is_roots, has_schedule) {
                 (true, true) => Ok(Places::of_this_machine()),
                 (false, _) => Err("the timers use the config in /etc/sprat only"),
-                (_, false) => Err("this sprat has no `run` yet, which the timers start"),
+                (_, false) => Err("this sprat has no `schedule` yet"),
             },
         };
         let mut host = Terminal {
