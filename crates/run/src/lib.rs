@@ -28,6 +28,7 @@ pub mod run_lock;
 pub mod runner;
 pub mod schedule;
 pub mod setup;
+pub mod sources;
 pub mod state_file;
 pub mod suggest;
 pub mod target_disk;

@@ -3,12 +3,14 @@
 pub mod check;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use sprat_luks::Secret;
 use sprat_snapshot::{
-    LocalContainer, NameList, PinReport, PinSpec, PruneReport, PruneSpec, RemoveReport, RemoveSpec,
-    RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec,
+    JobName, LocalContainer, NameList, PinReport, PinSpec, PruneReport, PruneSpec, RemoveReport,
+    RemoveSpec, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec,
+    StagedFile,
 };
 
 use crate::file_system::FileSystemCheck;
@@ -134,6 +136,39 @@ impl Session {
             observer,
             interrupt,
         )
+    }
+
+    /// Writes a file's content for the job's next snapshot, up to the end of `content`. With `first`, removes
+    /// what waits for that snapshot. The content counts only if [`SnapshotSpec::staged`] names it.
+    pub fn stage_file(
+        &mut self,
+        job: &JobName,
+        path: &Path,
+        first: bool,
+        content: OwnedFd,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<StagedFile, Failure> {
+        interrupt.check()?;
+        self.supervisor.give_worker(content.as_fd())?;
+        // Only W has it now: when W is gone, whoever writes to the pipe learns of it.
+        drop(content);
+        let order = WorkerOrder::StageFile {
+            job: job.clone(),
+            path: path.into(),
+            first,
+        };
+        self.ask(&order, observer, interrupt)
+    }
+
+    /// Removes what waits for the job's next snapshot.
+    pub fn unstage(
+        &mut self,
+        job: &JobName,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<(), Failure> {
+        self.ask(&WorkerOrder::Unstage(job.clone()), observer, interrupt)
     }
 
     /// The list that checks keep of files whose content is wrong.

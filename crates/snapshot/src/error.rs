@@ -117,6 +117,9 @@ pub enum SnapshotError {
     /// Something on the volume is not of the expected kind.
     #[error("{object} on the volume: {why}")]
     Layout { object: String, why: String },
+    /// A part of the job that comes from no source was not made.
+    #[error("{path} is missing, and a snapshot without it would be no backup")]
+    StagedMissing { path: String },
     /// Another run is making a snapshot of this job on this mount.
     #[error("job {job}: another run is using its folder")]
     Busy { job: String },
@@ -350,7 +353,7 @@ impl SnapshotError {
             | Self::RestoreCancelled
             | Self::PruneCancelled
             | Self::CheckCancelled => Kind::Cancelled,
-            Self::System { .. } => Kind::System,
+            Self::System { .. } | Self::StagedMissing { .. } => Kind::System,
         }
     }
 

@@ -59,12 +59,21 @@ fn never_matches(pattern: &str) -> Option<&'static str> {
 
 /// All invalid patterns on the command line and in the config.
 pub(crate) fn refused(spec: &SnapshotSpec) -> impl Iterator<Item = SnapshotError> {
-    spec.excludes.iter().filter_map(|pattern| {
-        Some(SnapshotError::PatternRefused {
-            why: pattern_mistake(pattern)?,
-            pattern: escape_name(pattern.as_bytes()),
-        })
-    })
+    let refused = |pattern: &String, why| SnapshotError::PatternRefused {
+        why,
+        pattern: escape_name(pattern.as_bytes()),
+    };
+    let patterns = spec.excludes.iter();
+    let patterns =
+        patterns.filter_map(move |pattern| Some(refused(pattern, pattern_mistake(pattern)?)));
+    let is_name = |name: &&String| {
+        let special = matches!(name.as_str(), "" | "." | "..");
+        !special && !name.contains(['/', '\0'])
+    };
+    let markers = spec.scan.if_present.iter();
+    let markers = markers.filter(move |name| !is_name(name));
+    let why = "it can't be the name of a file: exclude_if_present takes a name without a folder";
+    patterns.chain(markers.map(move |name| refused(name, why)))
 }
 
 /// All invalid lines in files of patterns. Files that can't be read are skipped: their job reports them.

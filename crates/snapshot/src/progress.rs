@@ -27,6 +27,12 @@ pub struct Progress {
     pub files_expected: Option<u64>,
 }
 
+impl Default for Progress {
+    fn default() -> Self {
+        Self::begin(Phase::Checking)
+    }
+}
+
 impl Progress {
     /// The beginning of `phase`.
     #[must_use]

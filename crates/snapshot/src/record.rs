@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::file_system::FileSystem;
 use crate::name::{JobName, SnapshotName};
 use crate::name_list::NameList;
+use crate::scan_rules::ScanRules;
+use crate::staged_file::StagedFile;
 
 /// The record's format. A higher number is still read, as far as its fields are known.
 pub const RECORD_FORMAT: u32 = 1;
@@ -225,6 +227,25 @@ pub enum Warning {
         /// How many there are.
         subvolumes: u64,
     },
+    /// Files are excluded because of their size that the snapshot before did not exclude.
+    /// [`RunRecord::too_large_new`] lists them.
+    NewTooLarge {
+        /// The first of them, escaped.
+        path: String,
+        /// How many there are.
+        files: u64,
+        /// The job's limit.
+        larger_than: u64,
+    },
+    /// The output of a command has less than half of the bytes that the snapshot before has of it.
+    DumpShrank {
+        /// The file, relative to the snapshot, escaped.
+        path: String,
+        /// Its length.
+        bytes: u64,
+        /// Its length in the snapshot before.
+        before_bytes: u64,
+    },
     /// A warning that a newer version wrote.
     #[serde(other)]
     Unknown,
@@ -271,6 +292,18 @@ pub struct RunRecord {
     /// Files with further such patterns, escaped.
     #[serde(default)]
     pub exclude_from: Vec<String>,
+    /// What was excluded by what the sources had in them.
+    #[serde(default)]
+    pub scan: ScanRules,
+    /// Folders whose content was excluded by `scan`, escaped.
+    #[serde(default)]
+    pub marked: NameList,
+    /// Files that were excluded because of their size, escaped.
+    #[serde(default)]
+    pub too_large: NameList,
+    /// Those of them that the snapshot before did not exclude, escaped.
+    #[serde(default)]
+    pub too_large_new: NameList,
     /// Mount points inside the sources that are in the snapshot. Escaped, at most 1000.
     #[serde(default)]
     pub mounts: Vec<String>,
@@ -300,6 +333,9 @@ pub struct RunRecord {
     /// rsync's counts.
     #[serde(default)]
     pub stats: RunStats,
+    /// Files of the snapshot that come from no source: the output of a command, the state of the system.
+    #[serde(default)]
+    pub staged: Vec<StagedFile>,
     /// Trees that the snapshot shares unchanged files with.
     #[serde(default)]
     pub linked_from: Vec<LinkedFrom>,

@@ -16,6 +16,7 @@ use crate::recent;
 use crate::record::Warning;
 use crate::rsync::ends_run;
 use crate::scout::Scout;
+use crate::staged;
 use crate::text::escape_path;
 use crate::walk::{
     open_folder, remove_content, remove_content_reporting, remove_files_changed_since,
@@ -33,12 +34,16 @@ pub(crate) const PARTIALS_MAX: usize = 10;
 
 impl RunFolder {
     /// Recovers what earlier runs left: finishes removals, and turns each leftover `.inflight` into a
-    /// `.partial` that has only durable files.
-    pub(crate) fn recover(&self, cancel: &Cancel) -> Result<Vec<Warning>, SnapshotError> {
+    /// `.partial` that has only durable files. `keep_staged`: what is staged is of this run.
+    pub(crate) fn recover(
+        &self,
+        keep_staged: bool,
+        cancel: &Cancel,
+    ) -> Result<Vec<Warning>, SnapshotError> {
         let mut warnings = Vec::new();
         for (name, _) in self.state_names()? {
             let deleting = name.to_str().is_some_and(|name| name.starts_with(DELETING));
-            if !deleting {
+            if !deleting || (keep_staged && name == Path::new(&staged::waiting_name())) {
                 continue;
             }
             let path = Path::new(STATE_FOLDER).join(&name);

@@ -24,6 +24,7 @@ use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side};
 use crate::scout::{Copied, Scout};
 use crate::sources::argument;
 use crate::spec::{RestoreReport, RestoreSpec};
+use crate::staged;
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{is_folder, names_in, open_folder};
 
@@ -265,10 +266,20 @@ impl Chosen {
                 });
             }
         };
+        let in_place = spec.to == Path::new("/");
+        let staged = self
+            .record
+            .iter()
+            .flat_map(|record| staged::tops(&record.staged));
+        let staged: Vec<PathBuf> = staged.collect();
         if let Some(path) = path {
+            let is_staged = staged.iter().any(|top| Path::new("/").join(top) == path);
+            if in_place && is_staged {
+                return Err(no_place(&path));
+            }
             return self.one_path(tree.as_fd(), &path);
         }
-        let paths = match &self.record {
+        let mut paths: Vec<PathBuf> = match &self.record {
             // Only the sources belong to the snapshot. What lies above them stays as it is, and only
             // within them may anything be deleted.
             Some(record) if spec.delete || has_sources_below_root(record) => record
@@ -290,6 +301,13 @@ impl Chosen {
                 .map(|(name, _)| name)
                 .collect(),
         };
+        paths.retain(|path| !staged.contains(path));
+        if in_place && paths.is_empty() && !staged.is_empty() {
+            return Err(no_place(&Path::new("/").join(&staged[0])));
+        }
+        if !in_place {
+            paths.extend(staged);
+        }
         Ok(What {
             base: self.folder.clone(),
             paths,
@@ -360,6 +378,7 @@ impl Chosen {
         };
         let lacks = !record.excludes.is_empty()
             || !record.exclude_from.is_empty()
+            || !record.scan.is_empty()
             || record
                 .rsync_arguments
                 .iter()
@@ -371,6 +390,18 @@ impl Chosen {
             });
         }
         Ok(())
+    }
+}
+
+/// A tree that was never on this machine can't be put back where it was.
+fn no_place(path: &Path) -> SnapshotError {
+    SnapshotError::DestinationRefused {
+        path: "/".to_owned(),
+        why: format!(
+            "{} has no place of its own on this machine: it comes from a command. Restore it to another \
+             folder",
+            escape_path(path)
+        ),
     }
 }
 

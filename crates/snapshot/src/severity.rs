@@ -21,6 +21,7 @@ impl Warning {
                 | W::SourceLeftOut { .. }
                 | W::ForeignObject { .. }
                 | W::SubvolumesLeftOut { .. }
+                | W::DumpShrank { .. }
         )
     }
 

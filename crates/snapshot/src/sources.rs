@@ -10,6 +10,7 @@ use crate::automounts;
 use crate::disks::Disks;
 use crate::error::{SnapshotError, SnapshotErrorKind};
 use crate::file_system::FileSystem;
+use crate::found::Found;
 use crate::mounts::{Mount, holding, mounts, pattern_for};
 use crate::mounts_inside::{MountChange, MountInside, Place, changes, mounts_inside};
 use crate::own_places::OwnPlaces;
@@ -43,6 +44,8 @@ pub(crate) struct Sources {
     pub(crate) list: Vec<Source>,
     /// Patterns of what is always excluded.
     pub(crate) left_out: Vec<OsString>,
+    /// What the rules of [`SnapshotSpec::scan`] exclude.
+    pub(crate) found: Found,
     pub(crate) warnings: Vec<Warning>,
     /// Sources that are skipped because they are missing, empty or unreadable. Escaped.
     pub(crate) missing: Vec<String>,
@@ -59,7 +62,7 @@ impl Sources {
     /// Checks the sources of `spec`, and finds what lies in them and must be excluded.
     pub(crate) fn check(spec: &SnapshotSpec, volume_root: &Path) -> Result<Self, SnapshotError> {
         patterns::check(spec)?;
-        if spec.sources.is_empty() {
+        if spec.sources.is_empty() && spec.staged.is_empty() {
             return Err(SnapshotError::NoSources {
                 job: spec.job.to_string(),
             });
@@ -90,6 +93,7 @@ impl Sources {
         let mut this = Self {
             list,
             left_out: Vec::new(),
+            found: Found::default(),
             warnings: Vec::new(),
             missing: missing.iter().map(|(path, _)| path.clone()).collect(),
             mounts: Vec::new(),
@@ -120,6 +124,12 @@ impl Sources {
         Ok(this)
     }
 
+    /// rsync's input, which belongs to [`Sources::arguments`].
+    pub(crate) fn input(&self) -> Option<Vec<u8>> {
+        let lines = &self.found.lines;
+        (!lines.is_empty()).then(|| lines.clone())
+    }
+
     /// rsync's arguments for sources and exclusions. The destination follows them.
     pub(crate) fn arguments(&self, spec: &SnapshotSpec) -> Vec<OsString> {
         let mut arguments = Vec::new();
@@ -129,6 +139,10 @@ impl Sources {
         // The first match wins, so our patterns come first. A `!`, which would clear them, is refused.
         let ours = self.left_out.iter();
         arguments.extend(ours.map(|pattern| argument("--exclude=", pattern)));
+        arguments.extend(self.found.options.iter().cloned());
+        if !self.found.lines.is_empty() {
+            arguments.push("--exclude-from=-".into());
+        }
         let own_patterns = spec.excludes.iter();
         arguments.extend(own_patterns.map(|pattern| format!("--exclude={pattern}").into()));
         let files = spec.exclude_from.iter();

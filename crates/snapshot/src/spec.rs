@@ -9,6 +9,8 @@ use crate::name::{JobName, SnapshotName};
 use crate::name_list::NameList;
 use crate::own_places::LocalContainer;
 use crate::record::{EntryKind, RunRecord, RunStats};
+use crate::scan_rules::ScanRules;
+use crate::staged_file::StagedFile;
 use crate::text::{path_text, path_text_option, path_texts};
 
 /// What to back up.
@@ -25,6 +27,15 @@ pub struct SnapshotSpec {
     /// Files with one such pattern in each line. Absolute paths.
     #[serde(default, with = "path_texts")]
     pub exclude_from: Vec<PathBuf>,
+    /// What is excluded by what the sources have in them.
+    #[serde(default)]
+    pub scan: ScanRules,
+    /// Files that come from no source. Their content waits on the volume.
+    #[serde(default)]
+    pub staged: Vec<StagedFile>,
+    /// What must be in `staged`, relative to the snapshot. Without it no snapshot is made.
+    #[serde(default, with = "path_texts")]
+    pub required: Vec<PathBuf>,
     /// Files and folders that must never be in a snapshot, such as the runtime folder. They are excluded
     /// without a warning. The volume's own mount points need not be listed.
     #[serde(default, with = "path_texts")]
@@ -67,6 +78,9 @@ impl SnapshotSpec {
             sources,
             excludes: Vec::new(),
             exclude_from: Vec::new(),
+            scan: ScanRules::default(),
+            staged: Vec::new(),
+            required: Vec::new(),
             never_enter: Vec::new(),
             container: None,
             disks_gone: Vec::new(),

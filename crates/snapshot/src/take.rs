@@ -2,9 +2,9 @@
 
 mod again;
 mod arguments;
+mod new_record;
 
 use std::fs::File;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,16 +23,19 @@ use crate::job::{Folder, JobFolder, RunFolder};
 use crate::name::{SnapshotName, choose_name};
 use crate::name_list::NameList;
 use crate::recent::{self, Recent};
-use crate::record::{EntryKind, LinkedFrom, RECORD_FORMAT, RunRecord, Warning};
+use crate::record::{EntryKind, RunRecord, Warning};
 
 use crate::cancel::Cancel;
 use crate::completeness::{Made, source_of};
 use crate::progress::{Phase, Progress};
-use crate::rsync::{Ended, Guard, Invocation, Outcome, Rsync, room_at};
+use crate::rsync::{Ended, Guard, Invocation, Outcome, Rsync, volume_full_or};
 use crate::scout::Scout;
+use crate::source_scan;
 use crate::sources::{self, Source, Sources};
 use crate::spec::{SnapshotReport, SnapshotSpec};
-use crate::text::{escape_name, escape_path, unescape_path};
+use crate::staged::Placing;
+use crate::suspects::Suspects;
+use crate::text::{escape_path, unescape_path};
 use crate::unfit::Unfit;
 use crate::unlinked;
 
@@ -75,25 +78,6 @@ pub(crate) fn take_with(
         .map_err(|error| volume_full_or(error, volume_root))
 }
 
-/// Distinguishes a full volume from a failing one. sprat's own files need space, too.
-fn volume_full_or(error: SnapshotError, volume_root: &Path) -> SnapshotError {
-    let SnapshotError::Volume { source, .. } = &error else {
-        return error;
-    };
-    let no_room = [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT]
-        .iter()
-        .any(|errno| source.raw_os_error() == Some(errno.raw_os_error()));
-    match room_at(volume_root).filter(|_| no_room) {
-        Some(full) => SnapshotError::VolumeFull {
-            kind: full.kind,
-            free_bytes: full.free_bytes,
-            free_inodes: full.free_inodes,
-            object: None,
-        },
-        None => error,
-    }
-}
-
 fn take_or_fail(
     volume_root: &Path,
     spec: &SnapshotSpec,
@@ -103,8 +87,14 @@ fn take_or_fail(
     checkpoint_every: Duration,
 ) -> Result<SnapshotReport, SnapshotError> {
     progress(Progress::begin(Phase::Checking));
+    let has = |path: &PathBuf| spec.staged.iter().any(|file| file.path == *path);
+    if let Some(path) = spec.required.iter().find(|path| !has(path)) {
+        return Err(SnapshotError::StagedMissing {
+            path: escape_path(path),
+        });
+    }
     let rsync = Rsync::find(&spec.rsync)?;
-    let sources = Sources::check(spec, volume_root)?;
+    let mut sources = Sources::check(spec, volume_root)?;
     let folder = JobFolder::open_for_run(volume_root, &spec.job)?;
     // Opened before the first write: syncfs reports errors that occurred since then.
     let sync = File::open(&folder.job.path).map_err(|source| SnapshotError::Volume {
@@ -114,10 +104,12 @@ fn take_or_fail(
     })?;
     progress(Progress::begin(Phase::Recovering));
     let mut warnings = sources.warnings.clone();
-    warnings.extend(folder.recover(cancel)?);
+    warnings.extend(folder.recover(!spec.staged.is_empty(), cancel)?);
     if cancel.is_cancelled() {
         return Err(SnapshotError::Cancelled);
     }
+    let at = &folder.job.path;
+    source_scan::apply(&rsync, &mut sources, spec, at, progress, cancel)?;
     let chosen = choose_name(now, &folder.taken()?);
     warnings.extend(
         chosen
@@ -274,6 +266,7 @@ impl Run<'_> {
         match self.check_outcome(&outcome, inflight) {
             Ok(()) => {
                 self.made(&outcome, inflight).check(&mut record)?;
+                let wrote = self.place_staged(&tree, &mut record)?;
                 self.note_recent(&outcome)?;
                 begun::forget_all(&self.folder);
                 // The record is written before the snapshot gets its name, so that every finished
@@ -281,7 +274,7 @@ impl Run<'_> {
                 self.folder.write_record(&record)?;
                 // After a failed sync `.inflight` stays, and nothing in it is trusted.
                 synced?;
-                if !copied_nothing(&outcome) {
+                if wrote || !copied_nothing(&outcome) {
                     self.sync()?;
                 }
                 self.finish(record, progress, cancel)
@@ -355,6 +348,30 @@ impl Run<'_> {
         let copy = self.copy.iter();
         trees.extend(copy.map(|copy| Path::new("..").join(&copy.copy)));
         (!trees.is_empty()).then(|| Scout::begin(root, trees, None))
+    }
+
+    /// Puts the files that come from no source into the tree. Returns whether any of them is new.
+    fn place_staged(&self, tree: &Path, record: &mut RunRecord) -> Result<bool, SnapshotError> {
+        let before = self.newest_record();
+        let suspects = self.spec.suspects.as_deref().map(Suspects::load);
+        let placing = Placing {
+            folder: &self.folder,
+            tree,
+            files: &self.spec.staged,
+            before: before.as_ref().map(|(folder, record)| (*folder, record)),
+            suspects: suspects.unwrap_or_default(),
+        };
+        let placed = placing.carry_out(&mut record.stats)?;
+        record.staged.clone_from(&self.spec.staged);
+        record.warnings.extend(placed.warnings);
+        Ok(placed.wrote)
+    }
+
+    /// The newest snapshot that is linked from, and its record.
+    fn newest_record(&self) -> Option<(Folder, RunRecord)> {
+        let mut linked = self.linked_from.iter().map(|(folder, _)| *folder);
+        let newest = linked.find(|folder| matches!(folder, Folder::Named(_)))?;
+        Some((newest, self.folder.job.record(newest.name()).ok()?))
     }
 
     fn made<'m>(&'m self, outcome: &'m Outcome, inflight: Folder) -> Made<'m> {
@@ -555,6 +572,9 @@ impl Run<'_> {
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
     ) -> Result<Outcome, SnapshotError> {
+        if self.sources.list.is_empty() {
+            return Ok(Outcome::default());
+        }
         let aside = Aside::new(&self.folder, self.name, &self.sync);
         let is_wanted = |path: &Path| {
             let mut sources = self.sources.list.iter();
@@ -613,63 +633,6 @@ impl Run<'_> {
                 source,
             }
         })
-    }
-
-    fn record(
-        &self,
-        invocation: &Invocation,
-        outcome: &Outcome,
-        warnings: Vec<Warning>,
-    ) -> RunRecord {
-        let texts = |paths: &[PathBuf]| paths.iter().map(|path| escape_path(path)).collect();
-        RunRecord {
-            format: RECORD_FORMAT,
-            job: self.spec.job.clone(),
-            name: self.name,
-            complete: outcome.ended == Ended::Whole,
-            finished_run: true,
-            sources: self
-                .sources
-                .list
-                .iter()
-                .map(|source| escape_path(&source.path))
-                .collect(),
-            excludes: self.spec.excludes.clone(),
-            exclude_from: texts(&self.spec.exclude_from),
-            started: self.started,
-            ended: self.started,
-            rsync_version: self.rsync.version.clone(),
-            rsync_arguments: invocation
-                .arguments
-                .iter()
-                .map(|argument| escape_name(argument.as_bytes()))
-                .collect(),
-            rsync_exit: outcome.exit,
-            stats: outcome.stats,
-            linked_from: self
-                .linked_from
-                .iter()
-                .map(|(folder, kind)| LinkedFrom {
-                    folder: folder.to_string(),
-                    kind: *kind,
-                })
-                .chain(self.copy.iter().map(|copy| LinkedFrom {
-                    folder: escape_path(&copy.copy),
-                    kind: EntryKind::Adopted,
-                }))
-                .collect(),
-            mounts: Vec::new(),
-            file_systems: Vec::new(),
-            disks_gone: Vec::new(),
-            disks_left_out: Vec::new(),
-            unread: outcome.unread.clone(),
-            vanished: outcome.vanished.clone(),
-            healed: NameList::default(),
-            caught_up: NameList::default(),
-            messages: outcome.messages.clone(),
-            warnings,
-            stopped_by: None,
-        }
     }
 }
 

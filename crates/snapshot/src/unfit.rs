@@ -144,6 +144,7 @@ impl Unfit {
 fn is_same_job(record: &RunRecord, sources: &Sources, spec: &SnapshotSpec) -> bool {
     let now = sources.list.iter().map(|source| escape_path(&source.path));
     record.excludes == spec.excludes
+        && record.scan == spec.scan
         && record.exclude_from.is_empty()
         && spec.exclude_from.is_empty()
         && record.sources.iter().cloned().eq(now)

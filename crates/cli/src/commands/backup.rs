@@ -10,7 +10,8 @@ use sprat_run::copy_name::CopyName;
 use sprat_run::hooks::refuse_inside_hook;
 use sprat_run::notify::By;
 use sprat_run::runner::{ContainerWork, CopyWork, Runner, outcome_json, with_states};
-use sprat_snapshot::SnapshotSpec;
+use sprat_session::text;
+use sprat_snapshot::{ScanRules, SnapshotSpec};
 
 use super::context::{CommandArgs, Context, Resolved};
 use super::copies::{Containers, Printer};
@@ -32,7 +33,7 @@ nothing: the next one continues it.
 
 Exit codes: 0 done, 3 some source files unread, others in `sprat --help`.";
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(super) struct BackupArgs {
     /// Jobs of the config, or copies (JOB@CONTAINER) [default: all]; with --name give TARGET SOURCE… instead
     #[arg(value_name = "JOB")]
@@ -46,6 +47,15 @@ pub(super) struct BackupArgs {
     /// Exclude what matches a pattern in this file (with --name; can be repeated)
     #[arg(long, value_name = "FILE", requires = "name")]
     exclude_from: Vec<PathBuf>,
+    /// Exclude the content of folders that a CACHEDIR.TAG marks as caches (with --name)
+    #[arg(long, requires = "name")]
+    exclude_caches: bool,
+    /// Exclude the content of folders that contain a file of this name (with --name; can be repeated)
+    #[arg(long, value_name = "FILE", requires = "name")]
+    exclude_if_present: Vec<String>,
+    /// Exclude files that are larger than this, such as 4GiB (with --name)
+    #[arg(long, value_name = "SIZE", value_parser = text::parse_size, requires = "name")]
+    exclude_larger_than: Option<u64>,
     /// Stay on the file system of each source (with --name)
     #[arg(long, requires = "name")]
     one_file_system: bool,
@@ -65,13 +75,7 @@ impl BackupArgs {
     pub(super) fn of_copy(copy: &CopyName) -> Self {
         Self {
             words: vec![copy.to_string().into()],
-            name: None,
-            exclude: Vec::new(),
-            exclude_from: Vec::new(),
-            one_file_system: false,
-            checksum: false,
-            allow_empty: false,
-            disk_gone: Vec::new(),
+            ..Self::default()
         }
     }
 }
@@ -211,6 +215,11 @@ fn plan<'c>(context: &'c Context, args: &BackupArgs) -> Result<Work<'c>, Failure
             .iter()
             .map(|path| environment.absolute(path))
             .collect();
+        spec.scan = ScanRules {
+            caches: args.exclude_caches,
+            if_present: args.exclude_if_present.clone(),
+            larger_than: args.exclude_larger_than,
+        };
         spec.one_file_system = args.one_file_system;
         spec.allow_empty = args.allow_empty;
         return Ok(one(context, resolved, spec));

@@ -110,6 +110,24 @@ fn warning_text(warning: &Warning) -> String {
         W::ForeignObject { path, done } => {
             format!("{path} in the volume was not made by sprat; it was {done}")
         }
+        W::NewTooLarge {
+            path,
+            files,
+            larger_than,
+        } => format!(
+            "excluded for the first time, because of a size over {}: {}, such as {path}",
+            text::bytes(*larger_than),
+            text::counted(*files, "file", "files")
+        ),
+        W::DumpShrank {
+            path,
+            bytes,
+            before_bytes,
+        } => format!(
+            "{path} has {}, less than half of the {} that it had before: is it complete?",
+            text::bytes(*bytes),
+            text::bytes(*before_bytes)
+        ),
         W::SubvolumesLeftOut { path, subvolumes } => format!(
             "{path}{} of btrfs, which one_file_system excludes: empty in this snapshot. Add {} as a \
              source of its own, or exclude it by a pattern",

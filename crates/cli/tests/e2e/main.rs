@@ -38,5 +38,6 @@ mod schedule;
 mod setup;
 mod sheet;
 mod sheet_page;
+mod sources;
 mod status;
 mod trips;

@@ -19,10 +19,6 @@ const NOT_IN_EFFECT: &[(&str, &[&str])] = &[
         &[
             "alert_after",
             "change_limit",
-            "exclude_caches",
-            "exclude_if_present",
-            "exclude_larger_than",
-            "exclude_sample",
             "growth",
             "growth_limit",
             "healthchecks",
@@ -51,7 +47,7 @@ const NOT_IN_EFFECT: &[(&str, &[&str])] = &[
 pub(super) const NOT_YET: &str = "not yet in effect";
 
 /// What a snapshot would lack if it were ignored. A job that needs one of these is refused.
-pub(super) const NOT_BUILT: &[&str] = &["sources on another host", "command", "system_state"];
+pub(super) const NOT_BUILT: &[&str] = &["sources on another host"];
 
 /// Whether a key of a kind of table has no effect yet.
 pub(super) fn is_without_effect(kind: &str, key: &str) -> bool {

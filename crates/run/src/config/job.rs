@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sprat_snapshot::{JobName, KeepRules, SnapshotSpec};
+use sprat_snapshot::{JobName, KeepRules, ScanRules, SnapshotSpec};
 use toml::de::DeValue;
 
 use super::ConfigPlaces;
@@ -11,9 +11,9 @@ use super::in_effect::is_not_built;
 use super::keep::keep;
 use super::mistake::{Stops, Wrong};
 use super::reader::{Layer, Reader, Spot, Table};
-use super::schedule;
 use super::show::Setting;
 use super::values::{self, SecretText, Source, Words};
+use super::{samples, schedule};
 use crate::conditions::Conditions;
 use crate::due::Schedule;
 use crate::hooks::Hook;
@@ -100,6 +100,27 @@ pub enum Sample {
     System,
 }
 
+impl Sample {
+    fn lines(self) -> samples::Lines {
+        let folder = Path::new(samples::INSTALLED);
+        match self {
+            Self::Home => samples::read(folder, "home", samples::HOME),
+            Self::System => samples::read(folder, "system", samples::SYSTEM),
+        }
+    }
+}
+
+impl Filters {
+    /// The rules that need a scan of the sources.
+    fn scan(&self) -> ScanRules {
+        ScanRules {
+            caches: self.exclude_caches,
+            if_present: self.exclude_if_present.clone(),
+            larger_than: self.exclude_larger_than,
+        }
+    }
+}
+
 /// A pipeline whose output becomes a file of the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dump {
@@ -144,6 +165,14 @@ pub enum GrowthLimit {
     Times(u32),
 }
 
+impl Dump {
+    /// Its place in the snapshot.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        Path::new("@dump").join(&self.file)
+    }
+}
+
 impl Job {
     /// The sources on this machine.
     pub fn local_sources(&self) -> Vec<PathBuf> {
@@ -159,6 +188,17 @@ impl Job {
         let mut spec = SnapshotSpec::new(self.name.clone(), self.local_sources());
         spec.excludes.clone_from(&self.filters.exclude);
         spec.exclude_from.clone_from(&self.filters.exclude_from);
+        // After the job's own patterns: the first match counts.
+        for sample in &self.filters.exclude_sample {
+            match sample.lines() {
+                samples::Lines::Patterns(patterns) => spec.excludes.extend(patterns),
+                // The run reports it.
+                samples::Lines::Unreadable(file) => spec.exclude_from.push(file),
+            }
+        }
+        spec.scan = self.filters.scan();
+        // Whoever takes the snapshot must have staged it.
+        spec.required.extend(self.dump.as_ref().map(Dump::path));
         spec.one_file_system = self.one_file_system;
         spec.allow_empty = self.allow_empty;
         spec
@@ -332,9 +372,6 @@ fn refuse_what_is_not_built(table: &Table<'_, '_, '_>, sources: &[(Spot, Source)
             table.reader.mistake(spot, what);
         }
     }
-    if table.has("command") && is_not_built("command") {
-        table.mistake("command", format!("`command`: {not_built}"));
-    }
 }
 
 fn warn_of_unused(table: &Table<'_, '_, '_>, sources: &[Source]) {
@@ -425,10 +462,6 @@ impl Keys {
             values::duration(v, &SOME_TIME)
         });
         let system_state = table.flag("system_state", false);
-        if system_state && is_not_built("system_state") {
-            let what = "`system_state`: this version of sprat can't do that yet";
-            table.mistake("system_state", what);
-        }
         let exclude = exclude(table);
         let filters = filters(table, &exclude, home);
         let one_file_system = table.flag("one_file_system", false);

@@ -12,6 +12,7 @@ mod keep;
 mod mistake;
 mod notify;
 mod reader;
+mod samples;
 mod schedule;
 mod show;
 mod values;

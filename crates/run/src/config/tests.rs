@@ -285,7 +285,6 @@ job | exclude = "~/x" | 6 | `exclude`: "~/x": '~' is not expanded here, so it ma
 job | exclude = "./x" | 6 | `exclude`: "./x": no file is named '.' or '..', so it matches nothing; omit that part
 job | exclude_if_present = "a/b" | 6 | `exclude_if_present`: "a/b" is not the name of a file, without its folder
 job | healthchecks = "http://hc-ping.com/x" | 6 | `healthchecks`: http:// is allowed only for this machine and for private addresses: write https://
-job | system_state = true | 6 | `system_state`: this version of sprat can't do that yet
 job_defaults | container = "nas" | 7 | `container` belongs in each [job.NAME], not in [job_defaults]
 job_defaults | keep_dayly = 3 | 7 | unknown setting `keep_dayly` in [job_defaults]; did you mean "keep_daily"?
 job_defaults | window = "x" | 7 | `window` must be like 22:00-06:00
@@ -298,7 +297,6 @@ job.b | container = "nas"\nsources = ["/x", "x"] | 8 | `sources`: "x" must begin
 job.b | container = "nas"\nsources = "web:srv" | 8 | `sources`: "web:srv": the path on the host must begin with /
 job.b | container = "nas"\nsources = "-x:/srv" | 8 | `sources`: "-x:/srv" must be a path or [user@]host:/path
 job.b | container = "nas"\nsources = "root@web:/srv" | 8 | `sources`: a source on another host: this version of sprat can't do that yet, and a snapshot without it would be no backup. Nothing is started until it is taken out
-job.b | container = "nas"\ncommand = "pg_dumpall" | 8 | `command`: this version of sprat can't do that yet, and a snapshot without it would be no backup. Nothing is started until it is taken out
 container.b | target = "host:laptop.luks" | 6 | [container.b] has the target of [container.nas]
 container.b |  | 6 | [container.b] has no `target`
 container.b | target = "x.luks" | 7 | `target`: "x.luks" must be ssh://…, host:path or an absolute path

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use sprat_session::interrupt::Interrupt;
 use sprat_session::{
     ClosedReport, Exit, Failure, Notice, Observer, Phase, Session, SessionProgress,
 };
@@ -17,6 +18,7 @@ use crate::config::Copy;
 use crate::copy_state::copy_file;
 use crate::hooks;
 use crate::notify::By;
+use crate::sources;
 
 /// How often the conditions of a copy under way are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -257,13 +259,22 @@ impl<'a> Runner<'a> {
             sent,
         };
         let spec = copy.spec.clone();
+        let about = hooks::Context {
+            job: Some(copy.name.job.clone()),
+            container: copy.name.container.clone(),
+            run: self.run.clone(),
+            started: Timestamp::now(),
+            result: None,
+        };
+        let take = |observer: &mut Meter<'_>, interrupt: &Interrupt| {
+            sources::take_snapshot(session, copy.job, spec, &about, observer, interrupt)
+        };
         let (Some(job), Some(container), By::Run) = (copy.job, work.container, self.by) else {
-            let taken = session.take_snapshot(spec, &mut observer, self.interrupt);
-            return End::of(taken, None);
+            return End::of(take(&mut observer, self.interrupt), None);
         };
         let check = self.checks(Copy { job, container }, sent);
         let taken = while_allowed(self.interrupt, CHECK_INTERVAL, check, |interrupt| {
-            session.take_snapshot(spec, &mut observer, interrupt)
+            take(&mut observer, interrupt)
         });
         match taken {
             Ok((taken, reason)) => End::of(taken, reason.filter(|_| !self.interrupt.requested())),

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use sprat_attach::CryptMapping;
 use sprat_luks::SlotKind;
 use sprat_snapshot::{
-    CheckReport, CheckSpec, PinReport, PinSpec, PruneReport, PruneSpec, RemoveReport, RemoveSpec,
-    RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec,
+    CheckReport, CheckSpec, JobName, PinReport, PinSpec, PruneReport, PruneSpec, RemoveReport,
+    RemoveSpec, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec,
+    StagedFile,
 };
 
 use crate::Failure;
@@ -181,6 +182,15 @@ pub(crate) enum WorkerOrder {
         /// Snapshots, by job, that must be there.
         expected: BTreeMap<String, String>,
     },
+    /// Writes a file's content for the job's next snapshot, up to the end of the pipe whose end is on the
+    /// descriptor socket. `first`: what waits there is of an earlier run.
+    StageFile {
+        job: JobName,
+        path: OsString,
+        first: bool,
+    },
+    /// Removes the content that waits for the job's next snapshot.
+    Unstage(JobName),
     TakeSnapshot(Box<SnapshotSpec>),
     List,
     Restore(Box<RestoreSpec>),
@@ -219,6 +229,7 @@ pub(crate) enum WorkerReply {
     Done,
     Progress(sprat_snapshot::Progress),
     Notice(Notice),
+    FileStaged(StagedFile),
     SnapshotTaken(Box<SnapshotReport>),
     Listed(Vec<SnapshotEntry>),
     Restored(Box<RestoreReport>),

@@ -4,7 +4,7 @@ use serde::Serialize;
 use sprat_attach::CryptMapping;
 use sprat_snapshot::{
     CheckReport, NameList, PinReport, PruneReport, RemoveReport, RestoreReport, SnapshotEntry,
-    SnapshotReport,
+    SnapshotReport, StagedFile,
 };
 
 use crate::file_system::FileSystemCheck;
@@ -67,7 +67,9 @@ impl Order for WorkerOrder {
             | Self::Map(_)
             | Self::MakeFileSystem { .. }
             | Self::Trim => OnInterrupt::GiveUp,
-            Self::TakeSnapshot(_)
+            Self::StageFile { .. }
+            | Self::Unstage(_)
+            | Self::TakeSnapshot(_)
             | Self::List
             | Self::Restore(_)
             | Self::Prune(_)
@@ -117,6 +119,7 @@ answers! {
     HeaderChanged: Reply::Volume(VolumeReply::Changed(changed)) => *changed;
     TrimReport: Reply::Volume(VolumeReply::Trimmed(report)) => *report;
     (ClosedReport, bool): Reply::Volume(VolumeReply::Closed(report, reserve_missing)) => (report, reserve_missing);
+    StagedFile: Reply::Worker(WorkerReply::FileStaged(file)) => file;
     SnapshotReport: Reply::Worker(WorkerReply::SnapshotTaken(report)) => *report;
     Vec<SnapshotEntry>: Reply::Worker(WorkerReply::Listed(entries)) => entries;
     RestoreReport: Reply::Worker(WorkerReply::Restored(report)) => *report;

@@ -12,7 +12,7 @@ mod teardown;
 pub(crate) mod trim;
 pub(crate) mod unlock;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -240,6 +240,15 @@ impl Supervisor {
         if let Some(worker) = &self.worker {
             sprat_attach::send_fd(worker.descriptors(), key.as_fd())?;
         }
+        Ok(())
+    }
+
+    /// Sends a descriptor to W, for the order that follows.
+    pub(crate) fn give_worker(&self, descriptor: BorrowedFd<'_>) -> Result<(), Failure> {
+        let Some(worker) = &self.worker else {
+            return Err(Failure::failed("there is no worker"));
+        };
+        sprat_attach::send_fd(worker.descriptors(), descriptor)?;
         Ok(())
     }
 

@@ -218,6 +218,16 @@ impl Worker {
                 FileSystemKind::DEFAULT.grow(self.attachment()?, volume_bytes)?;
                 WorkerReply::Done
             }
+            WorkerOrder::StageFile { job, path, first } => {
+                let from = sprat_attach::receive_fd(&self.descriptors)?;
+                let (root, path) = (self.root()?, Path::new(&path));
+                let staged = sprat_snapshot::stage(root, &job, path, first, from, &self.cancel)?;
+                WorkerReply::FileStaged(staged)
+            }
+            WorkerOrder::Unstage(job) => {
+                sprat_snapshot::unstage(self.root()?, &job)?;
+                WorkerReply::Done
+            }
             WorkerOrder::TakeSnapshot(spec) => {
                 let now = jiff::Timestamp::now();
                 let cancel = self.cancel.clone();

@@ -16,6 +16,7 @@ use crate::record::{ONE_FILE_SYSTEM, RunRecord, Warning};
 use crate::rsync::{
     Difference, Ended, ITEM_FORMAT, Invocation, Outcome, Rsync, Side, parse_difference,
 };
+use crate::source_scan;
 use crate::sources::Sources;
 use crate::spec::SnapshotSpec;
 use crate::text::{escape_path, unescape_path};
@@ -32,6 +33,10 @@ impl Run<'_> {
         let folder =
             JobFolder::open(self.root, Path::new(job.as_str())).map_err(|e| e.to_string())?;
         let record = folder.record(snapshot)?;
+        if asked_for(&record).is_empty() {
+            // All of it comes from commands.
+            return Ok(());
+        }
         let spec = SnapshotSpec {
             excludes: record.excludes.clone(),
             exclude_from: record
@@ -43,6 +48,7 @@ impl Run<'_> {
                 .rsync_arguments
                 .iter()
                 .any(|one| one == ONE_FILE_SYSTEM),
+            scan: record.scan.clone(),
             never_enter: self.spec.never_enter.clone(),
             container: self.spec.container.clone(),
             allow_empty: true,
@@ -61,22 +67,25 @@ impl Run<'_> {
                 .left_out
                 .insert(0, pattern_with_ending(place, ending));
         }
-        let mut arguments = vec!["-nrlD".into(), "--relative".into()];
-        // A folder may stand where the source has a file.
-        arguments.extend(["--force", ITEM_FORMAT, "--outbuf=L"].map(Into::into));
-        arguments.extend(sources.arguments(&spec));
-        arguments.push(format!("./{snapshot}/").into());
         let at = &folder.path;
-        let mut invocation = Invocation::new(arguments, at, at, Side::IntoVolume);
-        invocation.lists_changes = true;
-        let so_far = self.so_far();
         let rsync = Rsync::find(&spec.rsync).map_err(|e| e.to_string())?;
+        let so_far = self.so_far();
         let mut report = |now: Progress| {
             (self.progress)(Progress {
                 still_s: now.still_s,
                 ..so_far
             });
         };
+        source_scan::apply(&rsync, &mut sources, &spec, at, &mut report, self.cancel)
+            .map_err(|e| e.to_string())?;
+        let mut arguments = vec!["-nrlD".into(), "--relative".into()];
+        // A folder may stand where the source has a file.
+        arguments.extend(["--force", ITEM_FORMAT, "--outbuf=L"].map(Into::into));
+        arguments.extend(sources.arguments(&spec));
+        arguments.push(format!("./{snapshot}/").into());
+        let mut invocation = Invocation::new(arguments, at, at, Side::IntoVolume);
+        invocation.lists_changes = true;
+        invocation.input = sources.input();
         let outcome = rsync.run(&invocation, &mut report, self.cancel);
         let outcome = outcome.map_err(|e| e.to_string())?;
         match &outcome.ended {

@@ -20,6 +20,7 @@ use crate::job::JobFolder;
 use crate::long_path;
 use crate::name::{JobName, SnapshotName};
 use crate::progress::{Phase, Progress};
+use crate::staged;
 use crate::suspects::{Suspect, Suspects};
 use crate::text::escape_path;
 
@@ -36,6 +37,8 @@ pub(super) struct Run<'a> {
     pub(super) spec: &'a CheckSpec,
     /// The snapshot that is compared with its source.
     pub(super) snapshot: Option<SnapshotName>,
+    /// Folders of that snapshot that come from no source.
+    without_source: Vec<PathBuf>,
     pub(super) report: CheckReport,
     pub(super) known: Known,
     /// Some file was not read.
@@ -76,6 +79,7 @@ impl<'a> Run<'a> {
             root,
             spec,
             snapshot: None,
+            without_source: Vec::new(),
             report: CheckReport::default(),
             known,
             left_any: false,
@@ -157,7 +161,20 @@ impl<'a> Run<'a> {
         };
         self.snapshot = Some(moment);
         let snapshot = folder.join(moment.to_string());
-        Ok(self.walk(&snapshot, Some(&moments), tasks, done))
+        let record = JobFolder::open(self.root, Path::new(job.as_str()))?.record(moment);
+        let staged = record.map(|record| record.staged).unwrap_or_default();
+        for top in staged::tops(&staged) {
+            self.without_source.push(snapshot.join(top));
+        }
+        if !self.walk(&snapshot, Some(&moments), tasks, done) {
+            return Ok(false);
+        }
+        for top in self.without_source.clone() {
+            if !self.walk(&top, None, tasks, done) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Walks everything below `top`, a file or a folder. With `moments`, the job's snapshots, compares
@@ -175,6 +192,9 @@ impl<'a> Run<'a> {
                 return false;
             }
             self.report_progress();
+            if moments.is_some() && self.without_source.contains(&path) {
+                continue;
+            }
             let stat = match long_path::lstat(&path) {
                 Ok(stat) => stat,
                 Err(error) => {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::stillness::STILL_MAX;
 use crate::mounts::pattern_for;
+use crate::scan_rules::ScanRules;
 
 /// How long rsync may take to end after SIGTERM. It removes its temporary file in that time.
 const TERM_PATIENCE: Duration = Duration::from_secs(10);
@@ -41,10 +42,12 @@ pub(crate) struct Invocation {
     pub(crate) recent_from: Option<String>,
     /// Whether a [`super::Guard`] watches the volume.
     pub(crate) guarded: bool,
-    /// rsync's standard input, for `--files-from=-`.
+    /// rsync's standard input, for `--files-from=-` or `--exclude-from=-`.
     pub(crate) input: Option<Vec<u8>>,
     /// Whether source files with several names are listed in [`super::Outcome::several_names`].
     pub(crate) lists_names: bool,
+    /// The rules by which a dry run fills [`super::Outcome::met`].
+    pub(crate) scan: Option<ScanRules>,
     /// Whether the lines of [`super::ITEM_FORMAT`] are listed in [`super::Outcome::changes`] as they
     /// are.
     pub(crate) lists_changes: bool,
@@ -68,6 +71,7 @@ impl Invocation {
             guarded: false,
             input: None,
             lists_names: false,
+            scan: None,
             lists_changes: false,
         }
     }

@@ -159,6 +159,22 @@ fn parts(line: &str) -> Option<(&str, Named<'_>)> {
     Some((flags, named))
 }
 
+/// An object of any kind in a line of [`ITEM_FORMAT`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry<'l> {
+    /// It is a regular file.
+    pub(crate) is_file: bool,
+    /// The name of a folder ends with a slash.
+    pub(crate) named: Named<'l>,
+}
+
+/// Parses a line of [`ITEM_FORMAT`] about an object that the destination lacks.
+pub(crate) fn parse_entry(line: &str) -> Option<Entry<'_>> {
+    let (flags, named) = parts(line)?;
+    let is_file = flags.as_bytes().get(1) == Some(&b'f');
+    Some(Entry { is_file, named })
+}
+
 /// The name in a line of [`ITEM_FORMAT`], relative to the root, escaped by rsync.
 pub(crate) fn item_name(line: &str) -> Option<&str> {
     parts(line).map(|(_, named)| named.name)

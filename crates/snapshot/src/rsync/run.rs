@@ -22,12 +22,16 @@ use super::ask::Asked;
 use super::invocation::{Invocation, Side};
 use super::lines::{Line, read_lines};
 use super::messages::{Message, classify, printable};
-use super::output::{Item, Named, is_change, item_name, parse_item, parse_progress, take_stat};
+use super::met::Met;
+use super::output::{
+    Item, Named, is_change, item_name, parse_entry, parse_item, parse_progress, take_stat,
+};
 use super::pipe_search::PipeSearch;
 use super::program::Rsync;
+use super::room::{Full, room_at};
 use super::stillness::Stillness;
 use crate::cancel::Cancel;
-use crate::error::{SnapshotError, SpaceKind};
+use crate::error::SnapshotError;
 use crate::name_list::NameList;
 use crate::progress::{Phase, Progress};
 use crate::record::{RunStats, Warning};
@@ -41,8 +45,6 @@ const GROUP_PATIENCE: Duration = Duration::from_secs(5);
 /// How often rsync's processes are checked for one that waits for a pipe.
 const PIPE_INTERVAL: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(100);
-/// A file system with less free space counts as full, whatever failed.
-const FULL_BELOW_BYTES: u64 = 1 << 20;
 /// How many changes of a dry run are kept.
 const CHANGES_MAX: usize = 10_000;
 
@@ -55,18 +57,11 @@ const HOLES_PATIENCE: Duration = Duration::from_secs(5);
 /// How many files of a run are listed. What does not fit is counted, never mistaken for another file.
 pub(crate) const ITEMS_MAX: usize = 500_000;
 
-/// The free space of a file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Full {
-    pub(crate) kind: SpaceKind,
-    pub(crate) free_bytes: u64,
-    pub(crate) free_inodes: u64,
-}
-
 /// How the run ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// Everything was copied.
+    #[default]
     Whole,
     /// Everything but some source files that could not be read.
     WithUnread,
@@ -94,7 +89,7 @@ pub(crate) enum Obstacle {
 }
 
 /// The result of a run of rsync.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Outcome {
     pub(crate) ended: Ended,
     /// `None` if a signal ended it.
@@ -130,6 +125,8 @@ pub(crate) struct Outcome {
     pub(crate) copied: NameList,
     /// See [`Invocation::lists_names`].
     pub(crate) several_names: SeveralNames,
+    /// See [`Invocation::scan`].
+    pub(crate) met: Met,
 }
 
 /// All names that rsync found of each source file with several names, by device and inode. Absolute
@@ -276,6 +273,7 @@ struct Running<'a> {
     copied: NameList,
     warnings: Vec<Warning>,
     several_names: SeveralNames,
+    met: Met,
     /// Files of the source that are being examined.
     asked: Asked,
     /// How many older files the guard did not let rsync open.
@@ -313,6 +311,7 @@ impl<'a> Running<'a> {
             copied: NameList::default(),
             warnings: Vec::new(),
             several_names: SeveralNames::new(),
+            met: Met::default(),
             asked: Asked::default(),
             older_not_read: 0,
             asked_to_stop: None,
@@ -473,6 +472,12 @@ impl<'a> Running<'a> {
             self.take_answers(Duration::ZERO);
             return;
         }
+        if let Some(rules) = &self.invocation.scan {
+            if let Some(entry) = parse_entry(&text) {
+                self.met.meet(rules, &entry);
+            }
+            return;
+        }
         if self.invocation.lists_changes && is_change(&text) {
             self.changes.push_within(text.into_owned(), ITEMS_MAX);
             return;
@@ -626,6 +631,7 @@ impl<'a> Running<'a> {
             recent: self.recent,
             copied: self.copied,
             several_names: self.several_names,
+            met: self.met,
         }
     }
 
@@ -665,26 +671,4 @@ impl<T> ExpectPipe<T> for Option<T> {
     fn expect_pipe(self) -> io::Result<T> {
         self.ok_or_else(|| io::Error::other("rsync was started without a pipe"))
     }
-}
-
-impl Full {
-    /// Whether the numbers alone prove that it is full.
-    fn is_certain(&self) -> bool {
-        self.kind == SpaceKind::Inodes || self.free_bytes < FULL_BELOW_BYTES
-    }
-}
-
-/// What the file system at `path` has run out of, after a call there reported that it is full.
-pub(crate) fn room_at(path: &Path) -> Option<Full> {
-    let stat = rustix::fs::statvfs(path).ok()?;
-    Some(Full {
-        // File systems without a fixed number of inodes report 0 of 0.
-        kind: if stat.f_files > 0 && stat.f_favail == 0 {
-            SpaceKind::Inodes
-        } else {
-            SpaceKind::Blocks
-        },
-        free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
-        free_inodes: stat.f_favail,
-    })
 }

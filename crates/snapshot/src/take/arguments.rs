@@ -13,6 +13,9 @@ impl Run<'_> {
     /// The command line. rsync runs in the job's folder, so that the path of the mount point is not in
     /// it.
     pub(super) fn invocation(&self, inflight: Folder) -> Invocation {
+        if self.sources.list.is_empty() {
+            return self.run_into_volume(Vec::new());
+        }
         let mut arguments: Vec<OsString> = [
             COPY_OPTIONS,
             "--numeric-ids",
@@ -45,7 +48,9 @@ impl Run<'_> {
         }));
         arguments.extend(self.sources.arguments(self.spec));
         arguments.push(format!("./{inflight}/").into());
-        self.run_into_volume(arguments)
+        let mut invocation = self.run_into_volume(arguments);
+        invocation.input = self.sources.input();
+        invocation
     }
 
     pub(super) fn run_into_volume(&self, arguments: Vec<OsString>) -> Invocation {

@@ -46,7 +46,7 @@ fn read_all(bench: &Bench) -> CheckReport {
     try_check(bench, &spec(bench, CheckWhat::Everything), &Cancel::new()).unwrap()
 }
 
-fn against_source(bench: &Bench) -> CheckReport {
+pub(crate) fn against_source(bench: &Bench) -> CheckReport {
     let spec = spec(bench, CheckWhat::AgainstSource(job_name()));
     try_check(bench, &spec, &Cancel::new()).unwrap()
 }

@@ -9,6 +9,7 @@
 
 mod adopted;
 mod checked;
+mod excluded;
 mod folder;
 mod in_place;
 mod interrupted;
@@ -20,3 +21,4 @@ mod preserve;
 mod pruned;
 mod removed;
 mod retention;
+mod staged;

@@ -1,0 +1,113 @@
+//! What comes from no folder: the output of commands, and the state of the system.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use sprat_testkit::machine::{Ran, TestMachine};
+use sprat_testkit::{needs, requires};
+
+/// A machine with a config of these jobs in one container.
+fn with_jobs(jobs: &str) -> TestMachine {
+    let machine = TestMachine::new();
+    write_jobs(&machine, jobs);
+    machine.init(&["disk", "--size", "1G"]);
+    machine
+}
+
+fn write_jobs(machine: &TestMachine, jobs: &str) {
+    let folder = machine.folder().display().to_string();
+    let target = format!("[container.disk]\ntarget = \"{folder}/store/x.luks\"\n\n");
+    machine.write(
+        "config/sprat.toml",
+        target + &jobs.replace("[DIR]", &folder),
+    );
+}
+
+fn record(ran: &Ran) -> serde_json::Value {
+    ran.json()["jobs"][0]["record"].clone()
+}
+
+#[test]
+fn a_dump_counts_only_if_its_whole_pipeline_succeeds() {
+    requires!(needs::root());
+    let job = |command: &str| {
+        format!(
+            "[job.db]\ncontainer = \"disk\"\nfile = \"dump.sql\"\ncommand_timeout = \"2 s\"\ncommand = {command}\n"
+        )
+    };
+    let machine = with_jobs(&job(r#"["cat [DIR]/db", "tr a-z A-Z"]"#));
+    machine.write("db", "rows\n");
+    let first = machine.ok(&["backup", "--json"]);
+    assert_eq!(record(&first)["stats"]["transferred"], 1);
+    // Equal content is linked, not stored again.
+    let second = machine.ok(&["backup", "--json"]);
+    assert_eq!(record(&second)["stats"]["transferred"], 0);
+    assert_eq!(record(&second)["staged"], record(&first)["staged"]);
+    for (command, why) in [
+        (r#"["sh -c 'echo part; exit 3'", "cat"]"#, "exit status: 3"),
+        (r#"["echo part", "sh -c 'cat; exit 4'"]"#, "exit status: 4"),
+        // The first stage gets SIGPIPE.
+        (r#"["yes", "head -n 1"]"#, "signal: 13"),
+        (r#"["no-such-program-here"]"#, "no such program"),
+        (r#"["true"]"#, "the command wrote nothing"),
+        (r#"["sh -c 'echo part; sleep 60'"]"#, "took too long"),
+        (r#"["sh -c 'echo the reason >&2; exit 1'"]"#, "the reason"),
+    ] {
+        write_jobs(&machine, &job(command));
+        let ran = machine.sprat(&["backup"]);
+        let text = ran.failed_with(1);
+        assert!(text.contains(why), "{command}: {text}");
+    }
+    let listed = machine.ok(&["snapshots", "disk", "--json"]);
+    assert_eq!(listed.json()["snapshots"].as_array().unwrap().len(), 2);
+    let out = machine.path("out");
+    machine.ok(&["restore", "disk", "db", "--to", "out"]);
+    let dump = out.join("@dump/dump.sql");
+    assert_eq!(fs::read(&dump).unwrap(), b"ROWS\n");
+    assert_eq!(
+        fs::metadata(&dump).unwrap().permissions().mode() & 0o7777,
+        0o600
+    );
+    assert_eq!(fs::read_dir(out.join("@dump")).unwrap().count(), 1);
+    let refused = machine.sprat(&["restore", "disk", "db", "--to", "/"]);
+    assert!(
+        refused.stderr.contains("Restore it to another folder"),
+        "{}",
+        refused.whole()
+    );
+    // With sources beside it; an empty dump is accepted only where that is said.
+    let both = job(r#"["true"]"#) + "sources = \"[DIR]/src\"\nallow_empty = true\n";
+    write_jobs(&machine, &both);
+    machine.write("src/file", "of a source");
+    machine.ok(&["backup"]);
+    machine.ok(&["restore", "disk", "db", "--to", "both"]);
+    assert_eq!(fs::read(machine.path("both/@dump/dump.sql")).unwrap(), b"");
+    let source = machine.path("src/file");
+    let restored = machine.path("both").join(source.strip_prefix("/").unwrap());
+    assert_eq!(fs::read(restored).unwrap(), b"of a source");
+    machine.nothing_is_left();
+}
+
+#[test]
+fn system_state_is_saved_and_missing_tools_are_notes() {
+    requires!(needs::root());
+    let machine = with_jobs("[job.state]\ncontainer = \"disk\"\nsystem_state = true\n");
+    let first = machine.ok(&["backup", "--json"]);
+    machine.ok(&["restore", "disk", "state", "--to", "out"]);
+    let system = machine.path("out/@system");
+    let read = |name: &str| fs::read_to_string(system.join(name)).unwrap();
+    assert!(read("kernel.txt").starts_with("Linux"));
+    assert!(read("files/etc/os-release").contains("NAME="));
+    // No machine has all of these package managers.
+    assert!(read("notes.txt").contains("packages/"));
+    // What did not change is linked.
+    let second = machine.ok(&["backup", "--json"]);
+    let count = |ran: &Ran| record(ran)["stats"]["transferred"].as_u64().unwrap();
+    assert!(
+        count(&second) < count(&first) / 2,
+        "{} of {}",
+        count(&second),
+        count(&first)
+    );
+    machine.nothing_is_left();
+}

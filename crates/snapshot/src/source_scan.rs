@@ -1,0 +1,87 @@
+//! Finds in the sources what rsync's patterns can't express, and excludes it: tagged caches, folders with a
+//! marker file, and large files.
+//!
+//! A dry run of rsync walks the sources. So the scan sees exactly what the run will see: it enters no folder
+//! that the job's patterns exclude, and a source that does not answer stops it as it stops the run.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use crate::cancel::Cancel;
+use crate::error::SnapshotError;
+use crate::found::Found;
+use crate::progress::{Phase, Progress};
+use crate::rsync::{Ended, ITEM_FORMAT, Invocation, Rsync, Side};
+use crate::sources::Sources;
+use crate::spec::SnapshotSpec;
+use crate::text::escape_path;
+
+/// The destination of the dry run. Nothing has this name, so every file counts as new.
+const NOWHERE: &str = "./.sprat/none/";
+
+/// Scans the sources, and makes `sources` exclude what the rules of `spec` find. `folder` is the job's
+/// folder on the volume; nothing is written to it.
+///
+/// # Errors
+/// rsync can't be run or fails, the scan is cancelled, or a source's own folder is marked, so that the
+/// snapshot would have nothing of it.
+pub(crate) fn apply(
+    rsync: &Rsync,
+    sources: &mut Sources,
+    spec: &SnapshotSpec,
+    folder: &Path,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
+) -> Result<(), SnapshotError> {
+    if spec.scan.is_empty() {
+        return Ok(());
+    }
+    let mut arguments: Vec<OsString> = ["-nrlD", "--relative", ITEM_FORMAT, "--outbuf=L"]
+        .map(OsString::from)
+        .to_vec();
+    arguments.extend(sources.arguments(spec));
+    arguments.push(NOWHERE.into());
+    let mut invocation = Invocation::new(arguments, folder, folder, Side::IntoVolume);
+    invocation.scan = Some(spec.scan.clone());
+    let mut checking = |now: Progress| {
+        progress(Progress {
+            still_s: now.still_s,
+            ..Progress::begin(Phase::Checking)
+        });
+    };
+    let outcome = rsync.run(&invocation, &mut checking, cancel)?;
+    match outcome.ended {
+        // The run reports what can't be read.
+        Ended::Whole | Ended::WithUnread => {}
+        Ended::Cancelled => return Err(SnapshotError::Cancelled),
+        Ended::Failed { ended, message } => {
+            sources.check_again()?;
+            return Err(SnapshotError::RsyncFailed {
+                ended,
+                first_message: message,
+                messages: outcome.messages,
+            });
+        }
+        other => {
+            return Err(SnapshotError::RsyncFailed {
+                ended: format!("{other:?}"),
+                first_message: outcome.messages.names.first().cloned().unwrap_or_default(),
+                messages: outcome.messages,
+            });
+        }
+    }
+    let found = Found::of(outcome.met);
+    for source in sources.list.iter().filter(|source| source.folder) {
+        let path = escape_path(&source.path);
+        if found.folders.names.contains(&path) {
+            return Err(SnapshotError::SourceRefused {
+                path,
+                why: "is marked itself, by CACHEDIR.TAG or by a name in `exclude_if_present`, so nothing \
+                      of it would be saved. Remove that file or the rule"
+                    .to_owned(),
+            });
+        }
+    }
+    sources.found = found;
+    Ok(())
+}
