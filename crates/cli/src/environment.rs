@@ -7,6 +7,7 @@ use std::time::Duration;
 use sprat_run::clock::TRUST_VARIABLE;
 use sprat_run::config::ConfigPlaces;
 use sprat_run::hooks::RUN_VARIABLE;
+use sprat_run::notify::Network;
 
 use crate::Failure;
 
@@ -24,6 +25,8 @@ pub(crate) struct Environment {
     pub home: Option<PathBuf>,
     /// The folder of the config and the key files: `/etc/sprat` (root) or `~/.config/sprat`.
     pub config_dir: Option<PathBuf>,
+    /// `PATH`: notices look for sendmail there.
+    path: OsString,
     /// How long a server may leave a request unanswered (`SPRAT_ANSWER_TIMEOUT`, in seconds).
     pub answer_timeout: Option<Duration>,
     /// `SPRAT_TRUST_CLOCK=1`: the clock is right, whatever it shows. For tests.
@@ -64,6 +67,7 @@ impl Environment {
             root,
             home,
             config_dir,
+            path: std::env::var_os("PATH").unwrap_or_default(),
             answer_timeout: answer_timeout(),
             trust_clock: std::env::var(TRUST_VARIABLE).is_ok_and(|value| value == "1"),
             run_variable: std::env::var_os(RUN_VARIABLE),
@@ -74,6 +78,11 @@ impl Environment {
     /// Makes a path of the command line absolute. The shell has expanded `~` already.
     pub(crate) fn absolute(&self, path: &Path) -> PathBuf {
         self.current_dir.join(path)
+    }
+
+    /// How notices leave this machine.
+    pub(crate) fn network(&self) -> Network {
+        Network::with_path(&self.path)
     }
 
     /// What reading the config needs.

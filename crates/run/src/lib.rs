@@ -34,3 +34,4 @@ pub mod suggest;
 pub mod target_disk;
 pub mod timer;
 pub mod times;
+pub mod watch;

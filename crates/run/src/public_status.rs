@@ -11,9 +11,12 @@ use std::path::{Path, PathBuf};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use sprat_session::{Exit, text};
+
 use crate::copy_name::CopyName;
 use crate::metrics::publish;
 use crate::notify::Kind;
+use crate::watch::{Shown, worst};
 
 /// What the file holds. Fields are added, never renamed or removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,6 +194,89 @@ impl PublicStatus {
         }
     }
 
+    /// As it is at `now`, of these containers, jobs and copies; no word: of all. A copy becomes overdue
+    /// by itself.
+    #[must_use]
+    pub fn at_time(mut self, now: Timestamp, words: &[String]) -> Self {
+        let is_meant = |copy: &CopyName| {
+            let names = [copy.job.clone(), copy.container.clone(), copy.to_string()];
+            words.is_empty() || names.iter().any(|name| words.contains(name))
+        };
+        self.copies.retain(|copy| is_meant(&copy.copy));
+        let is_there = |name: &String| {
+            words.is_empty() || self.copies.iter().any(|copy| copy.copy.container == *name)
+        };
+        self.containers
+            .retain(|container| is_there(&container.name));
+        for copy in &mut self.copies {
+            let last = copy.last_success.zip(copy.alert_after_seconds);
+            let late =
+                last.is_some_and(|(last, after)| now.duration_since(last).as_secs() >= after);
+            copy.overdue |= late;
+        }
+        self
+    }
+
+    /// The code of `status`: the published one, or that a copy is overdue since then.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        let published = Exit::ALL.into_iter().find(|exit| exit.code() == self.code);
+        let overdue = self.copies.iter().any(|copy| copy.overdue);
+        worst(
+            published
+                .into_iter()
+                .chain(overdue.then_some(Exit::Overdue)),
+        )
+    }
+
+    /// As text: a table of the copies, and the open events.
+    #[must_use]
+    pub fn text(&self, shown: &Shown) -> String {
+        let time =
+            |at: Option<Timestamp>| at.map_or_else(|| "never".to_owned(), |at| shown.time(at));
+        let mut rows = Vec::new();
+        for copy in &self.copies {
+            let mut parts = Vec::new();
+            parts.extend(copy.overdue.then(|| "OVERDUE".to_owned()));
+            parts.push(format!("last backup {}", time(copy.last_success)));
+            if let Some(code) = copy.last_code.filter(|code| !matches!(code, 0 | 3)) {
+                parts.push(format!("last run FAILED (code {code})"));
+            }
+            if copy.failures_since > 1 {
+                parts.push(format!(
+                    "{} failures since the last backup",
+                    copy.failures_since
+                ));
+            }
+            parts.extend(copy.held.then(|| "held".to_owned()));
+            parts.extend(copy.skipped.as_ref().map(|_| "skipped".to_owned()));
+            match (copy.due, copy.next) {
+                (true, _) => parts.push("due".to_owned()),
+                (false, Some(next)) => parts.push(format!("next {}", shown.time(next))),
+                (false, None) => {}
+            }
+            rows.push(vec![copy.copy.to_string(), parts.join("; ")]);
+        }
+        for container in &self.containers {
+            let mut parts = Vec::new();
+            let free = |bytes: Option<u64>, place: &str| {
+                bytes.map(|bytes| format!("{} free {place}", text::bytes(bytes)))
+            };
+            parts.extend(free(container.volume_free_bytes, "in the volume"));
+            parts.extend(free(container.server_free_bytes, "on the server"));
+            parts.push(format!("all data checked: {}", time(container.check)));
+            parts.push(format!("key rehearsed: {}", time(container.key_rehearsed)));
+            rows.push(vec![container.name.clone(), parts.join("; ")]);
+        }
+        let events = self.events.len() as u64;
+        format!(
+            "as of {}, {} open\n{}",
+            shown.time(self.at),
+            text::counted(events, "event", "events"),
+            text::table(&rows, &[])
+        )
+    }
+
     /// Whether nothing wrote it for so long that it says nothing about now.
     #[must_use]
     pub fn is_old(&self, now: Timestamp) -> bool {
@@ -288,6 +374,32 @@ mod tests {
         );
         for text in ["/etc", "not metered", "", "Metered", "a.b"] {
             assert_eq!(Word::try_from(text.to_owned()), Err(NotAWord), "{text}");
+        }
+    }
+
+    #[test]
+    fn copy_becomes_overdue_in_a_status_that_is_not_renewed() {
+        let mut published = status();
+        published.code = 0;
+        published.copies[0].overdue = false;
+        published.copies[0].last_code = Some(0);
+        let later = |seconds| published.clone().at_time(at(seconds), &[]);
+        assert_eq!(later(259_200).exit(), Exit::Done);
+        let overdue = later(259_201);
+        assert_eq!(overdue.exit(), Exit::Overdue);
+        let shown = Shown {
+            now: at(259_201),
+            zone: jiff::tz::TimeZone::UTC,
+        };
+        insta::assert_snapshot!(overdue.text(&shown), @r"
+        as of 2026-11-28 14:00, 0 events open
+        home@nas  OVERDUE; last backup 1970-01-01 00:00; 3 failures since the last backup; skipped; due
+        nas       1 B free in the volume; all data checked: never; key rehearsed: never
+        ");
+        for (word, copies) in [("home", 1), ("nas", 1), ("home@nas", 1), ("www", 0)] {
+            let chosen = published.clone().at_time(at(1), &[word.to_owned()]);
+            assert_eq!(chosen.copies.len(), copies, "{word}");
+            assert_eq!(chosen.containers.len(), copies, "{word}");
         }
     }
 

@@ -110,6 +110,16 @@ impl ContainerStatus {
         }
     }
 
+    /// Leaves out all jobs but these.
+    pub fn only(&mut self, jobs: &[String]) {
+        if let Ok(Some(known)) = &mut self.known {
+            known.history.jobs.retain(|job, _| jobs.contains(job));
+        }
+        if let Some(known) = &mut self.jobs {
+            known.retain(|job| jobs.contains(job));
+        }
+    }
+
     /// Why the status is not complete.
     pub fn failure(&self) -> Option<Failure> {
         let server = self.server.as_ref();
@@ -121,8 +131,9 @@ impl ContainerStatus {
     }
 
     /// What a monitor should report: a failure now, damage that the last check found, a job whose
-    /// last run failed, too little space, or files that were not read.
-    pub fn exit(&self) -> Exit {
+    /// last run failed, too little space, or files that were not read. The jobs of `others` are left
+    /// out: the caller knows more of them.
+    pub fn exits(&self, others: impl Fn(&str) -> bool) -> Vec<Exit> {
         let failure = self.failure().map(|failure| failure.exit);
         let low = match &self.server {
             Some(Ok(server)) if server.is_low() => Some(Exit::Failed),
@@ -137,14 +148,14 @@ impl ContainerStatus {
                 .any(|(_, check)| check.exit != Exit::Done)
                 .then_some(Exit::Damaged);
             let jobs = known.history.jobs.iter();
-            let jobs = jobs.filter(|(job, _)| self.in_config(job));
+            let jobs = jobs.filter(|(job, _)| self.in_config(job) && !others(job));
             let jobs = jobs.filter_map(|(_, history)| job_exit(history));
             full.into_iter()
                 .chain(damaged)
                 .chain(jobs)
                 .collect::<Vec<_>>()
         });
-        Exit::worst(failure.into_iter().chain(low).chain(known))
+        failure.into_iter().chain(low).chain(known).collect()
     }
 
     /// Whether the config has the job, or no job of the container at all: then it is backed up by hand.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use sprat_run::config::{self, Config, Job, Loaded, Mistake, Setting};
+use sprat_run::config::{self, Config, Job, Loaded, Mistake, Named, Setting};
 use sprat_session::text;
 
 use crate::args::GlobalArgs;
@@ -57,11 +57,11 @@ pub(super) fn run(
                     .iter()
                     .map(|file| environment.absolute(file))
                     .collect(),
-                (true, Some(named)) => config::files_beside(&named),
-                (true, None) => config::default_files(&places),
+                (true, named) => config::files_of(named.as_deref(), &places),
             };
             let mut loaded = config::load(&files, &places);
             loaded.warnings.extend(loaded.config.exposed_keys(&places));
+            loaded.warnings.extend(loaded.config.no_channel());
             check(&loaded, output)
         }
         ConfigCommand::Show { copy } => {
@@ -142,22 +142,18 @@ fn tables<'c>(config: &'c Config, word: Option<&str>) -> Result<Vec<Table<'c>>, 
         tables.extend(watches.map(|one| (format!("[watch.{}]", one.name), &*one.settings)));
         return Ok(tables);
     };
-    let container = containers(&|name| name == word);
-    let is_job = config.job(word).is_ok();
-    if is_job && !container.is_empty() {
-        let copies = config.copies_of(word)?;
-        let copies: Vec<String> = copies.iter().map(|copy| copy.name().to_string()).collect();
-        return Err(
-            Failure::usage(format!("{word:?} is a container and a job")).with_hint(format!(
-                "write {} for the job; `sprat config show` shows both",
-                copies.join(" or ")
-            )),
-        );
-    }
-    if !is_job && !container.is_empty() {
-        return Ok(container);
-    }
-    let copies = config.copies_of(word)?;
+    let copies = match config.named(word)? {
+        Some(Named::Container(_)) => return Ok(containers(&|name| name == word)),
+        Some(Named::Copies(copies)) => copies,
+        None => {
+            let mut known = config.containers.iter();
+            let found = known.find(|known| known.target.to_string() == word);
+            match found {
+                Some(found) => return Ok(containers(&|name| name == found.name)),
+                None => config.copies_of(word)?,
+            }
+        }
+    };
     let mut tables = containers(&|name| copies.iter().any(|copy| copy.container.name == name));
     tables.extend(copies.first().map(|copy| job(copy.job)));
     Ok(tables)

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::Value;
 use sprat_luks::Secret;
 use sprat_run::config::{self, Config, Container, Mistake};
+use sprat_run::schedule::Places;
+use sprat_run::watch::{Shown, Watched};
 use sprat_session as session;
 use sprat_session::address::Target;
 use sprat_session::closed_container::check_exists;
@@ -497,6 +499,27 @@ impl Context {
         let zone = time_zone(LOCAL_ZONE).map_err(|what| refused(what.to_string()))?;
         let at = parse_moment(time, now, &zone).map_err(|what| refused(format!("--at {what}")))?;
         Ok(SnapshotChoice::At(at))
+    }
+
+    /// What is watched on this machine.
+    pub(crate) fn watched(&self) -> Watched<'_> {
+        let host = rustix::system::uname();
+        Watched {
+            config: &self.config,
+            mistakes: &self.mistakes,
+            places: self.environment.config_places(),
+            state_dir: self.state_dir(),
+            host: host.nodename().to_string_lossy().into_owned(),
+            machine_id: Places::of_this_machine().machine_id(),
+        }
+    }
+
+    /// For times that are shown: now, in the zone of the config.
+    pub(crate) fn shown(&self) -> Shown {
+        Shown {
+            now: jiff::Timestamp::now(),
+            zone: time_zone(&self.config.time_zone).unwrap_or(jiff::tz::TimeZone::UTC),
+        }
     }
 
     /// The state folder.

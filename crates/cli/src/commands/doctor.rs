@@ -32,6 +32,7 @@ impl CommandArgs for DoctorArgs {
         let resolved = context.resolve_all(&self.targets)?;
         let mut findings = diagnosis::host();
         findings.push(config(context));
+        findings.extend(notices(context));
         let specs = context.config.jobs.iter().map(Job::spec);
         findings.extend(specs.flat_map(|spec| diagnosis::sources(&spec)));
         let state_dir = context.state_dir();
@@ -87,6 +88,13 @@ fn config(context: &Context) -> Finding {
                               TARGET",
         ),
     }
+}
+
+/// Warns if nobody learns of a failure.
+fn notices(context: &Context) -> Option<Finding> {
+    let warning = context.config.no_channel()?;
+    let finding = Finding::new("notices", State::Weak, warning.what);
+    Some(finding.hint("docs/notices.md has an example of each channel"))
 }
 
 /// Checks the source of the container's key, without reading the key.

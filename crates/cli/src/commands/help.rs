@@ -12,12 +12,13 @@ use crate::args::{GLOBAL_HEADING, GlobalArgs};
 use crate::output::complain;
 
 /// The commands of `sprat --help`, in groups.
-const GROUPS: [(&str, &[&str]); 6] = [
+const GROUPS: [(&str, &[&str]); 7] = [
     (
         "Set-up",
         &["setup", "init", "config", "doctor", "completions"],
     ),
     ("Every day", &["backup", "run", "status", "check", "prune"]),
+    ("Alarms", &["notify", "accept"]),
     (
         "Browse and restore",
         &["snapshots", "restore", "mount", "umount"],

@@ -2,6 +2,7 @@
 //!
 //! A new command is a file here, a variant of `Command`, and its name in a group of `help.rs`.
 
+mod accept;
 mod backup;
 mod check;
 mod completions;
@@ -15,6 +16,7 @@ mod help;
 mod init;
 mod key;
 mod mount;
+mod notify;
 mod pin;
 mod prune;
 mod remove;
@@ -105,9 +107,15 @@ enum Command {
     /// Enlarge a container
     #[command(before_help = grow::EXAMPLES, after_help = grow::NOTES)]
     Grow(grow::GrowArgs),
-    /// Show free space, the last runs of each job, and the lock
+    /// Show each copy, free space and the lock
     #[command(before_help = status::EXAMPLES, after_help = status::NOTES)]
     Status(status::StatusArgs),
+    /// Release what an alarm holds back, such as a prune that would remove much
+    #[command(before_help = accept::EXAMPLES, after_help = accept::NOTES)]
+    Accept(accept::AcceptArgs),
+    /// Test the channels of notices, list events, send what waits
+    #[command(before_help = notify::EXAMPLES)]
+    Notify(notify::NotifyArgs),
     /// Remove the lock of a session that died on another machine
     #[command(before_help = unlock::EXAMPLES, after_help = unlock::NOTES)]
     Unlock(unlock::UnlockArgs),
@@ -188,6 +196,8 @@ fn dispatch(name: String, cli: Cli) -> Exit {
         Command::Key(args) => run.command(&args),
         Command::Doctor(args) => run.command(&args),
         Command::Status(args) => run.command(&args),
+        Command::Accept(args) => run.command(&args),
+        Command::Notify(args) => run.command(&args),
     };
     let exit = done.unwrap_or_else(|failure| {
         output.failure(&failure);

@@ -28,7 +28,6 @@ fn config_check_reports_warnings_and_exits_with_0() {
     let machine = machine();
     let ran = machine.sprat(&["config", "check"]);
     assert_snapshot!(ran.succeeded().stdout, @r"
-    [DIR]/config/sprat.toml:10: warning: not yet in effect: `ntfy` in [notify]
     [DIR]/config/conf.d/usb.toml:3: warning: `insist_without_fsync` is the old name of `allow_no_fsync`: write `allow_no_fsync`
     no mistake: 2 containers, 1 job
     ");
@@ -55,7 +54,6 @@ fn config_check_reports_every_mistake_and_what_it_stops() {
     [DIR]/config/conf.d/z.toml:2: there is no [container.nsa]; did you mean "nas"?
     [DIR]/config/conf.d/z.toml:4: `every`: "5m": `m` could be minutes or months; did you mean "5 min"?
     [DIR]/config/conf.d/z.toml:5: [job.home] is also in [DIR]/config/sprat.toml:6
-    [DIR]/config/sprat.toml:10: warning: not yet in effect: `ntfy` in [notify]
     [DIR]/config/conf.d/usb.toml:3: warning: `insist_without_fsync` is the old name of `allow_no_fsync`: write `allow_no_fsync`
     3 mistakes
     "#);
@@ -129,9 +127,10 @@ fn config_show_refuses_a_name_that_is_a_container_and_a_job() {
     exit 2
     --- stderr
     sprat: "home" is a container and a job
-    Hint: write home@home for the job; `sprat config show` shows both
+    Hint: nothing was done. Write home@home for the job, and /x.luks for the container
     "#);
     machine.ok(&["config", "show", "home@home"]);
+    machine.ok(&["config", "show", "/x.luks"]);
 }
 
 #[test]

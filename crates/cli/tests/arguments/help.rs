@@ -24,9 +24,13 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
     Every day:
       backup       Back up: run jobs of the config, or one job given on the command line
       run          Make the copies of the config that are due
-      status       Show free space, the last runs of each job, and the lock
+      status       Show each copy, free space and the lock
       check        Check a container's integrity
       prune        Remove those snapshots of a job that no retention rule keeps
+
+    Alarms:
+      notify       Test the channels of notices, list events, send what waits
+      accept       Release what an alarm holds back, such as a prune that would remove much
 
     Browse and restore:
       snapshots    List a container's snapshots
@@ -53,6 +57,7 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
         1  failed
         2  wrong command line or config; nothing was started
         3  snapshot made, some source files unread
+        4  a backup is overdue
        10  no container there
        11  locked by another session
        12  wrong key file or passphrase

@@ -16,6 +16,14 @@ const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// More files are not a config.
 const FILES_MAX: usize = 1000;
 
+/// The files of the config that a person names (absolute, and must exist), else of the default one.
+pub fn files_of(named: Option<&Path>, places: &ConfigPlaces) -> Vec<PathBuf> {
+    match named {
+        Some(path) => files_beside(path),
+        None => default_files(places),
+    }
+}
+
 /// The files of the default config, as far as they are there: `sprat.toml` and those beside it.
 pub fn default_files(places: &ConfigPlaces) -> Vec<PathBuf> {
     let Some(folder) = &places.folder else {
@@ -29,14 +37,6 @@ pub fn default_files(places: &ConfigPlaces) -> Vec<PathBuf> {
         files.remove(0);
     }
     files
-}
-
-/// The files of the config that a person names (absolute, and must exist), else of the default one.
-pub fn files_of(named: Option<&Path>, places: &ConfigPlaces) -> Vec<PathBuf> {
-    match named {
-        Some(path) => files_beside(path),
-        None => default_files(places),
-    }
 }
 
 /// The file, then `conf.d/*.toml` beside it in the order of their bytes.

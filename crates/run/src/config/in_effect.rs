@@ -2,7 +2,6 @@
 
 /// Table and key. `config check` warns of each that is set.
 const NOT_IN_EFFECT: &[(&str, &[&str])] = &[
-    ("top", &["public_status", "watch"]),
     (
         "container",
         &[
@@ -17,7 +16,6 @@ const NOT_IN_EFFECT: &[(&str, &[&str])] = &[
     (
         "job",
         &[
-            "alert_after",
             "change_limit",
             "growth",
             "growth_limit",
@@ -25,22 +23,7 @@ const NOT_IN_EFFECT: &[(&str, &[&str])] = &[
             "rsync_path",
         ],
     ),
-    (
-        "notify",
-        &[
-            "command",
-            "desktop",
-            "digest",
-            "digest_at",
-            "healthchecks",
-            "mail",
-            "metrics",
-            "ntfy",
-            "on",
-            "remind_after",
-            "webhook",
-        ],
-    ),
+    ("notify", &["healthchecks"]),
 ];
 
 /// Begins the warning about a key without effect.

@@ -12,11 +12,13 @@ use super::keep::keep;
 use super::mistake::{Stops, Wrong};
 use super::reader::{Layer, Reader, Spot, Table};
 use super::show::Setting;
-use super::values::{self, SecretText, Source, Words};
+use super::values::{self, Source, Words};
 use super::{samples, schedule};
 use crate::conditions::Conditions;
 use crate::due::Schedule;
 use crate::hooks::Hook;
+use crate::notify::PrivateText;
+use crate::notify::channels::check_url;
 use crate::suggest::near_miss;
 
 /// The range of times that may not be zero.
@@ -69,7 +71,7 @@ pub struct Job {
     /// `finally`: hooks when the result is known.
     pub finally: Vec<Hook>,
     /// `healthchecks`: the URL that is pinged.
-    pub healthchecks: Option<SecretText>,
+    pub healthchecks: Option<PrivateText>,
     /// Each key and its origin, for `config show`.
     pub settings: Vec<Setting>,
 }
@@ -450,7 +452,7 @@ struct Keys {
     after: Vec<Hook>,
     failed: Vec<Hook>,
     finally: Vec<Hook>,
-    healthchecks: Option<SecretText>,
+    healthchecks: Option<PrivateText>,
 }
 
 impl Keys {
@@ -499,7 +501,7 @@ impl Keys {
             prune_every,
             growth,
             healthchecks: table.secret("healthchecks", |value| {
-                values::secret(value, home, values::check_url)
+                values::secret(value, home, check_url)
             }),
         }
     }

@@ -18,6 +18,15 @@ pub struct Mistake {
     pub stops: Stops,
 }
 
+impl Mistake {
+    /// Notices don't go by the `[notify]` of this config: it is wrong, or stands in a file that could
+    /// not be read.
+    #[must_use]
+    pub fn concerns_notices(&self) -> bool {
+        matches!(self.stops, Stops::Notices | Stops::File)
+    }
+}
+
 impl fmt::Display for Mistake {
     /// `FILE:LINE: WHAT; did you mean …?`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

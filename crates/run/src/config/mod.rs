@@ -26,14 +26,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sprat_session::Failure;
+use sprat_session::address::Target;
 
 pub use container::Container;
 pub use files::{default_files, files_beside, files_of};
 pub use job::{Dump, Filters, Growth, GrowthLimit, GrowthRules, Job, Sample, job_name};
 pub use mistake::{Mistake, Stops};
-pub use notify::{Digest, Mail, Notify, Password, SmtpServer, Watch};
+pub use notify::{Digest, Notify, Watch};
 pub use show::{Origin, Setting};
-pub use values::{SecretText, Source, UploadLimit, Words, check_url, join_words, split_words};
+pub use values::{Source, UploadLimit, Words, join_words, split_words};
 
 use crate::copy_name::CopyName;
 use crate::suggest::near_miss;
@@ -99,6 +100,19 @@ impl Copy<'_> {
     }
 }
 
+/// What a word names where a container or a copy may stand.
+#[derive(Debug)]
+pub enum Named<'c> {
+    /// A container.
+    Container(&'c Container),
+    /// The copies of a job, or one copy.
+    Copies(Vec<Copy<'c>>),
+}
+
+/// Warns that nobody would learn of a failure.
+const NO_CHANNEL: &str =
+    "no channel in [notify]: failures and overdue copies are reported to nobody";
+
 /// A config that was read.
 #[derive(Debug)]
 pub struct Loaded {
@@ -147,12 +161,6 @@ impl Loaded {
                 Err(failure.with_hint("nothing was started. docs/config.md lists every setting"))
             }
         }
-    }
-
-    /// Whether notices go by this `[notify]`; else by the last one that was right.
-    pub fn notify_is_right(&self) -> bool {
-        let stops_notices = |mistake: &Mistake| mistake.stops == Stops::Notices;
-        !self.mistakes.iter().any(stops_notices)
     }
 }
 
@@ -226,14 +234,9 @@ fn read_all<'i>(
         watches.extend(notify::read_watch(name, layer, reader, places));
     }
     let notify = only_table(&mut top, "notify", Stops::Notices);
-    let notify = notify::read(Table::of_layer(reader, "[notify]", notify), places);
-    if !in_effect::is_without_effect("notify", "mail")
-        && !notify.has_channel()
-        && let Some(spot) = top.start()
-    {
-        let what = "no channel in [notify]: failures and overdue copies are reported to nobody";
-        reader.warning(&spot, what);
-    }
+    let as_toml = notify.as_ref().map_or_else(String::new, notify::as_toml);
+    let table = Table::of_layer(reader, "[notify]", notify);
+    let notify = notify::read(table, &as_toml, places);
     let settings = top.finish(&[], "top");
     let stopped = reader.stopped();
     let is_right = |name: &str| !stopped.contains(&Stops::Container(name.to_owned()));
@@ -384,6 +387,41 @@ impl Config {
         }
     }
 
+    /// What a word names: a container, a job (`JOB`) or a copy (`JOB@CONTAINER`); `None`: the word is a
+    /// location.
+    ///
+    /// # Errors
+    /// There is nothing of this name, or a container and a job.
+    pub fn named(&self, word: &str) -> Result<Option<Named<'_>>, Failure> {
+        let container = self.containers.iter().find(|known| known.name == word);
+        let is_job = self.jobs.iter().any(|job| job.name.as_str() == word);
+        match (container, is_job) {
+            (Some(container), true) => Err(self.ambiguous(word, container)),
+            (Some(container), false) => Ok(Some(Named::Container(container))),
+            (None, true) => self
+                .copies_of(word)
+                .map(|copies| Some(Named::Copies(copies))),
+            (None, false) if Target::is_config_name(word) => self
+                .container(word)
+                .map(|found| Some(Named::Container(found))),
+            // `user@host:path` and `folder/a@b.luks` are locations.
+            (None, false) if word.contains('@') && !word.contains(['/', ':']) => self
+                .copies_of(word)
+                .map(|copies| Some(Named::Copies(copies))),
+            (None, false) => Ok(None),
+        }
+    }
+
+    fn ambiguous(&self, word: &str, container: &Container) -> Failure {
+        let copies = self.copies().filter(|copy| copy.job.name.as_str() == word);
+        let copies: Vec<String> = copies.map(|copy| copy.name().to_string()).collect();
+        Failure::usage(format!("{word:?} is a container and a job")).with_hint(format!(
+            "nothing was done. Write {} for the job, and {} for the container",
+            copies.join(" or "),
+            container.target
+        ))
+    }
+
     /// The names of a container's jobs.
     pub fn jobs_of(&self, container: &str) -> Vec<String> {
         let jobs = self.jobs.iter().filter(|job| job.is_in(container));
@@ -393,6 +431,19 @@ impl Config {
     /// Whether the container has a job of that name.
     pub fn has_job(&self, container: &str, job: &str) -> bool {
         self.jobs_of(container).iter().any(|known| known == job)
+    }
+
+    /// Warns if nobody learns of a failure.
+    pub fn no_channel(&self) -> Option<Mistake> {
+        let file = self.files.first()?;
+        let is_watched = self.jobs.is_empty() || self.notify.has_channel();
+        (!is_watched).then(|| Mistake {
+            file: file.clone(),
+            line: None,
+            what: NO_CHANNEL.to_owned(),
+            likely: None,
+            stops: Stops::Nothing,
+        })
     }
 
     /// Warns of each key file and passphrase file that other users can read.

@@ -9,10 +9,11 @@ use super::ConfigPlaces;
 use super::mistake::Wrong;
 use super::reader::{Layer, Reader, Table};
 use super::schedule::at_time;
-use super::show::Setting;
-use super::values::{self, SecretText, Words};
+use super::show::{Setting, written};
+use super::values::{self, Words};
 use crate::due::AtTime;
-use crate::notify::Kind;
+use crate::notify::channels::{Mail, MailRoute, SmtpServer, SmtpUrlError, check_url};
+use crate::notify::{Channels, Kind, PrivateText};
 
 /// `[notify]`.
 #[derive(Debug, Clone)]
@@ -26,11 +27,11 @@ pub struct Notify {
     /// `command`: gets one event as JSON on stdin.
     pub command: Option<Words>,
     /// `webhook`: a URL.
-    pub webhook: Option<SecretText>,
+    pub webhook: Option<PrivateText>,
     /// `ntfy`: the URL of a topic.
-    pub ntfy: Option<SecretText>,
+    pub ntfy: Option<PrivateText>,
     /// `healthchecks`: the URL that each run pings.
-    pub healthchecks: Option<SecretText>,
+    pub healthchecks: Option<PrivateText>,
     /// `remind_after`; `None`: never.
     pub remind_after: Option<Duration>,
     /// `digest`.
@@ -39,11 +40,24 @@ pub struct Notify {
     pub digest_at: AtTime,
     /// `metrics`: a file of Prometheus' text format.
     pub metrics: Option<PathBuf>,
+    /// The table as it stands in the config: a TOML file with `[notify]`, empty without it.
+    pub toml: PrivateText,
     /// Each key and its origin, for `config show`.
     pub settings: Vec<Setting>,
 }
 
 impl Notify {
+    /// The channels, but healthchecks.
+    pub fn channels(&self) -> Channels {
+        Channels {
+            mail: self.mail.clone(),
+            desktop: self.desktop,
+            command: self.command.clone(),
+            webhook: self.webhook.clone(),
+            ntfy: self.ntfy.clone(),
+        }
+    }
+
     /// Whether any channel is set.
     pub fn has_channel(&self) -> bool {
         let urls = [&self.webhook, &self.ntfy, &self.healthchecks];
@@ -63,41 +77,6 @@ pub enum Digest {
     Weekly,
 }
 
-/// `mail`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mail {
-    /// The addresses, at least one.
-    pub to: Vec<String>,
-    /// The sender, if one is named.
-    pub from: Option<String>,
-    /// The server; `None`: sendmail.
-    pub smtp: Option<SmtpServer>,
-    /// Where the password of the server's user is.
-    pub password: Option<Password>,
-}
-
-/// A server that takes mail.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SmtpServer {
-    /// TLS from the start (`smtps://`); else STARTTLS, which must succeed.
-    pub tls: bool,
-    /// The user that logs in, if one is named.
-    pub user: Option<String>,
-    /// A host name, or an address without brackets.
-    pub host: String,
-    /// The port, if one is named.
-    pub port: Option<u16>,
-}
-
-/// Where a password is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Password {
-    /// In a file.
-    File(PathBuf),
-    /// A command prints it.
-    Command(Words),
-}
-
 /// `[watch.NAME]`: a container file that other machines write into.
 #[derive(Debug, Clone)]
 pub struct Watch {
@@ -111,8 +90,21 @@ pub struct Watch {
     pub settings: Vec<Setting>,
 }
 
-/// Reads `[notify]`; without the table all is at its default.
-pub(super) fn read<'i>(mut table: Table<'_, '_, 'i>, places: &ConfigPlaces) -> Notify {
+/// `[notify]` as a file of its own.
+pub(super) fn as_toml(layer: &Layer<'_, '_>) -> String {
+    let entries = layer.entries.iter();
+    let entries = entries.map(|(key, value)| (key.get_ref().to_string(), written(value.get_ref())));
+    let table: toml::Table = entries.collect();
+    let file = toml::Table::from_iter([("notify".to_owned(), toml::Value::Table(table))]);
+    file.to_string()
+}
+
+/// Reads `[notify]`; without the table all is at its default. `as_toml` is the same as text.
+pub(super) fn read<'i>(
+    mut table: Table<'_, '_, 'i>,
+    as_toml: &str,
+    places: &ConfigPlaces,
+) -> Notify {
     let home = places.home.as_deref();
     let on = table.list("on", kind);
     let on: Vec<Kind> = match table.has("on") {
@@ -122,7 +114,7 @@ pub(super) fn read<'i>(mut table: Table<'_, '_, 'i>, places: &ConfigPlaces) -> N
     let desktop = table.flag("desktop", false);
     let mail = table.value("mail", |value| mail(value, home));
     let command = table.value("command", values::command);
-    let url = |value: &DeValue<'_>| values::secret(value, home, values::check_url);
+    let url = |value: &DeValue<'_>| values::secret(value, home, check_url);
     let webhook = table.secret("webhook", url);
     let ntfy = table.secret("ntfy", url);
     let healthchecks = table.secret("healthchecks", url);
@@ -162,6 +154,7 @@ pub(super) fn read<'i>(mut table: Table<'_, '_, 'i>, places: &ConfigPlaces) -> N
         digest,
         digest_at,
         metrics,
+        toml: PrivateText::text(as_toml),
         settings: table.finish(&[], "notify"),
     }
 }
@@ -211,8 +204,8 @@ fn mail(value: &DeValue<'_>, home: Option<&Path>) -> Result<Mail, Wrong> {
                 "only one of `password_file` and `password_command`",
             ));
         }
-        (Some(path), None) => Some(Password::File(path)),
-        (None, command) => command.map(Password::Command),
+        (Some(path), None) => Some(PrivateText::File(path)),
+        (None, command) => command.map(PrivateText::Command),
     };
     let has_user = smtp.as_ref().is_some_and(|server| server.user.is_some());
     match (has_user, &password) {
@@ -225,8 +218,10 @@ fn mail(value: &DeValue<'_>, home: Option<&Path>) -> Result<Mail, Wrong> {
         _ => Ok(Mail {
             to: to.map_err(within("to"))?,
             from: from.map_err(within("from"))?,
-            smtp,
-            password,
+            route: match smtp {
+                Some(server) => MailRoute::Smtp { server, password },
+                None => MailRoute::Sendmail,
+            },
         }),
     }
 }
@@ -242,47 +237,11 @@ fn address(value: &DeValue<'_>) -> Result<String, Wrong> {
 }
 
 fn smtp(value: &DeValue<'_>) -> Result<SmtpServer, Wrong> {
-    let shown = values::text(value)?;
-    let must = || Wrong::must("be like smtps://user@host or smtp://user@host:port");
-    let (tls, rest) = match (
-        shown.strip_prefix("smtps://"),
-        shown.strip_prefix("smtp://"),
-    ) {
-        (Some(rest), _) => (true, rest),
-        (None, Some(rest)) => (false, rest),
-        (None, None) => return Err(must()),
-    };
-    let rest = rest.strip_suffix('/').unwrap_or(rest);
-    let (user, host) = match rest.rsplit_once('@') {
-        Some((user, host)) => (Some(user), host),
-        None => (None, rest),
-    };
-    if user.is_some_and(|user| user.contains(':')) {
-        let why = "a password must not stand in the URL: use `password_file` or `password_command`";
-        return Err(Wrong::because(why));
-    }
-    let (host, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((host, "")) => (host, None),
-        Some((host, port)) => (host, Some(port.strip_prefix(':').ok_or_else(must)?)),
-        None => match host.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (host, None),
-        },
-    };
-    let is_odd = |c: char| !(c.is_ascii_alphanumeric() || ".-:".contains(c));
-    if host.is_empty() || host.contains(is_odd) || user.is_some_and(str::is_empty) {
-        return Err(must());
-    }
-    let port = match port.map(str::parse::<u16>) {
-        None => None,
-        Some(Ok(port)) if port > 0 => Some(port),
-        Some(_) => return Err(must()),
-    };
-    Ok(SmtpServer {
-        tls,
-        user: user.map(str::to_owned),
-        host: host.to_owned(),
-        port,
+    values::text(value)?.parse().map_err(|why| match why {
+        SmtpUrlError::Password => Wrong::because(why),
+        SmtpUrlError::Scheme | SmtpUrlError::Form => {
+            Wrong::must("be like smtps://user@host or smtp://user@host:port")
+        }
     })
 }
 

@@ -269,11 +269,6 @@ impl<'r, 't, 'i> Table<'r, 't, 'i> {
         table
     }
 
-    /// The beginning of the first file, if there is one.
-    pub(super) fn start(&self) -> Option<Spot> {
-        self.layers.first().map(|layer| layer.spot.clone())
-    }
-
     /// Declares a key that somebody else reads.
     pub(super) fn knows(&mut self, key: &'static str) {
         self.known.insert(key);

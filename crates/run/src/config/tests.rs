@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::due::{AtTime, Schedule};
+use crate::notify::channels::MailRoute;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -192,10 +193,12 @@ alert_after = "3 days"
     assert_eq!(www.alert_after, Some(2 * 2 * HOUR + DAY));
     assert_eq!(www.filters.exclude, ["a", "b"]);
     assert_eq!(config.notify.digest, Digest::Daily);
-    let server = config.notify.mail.as_ref().unwrap().smtp.as_ref().unwrap();
+    let MailRoute::Smtp { server, .. } = &config.notify.mail.as_ref().unwrap().route else {
+        panic!("no server")
+    };
     assert_eq!(
-        (&*server.host, server.port, server.tls),
-        ("mail.example", Some(465), true)
+        (&*server.host, server.port, server.tls_first),
+        ("mail.example", 465, true)
     );
     assert_eq!(config.watches[0].alert_after, 3 * DAY);
     let copies: Vec<String> = config
@@ -404,7 +407,8 @@ fn a_mistake_stops_only_what_it_concerns() {
             .collect();
         expected.sort_unstable();
         assert_eq!(stopped, expected, "{case}");
-        assert_eq!(loaded.notify_is_right(), case != "notify");
+        let is_unknown = loaded.mistakes.iter().any(Mistake::concerns_notices);
+        assert_eq!(is_unknown, case == "notify");
     }
 }
 
@@ -452,7 +456,7 @@ fn files_are_read_in_order_and_nothing_stands_in_two() {
             "conf.d/b.toml:1: [job_defaults] is also in conf.d/a.toml:5",
         ]
     );
-    assert!(!twice.notify_is_right());
+    assert!(twice.mistakes.iter().any(Mistake::concerns_notices));
     assert!(twice.config.jobs.is_empty());
 }
 
@@ -517,7 +521,7 @@ fn secrets_are_neither_shown_nor_in_debug() {
     assert!(!format!("{config:?}").contains("tttt"));
     let ntfy = config.notify.settings.iter().find(|one| one.key == "ntfy");
     assert_eq!(ntfy.unwrap().value.as_str(), Some("***"));
-    let url = config.notify.ntfy.unwrap().read().unwrap();
+    let url = config.notify.ntfy.unwrap().read(Duration::ZERO).unwrap();
     assert_eq!(*url, "https://ntfy.sh/tttt");
     let mistake = parsed(&with("notify", "ntfy = \"http://ntfy.sh/tttt\"")).mistakes;
     assert!(!format!("{mistake:?}").contains("tttt"));

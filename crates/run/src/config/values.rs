@@ -2,65 +2,21 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{self, Read};
 use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use jiff::civil::Time;
-use sprat_session::{text, trusted_file};
+use sprat_session::text;
 use toml::de::DeValue;
-use zeroize::Zeroizing;
 
 use super::mistake::Wrong;
 use crate::day_part::DayPart;
 use crate::hooks::Hook;
-
-/// The largest length of a secret that lies in a file.
-const SECRET_BYTES_MAX: u64 = 8192;
+use crate::notify::PrivateText;
 
 /// A command that runs without a shell.
 pub type Words = Vec<OsString>;
-
-/// A text that must not be shown, in the config or in a file. `Debug` does not show it.
-#[derive(Clone, PartialEq, Eq)]
-pub enum SecretText {
-    /// In the config.
-    Here(Zeroizing<String>),
-    /// In a file of its own, without the newline at its end.
-    File(PathBuf),
-}
-
-impl SecretText {
-    /// Fetches the text.
-    ///
-    /// # Errors
-    /// The file can't be read, is longer than 8192 bytes, is empty or is not UTF-8.
-    pub fn read(&self) -> io::Result<Zeroizing<String>> {
-        let path = match self {
-            Self::Here(text) => return Ok(text.clone()),
-            Self::File(path) => path,
-        };
-        let mut text = Zeroizing::new(String::new());
-        let file = trusted_file::open(path)?;
-        file.take(SECRET_BYTES_MAX + 1).read_to_string(&mut text)?;
-        let trimmed = text.trim_end_matches(['\n', '\r']);
-        if trimmed.is_empty() || text.len() as u64 > SECRET_BYTES_MAX {
-            let why = format!("it is empty or longer than {SECRET_BYTES_MAX} bytes");
-            return Err(io::Error::other(why));
-        }
-        Ok(Zeroizing::new(trimmed.to_owned()))
-    }
-}
-
-impl fmt::Debug for SecretText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Here(_) => f.write_str("***"),
-            Self::File(path) => write!(f, "in {}", path.display()),
-        }
-    }
-}
 
 /// How many bytes per second may be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -380,17 +336,17 @@ pub(super) fn secret(
     value: &DeValue<'_>,
     home: Option<&Path>,
     check: impl FnOnce(&str) -> Result<(), String>,
-) -> Result<SecretText, Wrong> {
+) -> Result<PrivateText, Wrong> {
     if value.as_str().is_some() {
         let text = text(value)?;
         check(text).map_err(Wrong::because)?;
-        return Ok(SecretText::Here(Zeroizing::new(text.to_owned())));
+        return Ok(PrivateText::text(text));
     }
     let table = entries(value, &["file"], "be text in quotes, or { file = PATH }")?;
     let file = table.get("file").map(toml::Spanned::get_ref);
     let file = file.ok_or_else(|| Wrong::because("there is no `file` in it"))?;
     let path = absolute(file, home).map_err(|wrong| inside("file", wrong))?;
-    Ok(SecretText::File(path))
+    Ok(PrivateText::File(path))
 }
 
 /// A path that begins with `/` or `~/`.
@@ -557,48 +513,4 @@ pub(super) fn file_name(value: &DeValue<'_>) -> Result<String, Wrong> {
         return Err(Wrong::because(why));
     }
     Ok(shown.to_owned())
-}
-
-/// Checks a URL that a notice or a ping is sent to: https, or http to this machine or to a private address.
-///
-/// # Errors
-/// It is neither; the text says why, without the URL, which may be a secret.
-pub fn check_url(url: &str) -> Result<(), String> {
-    if url.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return Err("the URL has a blank or a control character in it".to_owned());
-    }
-    let (is_http, rest) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
-        (Some(rest), _) => (false, rest),
-        (_, Some(rest)) => (true, rest),
-        _ => return Err("it must begin with https://".to_owned()),
-    };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = authority.rsplit('@').next().unwrap_or_default();
-    let host = match host.strip_prefix('[') {
-        Some(bracketed) => bracketed.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
-    };
-    if host.is_empty() {
-        return Err("the URL has no host".to_owned());
-    }
-    if is_http && !is_near(host) {
-        return Err(
-            "http:// is allowed only for this machine and for private addresses: write \
-             https://"
-                .to_owned(),
-        );
-    }
-    Ok(())
-}
-
-/// Whether a host is this machine, or an address that the internet does not route.
-fn is_near(host: &str) -> bool {
-    use std::net::IpAddr;
-    match host.parse::<IpAddr>() {
-        Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
-        Ok(IpAddr::V6(ip)) => {
-            ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local()
-        }
-        Err(_) => host == "localhost",
-    }
 }

@@ -10,10 +10,11 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
-use sprat_session::Exit;
+use sprat_session::{Exit, Failure};
 
 use crate::copy_name::CopyName;
 use crate::notify::kinds::{Cause, Channel, Finding, FoundBy, Key, Kind, Subject};
+use crate::times::is_ahead;
 
 /// How many events are kept. Beyond it the oldest is dropped and counted.
 pub const EVENTS_MAX: usize = 200;
@@ -23,8 +24,6 @@ pub const TRIED_FOR: SignedDuration = SignedDuration::from_hours(14 * 24);
 const TEXT_CHARACTERS_MAX: usize = 4000;
 /// Longest text of a digest, in characters.
 const DIGEST_CHARACTERS_MAX: usize = 40_000;
-/// A time so far ahead of now was written while the clock was wrong.
-const AHEAD_MAX: SignedDuration = SignedDuration::from_mins(5);
 
 /// All events that are open, or that some channel has not reported to their end.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +32,9 @@ pub struct Events {
     #[serde(default)]
     pub dropped: u64,
     events: Vec<Event>,
+    /// Damage that a person accepted, and when: what was found before then is not reported again.
+    #[serde(default)]
+    accepted: Vec<(Key, Timestamp)>,
 }
 
 /// One event.
@@ -149,6 +151,9 @@ impl Wanted {
     }
 }
 
+/// The class of a cause: a hook failed.
+pub const HOOK: &str = "hook";
+
 /// An attempt that ended.
 #[derive(Debug, Clone)]
 pub struct Attempt {
@@ -162,6 +167,15 @@ pub struct Attempt {
     pub what: Words,
     /// A hook of the job that failed. It leaves the snapshot as it is.
     pub failed_hook: Option<Words>,
+}
+
+impl Attempt {
+    /// Its code: a hook that failed leaves the snapshot, and is a failure.
+    #[must_use]
+    pub fn code(&self) -> Exit {
+        let hook = self.failed_hook.as_ref().map(|_| Exit::Failed);
+        Exit::worst([self.exit].into_iter().chain(hook))
+    }
 }
 
 /// Who made an attempt.
@@ -185,7 +199,28 @@ pub struct Words {
 }
 
 impl Words {
-    fn finding(&self, exit: Exit) -> Finding {
+    /// Of a failure; the class is its exit code in words.
+    #[must_use]
+    pub fn of(failure: &Failure) -> Self {
+        let class = serde_json::to_value(failure.exit).ok();
+        let class = class.and_then(|class| Some(class.as_str()?.to_owned()));
+        Self {
+            class: class.unwrap_or_default(),
+            text: failure.in_one_line(),
+            hint: failure.hint.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Of a hook that failed.
+    #[must_use]
+    pub fn of_hook(failure: &Failure) -> Self {
+        Self {
+            class: HOOK.to_owned(),
+            ..Self::of(failure)
+        }
+    }
+
+    pub(crate) fn finding(&self, exit: Exit) -> Finding {
         Finding {
             cause: Cause::new(exit.code(), self.class.clone()),
             text: self.text.clone(),
@@ -274,7 +309,7 @@ impl Events {
                 open.push((Key::damage(container, FoundBy::Command), ended));
             }
             // They become overdue.
-            Exit::Locked | Exit::Unreachable | Exit::Interrupted => {}
+            Exit::Locked | Exit::Unreachable | Exit::Interrupted | Exit::Overdue => {}
         }
         for key in close {
             self.observe(now, &key, None);
@@ -310,12 +345,24 @@ impl Events {
     /// A person accepts what a copy or a container has: closes its events of the kinds `growth`,
     /// `change`, `held` and `damage`.
     pub fn accept(&mut self, now: Timestamp, subject: &Subject) {
+        let damage = self.acceptable(subject).map(|event| event.key.clone());
+        let damage: Vec<Key> = damage.filter(|key| key.kind == Kind::Damage).collect();
+        self.accepted.retain(|(key, _)| !damage.contains(key));
+        self.accepted
+            .extend(damage.into_iter().map(|key| (key, now)));
         for event in &mut self.events {
             if event.is_open() && is_acceptable(&event.key, subject) {
                 event.closed = Some(now);
                 event.step += 1;
             }
         }
+    }
+
+    /// When a person accepted this damage.
+    #[must_use]
+    pub fn accepted(&self, damage: &Key) -> Option<Timestamp> {
+        let mut accepted = self.accepted.iter();
+        accepted.find(|(key, _)| key == damage).map(|(_, at)| *at)
     }
 
     /// Adds a digest, and counts dropped events from 0 again.
@@ -403,7 +450,7 @@ impl Events {
             let delivered = event.delivered.values_mut().map(|last| &mut last.at);
             let times = delivered.chain(&mut event.closed);
             for time in times.chain([&mut event.opened]) {
-                if time.duration_since(now) > AHEAD_MAX {
+                if is_ahead(*time, now) {
                     *time = now;
                 }
             }

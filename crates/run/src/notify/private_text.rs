@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::program;
 
 /// Longest secret, in bytes.
-const BYTES_MAX: u64 = 16 << 10;
+const BYTES_MAX: u64 = 8192;
 
 /// Where a secret is. `Debug` never shows it.
 #[derive(Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl PrivateText {
                 let failed = |error| format!("can't read {}: {error}", path.display());
                 let mut bytes = Zeroizing::new(Vec::new());
                 let file = trusted_file::open(path).map_err(failed)?;
-                file.take(BYTES_MAX)
+                file.take(BYTES_MAX + 1)
                     .read_to_end(&mut bytes)
                     .map_err(failed)?;
                 bytes
@@ -65,6 +65,9 @@ impl PrivateText {
         let text = text.strip_suffix('\r').unwrap_or(text);
         if text.is_empty() {
             return Err("the secret is empty".to_owned());
+        }
+        if bytes.len() as u64 > BYTES_MAX {
+            return Err(format!("the secret is longer than {BYTES_MAX} bytes"));
         }
         Ok(Zeroizing::new(text.to_owned()))
     }

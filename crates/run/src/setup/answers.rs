@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use sprat_session::Failure;
 use sprat_session::address::Target;
 
-use crate::config::{Config, Notify, SecretText, Words, check_url, join_words};
+use crate::config::{Config, Notify, Words, join_words};
+use crate::notify::PrivateText;
+use crate::notify::channels::check_url;
 
 /// What is backed up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,7 +140,7 @@ pub(super) fn is_in(report: &Report, notify: &Notify) -> bool {
             .as_ref()
             .is_some_and(|mail| mail.to.contains(to)),
         Report::Ntfy(url) => match &notify.ntfy {
-            Some(SecretText::Here(known)) => **known == *url,
+            Some(PrivateText::Text(known)) => **known == *url,
             _ => false,
         },
         Report::Desktop => notify.desktop,

@@ -6,9 +6,7 @@ use sprat_session::Failure;
 
 use super::Setup;
 use super::progress::Progress;
-use crate::config::{Notify, SecretText};
-use crate::notify::channels::{Mail, MailRoute, SENDMAIL_FOLDERS};
-use crate::notify::{Channels, Delivery, Network, Notifier, PrivateText, Sender, Wanted};
+use crate::notify::{Delivery, Network, Notifier, Sender, Wanted};
 
 impl Setup<'_> {
     /// Sends a test notice by the channels that setup wrote, until it has arrived once.
@@ -39,7 +37,7 @@ impl Setup<'_> {
     fn delivery(&self) -> Delivery {
         let zone = sprat_snapshot::time_zone(&self.config.time_zone).unwrap_or(TimeZone::UTC);
         Delivery {
-            channels: channels(&self.config.notify),
+            channels: self.config.notify.channels(),
             wanted: Wanted {
                 on: Vec::new(),
                 remind_after: None,
@@ -51,29 +49,5 @@ impl Setup<'_> {
             },
             network: Network::default(),
         }
-    }
-}
-
-/// The channels that setup writes.
-fn channels(notify: &Notify) -> Channels {
-    let folders = || {
-        SENDMAIL_FOLDERS
-            .iter()
-            .map(std::path::PathBuf::from)
-            .collect()
-    };
-    let mail = notify.mail.as_ref().filter(|mail| mail.smtp.is_none());
-    Channels {
-        mail: mail.map(|mail| Mail {
-            to: mail.to.clone(),
-            from: mail.from.clone(),
-            route: MailRoute::Sendmail { folders: folders() },
-        }),
-        desktop: notify.desktop,
-        ntfy: notify.ntfy.as_ref().map(|url| match url {
-            SecretText::Here(url) => PrivateText::text(url),
-            SecretText::File(path) => PrivateText::File(path.clone()),
-        }),
-        ..Channels::default()
     }
 }

@@ -20,6 +20,8 @@ pub enum Exit {
     Usage,
     /// The snapshot is made, but some source files could not be read.
     Unread,
+    /// A copy has had no success for too long. Only commands that watch copies end so.
+    Overdue,
     /// There is no container at the target.
     NoContainer,
     /// Another session holds the container.
@@ -36,11 +38,12 @@ pub enum Exit {
 
 impl Exit {
     /// Every exit code, in the order of the numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Done,
         Self::Failed,
         Self::Usage,
         Self::Unread,
+        Self::Overdue,
         Self::NoContainer,
         Self::Locked,
         Self::WrongKey,
@@ -57,6 +60,7 @@ impl Exit {
             Self::Failed => 1,
             Self::Usage => 2,
             Self::Unread => 3,
+            Self::Overdue => 4,
             Self::NoContainer => 10,
             Self::Locked => 11,
             Self::WrongKey => 12,
@@ -69,12 +73,13 @@ impl Exit {
     /// Of several things: the one that a monitor should report first.
     pub fn worst(exits: impl Iterator<Item = Self>) -> Self {
         let rank = |exit: &Self| match exit {
-            Self::Interrupted => 9,
-            Self::Damaged => 8,
-            Self::WrongKey => 7,
-            Self::NoContainer => 6,
-            Self::Usage => 5,
-            Self::Failed => 4,
+            Self::Interrupted => 10,
+            Self::Damaged => 9,
+            Self::WrongKey => 8,
+            Self::NoContainer => 7,
+            Self::Usage => 6,
+            Self::Failed => 5,
+            Self::Overdue => 4,
             Self::Unreachable => 3,
             Self::Locked => 2,
             Self::Unread => 1,
@@ -91,6 +96,7 @@ impl Exit {
             Self::Failed => "failed",
             Self::Usage => "wrong command line or config; nothing was started",
             Self::Unread => "snapshot made, some source files unread",
+            Self::Overdue => "a backup is overdue",
             Self::NoContainer => "no container there",
             Self::Locked => "locked by another session",
             Self::WrongKey => "wrong key file or passphrase",
@@ -257,7 +263,7 @@ mod tests {
     #[test]
     fn exit_codes_are_the_documented_ones() {
         let codes: Vec<u8> = Exit::ALL.iter().map(|exit| exit.code()).collect();
-        assert_eq!(codes, [0, 1, 2, 3, 10, 11, 12, 13, 14, 130]);
+        assert_eq!(codes, [0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 130]);
         let page = include_str!("../../../../docs/exit-codes.md");
         let documented: Vec<String> = page
             .lines()

@@ -1,5 +1,5 @@
 //! What this machine saw of a container in its last sessions: the results of its jobs, and the free space.
-//! For `sprat status`; nothing else depends on it.
+//! For `sprat status` and for notices; no backup depends on it.
 //!
 //! In the state folder, `status/UUID-TARGET.json` ([`StatePaths`]): the server never learns it.
 
@@ -16,11 +16,20 @@ use crate::files;
 use crate::state::paths::{self, StatePaths};
 use crate::{Exit, VolumeRoom};
 
+/// How many days' room is kept.
+pub const DAYS_MAX: usize = 31;
+
 /// One container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     /// Room in the volume when it was last mounted.
     pub room: Option<SeenRoom>,
+    /// The last of each day, oldest first, at most [`DAYS_MAX`]: for the date when it is full.
+    #[serde(default)]
+    pub room_by_day: Vec<SeenRoom>,
+    /// Free space on the server when it was last asked.
+    #[serde(default)]
+    pub server: Option<SeenServer>,
     /// By their names.
     pub jobs: BTreeMap<String, JobHistory>,
 }
@@ -33,6 +42,15 @@ pub struct SeenRoom {
     #[serde(flatten)]
     /// How much.
     pub room: VolumeRoom,
+}
+
+/// What a server reported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenServer {
+    /// When.
+    pub at: Timestamp,
+    /// Free for this account; `None`: the server does not report it.
+    pub available_bytes: Option<u64>,
 }
 
 /// How a job went.
@@ -120,9 +138,28 @@ impl History {
     /// Records the free space of the volume, if it was mounted.
     pub fn saw(&mut self, room: Option<VolumeRoom>) {
         if let Some(room) = room {
-            let at = Timestamp::now();
-            self.room = Some(SeenRoom { at, room });
+            self.saw_room(Timestamp::now(), room);
         }
+    }
+
+    /// Records the free space of the volume at `at`.
+    pub fn saw_room(&mut self, at: Timestamp, room: VolumeRoom) {
+        let seen = SeenRoom { at, room };
+        let day = |seen: &SeenRoom| seen.at.as_second().div_euclid(86_400);
+        // A clock that went back leaves no day ahead of this one.
+        self.room_by_day.retain(|before| day(before) < day(&seen));
+        self.room_by_day.push(seen.clone());
+        let surplus = self.room_by_day.len().saturating_sub(DAYS_MAX);
+        self.room_by_day.drain(..surplus);
+        self.room = Some(seen);
+    }
+
+    /// Records the free space of the server at `at`.
+    pub fn saw_server(&mut self, at: Timestamp, available_bytes: Option<u64>) {
+        self.server = Some(SeenServer {
+            at,
+            available_bytes,
+        });
     }
 
     /// Notes how a job's run ended.
@@ -180,6 +217,28 @@ mod tests {
         assert_eq!(known.jobs["www"].last_snapshot, None);
         std::fs::write(path(paths), "{").unwrap();
         assert_eq!(History::load(paths), History::default());
+    }
+
+    #[test]
+    fn room_is_kept_once_a_day_for_a_month_and_never_ahead() {
+        let mut known = History::default();
+        let room = |free| VolumeRoom {
+            total_bytes: 100,
+            available_bytes: free,
+            inodes: 10,
+            free_inodes: 10,
+        };
+        let at = |hour: i64| Timestamp::from_second(hour * 3600).unwrap();
+        for hour in 0..40 * 24 {
+            known.saw_room(at(hour), room(1));
+        }
+        assert_eq!(known.room_by_day.len(), DAYS_MAX);
+        assert_eq!(known.room_by_day[0].at, at(9 * 24 + 23));
+        assert_eq!(known.room_by_day.last(), known.room.as_ref());
+        known.saw_room(at(20 * 24), room(2));
+        let days: Vec<_> = known.room_by_day.iter().map(|seen| seen.at).collect();
+        assert_eq!(days.len(), 12);
+        assert_eq!(days.last(), Some(&at(20 * 24)));
     }
 
     #[test]

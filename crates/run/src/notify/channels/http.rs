@@ -22,19 +22,32 @@ pub(super) const NTFY_BYTES_MAX: usize = 4000;
 pub fn check_url(url: &str) -> Result<(), String> {
     let uri: Uri = url.parse().map_err(|_| "this is no URL".to_owned())?;
     let host = uri.host().filter(|host| !host.is_empty());
-    let host = host.ok_or("the URL names no host")?;
+    let host = host.ok_or("the URL has no host")?;
     match uri.scheme_str() {
         Some("https") => Ok(()),
-        Some("http") => match literal(host) {
-            Some(address) if !is_private(address) => Err(NOT_PRIVATE.to_owned()),
-            _ => Ok(()),
-        },
-        _ => Err("the URL must begin with https://".to_owned()),
+        Some("http") => {
+            let is_near = match literal(host) {
+                Some(address) => is_private(address),
+                None => is_local_name(host),
+            };
+            is_near.then_some(()).ok_or_else(|| NOT_PRIVATE.to_owned())
+        }
+        _ => Err("it must begin with https://".to_owned()),
     }
 }
 
 const NOT_PRIVATE: &str =
-    "http:// is allowed to this machine and to private addresses only; use https://";
+    "http:// is allowed only for this machine and for private addresses: write https://";
+
+/// Endings of names that the internet does not have (RFC 6761, 6762, 8375 and ICANN's `internal`), and
+/// `lan`, which many routers give.
+const LOCAL_ENDINGS: [&str; 5] = ["localhost", "local", "lan", "internal", "home.arpa"];
+
+fn is_local_name(host: &str) -> bool {
+    let host = host.to_ascii_lowercase();
+    let is_below = |ending: &&str| host.ends_with(&format!(".{ending}"));
+    !host.contains('.') || LOCAL_ENDINGS.iter().any(is_below)
+}
 
 fn literal(host: &str) -> Option<IpAddr> {
     let host = host.strip_prefix('[').unwrap_or(host);
@@ -204,7 +217,7 @@ mod tests {
     fn network() -> Network {
         Network {
             limit: Duration::from_secs(20),
-            only_root: None,
+            ..Network::default()
         }
     }
 
@@ -220,6 +233,7 @@ mod tests {
             "https://93.184.216.34/",
             "http://localhost:8080/x",
             "http://ntfy.lan/topic",
+            "http://nas/topic",
             "http://127.0.0.1/",
             "http://192.168.1.2:80/",
             "http://10.0.0.1",
@@ -232,6 +246,8 @@ mod tests {
         for wrong in [
             "http://93.184.216.34/secret",
             "http://172.32.0.1/secret",
+            "http://ntfy.example.org/secret",
+            "https://exa mple.org/secret",
             "http://[2001:db8::1]/secret",
             "http://[::ffff:93.184.216.34]/secret",
             "ftp://example.org/secret",

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::str::FromStr;
 
-use jiff::Timestamp;
 use lettre::address::Envelope;
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::{Certificate, CertificateStore, Tls, TlsParameters};
@@ -16,7 +15,7 @@ use crate::notify::private_text::PrivateText;
 use crate::program;
 
 /// How mail is sent.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mail {
     /// One mail to each.
     pub to: Vec<String>,
@@ -27,13 +26,10 @@ pub struct Mail {
 }
 
 /// Which way mail goes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MailRoute {
-    /// The program `sendmail`, in one of the folders of [`SENDMAIL_FOLDERS`].
-    Sendmail {
-        /// Where to find it.
-        folders: Vec<std::path::PathBuf>,
-    },
+    /// The program `sendmail`, in one of [`Network::sendmail_folders`].
+    Sendmail,
     /// A server.
     Smtp {
         /// Which one.
@@ -42,9 +38,6 @@ pub enum MailRoute {
         password: Option<PrivateText>,
     },
 }
-
-/// Where sendmail lies, besides the folders of `PATH`.
-pub const SENDMAIL_FOLDERS: [&str; 2] = ["/usr/sbin", "/usr/lib"];
 
 /// A mail server, from `smtp://[USER@]HOST[:PORT]` or `smtps://…`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +59,7 @@ pub enum SmtpUrlError {
     #[error("must begin with smtp:// or smtps://")]
     Scheme,
     /// A password in the URL.
-    #[error("the URL holds a password; use password_file or password_command")]
+    #[error("a password must not stand in the URL: use `password_file` or `password_command`")]
     Password,
     /// No host, or a wrong port.
     #[error("must be smtp://[USER@]HOST[:PORT]")]
@@ -111,43 +104,21 @@ impl FromStr for SmtpServer {
     }
 }
 
-/// The text of a mail.
-#[derive(Debug)]
-pub(super) struct Letter<'l> {
-    pub subject: &'l str,
-    pub body: &'l str,
-    pub id: &'l str,
-    pub host: &'l str,
-    pub date: Timestamp,
-}
-
 /// Sends a mail to one address.
 pub(super) fn send(
     mail: &Mail,
     to: &str,
-    letter: &Letter<'_>,
+    message: &Message<'_>,
     network: &Network,
 ) -> Result<(), String> {
     let is_harmless = |text: &str| !text.starts_with('-') && !text.contains(char::is_control);
-    let from = from(mail, letter.host);
+    let from = from(mail, message.host);
     if !is_harmless(to) || !is_harmless(&from) {
         return Err("the address has characters that no address has".to_owned());
     }
-    let message = Message {
-        from: &format!("sprat <{from}>"),
-        to,
-        subject: letter.subject,
-        body: letter.body,
-        id: letter.id,
-        host: letter.host,
-        date: letter.date,
-    };
-    let bytes = message.bytes();
+    let bytes = message.bytes(&format!("sprat <{from}>"), to);
     match &mail.route {
-        MailRoute::Sendmail { folders } => {
-            let sender = mail.from.as_deref();
-            sendmail(folders, sender, to, &bytes, network)
-        }
+        MailRoute::Sendmail => sendmail(mail.from.as_deref(), to, &bytes, network),
         MailRoute::Smtp { server, password } => {
             let smtp = Smtp {
                 server: server.clone(),
@@ -157,7 +128,7 @@ pub(super) fn send(
                 },
                 from,
                 to: to.to_owned(),
-                hello: letter.host.to_owned(),
+                hello: message.host.to_owned(),
                 network: network.clone(),
             };
             within(network.limit, move || smtp.send(&bytes))
@@ -168,7 +139,7 @@ pub(super) fn send(
 fn from(mail: &Mail, host: &str) -> String {
     let login = match &mail.route {
         MailRoute::Smtp { server, .. } => server.user.clone(),
-        MailRoute::Sendmail { .. } => None,
+        MailRoute::Sendmail => None,
     };
     let login = login.filter(|login| login.contains('@'));
     let from = mail.from.clone().or(login);
@@ -176,14 +147,11 @@ fn from(mail: &Mail, host: &str) -> String {
 }
 
 /// Its exit 0 is the success: the mail is in its queue.
-fn sendmail(
-    folders: &[std::path::PathBuf],
-    from: Option<&str>,
-    to: &str,
-    message: &[u8],
-    network: &Network,
-) -> Result<(), String> {
-    let mut paths = folders.iter().map(|folder| folder.join("sendmail"));
+fn sendmail(from: Option<&str>, to: &str, message: &[u8], network: &Network) -> Result<(), String> {
+    let mut paths = network
+        .sendmail_folders
+        .iter()
+        .map(|folder| folder.join("sendmail"));
     let path = paths.find(|path| is_program(path));
     let path = path.ok_or("there is no program sendmail")?;
     let mut words = vec![path.display().to_string(), "-i".to_owned()];

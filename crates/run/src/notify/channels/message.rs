@@ -7,11 +7,9 @@ const WORD_BYTES: usize = 42;
 /// Base64 of one line of the body.
 const LINE_BYTES: usize = 57;
 
-/// A mail to one address.
+/// What a mail says.
 #[derive(Debug)]
 pub(super) struct Message<'m> {
-    pub from: &'m str,
-    pub to: &'m str,
     pub subject: &'m str,
     pub body: &'m str,
     /// Without brackets and host.
@@ -21,16 +19,16 @@ pub(super) struct Message<'m> {
 }
 
 impl Message<'_> {
-    /// With CRLF at the ends of lines.
-    pub(super) fn bytes(&self) -> Vec<u8> {
+    /// The mail to one address, with CRLF at the ends of lines.
+    pub(super) fn bytes(&self, from: &str, to: &str) -> Vec<u8> {
         let date =
             jiff::fmt::rfc2822::to_string(&self.date.to_zoned_datetime(jiff::tz::TimeZone::UTC));
         let host = self
             .host
             .replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-");
         let mut lines = vec![
-            format!("From: {}", one_line(self.from)),
-            format!("To: {}", one_line(self.to)),
+            format!("From: {}", one_line(from)),
+            format!("To: {}", one_line(to)),
             format!("Subject: {}", header_text(self.subject)),
             format!("Date: {}", date.unwrap_or_default()),
             format!("Message-ID: <{}@{host}>", one_line(self.id)),
@@ -90,15 +88,13 @@ mod tests {
 
     fn message<'m>(subject: &'m str, body: &'m str) -> String {
         let message = Message {
-            from: "sprat <root@laptop>",
-            to: "root@example.org",
             subject,
             body,
             id: "id.1",
             host: "laptop",
             date: Timestamp::from_second(1_795_874_400).unwrap(),
         };
-        String::from_utf8(message.bytes()).unwrap()
+        String::from_utf8(message.bytes("sprat <root@laptop>", "root@example.org")).unwrap()
     }
 
     #[test]

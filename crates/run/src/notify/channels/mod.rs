@@ -10,13 +10,14 @@ mod mail;
 mod message;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
 
 pub use desktop::desktop_is_used;
 pub use http::{Ping, check_url, ping};
 use jiff::Timestamp;
-pub use mail::{Mail, MailRoute, SENDMAIL_FOLDERS, SmtpServer, SmtpUrlError};
+pub use mail::{Mail, MailRoute, SmtpServer, SmtpUrlError};
 
 use crate::notify::events::{Report, State};
 use crate::notify::kinds::{Channel, Kind};
@@ -27,11 +28,16 @@ use crate::program;
 /// How long a channel may take.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
-/// How the network is used.
+/// Where sendmail lies, besides the folders of `PATH`.
+const SENDMAIL_FOLDERS: [&str; 2] = ["/usr/sbin", "/usr/lib"];
+
+/// How messages leave this machine.
 #[derive(Debug, Clone)]
 pub struct Network {
     /// The whole time that one message may take.
     pub limit: Duration,
+    /// Where to find the program `sendmail`.
+    pub sendmail_folders: Vec<PathBuf>,
     /// PEM of the only certificate that is trusted, instead of the system's. For tests.
     pub only_root: Option<Vec<u8>>,
 }
@@ -40,8 +46,20 @@ impl Default for Network {
     fn default() -> Self {
         Self {
             limit: LIMIT,
+            sendmail_folders: SENDMAIL_FOLDERS.map(PathBuf::from).to_vec(),
             only_root: None,
         }
+    }
+}
+
+impl Network {
+    /// Finds sendmail in the folders of `PATH`, too.
+    #[must_use]
+    pub fn with_path(path: &std::ffi::OsStr) -> Self {
+        let of_path = std::env::split_paths(path).filter(|folder| folder.is_absolute());
+        let mut network = Self::default();
+        network.sendmail_folders.splice(0..0, of_path);
+        network
     }
 }
 
@@ -89,14 +107,14 @@ impl Channels {
             Channel::Mail(to) => {
                 let mail = self.mail.as_ref().ok_or("no mail is set up")?;
                 let (subject, body) = sender.mail(reports);
-                let letter = mail::Letter {
+                let message = message::Message {
                     subject: &subject,
                     body: &body,
                     id: reports.last().map_or("", |report| &report.id),
                     host: &sender.host,
                     date: now,
                 };
-                mail::send(mail, to, &letter, network)
+                mail::send(mail, to, &message, network)
             }
             Channel::Desktop => {
                 let (title, text) = sender.short(reports);

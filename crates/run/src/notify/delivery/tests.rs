@@ -37,7 +37,7 @@ fn delivery(channels: Channels) -> Delivery {
         },
         network: Network {
             limit: Duration::from_secs(20),
-            only_root: None,
+            ..Network::default()
         },
     }
 }

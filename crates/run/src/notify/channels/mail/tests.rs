@@ -5,12 +5,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use sprat_testkit::notice_servers::{NoticeServer, Wire, python_module_missing};
 use sprat_testkit::requires;
 
 use super::*;
 
-const LETTER: Letter<'static> = Letter {
+const LETTER: Message<'static> = Message {
     subject: "sprat on laptop: home@nas: the backup is overdue",
     body: "Größe: 7 GiB\n.\nend\n",
     id: "id.1",
@@ -21,7 +22,7 @@ const LETTER: Letter<'static> = Letter {
 fn network() -> Network {
     Network {
         limit: Duration::from_secs(20),
-        only_root: None,
+        ..Network::default()
     }
 }
 
@@ -120,7 +121,7 @@ fn text_with_dots_arrives_as_it_is() {
     requires!(python_module_missing("aiosmtpd"));
     let server = NoticeServer::smtp(Wire::Tls, None);
     let mail = smtp(&server, "smtps://localhost:PORT", None);
-    let letter = Letter {
+    let letter = Message {
         body: "one\n.\n..two\n.three\n",
         ..LETTER
     };
@@ -197,59 +198,59 @@ fn mail_server_that_never_answers_is_left_at_the_limit() {
     assert!(begun.elapsed() < Duration::from_secs(10));
 }
 
+const BY_SENDMAIL: Mail = Mail {
+    to: Vec::new(),
+    from: None,
+    route: MailRoute::Sendmail,
+};
+
 /// A program in the place of sendmail that keeps its arguments and its input.
-fn recording_sendmail(folder: &tempfile::TempDir, end: &str) -> Mail {
+fn recording_sendmail(folder: &tempfile::TempDir, end: &str) -> Network {
     let at = folder.path().display();
     let path = folder.path().join("sendmail");
     let script = format!("#!/bin/sh\nprintf '%s\\n' \"$@\" > {at}/words\ncat > {at}/mail\n{end}\n");
     std::fs::write(&path, script).unwrap();
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-    Mail {
-        to: Vec::new(),
-        from: None,
-        route: MailRoute::Sendmail {
-            folders: vec![PathBuf::from("/nowhere"), folder.path().to_owned()],
-        },
+    Network {
+        sendmail_folders: vec![PathBuf::from("/nowhere"), folder.path().to_owned()],
+        ..network()
     }
 }
 
 #[test]
 fn sendmail_gets_address_and_mail_and_its_exit_counts() {
     let folder = tempfile::tempdir().unwrap();
-    let mut mail = recording_sendmail(&folder, "exit 0");
+    let network = recording_sendmail(&folder, "exit 0");
+    let mut mail = BY_SENDMAIL;
     // A local user has no domain.
-    assert_eq!(send(&mail, "root", &LETTER, &network()), Ok(()));
+    assert_eq!(send(&mail, "root", &LETTER, &network), Ok(()));
     let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
     assert_eq!(read("words"), "-i\n--\nroot\n");
     assert!(read("mail").starts_with("From: sprat <root@laptop>\nTo: root\nSubject: sprat on"));
     assert!(!read("mail").contains('\r'));
     mail.from = Some("me@example.org".to_owned());
-    send(&mail, "root", &LETTER, &network()).unwrap();
+    send(&mail, "root", &LETTER, &network).unwrap();
     assert_eq!(read("words"), "-i\n-f\nme@example.org\n--\nroot\n");
     for bad in ["-oQ/tmp", "a\nb"] {
-        assert!(send(&mail, bad, &LETTER, &network()).is_err());
+        assert!(send(&mail, bad, &LETTER, &network).is_err());
     }
-    let mail = recording_sendmail(&folder, "echo queue is full >&2; exit 75");
-    let why = send(&mail, "root", &LETTER, &network()).unwrap_err();
+    let full = recording_sendmail(&folder, "echo queue is full >&2; exit 75");
+    let why = send(&BY_SENDMAIL, "root", &LETTER, &full).unwrap_err();
     assert!(why.contains("75") && why.contains("queue is full"), "{why}");
-    let slow = recording_sendmail(&folder, "exec sleep 1000");
-    let short = Network {
+    let slow = Network {
         limit: Duration::from_millis(300),
-        ..network()
+        ..recording_sendmail(&folder, "exec sleep 1000")
     };
-    let why = send(&slow, "root", &LETTER, &short).unwrap_err();
+    let why = send(&BY_SENDMAIL, "root", &LETTER, &slow).unwrap_err();
     assert!(why.contains("did not end"), "{why}");
 }
 
 #[test]
 fn machine_without_sendmail_says_so() {
-    let mail = Mail {
-        to: Vec::new(),
-        from: None,
-        route: MailRoute::Sendmail {
-            folders: vec![PathBuf::from("/nowhere")],
-        },
+    let nowhere = Network {
+        sendmail_folders: vec![PathBuf::from("/nowhere")],
+        ..network()
     };
-    let why = send(&mail, "root", &LETTER, &network()).unwrap_err();
+    let why = send(&BY_SENDMAIL, "root", &LETTER, &nowhere).unwrap_err();
     assert_eq!(why, "there is no program sendmail");
 }

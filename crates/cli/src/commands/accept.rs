@@ -1,0 +1,71 @@
+//! `sprat accept`: releases what an event holds back, and shows it first.
+
+use clap::Args;
+use serde_json::{Value, json};
+use sprat_run::config::Named;
+use sprat_run::notify::Subject;
+use sprat_run::watch::{Now, Watch, event_json};
+use sprat_session::text;
+
+use super::context::{CommandArgs, Context};
+use crate::output::result_json;
+use crate::{Exit, Failure};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  sprat accept home@nas
+  sprat accept nas";
+
+pub(super) const NOTES: &str = "\
+It closes the open events of the kinds growth, change, held and damage, and shows them first. Of
+damage it closes only the event: what a check found stays known until a check finds it no more.";
+
+#[derive(Debug, Args)]
+pub(super) struct AcceptArgs {
+    /// A copy (JOB@CONTAINER), a job, or a container of the config
+    #[arg(value_name = "COPY|TARGET")]
+    word: String,
+}
+
+impl CommandArgs for AcceptArgs {
+    fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let subjects = match context.config.named(&self.word)? {
+            Some(Named::Container(container)) => vec![Subject::Container(container.name.clone())],
+            Some(Named::Copies(copies)) => copies
+                .iter()
+                .map(|copy| Subject::Copy(copy.name()))
+                .collect(),
+            None => vec![Subject::Container(context.resolve(&self.word)?.name)],
+        };
+        let mut watch = Watch::new(context.watched(), context.environment.network());
+        let accepted = watch.accept(&subjects, &Now::read(context.environment.trust_clock));
+        for problem in &accepted.problems {
+            context.output.warning(problem);
+        }
+        let mut shown = String::new();
+        for (headline, event) in &accepted.events {
+            shown.push_str(&format!("{headline}\n"));
+            for line in event.text.lines() {
+                shown.push_str(&format!("  {}\n", text::harmless(line)));
+            }
+        }
+        shown.push_str(&match accepted.events.len() as u64 {
+            0 => format!("nothing of {} waits for you\n", text::harmless(&self.word)),
+            count => format!("{} accepted\n", text::counted(count, "event", "events")),
+        });
+        let events: Vec<Value> = accepted
+            .events
+            .iter()
+            .map(|(_, event)| event_json(event))
+            .collect();
+        let exit = match accepted.problems.is_empty() {
+            true => Exit::Done,
+            false => Exit::Failed,
+        };
+        let fields = json!({ "events": events });
+        context
+            .output
+            .result(&shown, &result_json("accept", exit, fields))?;
+        Ok(exit)
+    }
+}

@@ -1,0 +1,203 @@
+//! What the state folder knows of each copy and container of the config.
+
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use sprat_session::Exit;
+use sprat_session::state::checks::KeptCheck;
+use sprat_session::status::{ContainerStatus, LocalStatus};
+
+use super::Watched;
+use crate::config::Copy;
+use crate::copy_name::CopyName;
+use crate::copy_state::{self, CopyState};
+use crate::due::{self, Decision, spread_part};
+use crate::overdue::{is_overdue, overdue_at};
+
+/// All of it, at one time.
+#[derive(Debug)]
+pub struct Overview {
+    /// The copies of the config, in its order.
+    pub copies: Vec<CopyView>,
+    /// The containers of the config, in its order.
+    pub containers: Vec<ContainerView>,
+}
+
+/// One copy.
+#[derive(Debug)]
+pub struct CopyView {
+    /// Which.
+    pub copy: CopyName,
+    /// What is known of it.
+    pub state: CopyState,
+    /// Overdue so long after its last success; `None`: never.
+    pub alert_after: Option<Duration>,
+    /// Whether it is overdue.
+    pub is_overdue: bool,
+    /// Since when, or from when on without a success.
+    pub overdue_at: Option<Timestamp>,
+    /// Whether it is due, and when next.
+    pub decision: Decision,
+}
+
+/// One container.
+#[derive(Debug)]
+pub struct ContainerView {
+    /// Its name in the config.
+    pub name: String,
+    /// What its sessions left here; `None` before the first one, or if it can't be read.
+    pub known: Option<LocalStatus>,
+    /// `min_free`.
+    pub min_free: u64,
+    /// `check_every`.
+    pub check_every: Option<Duration>,
+}
+
+impl Overview {
+    /// Reads it.
+    #[must_use]
+    pub fn read(watched: &Watched<'_>, now: Timestamp) -> Self {
+        let config = watched.config;
+        let copies = config
+            .copies()
+            .map(|copy| CopyView::read(&copy, watched, now));
+        let containers = config.containers.iter().map(|container| {
+            let jobs = config.jobs_of(&container.name);
+            let status = ContainerStatus::read(&watched.state_dir, &container.target, jobs, None);
+            ContainerView {
+                name: container.name.clone(),
+                known: status.known.unwrap_or_default(),
+                min_free: container.min_free,
+                check_every: container.check_every,
+            }
+        });
+        Self {
+            copies: copies.collect(),
+            containers: containers.collect(),
+        }
+    }
+
+    /// Whether a copy is overdue.
+    #[must_use]
+    pub fn is_overdue(&self) -> bool {
+        self.copies.iter().any(|copy| copy.is_overdue)
+    }
+
+    /// The code that `status` ends with, as far as this machine knows: the first that stands of 13, 4,
+    /// 1, 14, 3 and 0.
+    #[must_use]
+    pub fn exit(&self, now: Timestamp) -> Exit {
+        let copies = self.copies.iter().map(CopyView::exit);
+        let containers = self.containers.iter().map(|container| container.exit(now));
+        worst(copies.chain(containers))
+    }
+}
+
+/// Of several things: the one that `status` reports first.
+pub fn worst(exits: impl Iterator<Item = Exit>) -> Exit {
+    let rank = |exit: &Exit| match exit {
+        Exit::Damaged => 7,
+        Exit::NoContainer => 6,
+        Exit::Overdue => 5,
+        Exit::Unreachable => 3,
+        Exit::Locked => 2,
+        Exit::Unread => 1,
+        Exit::Done | Exit::Interrupted => 0,
+        _ => 4,
+    };
+    exits.max_by_key(rank).unwrap_or(Exit::Done)
+}
+
+impl CopyView {
+    fn read(copy: &Copy<'_>, watched: &Watched<'_>, now: Timestamp) -> Self {
+        let name = copy.name();
+        let state = copy_state::copy_file(&watched.state_dir, &name).read();
+        let alert_after = copy.job.alert_after;
+        Self {
+            is_overdue: is_overdue(alert_after, &state, now),
+            overdue_at: overdue_at(alert_after, &state, now),
+            decision: decide(copy, watched, &state, now),
+            copy: name,
+            state,
+            alert_after,
+        }
+    }
+
+    /// The copies of the config in a container.
+    #[must_use]
+    pub fn in_container(watched: &Watched<'_>, container: &str, now: Timestamp) -> Vec<Self> {
+        let copies = watched.config.copies();
+        let copies = copies.filter(|copy| copy.container.name == container);
+        copies.map(|copy| Self::read(&copy, watched, now)).collect()
+    }
+
+    /// What a monitor should report of it.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        if self.is_overdue {
+            return Exit::Overdue;
+        }
+        match self.state.last_attempt.as_ref().map(|last| last.exit) {
+            Some(exit @ (Exit::Damaged | Exit::Unreachable | Exit::Unread)) => exit,
+            // It may go on, or another session was there.
+            None | Some(Exit::Done | Exit::Interrupted | Exit::Locked) => Exit::Done,
+            Some(_) => Exit::Failed,
+        }
+    }
+}
+
+impl ContainerView {
+    fn exit(&self, now: Timestamp) -> Exit {
+        let Some(known) = &self.known else {
+            return Exit::Done;
+        };
+        if known
+            .each_check()
+            .any(|(_, check)| check.exit != Exit::Done)
+        {
+            return Exit::Damaged;
+        }
+        match super::space::finding(&known.history, self.min_free, now) {
+            Some(Some(_)) => Exit::Failed,
+            _ => Exit::Done,
+        }
+    }
+
+    /// When all data was last checked, and whether it was clean.
+    #[must_use]
+    pub fn check(&self) -> Option<&KeptCheck> {
+        let check = self.known.as_ref()?.checks.read_data.as_ref()?;
+        Some(check).filter(|check| check.finished)
+    }
+
+    /// The check of all data is not through after 1.5 times its period.
+    #[must_use]
+    pub fn is_check_late(&self, now: Timestamp) -> bool {
+        let (Some(every), Some(check)) = (self.check_every, self.check()) else {
+            return false;
+        };
+        let ago = now.duration_since(check.at);
+        SignedDuration::try_from(every.saturating_mul(3) / 2).is_ok_and(|late| ago > late)
+    }
+}
+
+/// When a copy is due, as if its config and its key file had not changed since its last attempt.
+fn decide(copy: &Copy<'_>, watched: &Watched<'_>, state: &CopyState, now: Timestamp) -> Decision {
+    let zone = sprat_snapshot::time_zone(&watched.config.time_zone).unwrap_or(TimeZone::UTC);
+    let (job, container) = (copy.job.name.as_str(), &copy.container.name);
+    let later = spread_part(copy.job.spread, &watched.machine_id, job, container);
+    let schedule = copy.job.schedule.clone().later_by(later);
+    let last = state.last_attempt.as_ref();
+    let inputs = last.map_or("", |last| &last.inputs);
+    due::decide(&schedule, &zone, state, inputs, now)
+}
+
+/// All times in the state of the copies.
+pub(super) fn times(watched: &Watched<'_>) -> Vec<Timestamp> {
+    let copies = watched.config.copies();
+    let states = copies.map(|copy| copy_state::copy_file(&watched.state_dir, &copy.name()).read());
+    states
+        .flat_map(|state| state.times().collect::<Vec<_>>())
+        .collect()
+}
