@@ -11,6 +11,9 @@ use sprat_run::notify::Network;
 
 use crate::Failure;
 
+/// The folder of root's config. The timers know no other one.
+pub(crate) const ROOT_CONFIG_DIR: &str = "/etc/sprat";
+
 /// The level of the log that `SPRAT_LOG` sets.
 pub(crate) fn log_level() -> Option<String> {
     std::env::var("SPRAT_LOG").ok()
@@ -55,7 +58,7 @@ impl Environment {
         };
         let config_dir = folder("SPRAT_CONFIG_DIR").or_else(|| {
             if root {
-                Some(PathBuf::from("/etc/sprat"))
+                Some(PathBuf::from(ROOT_CONFIG_DIR))
             } else {
                 user_config()
             }

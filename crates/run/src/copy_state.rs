@@ -182,6 +182,12 @@ impl CopyState {
         self.failures_since = self.failures_since.saturating_add(1);
     }
 
+    /// A person pruned the copy by these rules.
+    pub fn pruned_by_hand(&mut self, policy: KeepPolicy) {
+        self.pruned_by = Some(policy);
+        self.held = self.held.take().filter(|held| held.what != HeldWhat::Prune);
+    }
+
     /// A run did not try the copy.
     pub fn skip(&mut self, at: Timestamp, reason: String) {
         self.skipped = Some(Skipped { at, reason });

@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod notify;
 pub mod overdue;
 pub mod program;
+pub mod prune_text;
 pub mod public_status;
 pub mod recovery_sheet;
 pub mod run_history;

@@ -2,6 +2,7 @@
 
 mod files;
 mod systemd;
+pub mod text;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -3,12 +3,12 @@
 use serde_json::json;
 use sprat_luks::Secret;
 use sprat_run::runner::{
-    ContainerDone, End, Front, Outcome, closed_text, content_names, outcome_text,
+    ContainerDone, End, Front, Outcome, closed_text, content_names, outcome_text, warning_lines,
 };
 use sprat_session::{Access, Observer, Session, text};
 
 use super::context::{Context, Resolved};
-use crate::output::{Output, Reporter, warning_lines};
+use crate::output::{Output, Reporter};
 use crate::{Exit, Failure};
 
 /// Opens containers for the runner.

@@ -22,6 +22,7 @@ mod prune;
 mod remove;
 mod restore;
 mod run;
+mod schedule;
 mod setup;
 mod snapshots;
 mod status;
@@ -116,6 +117,9 @@ enum Command {
     /// Test the channels of notices, list events, send what waits
     #[command(before_help = notify::EXAMPLES)]
     Notify(notify::NotifyArgs),
+    /// Install, remove or show the timers that start sprat by itself
+    #[command(before_help = schedule::EXAMPLES, after_help = schedule::NOTES)]
+    Schedule(schedule::ScheduleArgs),
     /// Remove the lock of a session that died on another machine
     #[command(before_help = unlock::EXAMPLES, after_help = unlock::NOTES)]
     Unlock(unlock::UnlockArgs),
@@ -177,6 +181,7 @@ fn dispatch(name: String, cli: Cli) -> Exit {
         Command::Config(args) => Environment::read()
             .and_then(|environment| config::run(&args, &run.global, &environment, output)),
         Command::Setup(args) => run.command(&args),
+        Command::Schedule(args) => schedule::run(&args, &run.global, output),
         Command::Init(args) => run.command(&args),
         Command::Backup(args) => run.command(&args),
         Command::Run(args) => run.command(&args),

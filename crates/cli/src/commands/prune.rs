@@ -5,10 +5,11 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 use sprat_run::config;
+use sprat_run::copy_name::CopyName;
+use sprat_run::copy_state::copy_file;
+use sprat_run::prune_text::{Asked, table};
 use sprat_session::{Access, text};
-use sprat_snapshot::{
-    EntryKind, Interrupted, KeepCount, KeepReason, KeepRules, PruneReport, PruneSpec, Pruned,
-};
+use sprat_snapshot::{KeepCount, KeepPolicy, KeepRules, PruneSpec};
 
 use super::context::{CommandArgs, Context};
 use crate::args::TARGET_HELP;
@@ -24,7 +25,7 @@ Examples:
 pub(super) const NOTES: &str = "\
 With at least one --keep rule, the snapshots that no rule keeps are removed. --drop-interrupted
 alone removes no finished snapshot. One snapshot can satisfy several rules. Hours are UTC hours.
-Days begin at midnight of the local time zone. A rule that finds fewer than N periods also keeps
+Days begin at midnight of the config's time zone. A rule that finds fewer than N periods also keeps
 the oldest snapshot. The newest complete snapshot is always kept. All rules: docs/retention.md";
 
 #[derive(Debug, Args)]
@@ -102,174 +103,62 @@ impl CommandArgs for PruneArgs {
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let job = config::job_name(&self.job).map_err(Failure::usage)?;
-        let rules = self.given().unwrap_or_default();
+        let resolved = context.resolve(&self.target)?;
+        let in_config = context
+            .config
+            .jobs
+            .iter()
+            .find(|known| known.name == job && known.is_in(&resolved.name));
+        // Without a rule here, those of the config count.
+        let configured = in_config.and_then(|job| job.keep);
+        let own = self
+            .given()
+            .or(configured.filter(|_| !self.drop_interrupted));
+        let rules = own.unwrap_or_default();
         if rules.is_empty() && !self.drop_interrupted {
             return Err(Failure::usage("no retention rule given").with_hint(
                 "nothing was started. Give at least one of --keep-last, --keep-hourly, --keep-daily, \
-                 --keep-weekly, --keep-monthly, --keep-yearly and --keep-within; --dry-run shows what they do. \
-                 To remove only the partial snapshots of interrupted runs, give --drop-interrupted \
-                 alone. `sprat run` prunes by the rules of the config",
+                 --keep-weekly, --keep-monthly, --keep-yearly and --keep-within, or write keep_ settings \
+                 into the config; --dry-run shows what they do. To remove only the partial snapshots of \
+                 interrupted runs, give --drop-interrupted alone",
             ));
         }
         let access = match self.dry_run {
             true => Access::ReadOnly,
             false => Access::ReadWrite,
         };
-        let mut prepared = context.prepare(&self.target, access)?;
+        let copy = in_config.map(|job| CopyName::new(job.name.as_str(), &*resolved.name));
+        let mut prepared = context.prepare_resolved(resolved, access)?;
         prepared.options.may_use_reserve = true;
         let target = prepared.resolved.target.clone();
         let mut reporter = Reporter::new(context.output, format!("{job}: "));
         let mut spec = PruneSpec::new(job, rules);
+        spec.time_zone.clone_from(&context.config.time_zone);
         spec.drop_interrupted = self.drop_interrupted;
         spec.dry_run = self.dry_run;
         let (report, closed) =
             context.in_session(prepared, &mut reporter, |session, reporter| {
                 session.prune(spec, reporter, &context.interrupt)
             })?;
+        if let Some(copy) = copy.filter(|_| !self.dry_run && !rules.is_empty()) {
+            let time_zone = context.config.time_zone.clone();
+            let policy = KeepPolicy { rules, time_zone };
+            copy_file(&context.state_dir(), &copy).change(|state| state.pruned_by_hand(policy));
+        }
         let fields = json!({
             "job": self.job,
             "dry_run": self.dry_run,
             "report": report,
             "volume": closed.volume,
         });
-        let text = table(&report, self, rules.is_empty(), reporter.server_is_low());
+        let asked = Asked {
+            target: &self.target,
+            dry_run: self.dry_run,
+            drop_interrupted: self.drop_interrupted,
+            no_rule: rules.is_empty(),
+            server_is_low: reporter.server_is_low(),
+        };
+        let text = table(&report, &asked);
         context.finish("prune", Exit::Done, &target, &text, fields)
-    }
-}
-
-/// `no_rule`: without a rule nothing is removed.
-fn table(report: &PruneReport, args: &PruneArgs, no_rule: bool, server_is_low: bool) -> String {
-    let (target, dry_run) = (&args.target, args.dry_run);
-    let mut rows = vec![["SNAPSHOT", "WHAT", "WHY"].map(str::to_owned).to_vec()];
-    for pruned in &report.snapshots {
-        let what = match (pruned.decision.keep.is_empty(), dry_run) {
-            (false, _) => "kept",
-            (true, _) if no_rule => "kept",
-            (true, false) => "removed",
-            (true, true) => "would be removed",
-        };
-        rows.push(vec![
-            pruned.decision.name.to_string(),
-            what.to_owned(),
-            why(pruned, no_rule),
-        ]);
-    }
-    for tree in &report.interrupted {
-        let what = match (args.drop_interrupted, dry_run) {
-            (false, _) => "kept",
-            (true, false) => "removed",
-            (true, true) => "would be removed",
-        };
-        rows.push(vec![
-            tree.folder.clone(),
-            what.to_owned(),
-            text::harmless(&interrupted(tree)),
-        ]);
-    }
-    let gone = |pruned: &&Pruned| !no_rule && pruned.decision.keep.is_empty();
-    let count = report.snapshots.iter().filter(gone).count() as u64;
-    let mut said = text::table(&rows, &[]);
-    let mut snapshots = text::counted(count, "snapshot", "snapshots");
-    let trees = report.interrupted.len() as u64;
-    if trees > 0 && args.drop_interrupted {
-        let trees = text::counted(trees, "interrupted snapshot", "interrupted snapshots");
-        snapshots.push_str(&format!(" and {trees}"));
-    } else if trees > 0 {
-        said.push_str(
-            "the next backup of the job continues from an interrupted snapshot; --drop-interrupted \
-             removes it\n",
-        );
-    }
-    if dry_run {
-        said.push_str(&format!("{snapshots} would be removed\n"));
-    } else {
-        said.push_str(&removed(
-            &snapshots,
-            report.names_removed,
-            report.free_bytes,
-            target,
-            server_is_low,
-        ));
-    }
-    said
-}
-
-/// What a removal of `snapshots` has freed: `free_bytes` in the volume before and after. Names `sprat trim`
-/// where that helps the server.
-pub(super) fn removed(
-    snapshots: &str,
-    names: u64,
-    free_bytes: [u64; 2],
-    target: &str,
-    server_is_low: bool,
-) -> String {
-    let freed = free_bytes[1].saturating_sub(free_bytes[0]);
-    let mut said = format!(
-        "{snapshots} removed ({}); {} more free in the volume\n",
-        text::counted(names, "file or folder", "files and folders"),
-        text::bytes(freed)
-    );
-    if freed > 0 || server_is_low {
-        said.push_str(&format!(
-            "to release the unused space to the server, run `sprat trim {target}`\n"
-        ));
-    }
-    said
-}
-
-/// What is known of an interrupted run.
-fn interrupted(tree: &Interrupted) -> String {
-    let mut said = match tree.kind {
-        EntryKind::Inflight => "interrupted by a crash".to_owned(),
-        _ => "interrupted".to_owned(),
-    };
-    if let Some(bytes) = tree.bytes_copied {
-        said.push_str(&format!(", {} copied", text::bytes(bytes)));
-    }
-    if let Some(why) = &tree.stopped_by {
-        said.push_str(&format!(": {why}"));
-    }
-    said
-}
-
-fn why(pruned: &Pruned, no_rule: bool) -> String {
-    if pruned.decision.keep.is_empty() {
-        return match no_rule {
-            true => "no rule was given",
-            false => "no rule keeps it",
-        }
-        .to_owned();
-    }
-    let words: Vec<&str> = pruned
-        .decision
-        .keep
-        .iter()
-        .map(|reason| word(*reason))
-        .collect();
-    words.join(", ")
-}
-
-fn word(reason: KeepReason) -> &'static str {
-    match reason {
-        KeepReason::Last => "last",
-        KeepReason::Hourly => "hourly",
-        KeepReason::Daily => "daily",
-        KeepReason::Weekly => "weekly",
-        KeepReason::Monthly => "monthly",
-        KeepReason::Yearly => "yearly",
-        KeepReason::Within => "within",
-        KeepReason::Oldest => "the oldest: a rule could keep more than there are",
-        KeepReason::LastGood => "the newest complete one",
-        KeepReason::Latest => "latest",
-        KeepReason::Newest => "the newest one",
-        KeepReason::Pinned => "pinned",
-        KeepReason::MissingDisk => "the newest copy of a disk that the newest complete one lacks",
-        KeepReason::RightContent => {
-            "has the last undamaged copy of a file that is damaged in others"
-        }
-        KeepReason::BeforeChange => "made before an unusual change of the source",
-        KeepReason::Unrecorded => "has no record: never touched",
-        KeepReason::Future => "dated in the future: not counted",
-        _ => "a reason that this version does not know",
     }
 }

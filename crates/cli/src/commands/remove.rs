@@ -4,11 +4,11 @@ use std::ffi::OsString;
 
 use clap::Args;
 use serde_json::json;
+use sprat_run::prune_text::removed;
 use sprat_session::{Access, text};
 use sprat_snapshot::{KeepReason, Removal, RemoveReport, RemoveSpec, SnapshotPath};
 
 use super::context::{CommandArgs, Context};
-use super::prune;
 use crate::args::TARGET_HELP;
 use crate::output::Reporter;
 use crate::{Exit, Failure, terminal};
@@ -76,7 +76,7 @@ impl CommandArgs for RemoveArgs {
             })?;
         let fields = json!({ "report": report, "volume": closed.volume });
         let snapshots = text::counted(report.snapshots.len() as u64, "snapshot", "snapshots");
-        let text = prune::removed(
+        let text = removed(
             &snapshots,
             report.names_removed,
             report.free_bytes,

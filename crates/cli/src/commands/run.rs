@@ -26,7 +26,7 @@ Examples:
 
 pub(super) const NOTES: &str = "\
 Makes each copy that is due and whose conditions are met, runs its hooks, and prunes it by the rules of its
-job. A timer may call it every 15 minutes. What each step does: docs/run.md
+job. `sprat schedule install` lets a timer call it. What each step does: docs/run.md
 
 Exit codes: 0 done, or nothing was due; 3 some source files unread; others in `sprat --help`.";
 

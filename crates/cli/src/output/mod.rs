@@ -5,10 +5,8 @@ mod notices;
 mod progress;
 mod reporter;
 mod streams;
-mod warnings;
 
 pub(crate) use json::{path_json, result_json};
 pub(crate) use reporter::Reporter;
 pub(crate) use sprat_session::json::{exit_json, failure_json};
 pub(crate) use streams::{Output, complain};
-pub(crate) use warnings::warning_lines;

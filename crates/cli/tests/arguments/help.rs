@@ -18,6 +18,7 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
       setup        Set up backups: from an SSH login to the first scheduled backup
       init         Create a container, its key file and its recovery sheet
       config       Check the config, and show what is in effect
+      schedule     Install, remove or show the timers that start sprat by itself
       doctor       Diagnose set-up problems
       completions  Print a completion script for a shell
 
@@ -150,6 +151,7 @@ fn every_command_has_a_help_with_an_example() {
         "key",
         "config",
         "doctor",
+        "schedule",
         "completions",
     ];
     for command in commands {

@@ -11,3 +11,4 @@ mod modes;
 mod power;
 mod qemu;
 mod recovery;
+mod schedule;

@@ -15,6 +15,7 @@ mod record;
 mod run;
 mod selection;
 mod text;
+mod warnings;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -39,6 +40,7 @@ pub use outcome::{ContainerDone, End, Outcome, outcome_json, with_states};
 pub use run::{Plan, RunDone, RunReport};
 pub use selection::{Selected, Selecting, inputs};
 pub use text::{closed_text, content_names, outcome_text, plan_table};
+pub use warnings::warning_lines;
 
 /// What the command line does for the runner.
 pub trait Front {

@@ -63,6 +63,48 @@ pub fn give_program(pair: &ClientAndServer, program: &Path) {
     give_libraries(pair, program);
 }
 
+/// Where systemd lies on this machine, and in the guest.
+const SYSTEMD: &str = "/usr/lib/systemd";
+
+/// What is missing on this machine for [`give_systemd`].
+pub fn systemd_missing() -> Option<String> {
+    let programs = [format!("{SYSTEMD}/systemd"), "systemctl".to_owned()];
+    let mut programs = programs.iter();
+    programs.find_map(|program| sprat_testkit::needs::program(program))
+}
+
+/// Lets systemd be the guest's first process. Of its units only targets come along; the one that is
+/// reached runs the script.
+pub fn give_systemd(pair: &ClientAndServer) {
+    let systemctl = sprat_testkit::needs::find_program("systemctl").expect("checked before");
+    give_program(pair, &systemctl);
+    for name in ["systemd", "systemd-executor"] {
+        let program = Path::new(SYSTEMD).join(name);
+        // An executor of its own came with systemd 254.
+        if program.exists() {
+            give_program(pair, &program);
+        }
+    }
+    for entry in fs::read_dir(Path::new(SYSTEMD).join("system")).expect("systemd's units") {
+        let path = entry.expect("systemd's units").path();
+        let is_target = path.extension().is_some_and(|end| end == "target");
+        if is_target && !path.is_symlink() {
+            give_file(pair, &path, 0o644);
+        }
+    }
+    let units = "etc/systemd/system";
+    let target = "[Unit]\nRequires=basic.target\nAfter=basic.target\nWants=vm-script.service\nAllowIsolate=yes\n";
+    give(pair, &format!("{units}/default.target"), target, 0o644);
+    let service = "[Unit]\nAfter=timers.target\n[Service]\nExecStart=/bin/bash /init script\n";
+    give(pair, &format!("{units}/vm-script.service"), service, 0o644);
+    give(
+        pair,
+        "etc/machine-id",
+        "3d1219c7c4c5404aaa1f6d2a48adfda4\n",
+        0o444,
+    );
+}
+
 /// Copies what Python needs to run `script` with `-S`: itself as `python3`, and the imported modules.
 pub fn give_python(pair: &ClientAndServer, script: &str) {
     let imports = script.lines().filter(|line| line.starts_with("import "));

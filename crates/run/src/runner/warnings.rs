@@ -142,7 +142,8 @@ fn warning_text(warning: &Warning) -> String {
 }
 
 /// The lines for a run's warnings, and whether each is a warning for the user or only a note.
-pub(crate) fn warning_lines(job: &str, warnings: &[Warning]) -> Vec<(String, bool)> {
+#[must_use]
+pub fn warning_lines(job: &str, warnings: &[Warning]) -> Vec<(String, bool)> {
     let is_kernels =
         |warning: &&Warning| matches!(warning, Warning::KernelFileSystemLeftOut { .. });
     // A backup of `/` leaves out more than ten: one line is enough.

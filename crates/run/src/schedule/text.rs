@@ -1,0 +1,112 @@
+//! What people read about the schedule.
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use sprat_session::{Exit, text};
+
+use super::{Changes, FileState, Installed, Scheduler, TimerState};
+
+/// What `install` or `remove` (`what`) changed.
+#[must_use]
+pub fn changes_text(what: &str, scheduler: Scheduler, changes: &Changes) -> String {
+    let installs = what == "install";
+    if changes.is_nothing() {
+        let state = if installs { "installed" } else { "not there" };
+        return format!("nothing to do: the schedule is {state}\n");
+    }
+    let mut text = String::new();
+    for path in &changes.written {
+        text.push_str(&format!("wrote {}\n", path.display()));
+    }
+    for path in &changes.deleted {
+        text.push_str(&format!("deleted {}\n", path.display()));
+    }
+    if !changes.timers.is_empty() {
+        let done = if installs { "enabled" } else { "disabled" };
+        text.push_str(&format!("{done} {}\n", changes.timers.join(", ")));
+    }
+    let by = match scheduler {
+        Scheduler::Systemd => "systemd",
+        Scheduler::Cron => "cron",
+    };
+    text.push_str(&match installs {
+        true => format!(
+            "{by} starts `sprat run` every 15 minutes now. `sprat schedule show` says when\n"
+        ),
+        false => "sprat is not started by itself any more\n".to_owned(),
+    });
+    text
+}
+
+/// What is installed.
+#[must_use]
+pub fn installed_text(installed: &Installed) -> String {
+    let mut text = match (installed.active, installed.scheduler) {
+        (true, Scheduler::Systemd) => "systemd starts sprat\n".to_owned(),
+        (true, Scheduler::Cron) => "cron starts sprat\n".to_owned(),
+        (false, _) => "NOTHING starts sprat by itself: run `sprat schedule install`\n".to_owned(),
+    };
+    if installed.cron_runs == Some(false) {
+        text.push_str("no cron daemon runs, and systemd is not PID 1\n");
+    }
+    for file in &installed.files {
+        let state = match file.state {
+            FileState::Unchanged => "",
+            FileState::Edited => ", changed since sprat wrote it",
+            FileState::Foreign => ", not written by `sprat schedule install`",
+        };
+        text.push_str(&format!("file {}{state}\n", file.path.display()));
+    }
+    if let Some(next) = installed.cron_next {
+        text.push_str(&format!("next run {}\n", local(next)));
+    }
+    let mut rows = vec![
+        ["TIMER", "STATE", "NEXT", "LAST", "ENDED"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    rows.extend(installed.timers.iter().map(row));
+    if rows.len() > 1 {
+        text.push_str(&text::table(&rows, &[]));
+    }
+    text
+}
+
+fn row(timer: &TimerState) -> Vec<String> {
+    let state = match (timer.enabled, timer.active) {
+        (true, true) => "active",
+        (true, false) => "enabled, not active",
+        (false, true) => "active, not enabled",
+        (false, false) => "off",
+    };
+    let time = |at: Option<Timestamp>| at.map_or("-".to_owned(), local);
+    vec![
+        timer.unit.to_owned(),
+        state.to_owned(),
+        time(timer.next),
+        time(timer.last_start),
+        ended(timer),
+    ]
+}
+
+fn ended(timer: &TimerState) -> String {
+    let code = |code: u8| {
+        let known = Exit::ALL.into_iter().find(|exit| exit.code() == code);
+        match known {
+            Some(exit) => format!("{code}: {}", exit.meaning()),
+            None => code.to_string(),
+        }
+    };
+    match (timer.last_result.as_deref(), timer.last_code) {
+        (None, _) if timer.last_start.is_some() => "still runs".to_owned(),
+        (None, _) => "-".to_owned(),
+        (Some("success" | "exit-code"), Some(number)) => code(number),
+        (Some(result), _) => result.to_owned(),
+    }
+}
+
+/// `2026-11-28 14:00`, in the machine's time zone.
+fn local(at: Timestamp) -> String {
+    let zoned = TimeZone::system().to_datetime(at);
+    zoned.strftime("%Y-%m-%d %H:%M").to_string()
+}
