@@ -1,7 +1,7 @@
 //! `sprat backup`: runs the jobs of the config, or one given on the command line.
 
 use std::ffi::OsString;
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -9,7 +9,11 @@ use sprat_run::config::job_name;
 use sprat_run::copy_name::CopyName;
 use sprat_run::hooks::refuse_inside_hook;
 use sprat_run::notify::By;
-use sprat_run::runner::{ContainerWork, CopyWork, Runner, outcome_json, with_states};
+use sprat_run::runner::{
+    ContainerWork, CopyWork, Runner, attempts, check_sources, hooks_of_containers, outcome_json,
+    source_path, with_states,
+};
+use sprat_run::watch::{Ended, Now, Watch};
 use sprat_session::text;
 use sprat_snapshot::{ScanRules, SnapshotSpec};
 
@@ -100,7 +104,8 @@ impl CommandArgs for BackupArgs {
                 context.output.warning(&warning.to_string());
             }
         }
-        let mut containers = Containers::new(context, context.output, resolved);
+        let mut begins = |_: &CopyName| {};
+        let mut containers = Containers::new(context, context.output, resolved, &mut begins);
         containers.fetch_keys()?;
         let runner = Runner::new(
             &context.config,
@@ -154,6 +159,17 @@ fn make(
     }
     let exit = Exit::worst(exits.into_iter());
     let outcomes = || finished.iter().flat_map(|done| &done.outcomes);
+    let ended = Watch::new(context.watched(), context.environment.network()).ended(
+        &Ended {
+            run: &runner.run,
+            attempts: &attempts(outcomes(), By::Backup),
+            container_hooks: &hooks_of_containers(&finished),
+        },
+        &Now::read(context.environment.trust_clock),
+    );
+    for problem in &ended.problems {
+        context.output.warning(problem);
+    }
     if context.output.json {
         let jobs: Vec<Value> = outcomes().map(outcome_json).collect();
         let fields = json!({ "jobs": jobs, "sessions": sessions });
@@ -165,22 +181,6 @@ fn make(
         Ok(()) => Ok(exit),
         Err(failure) => Err(with_states(failure, exit, outcomes())),
     }
-}
-
-/// Reports all invalid sources and patterns together. A source that is missing or can't be read fails only
-/// its own job.
-fn check_sources(groups: &[ContainerWork<'_>]) -> Result<(), Failure> {
-    let mut wrong = Vec::new();
-    for copy in groups.iter().flat_map(|group| &group.copies) {
-        let mistakes = sprat_snapshot::mistakes(&copy.spec).into_iter();
-        wrong.extend(mistakes.map(|mistake| format!("job {}: {mistake}", copy.spec.job)));
-    }
-    if wrong.is_empty() {
-        return Ok(());
-    }
-    let failure = Failure::usage("invalid sources");
-    let failure = wrong.into_iter().fold(failure, Failure::because);
-    Err(failure.with_hint("nothing was started. Correct all of these, in the config or here"))
 }
 
 /// What a backup works on: one session for each container.
@@ -272,24 +272,4 @@ fn one<'c>(context: &'c Context, resolved: Resolved, spec: SnapshotSpec) -> Work
         copies: vec![copy],
     };
     (vec![resolved], vec![group])
-}
-
-/// Resolves `..` as the kernel does; a symbolic link at the end stays one. A source must always have the same
-/// path: otherwise the next run does not find its files in this run's snapshot.
-fn source_path(path: &Path) -> Result<PathBuf, Failure> {
-    let is_up = |component: Component<'_>| component == Component::ParentDir;
-    if !path.components().any(is_up) {
-        return Ok(path.to_owned());
-    }
-    let resolve = |path: &Path| {
-        std::fs::canonicalize(path).map_err(|error| {
-            Failure::failed(format!("source {}: can't be found", path.display()))
-                .caused_by(&error)
-                .with_hint("nothing was started. Check the path")
-        })
-    };
-    match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => Ok(resolve(parent)?.join(name)),
-        _ => resolve(path),
-    }
 }

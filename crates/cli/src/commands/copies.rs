@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use sprat_luks::Secret;
+use sprat_run::copy_name::CopyName;
 use sprat_run::runner::{
     ContainerDone, End, Front, Outcome, closed_text, content_names, outcome_text, warning_lines,
 };
@@ -17,15 +18,23 @@ pub(super) struct Containers<'c> {
     /// With its key, if that was fetched before.
     all: Vec<(Resolved, Option<Result<Secret, Failure>>)>,
     reporter: Reporter,
+    begins: &'c mut dyn FnMut(&CopyName),
 }
 
 impl<'c> Containers<'c> {
     /// These containers. Their keys are fetched when each is opened.
-    pub(super) fn new(context: &'c Context, output: Output, all: Vec<Resolved>) -> Self {
+    /// `begins` is called when an attempt begins.
+    pub(super) fn new(
+        context: &'c Context,
+        output: Output,
+        all: Vec<Resolved>,
+        begins: &'c mut dyn FnMut(&CopyName),
+    ) -> Self {
         Self {
             context,
             all: all.into_iter().map(|resolved| (resolved, None)).collect(),
             reporter: Reporter::new(output, ""),
+            begins,
         }
     }
 
@@ -55,6 +64,10 @@ impl Front for Containers<'_> {
             *fetched = None;
         }
         opened
+    }
+
+    fn begins(&mut self, copy: &CopyName) {
+        (self.begins)(copy);
     }
 
     fn observer(&mut self, subject: &str) -> &mut dyn Observer {

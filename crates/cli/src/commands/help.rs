@@ -15,7 +15,14 @@ use crate::output::complain;
 const GROUPS: [(&str, &[&str]); 7] = [
     (
         "Set-up",
-        &["setup", "init", "config", "schedule", "doctor", "completions"],
+        &[
+            "setup",
+            "init",
+            "config",
+            "schedule",
+            "doctor",
+            "completions",
+        ],
     ),
     ("Every day", &["backup", "run", "status", "check", "prune"]),
     ("Alarms", &["notify", "accept"]),

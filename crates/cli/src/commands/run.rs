@@ -5,12 +5,15 @@ use std::time::Duration;
 use clap::Args;
 use jiff::Timestamp;
 use serde_json::json;
-use sprat_run::clock::{Moment, is_synchronised};
-use sprat_run::config::{Copy, Mistake};
+use sprat_run::config::{Copy, Mistake, Named};
+use sprat_run::copy_name::CopyName;
 use sprat_run::hooks::refuse_inside_hook;
 use sprat_run::notify::By;
 use sprat_run::run_lock::RunLock;
-use sprat_run::runner::{Plan, RunReport, Runner, plan_table, with_states};
+use sprat_run::runner::{
+    Plan, RunReport, Runner, attempts, hooks_of_containers, plan_table, with_states,
+};
+use sprat_run::watch::{Ended, Now, Watch, event_json};
 use sprat_session::text;
 
 use super::context::{CommandArgs, Context};
@@ -83,11 +86,8 @@ impl CommandArgs for RunArgs {
                 false => Err(RunLock::already_running(&runtime_dir)),
             };
         };
-        runner.begin(
-            &Moment::now(),
-            is_synchronised(),
-            context.environment.trust_clock,
-        );
+        let now = Now::read(context.environment.trust_clock);
+        runner.begin(&now.moment, now.synchronised, now.trusted);
         self.make(context, &runner, &copies)
     }
 }
@@ -101,7 +101,16 @@ impl RunArgs {
         }
         let mut copies: Vec<Copy<'c>> = Vec::new();
         for word in &self.copies {
-            for copy in config.copies_named(word)? {
+            let named = match config.named(word)? {
+                Some(Named::Copies(copies)) => copies,
+                Some(Named::Container(container)) => {
+                    let all = config.copies();
+                    all.filter(|copy| copy.container.name == container.name)
+                        .collect()
+                }
+                None => return Err(Failure::usage(format!("{word:?} is no copy of the config"))),
+            };
+            for copy in named {
                 if !copies.iter().any(|known| known.name() == copy.name()) {
                     copies.push(copy);
                 }
@@ -159,23 +168,33 @@ impl RunArgs {
         let resolved = context.config.containers.iter();
         let resolved = resolved.map(|container| context.resolve_container(container));
         let resolved = resolved.collect::<Result<Vec<_>, _>>()?;
-        let mut containers = Containers::new(context, output, resolved);
+        let mut watch = Watch::new(context.watched(), context.environment.network());
+        let mut begins = |copy: &CopyName| watch.begins(copy, &runner.run, Timestamp::now());
+        let mut containers = Containers::new(context, output, resolved, &mut begins);
         // If the results can't be printed, the copies of the next container are still made.
         let mut printed = Ok(());
         let done = runner.carry_out(&plan, &context.mistakes, &mut containers, &mut |done| {
             let now = printer.report(done);
             printed = std::mem::replace(&mut printed, Ok(())).and(now);
         });
+        let ended = watch.ended(
+            &Ended {
+                run: &runner.run,
+                attempts: &attempts(done.outcomes(), By::Run),
+                container_hooks: &hooks_of_containers(&done.containers),
+            },
+            &Now::read(context.environment.trust_clock),
+        );
+        for problem in &ended.problems {
+            output.warning(problem);
+        }
         let problems = runner.take_problems();
         for problem in &problems {
             output.warning(problem);
         }
         let failed = problems.len() + failed_owed.len();
-        let exit = Exit::worst(
-            [done.exit]
-                .into_iter()
-                .chain((failed > 0).then_some(Exit::Failed)),
-        );
+        let failed = (failed > 0).then_some(Exit::Failed);
+        let exit = Exit::worst([done.exit, ended.exit].into_iter().chain(failed));
         let report = RunReport {
             plan: &plan,
             done: Some(&done),
@@ -184,7 +203,7 @@ impl RunArgs {
             let fields = json!({
                 "dry_run": false,
                 "copies": runner.copies_json(&report, Timestamp::now()),
-                "events": [],
+                "events": ended.open.iter().map(event_json).collect::<Vec<_>>(),
             });
             printed = printed.and(output.result("", &result_json("run", exit, fields)));
         } else if plan.is_empty() && !printer.silent {

@@ -6,8 +6,7 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
-use sprat_run::config::{Config, ConfigPlaces};
-use sprat_run::schedule::text::{changes_text, installed_text};
+use sprat_run::schedule::text::{changes_text, config_warning, installed_text};
 use sprat_run::schedule::{Changes, Places, Schedule, Scheduler};
 
 use crate::args::GlobalArgs;
@@ -69,7 +68,9 @@ pub(super) fn run(
         ScheduleCommand::Install { print: false } => {
             need_root(&environment, "install")?;
             let changes = schedule.install(&running_program()?)?;
-            warn_of_config(output);
+            if let Some(warning) = config_warning(Path::new(ROOT_CONFIG_DIR)) {
+                output.warning(&warning);
+            }
             report("install", schedule.scheduler(), &changes, output)
         }
         ScheduleCommand::Remove => {
@@ -122,27 +123,6 @@ fn print_files(
     let json = result_json(command, Exit::Done, json!({ "files": list }));
     output.listing(&shown.join("\n"), &json)?;
     Ok(Exit::Done)
-}
-
-/// Without a job nothing is ever backed up, and no error says so.
-fn warn_of_config(output: Output) {
-    let places = ConfigPlaces {
-        root: true,
-        home: None,
-        folder: Some(ROOT_CONFIG_DIR.into()),
-    };
-    let path = Path::new(ROOT_CONFIG_DIR).join("sprat.toml");
-    let path = path.display();
-    match Config::load(None, &places) {
-        Ok(config) if config.files.is_empty() => output.warning(&format!(
-            "there is no config {path}: nothing is backed up. Only root's config is scheduled"
-        )),
-        Ok(config) if config.jobs.is_empty() => output.warning(&format!(
-            "the config {path} has no [job.NAME]: nothing is backed up"
-        )),
-        Ok(_) => {}
-        Err(failure) => output.warning(&failure.in_one_line()),
-    }
 }
 
 fn report(

@@ -362,31 +362,6 @@ impl Config {
         Ok(copies)
     }
 
-    /// The copies that a word names where a container may stand, too: those of a container, of a job
-    /// (`JOB`), or one copy (`JOB@CONTAINER`).
-    ///
-    /// # Errors
-    /// There is nothing of this name, or a container and a job.
-    pub fn copies_named(&self, word: &str) -> Result<Vec<Copy<'_>>, Failure> {
-        let is_container = self.containers.iter().any(|known| known.name == word);
-        let is_job = self.jobs.iter().any(|job| job.name.as_str() == word);
-        let copies = self.copies();
-        match (is_container, is_job) {
-            (true, false) => Ok(copies.filter(|copy| copy.container.name == word).collect()),
-            (false, _) => self.copies_of(word),
-            (true, true) => {
-                let named = copies.map(|copy| copy.name());
-                let spelled = named.filter(|copy| copy.job == word || copy.container == word);
-                let spelled: Vec<String> = spelled.map(|copy| copy.to_string()).collect();
-                Err(
-                    Failure::usage(format!("{word:?} is a container and a job")).with_hint(
-                        format!("nothing was started. Write {}", spelled.join(" or ")),
-                    ),
-                )
-            }
-        }
-    }
-
     /// What a word names: a container, a job (`JOB`) or a copy (`JOB@CONTAINER`); `None`: the word is a
     /// location.
     ///

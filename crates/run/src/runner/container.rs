@@ -73,6 +73,7 @@ impl<'a> Runner<'a> {
             Some(container) => Around::of_container(self, container, started),
             None => Ok(None),
         };
+        let has_hooks = matches!(around, Ok(Some(_)));
         let begun = match &around {
             Ok(Some(around)) => around.before(),
             Ok(None) => Ok(()),
@@ -97,6 +98,8 @@ impl<'a> Runner<'a> {
             failed_hooks = around.end(false, result);
         }
         ContainerDone {
+            name: work.name.clone(),
+            has_hooks,
             outcomes,
             closed,
             failed_hooks,
@@ -139,6 +142,9 @@ impl<'a> Runner<'a> {
         if let Some(absent) = self.absent(work) {
             end_all(drafts, &absent);
             return None;
+        }
+        for draft in drafts.iter() {
+            front.begins(&draft.work.name);
         }
         let mut session = match self.open(work, front) {
             Ok(session) => session,

@@ -12,6 +12,7 @@ mod container;
 mod outcome;
 mod prune;
 mod record;
+mod request;
 mod run;
 mod selection;
 mod text;
@@ -36,7 +37,10 @@ use crate::copy_state::{CopyState, copy_file};
 use crate::notify::By;
 use crate::state_file::StateFile;
 
-pub use outcome::{ContainerDone, End, Outcome, outcome_json, with_states};
+pub use outcome::{
+    ContainerDone, End, Outcome, attempts, hooks_of_containers, outcome_json, with_states,
+};
+pub use request::{check_sources, source_path};
 pub use run::{Plan, RunDone, RunReport};
 pub use selection::{Selected, Selecting, inputs};
 pub use text::{closed_text, content_names, outcome_text, plan_table};
@@ -49,6 +53,9 @@ pub trait Front {
     /// # Errors
     /// The container can't be opened.
     fn open(&mut self, container: &str) -> Result<Session, Failure>;
+
+    /// An attempt at a copy begins.
+    fn begins(&mut self, copy: &CopyName);
 
     /// Shows progress and notices, about `subject` from now on.
     fn observer(&mut self, subject: &str) -> &mut dyn Observer;

@@ -10,6 +10,7 @@ use sprat_snapshot::SnapshotReport;
 
 use crate::copy_name::CopyName;
 use crate::hooks;
+use crate::notify::{Attempt, By, Words};
 
 /// The code for hooks of a copy whose `before` hook said "not now".
 const NOT_NOW: u8 = 75;
@@ -108,6 +109,10 @@ impl Outcome {
 /// The result of the work on one container.
 #[derive(Debug)]
 pub struct ContainerDone {
+    /// Its name.
+    pub name: String,
+    /// It has hooks of its own.
+    pub has_hooks: bool,
     /// Its copies, in the order of the config.
     pub outcomes: Vec<Outcome>,
     /// The session; `None`: it was not opened, or did not end in order.
@@ -123,6 +128,43 @@ impl ContainerDone {
         let hooks = self.failed_hooks.iter().map(|_| Exit::Failed);
         Exit::worst(hooks.chain(self.outcomes.iter().map(Outcome::exit)))
     }
+}
+
+/// The attempts, for events and notices. What was skipped is none.
+#[must_use]
+pub fn attempts<'o>(outcomes: impl Iterator<Item = &'o Outcome>, by: By) -> Vec<Attempt> {
+    let attempt = |outcome: &Outcome| {
+        let (exit, what) = match &outcome.end {
+            End::Made(report) if report.record.complete => (Exit::Done, Words::default()),
+            End::Made(report) => {
+                let files = text::counted(report.record.unread.count, "file", "files");
+                let lacks = Failure::new(Exit::Unread, format!("the snapshot lacks {files}"));
+                (Exit::Unread, Words::of(&lacks))
+            }
+            End::Failed(failure) => (failure.exit, Words::of(failure)),
+            End::Skipped { stopped: false, .. } => return None,
+            End::Skipped { why, .. } => {
+                let stopped = Failure::new(Exit::Interrupted, why.clone());
+                (Exit::Interrupted, Words::of(&stopped))
+            }
+        };
+        Some(Attempt {
+            copy: outcome.copy.clone(),
+            by,
+            exit,
+            what,
+            failed_hook: outcome.failed_later.first().map(Words::of_hook),
+        })
+    };
+    outcomes.filter_map(attempt).collect()
+}
+
+/// The containers whose own hooks ran, and what failed of them.
+#[must_use]
+pub fn hooks_of_containers(done: &[ContainerDone]) -> Vec<(String, Option<Words>)> {
+    let ran = done.iter().filter(|one| one.has_hooks);
+    let failed = |one: &ContainerDone| one.failed_hooks.first().map(Words::of_hook);
+    ran.map(|one| (one.name.clone(), failed(one))).collect()
 }
 
 /// Adds the result of each job to the failure to print the results.

@@ -1,10 +1,13 @@
 //! What people read about the schedule.
 
+use std::path::Path;
+
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use sprat_session::{Exit, text};
 
 use super::{Changes, FileState, Installed, Scheduler, TimerState};
+use crate::config::{Config, ConfigPlaces};
 
 /// What `install` or `remove` (`what`) changed.
 #[must_use]
@@ -36,6 +39,28 @@ pub fn changes_text(what: &str, scheduler: Scheduler, changes: &Changes) -> Stri
         false => "sprat is not started by itself any more\n".to_owned(),
     });
     text
+}
+
+/// Without a job nothing is ever backed up, and no error says so. `folder` is that of root's config.
+#[must_use]
+pub fn config_warning(folder: &Path) -> Option<String> {
+    let places = ConfigPlaces {
+        root: true,
+        home: None,
+        folder: Some(folder.to_owned()),
+    };
+    let path = folder.join("sprat.toml");
+    let path = path.display();
+    match Config::load(None, &places) {
+        Ok(config) if config.files.is_empty() => Some(format!(
+            "there is no config {path}: nothing is backed up. Only root's config is scheduled"
+        )),
+        Ok(config) if config.jobs.is_empty() => Some(format!(
+            "the config {path} has no [job.NAME]: nothing is backed up"
+        )),
+        Ok(_) => None,
+        Err(failure) => Some(failure.in_one_line()),
+    }
 }
 
 /// What is installed.
