@@ -39,7 +39,7 @@ fn pruned_snapshots_are_gone_and_the_rest_comes_back() {
         ran.whole()
     );
     assert!(
-        ran.stdout.contains("`sprat trim store/x.luks` releases"),
+        ran.stdout.contains("run `sprat trim store/x.luks`"),
         "{}",
         ran.whole()
     );
