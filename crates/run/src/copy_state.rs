@@ -182,6 +182,14 @@ impl CopyState {
         self.failures_since = self.failures_since.saturating_add(1);
     }
 
+    /// A copy was made after a person accepted what held it. If it has rules and was not `pruned`, a prune
+    /// may be what was held: that passes later.
+    pub(crate) fn passed(&mut self, pruned: bool, has_rules: bool) {
+        if pruned || !has_rules {
+            self.released = None;
+        }
+    }
+
     /// A person pruned the copy by these rules.
     pub fn pruned_by_hand(&mut self, policy: KeepPolicy) {
         self.pruned_by = Some(policy);

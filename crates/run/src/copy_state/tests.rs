@@ -89,3 +89,36 @@ fn state_of_copies_is_kept_apart_and_torn_files_count_as_unknown() {
     std::fs::write(&path, r#"{"failures_since": 3, "later": {}}"#).unwrap();
     assert_eq!(load(&home).failures_since, 3);
 }
+
+#[test]
+fn accepted_prune_passes_although_copies_are_made_before_it() {
+    let mut state = CopyState {
+        released: Some(at("2026-11-28T09:00Z")),
+        ..CopyState::default()
+    };
+    state.passed(false, true);
+    assert!(state.released.is_some());
+    state.passed(true, true);
+    assert_eq!(state.released, None);
+}
+
+#[test]
+fn prune_by_hand_releases_only_what_holds_the_prune() {
+    let policy = KeepPolicy {
+        rules: sprat_snapshot::KeepRules::default(),
+        time_zone: "local".to_owned(),
+    };
+    for (what, held) in [(HeldWhat::Copy, true), (HeldWhat::Prune, false)] {
+        let mut state = CopyState {
+            held: Some(Held {
+                what,
+                since: at("2026-11-28T09:00Z"),
+                reason: "r".to_owned(),
+            }),
+            ..CopyState::default()
+        };
+        state.pruned_by_hand(policy.clone());
+        assert_eq!(state.held.is_some(), held);
+        assert_eq!(state.pruned_by.as_ref(), Some(&policy));
+    }
+}

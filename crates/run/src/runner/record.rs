@@ -82,7 +82,7 @@ impl Runner<'_> {
                 state.skip(now, why.clone());
             }
             if outcome.end.is_made() {
-                state.released = None;
+                state.passed(outcome.pruned.is_some(), copy.job.keep.is_some());
                 let file = copy.container.target.local_path();
                 state.file_system = file.and_then(|file| FileSystem::holding(&file));
             }
