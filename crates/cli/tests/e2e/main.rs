@@ -7,6 +7,7 @@
     reason = "a failing test panics, and prints what it draws"
 )]
 
+mod alerts;
 mod check;
 mod check_disk;
 mod commands;

@@ -15,15 +15,8 @@ const NOT_IN_EFFECT: &[(&str, &[&str])] = &[
     ),
     (
         "job",
-        &[
-            "change_limit",
-            "growth",
-            "growth_limit",
-            "healthchecks",
-            "rsync_path",
-        ],
+        &["change_limit", "growth", "growth_limit", "rsync_path"],
     ),
-    ("notify", &["healthchecks"]),
 ];
 
 /// Begins the warning about a key without effect.

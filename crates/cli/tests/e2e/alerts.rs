@@ -1,0 +1,127 @@
+//! What is wrong with a real container is reported once to a real server, and a person accepts it.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
+
+use serde_json::Value;
+use sprat_testkit::machine::{CONTAINER, TestMachine};
+use sprat_testkit::notice_servers::{NoticeServer, Wire, python_module_missing};
+use sprat_testkit::{needs, requires};
+
+/// Kind and state of each notice that the server received.
+fn notices(server: &NoticeServer) -> Vec<String> {
+    let received = server.received();
+    let sent = received.iter().filter(|request| request["path"] == "/hook");
+    let short = |request: &Value| {
+        let body = request["body"].as_str().unwrap();
+        let notice: Value = serde_json::from_str(body).unwrap();
+        let field = |name: &str| notice[name].as_str().unwrap().to_owned();
+        format!("{} {}", field("kind"), field("state"))
+    };
+    sent.map(short).collect()
+}
+
+/// The pings that the server received, without their ids.
+fn pings(server: &NoticeServer) -> Vec<String> {
+    let received = server.received();
+    let paths = received
+        .iter()
+        .map(|request| request["path"].as_str().unwrap());
+    let paths = paths.filter(|path| path.starts_with("/ping"));
+    paths
+        .map(|path| path.split('?').next().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn failure_and_damage_are_reported_once_and_anybody_sees_the_status() {
+    requires!(needs::root(), python_module_missing("http.server"));
+    let server = NoticeServer::http(Wire::Plain);
+    let machine = TestMachine::with_container();
+    let config = format!(
+        "[container.nas]\ntarget = \"{}\"\nkey_file = \"{}\"\n\
+         [job.home]\ncontainer = \"nas\"\nsources = \"{}\"\n\
+         [notify]\nwebhook = \"http://127.0.0.1:{}/hook\"\n\
+         healthchecks = \"http://127.0.0.1:{}/ping\"\nmetrics = \"{}\"\n",
+        machine.path(CONTAINER).display(),
+        machine.path("config/keys/x.key").display(),
+        machine.path("src").display(),
+        server.port,
+        server.port,
+        machine.path("sprat.prom").display(),
+    );
+    machine.write("config/sprat.toml", &config);
+    let tested = machine.ok(&["notify", "test"]);
+    assert_eq!(tested.stdout, "webhook  delivered\n");
+    assert_eq!(notices(&server), ["digest test"]);
+    machine.ok(&["backup", "home"]);
+    // A run that fails is reported, and the next one that works.
+    std::fs::rename(machine.path("src"), machine.path("away")).unwrap();
+    machine.sprat(&["run", "--now"]).failed_with(1);
+    std::fs::rename(machine.path("away"), machine.path("src")).unwrap();
+    machine.ok(&["run", "--now"]);
+    assert_eq!(
+        notices(&server)[1..],
+        ["failure opened", "recovered closed"]
+    );
+    assert_eq!(
+        pings(&server),
+        ["/ping/start", "/ping/fail", "/ping/start", "/ping"]
+    );
+    let metrics = std::fs::read_to_string(machine.path("sprat.prom")).unwrap();
+    let code = "sprat_last_attempt_code{job=\"home\",container=\"nas\"} 0";
+    assert!(metrics.contains(code), "{metrics}");
+    let alert = ["status", "--alert", "--offline"];
+    assert_eq!(machine.ok(&alert).whole(), machine.ok(&alert).whole());
+    let seen = machine.ok(&["status", "home@nas", "--json"]).json();
+    let job = &seen["containers"][0]["jobs"]["home"];
+    assert_eq!(
+        (&job["overdue"], &job["in_config"]),
+        (&false.into(), &true.into())
+    );
+    machine.ok(&["status", "home", "--history"]);
+    assert_eq!(notices(&server).len(), 3);
+
+    // In the second copy of the header: a check finds it.
+    let file = File::options().write(true).open(machine.path(CONTAINER));
+    file.unwrap().write_all_at(&[0; 64], 20_490).unwrap();
+    machine.sprat(&["check", "nas"]).failed_with(13);
+    machine.sprat(&alert).failed_with(13);
+    machine.sprat(&alert).failed_with(13);
+    assert_eq!(notices(&server)[3..], ["damage opened"]);
+    let listed = machine.ok(&["notify", "list"]).stdout;
+    assert!(listed.contains("nas: damage was found"), "{listed}");
+    assert!(listed.contains("webhook: delivered 2"), "{listed}");
+
+    // Without root and without a config.
+    let nobody = || {
+        machine.sprat_as_nobody(&["--version"]);
+        let mut command = machine.command_of(machine.path("sprat"));
+        command.env("SPRAT_CONFIG_DIR", machine.path("none"));
+        machine.run(command.args(["status"]).uid(65534).gid(65534))
+    };
+    let public = nobody();
+    assert_eq!(public.code, 13, "{}", public.whole());
+    assert!(public.stdout.contains("home@nas"), "{}", public.whole());
+    assert!(!public.stdout.contains('/'), "{}", public.whole());
+
+    let accepted = machine.ok(&["accept", "nas"]).stdout;
+    assert!(
+        accepted.contains("The check (quick) found damage."),
+        "{accepted}"
+    );
+    assert!(accepted.contains("1 event accepted"), "{accepted}");
+    let nothing = machine.ok(&["accept", "home@nas"]).stdout;
+    assert_eq!(nothing, "nothing of home@nas waits for you\n");
+    // What the check found stays known, and is not reported again.
+    machine.sprat(&alert).failed_with(13);
+    assert_eq!(notices(&server)[4..], ["recovered closed"]);
+
+    // A mistake in the config silences nothing, and the next one that sends reports it.
+    machine.write("config/sprat.toml", format!("{config}ntfi = \"x\"\n"));
+    machine.sprat(&["status"]).failed_with(2);
+    machine.sprat(&alert).failed_with(13);
+    assert_eq!(notices(&server)[5..], ["config opened"]);
+    machine.nothing_is_left();
+}
