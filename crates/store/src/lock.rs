@@ -275,9 +275,14 @@ impl Lock {
     /// [`WriteJournal::all_resolved`], when everything that was sent was answered. Otherwise drop
     /// the lease instead, so that no other machine starts before this host has recovered the
     /// in-doubt writes. [`LockError::Lost`] if a copy of this process or a takeover got in: then
-    /// some of this session's writes may be gone. Returns whether there was no higher lease: then no
+    /// some of this session's writes may be gone, and it owes a late-write list. Returns whether there was no higher lease: then no
     /// other session can have written before the release.
     pub fn release(self, store: &dyn Store) -> Result<bool, LockError> {
+        self.write_free(store)
+    }
+
+    /// As [`Lock::release`], for a session that may owe a late-write list: that needs the lease.
+    pub fn write_free(&self, store: &dyn Store) -> Result<bool, LockError> {
         let _span = tracing::debug_span!("lease", op = "release").entered();
         let _writing = self.writing();
         self.change(|content| content.free = true);

@@ -493,10 +493,7 @@ impl Served {
                 report.removed = named == Some(false);
             }
         } else if self.access == Access::ReadWrite {
-            if !self.lease.answer_takeover(&self.events) {
-                self.lease.leave_written_list(&self.events);
-            }
-            report.lock_released = matches!(self.lease.release(), Ok(true));
+            report.lock_released = self.lease.give_up(&self.events);
         }
         report
     }

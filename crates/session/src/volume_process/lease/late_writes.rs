@@ -122,7 +122,7 @@ impl ContainerLease {
     /// come. Then waits for the answers to what was sent, and reports to the other session that
     /// nothing can arrive any more. False: the lease was not lost to a takeover. If a step fails,
     /// the other session has to wait and to compare.
-    pub(crate) fn answer_takeover(&self, events: &EventSender) -> bool {
+    pub(super) fn answer_takeover(&self, events: &EventSender) -> bool {
         let held = self.lock.read().ignore_poison();
         let (Some(lock), true) = (&*held, self.lost().is_some()) else {
             return false;

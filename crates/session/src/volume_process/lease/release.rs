@@ -2,10 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
-use sprat_store::{IgnorePoison, LockError, Store};
+use sprat_store::{IgnorePoison, Lock, LockError, Store};
 
 use crate::Failure;
 use crate::volume_process::lease::ContainerLease;
+use crate::volume_process::shutdown::EventSender;
 
 impl ContainerLease {
     /// Releases the lease. While writes are pending or unresolved the lease stays, so that the next
@@ -36,7 +37,7 @@ impl ContainerLease {
         if let Some(lock) = held.take() {
             drop(held);
             self.record.all_resolved()?;
-            let alone = lock.release(&*self.store())?;
+            let alone = self.write_free(lock, &*self.store())?;
             self.released_alone.store(alone, Ordering::SeqCst);
         }
         Ok(true)
@@ -68,8 +69,36 @@ impl ContainerLease {
         last(&*store)?;
         self.all_resolved()?;
         if let Some(lock) = lock {
-            lock.release(&*store)?;
+            self.write_free(lock, &*store)?;
         }
         Ok(())
+    }
+
+    /// Releases the lease that was taken out of this one. If it turns out to be lost, it is put
+    /// back: the late-write list and the answer are still due.
+    fn write_free(&self, lock: Lock, store: &dyn Store) -> Result<bool, LockError> {
+        let released = lock.write_free(store);
+        if let Err(error @ LockError::Lost { .. }) = &released {
+            // First, so that nothing can be sent once the lease is back.
+            self.lose(Failure::from(error));
+            *self.lock.write().ignore_poison() = Some(lock);
+        }
+        released
+    }
+
+    /// Ends the lease of a session that failed. A lease that is lost, also one that only its
+    /// release finds lost, gets the late-write list and the answer. Returns whether no lease is
+    /// left.
+    pub(crate) fn give_up(&self, events: &EventSender) -> bool {
+        if !self.answer_takeover(events) {
+            self.leave_written_list(events);
+        }
+        match self.release() {
+            Ok(released) => released,
+            Err(_) => {
+                self.answer_takeover(events);
+                false
+            }
+        }
     }
 }

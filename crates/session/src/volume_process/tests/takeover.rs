@@ -161,6 +161,43 @@ fn nothing_is_sent_before_the_snapshots_were_checked() {
     volume.close().unwrap();
 }
 
+/// The check behind "free" is the last one, and all that was sent since the one before may have
+/// arrived over what another session wrote.
+#[test]
+fn release_that_finds_the_lease_lost_leaves_the_late_write_list() {
+    for told in [true, false] {
+        let session = TestSession::new();
+        let lease = &session.lease;
+        lease.notes_sent(late::Sent::new(late::some_key(1)));
+        let range = std::slice::from_ref(&(0..4096));
+        lease.before_send(range).unwrap();
+        lease.answered(lease.sends(0, &[1; 4096]));
+        lease.all_resolved().unwrap();
+        // A user confirms that this machine is off, so the other one writes at once.
+        let (other, store) = session.taken_over_by_another();
+        assert_eq!(other.close_by_word(3600), [1_000_001]);
+        other.confirm(&*store).unwrap();
+        let lists = || {
+            let names = store.list().unwrap().into_iter();
+            names
+                .filter(|name| name.as_str().contains(".late-"))
+                .count()
+        };
+        if told {
+            let released = lease.release();
+            assert!(
+                matches!(released, Err(LockError::Lost { .. })),
+                "{released:?}"
+            );
+        }
+        assert!(!lease.give_up(&events()));
+        assert_eq!(lists(), 1, "{told}");
+        assert_eq!(lease.lost().unwrap().exit, Exit::Locked);
+        // Nothing is sent after it, however recent the last check was.
+        assert!(lease.before_send(range).is_err());
+    }
+}
+
 #[test]
 fn key_change_that_lost_its_lease_answers_once_all_is_durable() {
     let session = TestSession::new();
