@@ -324,6 +324,18 @@ pub trait Store: Send + Sync {
     }
 }
 
+/// Decides at the last moment whether a write is sent: see [`StoreFile::guard_writes`].
+pub trait WriteGuard: Send + Sync {
+    /// Whether a write may be sent now. `checks`: how often [`WriteGuard::check_again`] succeeded
+    /// for this write. Called under a mutex of the store, so it must neither block nor use the
+    /// store.
+    fn may_send(&self, checks: u32) -> bool;
+
+    /// Called when a write may not be sent. May use the store. After an error, such as
+    /// [`StoreError::Withheld`], nothing more of the write is sent.
+    fn check_again(&self) -> Result<(), StoreError>;
+}
+
 /// One open file. Any number of threads may call at once. Calls on overlapping ranges have no
 /// order, unless one returned before the other began.
 ///
@@ -412,6 +424,13 @@ pub trait StoreFile: Send + Sync {
 
     /// Gives the space of a range back; it then reads as zeros. `Unsupported` by default.
     fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError>;
+
+    /// From now on `guard` is asked when a write enters a connection. A write may wait for that for
+    /// a long time. Only the first guard counts. Does nothing by default: other stores have no
+    /// queue.
+    fn guard_writes(&self, guard: Arc<dyn WriteGuard>) {
+        drop(guard);
+    }
 
     /// Notes that the file was changed by other means than this handle, by something that has
     /// finished: the next flush makes that durable, too.

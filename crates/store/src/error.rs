@@ -71,6 +71,13 @@ pub enum StoreError {
     /// The connections of one session end at different machines, which don't show the same files.
     #[error("{object}: {reason}")]
     Elsewhere { object: String, reason: String },
+    /// A [`WriteGuard`](crate::WriteGuard) refused it. What was sent of it was answered.
+    #[error("{op} {object}: not sent: {reason}")]
+    Withheld {
+        op: &'static str,
+        object: String,
+        reason: String,
+    },
     /// This store does not support the operation.
     #[error("{op} {object}: not supported by this store: {reason}")]
     Unsupported {
@@ -127,6 +134,8 @@ pub enum StoreErrorKind {
     Protocol,
     /// See [`StoreError::Elsewhere`].
     Elsewhere,
+    /// See [`StoreError::Withheld`].
+    Withheld,
     /// See [`StoreError::Unsupported`].
     Unsupported,
     /// Any other failure.
@@ -165,6 +174,7 @@ impl StoreError {
             Self::HostKey { .. } => StoreErrorKind::HostKey,
             Self::Protocol { .. } => StoreErrorKind::Protocol,
             Self::Elsewhere { .. } => StoreErrorKind::Elsewhere,
+            Self::Withheld { .. } => StoreErrorKind::Withheld,
             Self::Unsupported { .. } => StoreErrorKind::Unsupported,
             Self::Refused { .. } | Self::Io { .. } => StoreErrorKind::Failed,
         }
@@ -194,6 +204,7 @@ impl StoreErrorKind {
             | Self::HostKey
             | Self::Protocol
             | Self::Elsewhere
+            | Self::Withheld
             | Self::Unsupported => false,
         }
     }
@@ -225,6 +236,7 @@ mod tests {
             HostKey,
             Protocol,
             Elsewhere,
+            Withheld,
             Unsupported,
         ];
         assert!(passing.iter().all(|kind| kind.may_pass()));

@@ -30,7 +30,7 @@ mod write_journal;
 
 pub use contract::{
     Access, Applied, Capabilities, FileStat, FreeSpace, OpenedAndRead, Question, ReadClass, Store,
-    StoreFile,
+    StoreFile, WriteGuard,
 };
 pub use error::{StoreError, StoreErrorKind};
 pub use local::LocalStore;

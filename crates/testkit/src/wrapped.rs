@@ -1,8 +1,8 @@
 //! Wraps a file so that a test changes what its reads, writes or flushes do.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
+use sprat_store::{FileStat, ReadClass, StoreError, StoreFile, WriteGuard};
 
 /// What a test does in place of a read; the file below comes first.
 type OnRead =
@@ -19,6 +19,7 @@ pub struct WrappedFile {
     on_read: Option<Box<OnRead>>,
     on_write: Option<Box<OnWrite>>,
     on_flush: Option<Box<OnFlush>>,
+    guard: OnceLock<Arc<dyn WriteGuard>>,
 }
 
 impl WrappedFile {
@@ -30,6 +31,7 @@ impl WrappedFile {
             on_read: None,
             on_write: None,
             on_flush: None,
+            guard: OnceLock::new(),
         }
     }
 
@@ -84,6 +86,12 @@ impl StoreFile for WrappedFile {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        for checks in 0.. {
+            match self.guard.get() {
+                Some(guard) if !guard.may_send(checks) => guard.check_again()?,
+                _ => break,
+            }
+        }
         match &self.on_write {
             Some(on_write) => on_write(&*self.below, offset, data),
             None => self.below.write_at(offset, data),
@@ -95,6 +103,10 @@ impl StoreFile for WrappedFile {
             Some(on_flush) => on_flush(&*self.below),
             None => self.below.flush(),
         }
+    }
+
+    fn guard_writes(&self, guard: Arc<dyn WriteGuard>) {
+        let _ = self.guard.set(guard);
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {

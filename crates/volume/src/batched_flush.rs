@@ -82,9 +82,12 @@ fn write_and_flush(
     let parts: Vec<(u64, &[u8])> = offsets.zip(bytes.iter().map(Vec::as_slice)).collect();
     let sends = |(offset, bytes): &(u64, &[u8])| engine.session.sends(*offset, bytes);
     let numbers: Vec<u64> = parts.iter().map(sends).collect();
-    let flushed = connection.file.write_parts_durably(&parts)?;
-    numbers
-        .into_iter()
-        .for_each(|number| engine.session.answered(number));
-    Ok(flushed)
+    let flushed = connection.file.write_parts_durably(&parts);
+    // Of a batch that was withheld, too, all that was sent was answered.
+    if matches!(&flushed, Ok(_) | Err(StoreError::Withheld { .. })) {
+        numbers
+            .into_iter()
+            .for_each(|number| engine.session.answered(number));
+    }
+    flushed
 }

@@ -12,7 +12,7 @@ use crate::engine::{Connection, Engine, Meaning, Quiet, VolumeState, meaning};
 use crate::flush::{flush, flush_behind};
 use crate::lock_checks::LockCheckStatus;
 use crate::plan::{EpochNumber, ReadBackResult, Step};
-use crate::session_hooks::ReconnectError;
+use crate::session_hooks::{ReconnectError, guard_writes};
 use crate::threads::named;
 use crate::{BLOCK_BYTES, VolumeError};
 
@@ -165,6 +165,7 @@ fn reconnect<'a>(
                 if quiet {
                     state.plan.quiet_over(loss);
                 }
+                guard_writes(&*file, &engine.session);
                 let old = std::mem::replace(&mut state.file, file);
                 state.connected(engine.now());
                 close_aside(&mut state, old);

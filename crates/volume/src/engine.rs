@@ -16,7 +16,7 @@ use crate::plan::{Generation, Limits, Plan};
 use crate::proof::Proof;
 use crate::read_cache::ReadCache;
 use crate::readahead_window::ReadaheadWindow;
-use crate::session_hooks::{Fenced, SessionHooks};
+use crate::session_hooks::{Fenced, SessionHooks, guard_writes};
 use crate::streams::Streams;
 use crate::threads::named;
 use crate::{BLOCK_BYTES, Flush, Geometry, VolumeError, VolumeOptions, VolumeStats};
@@ -258,6 +258,7 @@ impl Engine {
         options: VolumeOptions,
         read_only: bool,
     ) -> Self {
+        guard_writes(&*file, &session);
         let behind_bytes_max = options
             .flush_behind_bytes_max
             .min(options.write_buffer_bytes_max / 4);

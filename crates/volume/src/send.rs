@@ -3,6 +3,8 @@
 use std::slice;
 use std::time::Instant;
 
+use sprat_store::StoreErrorKind;
+
 use crate::BLOCK_BYTES;
 use crate::engine::{Connection, Engine, Meaning, VolumeState, meaning};
 use crate::plan::Run;
@@ -13,7 +15,7 @@ const SMALL_BYTES: usize = 64 << 10;
 
 enum Sent {
     Answered,
-    /// The session did not allow it; nothing was sent.
+    /// The session did not allow it. Nothing was sent, or all that was sent was answered.
     Refused(Fenced),
     /// The store failed. Anything may have arrived, or may still arrive.
     Broken(Meaning),
@@ -84,6 +86,11 @@ fn send(engine: &Engine, connection: &Connection, run: &Run, buffer: &mut Vec<u8
         Ok(()) => {
             engine.session.answered(number);
             Sent::Answered
+        }
+        Err(error) if error.kind() == StoreErrorKind::Withheld => {
+            // What was sent of it was answered.
+            engine.session.answered(number);
+            Sent::Refused(Fenced::Lost(Box::new(error)))
         }
         Err(error) => Sent::Broken(meaning("write", error)),
     }

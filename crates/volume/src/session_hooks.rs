@@ -4,7 +4,7 @@ use std::error::Error;
 use std::ops::Range;
 use std::sync::Arc;
 
-use sprat_store::{StoreError, StoreFile};
+use sprat_store::{StoreError, StoreFile, WriteGuard};
 
 /// A cause passed through from the session.
 pub type Cause = Box<dyn Error + Send + Sync>;
@@ -46,6 +46,18 @@ pub trait SessionHooks: Send + Sync {
     /// threads at once, and again for ranges that are sent again.
     fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced>;
 
+    /// Whether a write that [`SessionHooks::before_send`] allowed may still enter the connection. It
+    /// may have waited for long. `checks`: how often [`SessionHooks::check_to_send`] succeeded for
+    /// it. Must not block.
+    fn may_send(&self, _checks: u32) -> bool {
+        true
+    }
+
+    /// Checks the lock again, for a write that may not be sent without.
+    fn check_to_send(&self) -> Result<(), Fenced> {
+        Ok(())
+    }
+
     /// These bytes are sent to `offset` of the container file now, after
     /// [`SessionHooks::before_send`] allowed it. Returns a number for [`SessionHooks::answered`].
     fn sends(&self, _offset: u64, _bytes: &[u8]) -> u64 {
@@ -76,5 +88,29 @@ pub trait SessionHooks: Send + Sync {
     /// nothing can arrive late. Asked after each reconnect, and at open if writes are in doubt.
     fn old_server_dead(&self) -> bool {
         false
+    }
+}
+
+/// Has the file ask the session before it sends a write that waited.
+pub(crate) fn guard_writes(file: &dyn StoreFile, session: &Arc<dyn SessionHooks>) {
+    file.guard_writes(Arc::new(SendGuard(Arc::clone(session))));
+}
+
+struct SendGuard(Arc<dyn SessionHooks>);
+
+impl WriteGuard for SendGuard {
+    fn may_send(&self, checks: u32) -> bool {
+        self.0.may_send(checks)
+    }
+
+    fn check_again(&self) -> Result<(), StoreError> {
+        self.0.check_to_send().map_err(|fenced| match fenced {
+            Fenced::Disconnected(source) => source,
+            Fenced::Lost(cause) => StoreError::Withheld {
+                op: "write",
+                object: "the container".to_owned(),
+                reason: cause.to_string(),
+            },
+        })
     }
 }

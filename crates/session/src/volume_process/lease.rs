@@ -99,6 +99,10 @@ fn verified_to_send_age_max(quiet_time: Duration) -> Duration {
     (quiet_time / 2).clamp(Duration::from_secs(2), Duration::from_secs(10))
 }
 
+/// A write that waited for space is sent after so many checks for it alone, even if each took longer
+/// than its result counts. Otherwise nothing could be sent over a very slow connection.
+const CHECKS_TO_SEND_MAX: u32 = 3;
+
 /// A lease whose counter can't be written looks like a dead session's. After so many failed
 /// renewals nothing more is sent.
 const FAILED_RENEWALS_MAX: u32 = 3;
@@ -400,18 +404,22 @@ impl ContainerLease {
         begun.is_some_and(|begun| since_boot().saturating_sub(begun) < age_max)
     }
 
-    /// Reads the lease again if the last check is too old to send.
+    /// Reads the lease again if the last check is too old to send. A lease that is known to be lost
+    /// stays lost, however recent the last good check was.
     fn verify_to_send(&self) -> Result<(), Fenced> {
-        let verified = *self.verified.lock().ignore_poison();
-        match verified {
-            Some(at)
-                if since_boot().saturating_sub(at)
-                    >= verified_to_send_age_max(self.connection.quiet_time()) =>
-            {
-                sprat_volume::SessionHooks::before_epoch(self)
-            }
-            _ => Ok(()),
+        if let Some(failure) = self.lost() {
+            return Err(Fenced::Lost(Box::new(failure)));
         }
+        match self.check_is_too_old() {
+            true => sprat_volume::SessionHooks::before_epoch(self),
+            false => Ok(()),
+        }
+    }
+
+    fn check_is_too_old(&self) -> bool {
+        let verified = *self.verified.lock().ignore_poison();
+        let age_max = verified_to_send_age_max(self.connection.quiet_time());
+        verified.is_some_and(|at| since_boot().saturating_sub(at) >= age_max)
     }
 
     fn read_lock_again(&self, store: &dyn Store) -> Result<(), LockError> {
@@ -526,6 +534,14 @@ impl sprat_volume::SessionHooks for ContainerLease {
             self.lose(Failure::from(&error));
             Fenced::Lost(Box::new(error))
         })
+    }
+
+    fn may_send(&self, checks: u32) -> bool {
+        self.lost().is_none() && (checks >= CHECKS_TO_SEND_MAX || !self.check_is_too_old())
+    }
+
+    fn check_to_send(&self) -> Result<(), Fenced> {
+        self.verify_to_send()
     }
 
     fn sends(&self, offset: u64, bytes: &[u8]) -> u64 {

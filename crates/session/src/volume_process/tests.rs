@@ -419,6 +419,24 @@ fn writes_need_a_recent_lease_check() {
     assert!(!session.lease.release().unwrap());
 }
 
+/// A write may wait for space in a slow connection for longer than a check counts.
+#[test]
+fn write_that_waited_needs_a_recent_check_and_none_is_sent_after_a_loss() {
+    let session = TestSession::new();
+    let lease = &session.lease;
+    lease.verify().unwrap();
+    assert!(lease.may_send(0));
+    lease.set_last_check_age(Duration::from_secs(60));
+    assert!(!lease.may_send(0));
+    assert!(lease.may_send(3), "over a very slow connection");
+    lease.check_to_send().unwrap();
+    assert!(lease.may_send(0));
+    session.lose_the_lock();
+    assert!(lease.before_epoch().is_err());
+    assert!(!lease.may_send(0) && !lease.may_send(3));
+    assert!(matches!(lease.check_to_send(), Err(Fenced::Lost(_))));
+}
+
 #[test]
 fn lease_is_released_only_with_all_writes_resolved() {
     let session = TestSession::new();

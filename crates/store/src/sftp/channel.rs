@@ -269,6 +269,31 @@ impl Channel {
 
     /// Sends a request. While the channel is full, callers wait in turn.
     pub(super) fn send(&self, request: &Request<'_>) -> Result<Answer, Ending> {
+        match self.send_if(request, &|| true)? {
+            Some(answer) => Ok(answer),
+            None => unreachable!("it may always be sent"),
+        }
+    }
+
+    /// As [`Channel::ask`], if the request may be sent once its turn has come: it may have waited
+    /// for long. `None`: nothing was sent, and the turn is passed on. `may_send` is called under
+    /// this channel's lock.
+    pub(crate) fn ask_if(
+        &self,
+        request: &Request<'_>,
+        may_send: &dyn Fn() -> bool,
+    ) -> Result<Option<Answer>, Ending> {
+        match self.ahead.take(request) {
+            Some(answer) => Ok(Some(answer)),
+            None => self.send_if(request, may_send),
+        }
+    }
+
+    fn send_if(
+        &self,
+        request: &Request<'_>,
+        may_send: &dyn Fn() -> bool,
+    ) -> Result<Option<Answer>, Ending> {
         let bytes = match request {
             Request::Read { len, .. } => usize::try_from(*len).unwrap_or(usize::MAX),
             Request::Write { data, .. } => data.len(),
@@ -289,6 +314,11 @@ impl Channel {
         }
         state.entering += 1;
         state.bytes_waiting -= bytes;
+        if !may_send() {
+            drop(state);
+            self.shared.room.notify_all();
+            return Ok(None);
+        }
         let (answer, owed) = sync_channel(1);
         let fsync = matches!(request, Request::Fsync { .. });
         let id = state.owe(Pending {
@@ -305,7 +335,7 @@ impl Channel {
         let packet = request.encode(id);
         self.shared.lock().queue.push_back(packet);
         self.shared.work.notify_one();
-        Ok(Answer::new(owed))
+        Ok(Some(Answer::new(owed)))
     }
 
     /// Sends a request without waiting for space or for its answer (a `CLOSE`, of which there is

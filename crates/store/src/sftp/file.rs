@@ -6,13 +6,13 @@ mod joined;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::channel::Channel;
 use super::codec::{Attributes, OpenFor, Request};
 use super::further::SharedSession;
 use super::session::Call;
-use crate::contract::{Access, Applied, FileStat, ReadClass, StoreFile};
+use crate::contract::{Access, Applied, FileStat, ReadClass, StoreFile, WriteGuard};
 use crate::{FileName, IgnorePoison, StoreError};
 use answers::{Owed, Whole, ask_range};
 pub(super) use joined::{Handle, OpenFile};
@@ -34,6 +34,8 @@ pub(crate) struct SftpFile {
     /// the `unsynced` marks.
     flushing: Mutex<()>,
     flush_failed: AtomicBool,
+    /// Asked before each write is sent.
+    guard: OnceLock<Arc<dyn WriteGuard>>,
     /// How often the file was changed through this handle.
     changes: AtomicU64,
     /// The attributes behind a flush, and the number of changes then.
@@ -111,6 +113,7 @@ impl SftpFile {
             file: Arc::new(OpenFile::open(session, name, access, how, behind)?),
             flushing: Mutex::default(),
             flush_failed: AtomicBool::new(false),
+            guard: OnceLock::new(),
             changes: AtomicU64::new(0),
             behind_flush: Mutex::default(),
         })
@@ -306,7 +309,7 @@ impl StoreFile for SftpFile {
                 write.handle.unsynced.store(true, Ordering::SeqCst);
                 call.is_ok(&body)
             });
-            outcome = outcome.and(answered);
+            outcome = both(outcome, answered);
         }
         outcome.map_err(|error| self.session.explain(error))
     }
@@ -338,6 +341,10 @@ impl StoreFile for SftpFile {
             object: self.file.object.clone(),
             reason: "SFTP has no request that makes a hole".to_owned(),
         })
+    }
+
+    fn guard_writes(&self, guard: Arc<dyn WriteGuard>) {
+        let _ = self.guard.set(guard);
     }
 
     fn changed_elsewhere(&self) {
@@ -386,6 +393,19 @@ impl SftpFile {
         });
         let mut owed = Vec::new();
         for (at, data) in requests {
+            match self.ask_write(at, data) {
+                Ok(write) => owed.push(write),
+                Err(error) => return (owed, Err(error)),
+            }
+        }
+        (owed, Ok(()))
+    }
+
+    /// Sends one write, once the guard allows it. While the guard checks again, no place in a queue
+    /// is taken: its own requests may need that.
+    fn ask_write(&self, at: u64, data: &[u8]) -> Result<Owed<'_>, StoreError> {
+        let guard = self.guard.get();
+        for checks in 0.. {
             let (channel, handle) = self.bulk_channel(data.len());
             let len = data.len();
             let request = Request::Write {
@@ -393,18 +413,22 @@ impl SftpFile {
                 offset: at,
                 data,
             };
-            match self.call(channel, "write").ask(&request) {
-                Ok(answer) => owed.push(Owed {
+            let may_send = || guard.is_none_or(|guard| guard.may_send(checks));
+            let call = self.call(channel, "write");
+            if let Some(answer) = call.ask_if(&request, &may_send)? {
+                return Ok(Owed {
                     channel,
                     handle,
                     at,
                     len,
                     answer,
-                }),
-                Err(error) => return (owed, Err(error)),
+                });
+            }
+            if let Some(guard) = guard {
+                guard.check_again()?;
             }
         }
-        (owed, Ok(()))
+        unreachable!("the loop ends only by a return")
     }
 
     /// Syncs every handle with writes since its last fsync: first `ahead` of them, then the others.
@@ -471,6 +495,15 @@ impl SftpFile {
 impl Drop for SftpFile {
     fn drop(&mut self) {
         self.file.close(&self.session);
+    }
+}
+
+/// The outcome of two writes. The error of one that may still be carried out comes first: the other
+/// one's says that it will not be.
+fn both(one: Result<(), StoreError>, other: Result<(), StoreError>) -> Result<(), StoreError> {
+    match (one, other) {
+        (Err(one), Err(other)) if one.was_answered() && !other.was_answered() => Err(other),
+        (one, other) => one.and(other),
     }
 }
 

@@ -361,6 +361,17 @@ impl Call<'_> {
             .map_err(|ending| self.ended(ending))
     }
 
+    /// Sends a request if it may be sent once its turn has come: see [`Channel::ask_if`].
+    pub(crate) fn ask_if(
+        &self,
+        request: &Request<'_>,
+        may_send: &dyn Fn() -> bool,
+    ) -> Result<Option<Answer>, StoreError> {
+        self.channel
+            .ask_if(request, may_send)
+            .map_err(|ending| self.ended(ending))
+    }
+
     /// Waits for an answer's body.
     pub(crate) fn wait(&self, answer: &Answer) -> Result<Vec<u8>, StoreError> {
         Ok(self.wait_arrival(answer)?.body)
@@ -443,6 +454,23 @@ impl Call<'_> {
         match self.parse(&body)? {
             Reply::Attributes(attributes) => Ok(attributes),
             _ => Err(self.unexpected(&body)),
+        }
+    }
+
+    /// Waits for attributes whose answer came behind the channel's answer `number`. `None`: it came
+    /// before.
+    pub(crate) fn attributes_behind(
+        &self,
+        answer: &Answer,
+        number: u64,
+    ) -> Result<Option<Attributes>, StoreError> {
+        let arrived = self.wait_arrival(answer)?;
+        if arrived.number < number {
+            return Ok(None);
+        }
+        match self.parse(&arrived.body)? {
+            Reply::Attributes(attributes) => Ok(Some(attributes)),
+            _ => Err(self.unexpected(&arrived.body)),
         }
     }
 

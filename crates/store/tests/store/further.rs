@@ -1,14 +1,20 @@
 //! Further connections: begun when the first is full, used once they joined, never waited for.
 
+use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sprat_store::sftp::Wire;
-use sprat_store::{Access, FileName, ReadClass, SftpOptions, SftpStore, Store, StoreFile};
+use sprat_store::{
+    Access, FileName, ReadClass, SftpOptions, SftpStore, Store, StoreError, StoreErrorKind,
+    StoreFile, WriteGuard,
+};
 
-use crate::part::scripted::{LSTAT, Next, OPEN, Script, serial_greeting, serve};
+use crate::part::scripted::{
+    FSTAT, LSTAT, Next, OPEN, Script, WRITE, attributes, connect_to, serial_greeting, serve, status,
+};
 
 /// More than one connection carries at once.
 const MUCH_BYTES: usize = 8 << 20;
@@ -23,6 +29,8 @@ enum Others {
     CloseAt(u8),
     /// They never answer a request of this kind.
     NeverAnswer(u8),
+    /// The name leads to another file there, of the same owner, mode and length.
+    OtherFile,
 }
 
 struct Server {
@@ -52,13 +60,23 @@ fn server(others: Others) -> Server {
             return Ok(Wire::over_socket(ours).unwrap());
         }
         let strikes = Arc::clone(&strikes);
-        let script = move |kind: u8, _: u32, _: &[u8], _: &mut UnixStream| match others {
+        let script = move |kind: u8, id: u32, _: &[u8], stream: &mut UnixStream| match others {
             Others::CloseAt(at) if number > 0 && kind == at => {
                 strikes.fetch_add(1, Ordering::SeqCst);
                 Some(Next::HangUp)
             }
             Others::NeverAnswer(at) if number > 0 && kind == at => {
                 strikes.fetch_add(1, Ordering::SeqCst);
+                Some(Next::Answered)
+            }
+            Others::OtherFile if number > 0 && matches!(kind, LSTAT | FSTAT) => {
+                if kind == FSTAT {
+                    strikes.fetch_add(1, Ordering::SeqCst);
+                }
+                let mut other = attributes(id, 0o100_600);
+                // The last byte is that of the modification time.
+                *other.last_mut().unwrap() += 1;
+                stream.write_all(&other).unwrap();
                 Some(Next::Answered)
             }
             _ => None,
@@ -141,6 +159,17 @@ fn connection_lost_before_it_carried_anything_is_not_missed() {
     }
 }
 
+/// Somebody gave the container's name to another file while it was open.
+#[test]
+fn connection_that_leads_to_another_file_is_not_used() {
+    let server = server(Others::OtherFile);
+    server.write_much();
+    // Each of them tries three times.
+    server.eventually_struck(9);
+    server.write_much();
+    assert_eq!(server.store.further_connections().0, 0);
+}
+
 #[test]
 fn session_ends_at_once_beside_a_login_that_hangs() {
     for others in [Others::Hang, Others::NeverAnswer(OPEN)] {
@@ -151,4 +180,88 @@ fn session_ends_at_once_beside_a_login_that_hangs() {
         drop(server);
         assert!(begun.elapsed() < Duration::from_secs(10));
     }
+}
+
+/// A lease whose last check is too old, or that is lost.
+#[derive(Default)]
+struct Lease {
+    too_old: AtomicBool,
+    lost: AtomicBool,
+    checks: AtomicUsize,
+}
+
+impl WriteGuard for Lease {
+    fn may_send(&self, _: u32) -> bool {
+        !self.too_old.load(Ordering::SeqCst) && !self.lost.load(Ordering::SeqCst)
+    }
+
+    fn check_again(&self) -> Result<(), StoreError> {
+        self.checks.fetch_add(1, Ordering::SeqCst);
+        self.too_old.store(false, Ordering::SeqCst);
+        match self.lost.load(Ordering::SeqCst) {
+            false => Ok(()),
+            true => Err(StoreError::Withheld {
+                op: "write",
+                object: "x".to_owned(),
+                reason: "lost".to_owned(),
+            }),
+        }
+    }
+}
+
+/// Writes wait while a slow connection is full. What was true of the lease before may not be true
+/// when they are sent.
+#[test]
+fn write_that_waited_is_sent_only_if_the_guard_still_allows_it() {
+    let held: Arc<Mutex<Vec<u32>>> = Arc::default();
+    let (kept, streams) = (Arc::clone(&held), Arc::new(Mutex::new(None)));
+    let server = Arc::clone(&streams);
+    let script = move |kind: u8, id: u32, _: &[u8], stream: &mut UnixStream| {
+        if kind != WRITE {
+            return None;
+        }
+        kept.lock().unwrap().push(id);
+        *server.lock().unwrap() = Some(stream.try_clone().unwrap());
+        Some(Next::Answered)
+    };
+    let store = connect_to(&serial_greeting(), script).unwrap();
+    let file = store
+        .open(&FileName::new("x").unwrap(), Access::ReadWrite)
+        .unwrap();
+    let lease = Arc::new(Lease::default());
+    file.guard_writes(Arc::clone(&lease) as Arc<dyn WriteGuard>);
+    let arrived = |number: usize| {
+        crate::part::eventually(|| (held.lock().unwrap().len() == number).then_some(()));
+    };
+    let answer_all = || {
+        let ids = std::mem::take(&mut *held.lock().unwrap());
+        let mut stream = streams.lock().unwrap();
+        for id in ids {
+            let stream = stream.as_mut().unwrap();
+            stream.write_all(&status(id, 0)).unwrap();
+        }
+    };
+    let full = vec![1; 2 << 20];
+    for lost in [false, true] {
+        std::thread::scope(|scope| {
+            let filling = scope.spawn(|| file.write_at(0, &full));
+            arrived(9);
+            let waiting = scope.spawn(|| file.write_at(0, &[2; 4096]));
+            std::thread::sleep(Duration::from_millis(20));
+            lease.too_old.store(true, Ordering::SeqCst);
+            lease.lost.store(lost, Ordering::SeqCst);
+            answer_all();
+            filling.join().unwrap().unwrap();
+            if !lost {
+                arrived(1);
+                answer_all();
+            }
+            match waiting.join().unwrap() {
+                Err(error) if lost => assert_eq!(error.kind(), StoreErrorKind::Withheld),
+                outcome => outcome.unwrap(),
+            }
+        });
+        assert!(held.lock().unwrap().is_empty(), "sent all the same");
+    }
+    assert_eq!(lease.checks.load(Ordering::SeqCst), 2);
 }

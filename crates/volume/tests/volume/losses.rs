@@ -94,6 +94,28 @@ fn fsync(
     }
 }
 
+/// Of the first connection and of one that was made again.
+#[test]
+fn write_that_waited_is_not_sent_once_the_lock_is_lost() {
+    within(LIMIT, || {
+        for again in [false, true] {
+            let scripted = Scripted::new(again.then_some(Fsync::Lost));
+            let volume = scripted.open(tiny()).unwrap();
+            volume.write_at(0, &stamped(1)).unwrap();
+            volume.flush(Flush::Durable).unwrap();
+            let lost = &scripted.session.lost_while_waiting;
+            lost.store(true, Ordering::SeqCst);
+            volume.write_at(0, &stamped(2)).unwrap();
+            let Err(VolumeError::Failed(cause)) = volume.flush(Flush::Durable) else {
+                panic!("it was sent");
+            };
+            let chain = format!("{cause:?}");
+            assert!(chain.contains("the lock is another's"), "{chain}");
+            assert_eq!(stamp_of(&scripted.disk.durable()[..BLOCK]), 1);
+        }
+    });
+}
+
 #[test]
 fn connections_lost_during_an_fsync_are_not_failed_fsyncs() {
     use Fsync::{Fails, Lost};

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Handle, Owed, SftpFile};
+use super::{Handle, Owed, SftpFile, both};
 use crate::contract::{Applied, StoreFile};
 use crate::sftp::channel::{Answer, Channel};
 use crate::sftp::codec::{Reply, Request};
@@ -53,7 +53,7 @@ impl SftpFile {
                 last.push((write.channel, arrived.number));
                 call.is_ok(&arrived.body)
             });
-            written = written.and(answered);
+            written = both(written, answered);
         }
         let (mut overtaken, mut flushed_at) = (false, 0);
         for asked in flushes {

@@ -141,19 +141,28 @@ impl OpenFile {
     }
 
     /// Opens the file again by its name. It must be the same file, as far as SFTP v3 can tell: not
-    /// renamed or removed by us, same owner and mode, same length.
+    /// renamed or removed by us, same owner, mode and length, and no other modification time than
+    /// the first handle shows just before or just after. SFTP v3 has no inode numbers. A file that
+    /// took the name since the first one was opened has another time: the writes of this session
+    /// change that of the first one.
     pub(super) fn open_again(&self, session: &SftpSession, channel: &Channel) -> Option<Handle> {
         let how = match self.access {
             Access::ReadOnly => OpenFor::Reading,
             Access::ReadWrite => OpenFor::Writing,
         };
         for _ in 0..ATTEMPTS {
+            let before = self.on_first(session)?;
             let (bytes, found) = session
                 .open_file(channel, "open", &self.object, &self.path, how)
                 .ok()?;
             let handle = Handle::new(bytes);
-            let same = (found.owner, found.mode) == (self.opened.owner, self.opened.mode)
-                && self.len_on_first(session) == Some(found.len);
+            let after = self.on_first(session);
+            let is_same = |now: &Attributes| {
+                (found.owner, found.mode) == (self.opened.owner, self.opened.mode)
+                    && found.len == now.len
+                    && (before.modified_s..=now.modified_s).contains(&found.modified_s)
+            };
+            let same = after.as_ref().is_some_and(is_same);
             if same && session.renames_of(&self.name) == self.renames {
                 return Some(handle);
             }
@@ -164,16 +173,15 @@ impl OpenFile {
         None
     }
 
-    /// The length as the first channel shows it; the inner `None`: the server reports none.
-    fn len_on_first(&self, session: &SftpSession) -> Option<Option<u64>> {
+    /// The attributes as the first channel shows them now.
+    fn on_first(&self, session: &SftpSession) -> Option<Attributes> {
         let call = Call {
             channel: &session.first,
             op: "open",
             object: &self.object,
         };
         let handle = &self.first.bytes;
-        let found = call.attributes(&Request::Fstat { handle });
-        found.ok().map(|found| found.len)
+        call.attributes(&Request::Fstat { handle }).ok()
     }
 
     /// Closes all handles; what joins later closes its own.

@@ -36,6 +36,8 @@ pub struct TestSession {
     pub settlements: AtomicU64,
     pub settlements_in_part: AtomicU64,
     pub fenced: AtomicBool,
+    /// The lock was lost while a write waited for the connection.
+    pub lost_while_waiting: AtomicBool,
     pub unreachable: AtomicBool,
     pub server_dead: AtomicBool,
 }
@@ -72,6 +74,7 @@ impl TestSession {
             settlements: AtomicU64::new(0),
             settlements_in_part: AtomicU64::new(0),
             fenced: AtomicBool::new(false),
+            lost_while_waiting: AtomicBool::new(false),
             unreachable: AtomicBool::new(false),
             server_dead: AtomicBool::new(false),
         })
@@ -122,6 +125,14 @@ impl SessionHooks for TestSession {
             return Err(Fenced::Lost("the lock is another's".into()));
         }
         Ok(())
+    }
+
+    fn may_send(&self, _: u32) -> bool {
+        !self.lost_while_waiting.load(Ordering::SeqCst)
+    }
+
+    fn check_to_send(&self) -> Result<(), Fenced> {
+        Err(Fenced::Lost("the lock is another's".into()))
     }
 
     fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
