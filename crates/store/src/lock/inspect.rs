@@ -30,24 +30,25 @@ pub fn inspect(
     journal: Option<&WriteJournal>,
 ) -> Result<Inspected, LockError> {
     let folder = read_folder(store, container, journal.and_then(hint))?;
-    if let Some(highest) = folder.highest() {
-        store.set_witness(&highest.file);
-    }
-    Ok(inspected(&folder, journal))
+    Ok(inspected(store, &folder, journal))
 }
 
-/// The same; `hint` is the number that is probably the highest.
+/// The same; `hint` is the number that is probably the highest. Also the first check on a new
+/// connection of a session that only reads.
 pub fn inspect_near(
     store: &dyn Store,
     container: &FileName,
     hint: Option<u64>,
 ) -> Result<Inspected, LockError> {
     let folder = read_folder(store, container, hint)?;
-    Ok(inspected(&folder, None))
+    Ok(inspected(store, &folder, None))
 }
 
-fn inspected(folder: &Folder, journal: Option<&WriteJournal>) -> Inspected {
+fn inspected(store: &dyn Store, folder: &Folder, journal: Option<&WriteJournal>) -> Inspected {
     let highest = folder.highest();
+    if let Some(highest) = highest {
+        store.set_witness(&highest.file);
+    }
     let enters = |seen: &&FoundLease| {
         let content = seen.content.as_ref();
         content.is_some_and(|content| content.free && !content.has_open_predecessor())

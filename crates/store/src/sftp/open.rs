@@ -244,20 +244,29 @@ impl SftpSession {
             data: content,
         });
         // The name may be gone since the file was opened.
-        let named = prepared.then(|| call.ask(&Request::Lstat { path: &path }));
-        let is_named = || match &named {
-            Some(Ok(asked)) => call.wait_attributes(asked).map(drop),
-            _ => Ok(()),
+        let own_stat = Request::Lstat { path: &path };
+        let named = prepared.then(|| call.ask(&own_stat));
+        // False: the answer came before that of the write, so it proves nothing.
+        let is_named = |written_at: u64| match &named {
+            Some(Ok(asked)) => Ok(call.attributes_behind(asked, written_at)?.is_some()),
+            _ => Ok(true),
         };
         let outcome = written.and_then(|written| {
             if self.keeps_order() {
-                let stat = stat_call.ask(&stat)?;
+                let asked = stat_call.ask(&stat)?;
+                let written = call.wait_arrival(&written)?;
+                call.is_ok(&written.body)?;
+                let named = is_named(written.number)?;
+                let found = stat_call.attributes_behind(&asked, written.number);
+                if named && !matches!(found, Ok(None)) {
+                    return found;
+                }
+                self.note_overtaking();
+                call.attributes(&own_stat)?;
+            } else {
+                is_named(0)?;
                 call.wait_status(&written)?;
-                is_named()?;
-                return stat_call.wait_attributes(&stat).map(Some);
             }
-            is_named()?;
-            call.wait_status(&written)?;
             stat_call.attributes(&stat).map(Some)
         });
         self.close(&handle);

@@ -241,3 +241,32 @@ fn connection_asks_the_first_questions_before_any_answer() {
     assert!(store.stat(&name("x")).is_ok(), "it was asked before");
     assert!(store.stat(&name("x")).is_err());
 }
+
+/// The check behind "free" decides whether a session may report success.
+#[test]
+fn check_behind_a_write_is_asked_again_if_its_answer_came_first() {
+    for prepared in [false, true] {
+        let writing: Arc<Mutex<Option<u32>>> = Arc::default();
+        let script = move |kind: u8, id: u32, rest: &[u8], stream: &mut UnixStream| match kind {
+            WRITE => {
+                *writing.lock().unwrap() = Some(id);
+                Some(Next::Answered)
+            }
+            // It is carried out before the write, and another session makes it in between.
+            LSTAT if rest.ends_with(b"next") => {
+                let write = writing.lock().unwrap().take()?;
+                stream.write_all(&status(id, 2)).unwrap();
+                stream.write_all(&status(write, 0)).unwrap();
+                Some(Next::Answered)
+            }
+            _ => None,
+        };
+        let store = connect_to(&serial_greeting(), script).unwrap();
+        let lease = name("lease");
+        if prepared {
+            store.prepare_overwrite(&lease);
+        }
+        let found = store.overwrite_and_stat(&lease, b"free", &name("next"));
+        assert!(found.unwrap().is_some(), "{prepared}");
+    }
+}

@@ -425,8 +425,13 @@ fn in_turn(sshds: &[SshServer; 2], scratch: &Path) -> SftpOptions {
 #[test]
 fn connections_to_machines_with_other_files_end_the_session() {
     requires!(openssh::missing());
-    for second in ["the same folder", "no lease", "an older lease"] {
-        let [one, two, state] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
+    for second in [
+        "the same folder",
+        "no lease",
+        "an older lease",
+        "no lease, for a reader",
+    ] {
+        let [one, two, state, again] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
         let shared = second == "the same folder";
         let folders = [&one, if shared { &one } else { &two }];
         let sshds = folders.map(|folder| {
@@ -446,6 +451,16 @@ fn connections_to_machines_with_other_files_end_the_session() {
             version: "v".to_owned(),
         };
         let lease = Lock::acquire(&store, &name("x"), &record, owner).unwrap();
+        let store = match second {
+            "no lease, for a reader" => {
+                let number = Some(lease.number());
+                // It connected again.
+                let again = SftpStore::connect(in_turn(&sshds, again.path())).unwrap();
+                sprat_store::lock::inspect_near(&again, &name("x"), number).unwrap();
+                again
+            }
+            _ => store,
+        };
         if second == "an older lease" {
             let file = lease.file().to_string();
             std::fs::copy(one.path().join(&file), two.path().join(&file)).unwrap();

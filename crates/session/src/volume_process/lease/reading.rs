@@ -2,6 +2,7 @@
 
 use sprat_store::{Access, LockError, LockInfo, Question, Store, StoreError, lock};
 
+use crate::Failure;
 use crate::volume_process::lease::{ContainerLease, InitialState};
 use crate::volume_process::open::prefetch::joined;
 
@@ -17,21 +18,40 @@ impl ContainerLease {
         });
     }
 
-    /// At the end of a read-only session: whether everything it read belongs to one state. A
-    /// connection that is lost just now says nothing, and the last check was a short while ago.
-    pub(crate) fn was_undisturbed(&self) -> Result<(), LockError> {
-        match self.verify() {
-            Err(LockError::Store { .. }) => Ok(()),
-            other => other,
-        }
+    /// At the end of a read-only session: whether everything it read belongs to one state. Another
+    /// machine may have written since the check before, so this one must succeed: if the connection
+    /// is lost just now, on a new one.
+    pub(crate) fn was_undisturbed(&self) -> Result<(), Failure> {
+        let last = |store: &dyn Store| self.is_undisturbed(store, LastCheck::Yes);
+        let checked = match last(&*self.store()) {
+            Err(LockError::Store { .. }) => match self.connection.connect() {
+                Ok(store) => last(&*store),
+                Err(source) => Err(self.unread(source)),
+            },
+            checked => checked,
+        };
+        checked.map_err(|error| match error {
+            LockError::Store { .. } => not_known(&error),
+            error => Failure::from(&error),
+        })
     }
 
     /// A read-only session has no lease. So it must check by itself that nobody writes, or wrote.
     pub(super) fn still_alone(&self, store: &dyn Store) -> Result<(), LockError> {
+        self.is_undisturbed(store, LastCheck::No)
+    }
+
+    fn is_undisturbed(&self, store: &dyn Store, last: LastCheck) -> Result<(), LockError> {
         let inspect = || lock::inspect_near(store, &self.container, self.highest);
         let is_as_before = || {
-            let began = self.initial_state.get();
-            began.is_none_or(|began| self.is_as(began, store).unwrap_or(true))
+            let Some(began) = self.initial_state.get() else {
+                return Ok(true);
+            };
+            match (self.is_as(began, store), last) {
+                // A later check finds it.
+                (Err(_), LastCheck::No) => Ok(true),
+                (found, _) => found.map_err(|source| self.unread(source)),
+            }
         };
         let (now, is_as_before) = match self.highest {
             // Every session that writes leaves a higher lease. The stamp block shows what other
@@ -45,7 +65,7 @@ impl ContainerLease {
             None => (inspect(), is_as_before()),
         };
         store.forget_ahead();
-        let now = now?;
+        let (now, is_as_before) = (now?, is_as_before?);
         let came_and_went = now.highest != self.highest && !self.ignores_locks();
         match now.held {
             Some(info) if !self.is_stale(&info) => Err(LockError::TakenMeanwhile {
@@ -71,6 +91,14 @@ impl ContainerLease {
         }
     }
 
+    fn unread(&self, source: StoreError) -> LockError {
+        LockError::Store {
+            op: "check",
+            container: self.container.clone(),
+            source,
+        }
+    }
+
     /// Whether this session reads although another one has the lease (`--ignore-lock`).
     fn ignores_locks(&self) -> bool {
         self.initial_state.get().is_none() && self.known.get().is_some()
@@ -81,4 +109,23 @@ impl ContainerLease {
             .as_ref()
             .is_some_and(|stale| stale.number == info.number && stale.token == info.token)
     }
+}
+
+/// Whether a check is the one at the end of a session. No later one makes up for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LastCheck {
+    Yes,
+    No,
+}
+
+/// The last check of a session that read failed.
+fn not_known(error: &LockError) -> Failure {
+    let cause = Failure::from(error);
+    let what = "the last check whether another session wrote to the container meanwhile failed";
+    Failure::new(cause.exit, what)
+        .because(cause.in_one_line())
+        .with_hint(
+            "what was read may be a mixture of two states. So may files that were already \
+             restored. This session changed nothing on the server. Run the same command again",
+        )
 }

@@ -278,6 +278,29 @@ fn release_tells_whether_another_session_came_before() {
     assert!(!session.lease.was_released_alone());
 }
 
+fn assert_disturbed(reader: &ContainerLease) {
+    let noticed = reader.was_undisturbed().unwrap_err();
+    assert_eq!(noticed.exit, Exit::Locked);
+    assert!(
+        noticed.what.contains("another session wrote"),
+        "{noticed:?}"
+    );
+}
+
+/// The check before may be some seconds old, and another machine may have written since.
+#[test]
+fn reader_whose_last_check_fails_reports_no_success() {
+    let session = TestSession::new();
+    let reader = session.reader();
+    let (path, aside) = (session.path("x.luks"), session.path("aside"));
+    std::fs::rename(&path, &aside).unwrap();
+    let failed = reader.was_undisturbed().unwrap_err();
+    std::fs::rename(&aside, &path).unwrap();
+    assert!(failed.what.contains("the last check"), "{failed:?}");
+    assert!(failed.hint.unwrap().contains("mixture"));
+    reader.was_undisturbed().unwrap();
+}
+
 #[test]
 fn undisturbed_reader_has_seen_one_state() {
     let session = TestSession::new();
@@ -290,11 +313,7 @@ fn reader_notices_a_session_that_came_and_went() {
     let reader = session.reader();
     let (lock, store) = session.taken_by_another();
     lock.release(&*store).unwrap();
-    let noticed = reader.was_undisturbed();
-    assert!(
-        matches!(noticed, Err(LockError::Disturbed { .. })),
-        "{noticed:?}"
-    );
+    assert_disturbed(&reader);
 }
 
 #[test]
@@ -302,11 +321,9 @@ fn reader_notices_a_lease_that_was_acquired_meanwhile() {
     let session = TestSession::new();
     let reader = session.reader();
     let (_lock, _store) = session.taken_by_another();
-    let noticed = reader.was_undisturbed();
-    assert!(
-        matches!(noticed, Err(LockError::TakenMeanwhile { .. })),
-        "{noticed:?}"
-    );
+    let noticed = reader.was_undisturbed().unwrap_err();
+    assert_eq!(noticed.exit, Exit::Locked);
+    assert!(noticed.what.contains("acquired"), "{noticed:?}");
 }
 
 /// Also without a lease that this reader can see.
@@ -318,19 +335,11 @@ fn reader_notices_changed_stamp_block_or_length() {
         .container()
         .write_all_at(&[1], OFFSET + 4095)
         .unwrap();
-    let noticed = reader.was_undisturbed();
-    assert!(
-        matches!(noticed, Err(LockError::Disturbed { .. })),
-        "{noticed:?}"
-    );
+    assert_disturbed(&reader);
     let session = TestSession::new();
     let reader = session.reader();
     session.container().set_len(FILE_BYTES - 4096).unwrap();
-    let noticed = reader.was_undisturbed();
-    assert!(
-        matches!(noticed, Err(LockError::Disturbed { .. })),
-        "{noticed:?}"
-    );
+    assert_disturbed(&reader);
 }
 
 /// The file system's stamp block with this counter.
