@@ -13,6 +13,7 @@ use sprat_snapshot::{
     StagedFile,
 };
 
+use crate::address::Target;
 use crate::file_system::FileSystemCheck;
 use crate::files::make_private_folder;
 use crate::interrupt::Interrupt;
@@ -21,7 +22,7 @@ use crate::protocol::reports::{ClosedReport, ContainerFacts, Notice, Observer, P
 use crate::protocol::spawn::Role;
 use crate::settings::{Access, SessionSettings};
 use crate::state::paths::{self, StatePaths};
-use crate::state::{KnownState, reserved_names};
+use crate::state::{KnownState, identity, reserved_names};
 use crate::supervisor::calls::Answer;
 use crate::supervisor::{Shape, Supervisor, Watch};
 use crate::{Exit, Failure, text};
@@ -129,7 +130,7 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<SnapshotReport, Failure> {
         spec.never_enter.extend(self.never_backed_up());
-        spec.container = self.local_container();
+        spec.containers = self.local_containers();
         spec.suspects = Some(self.suspects());
         self.ask(
             &WorkerOrder::TakeSnapshot(Box::new(spec)),
@@ -235,7 +236,7 @@ impl Session {
         spec.never_enter.extend(self.own_folders());
         // What is known of locks, keys and headers now is newer than what any snapshot has.
         spec.never_enter.push(self.settings.state_dir.clone());
-        spec.container = self.local_container();
+        spec.containers = self.local_containers();
         self.ask(&WorkerOrder::Restore(Box::new(spec)), observer, interrupt)
     }
 
@@ -294,12 +295,21 @@ impl Session {
         ]
     }
 
-    /// The container, where it lies on this machine and so may lie in a source or a destination.
-    fn local_container(&self) -> Option<LocalContainer> {
-        Some(LocalContainer {
-            path: self.settings.target.local_path()?,
-            endings: reserved_names::endings(),
-        })
+    /// The containers on this machine, which may lie in a source or a destination: this one, those of
+    /// the config, and those that this machine knows.
+    fn local_containers(&self) -> Vec<LocalContainer> {
+        let settings = &self.settings;
+        let named = [&settings.target].into_iter().chain(&settings.containers);
+        let mut paths: Vec<PathBuf> = named.filter_map(Target::local_path).collect();
+        paths.extend(identity::local_containers(&settings.state_dir));
+        paths.sort();
+        paths.dedup();
+        let endings = reserved_names::endings();
+        let local = paths.into_iter().map(|path| LocalContainer {
+            path,
+            endings: endings.clone(),
+        });
+        local.collect()
     }
 
     fn ask<T: Answer>(

@@ -120,6 +120,9 @@ pub const CONNECTIONS: usize = 4;
 pub struct SessionSettings {
     /// The container.
     pub target: Target,
+    /// The containers of the config. No snapshot contains one that is on this machine, and no restore
+    /// overwrites it.
+    pub containers: Vec<Target>,
     /// Where it is decrypted.
     pub mode: Mode,
     /// How its server is reached.
@@ -177,6 +180,7 @@ impl SessionSettings {
     pub fn new(target: Target, access: Access, state_dir: PathBuf, runtime_dir: PathBuf) -> Self {
         Self {
             target,
+            containers: Vec::new(),
             mode: Mode::default(),
             ssh: SshOptions::default(),
             access,

@@ -12,7 +12,7 @@ use crate::mounts::{Mount, pattern_for, pattern_with_ending};
 use crate::paths::{joined, real_path};
 use crate::text::path_text;
 
-/// The container file on this machine, and sprat's own files beside it.
+/// A container file on this machine, and sprat's own files beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalContainer {
     /// Its absolute path.
@@ -39,25 +39,21 @@ struct OwnPlace {
 }
 
 impl OwnPlaces {
-    /// Finds the real paths of `places` and of the `container`, and other paths by which mounts show
+    /// Finds the real paths of `places` and of the `containers`, and other paths by which mounts show
     /// them.
-    pub(crate) fn find(
-        places: &[PathBuf],
-        container: Option<&LocalContainer>,
-        table: &[Mount],
-    ) -> Self {
+    pub(crate) fn find(places: &[PathBuf], containers: &[LocalContainer], table: &[Mount]) -> Self {
         let places = places.iter().map(|path| OwnPlace {
             path: real_path(path),
             endings: Vec::new(),
             is_container: false,
         });
-        let container = container.map(|container| OwnPlace {
+        let containers = containers.iter().map(|container| OwnPlace {
             path: real_path(&container.path),
             endings: container.endings.clone(),
             is_container: true,
         });
         let mut list: Vec<OwnPlace> = Vec::new();
-        for place in places.chain(container) {
+        for place in places.chain(containers) {
             for path in also_at(table, &place.path) {
                 list.push(OwnPlace {
                     path,
@@ -92,7 +88,7 @@ impl OwnPlaces {
         patterns
     }
 
-    /// The container, if it lies at or below the real path `real`.
+    /// A container that lies at or below the real path `real`.
     pub(crate) fn container_in(&self, real: &Path) -> Option<&Path> {
         let container = |place: &&OwnPlace| place.is_container && place.path.starts_with(real);
         self.list.iter().find(container).map(|place| &*place.path)
@@ -190,7 +186,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let real = real_path(folder.path());
         let container = container(&real.join("st/a*b.luks"));
-        let own = OwnPlaces::find(&["/nowhere/cache".into()], Some(&container), &[]);
+        let own = OwnPlaces::find(
+            &["/nowhere/cache".into()],
+            std::slice::from_ref(&container),
+            &[],
+        );
         assert_eq!(
             own.patterns_in(&real, Path::new("/S")),
             [

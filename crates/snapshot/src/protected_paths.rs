@@ -47,7 +47,7 @@ pub(crate) fn check_destination(
     spec: &RestoreSpec,
 ) -> Result<ProtectedPaths, SnapshotError> {
     let table = mount_table(destination, spec)?;
-    let own = OwnPlaces::find(&spec.never_enter, spec.container.as_ref(), &table);
+    let own = OwnPlaces::find(&spec.never_enter, &spec.containers, &table);
     let real = real_path(destination.to);
     let path = escape_path(destination.to);
     let patterns = own.patterns_in(&real, Path::new("/"));

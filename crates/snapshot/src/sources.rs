@@ -180,7 +180,7 @@ impl Sources {
             )
             .collect();
         let kernels = mounts.iter().filter(|mount| mount.kernel);
-        let sprats = OwnPlaces::find(&spec.never_enter, spec.container.as_ref(), mounts);
+        let sprats = OwnPlaces::find(&spec.never_enter, &spec.containers, mounts);
         self.no_mounts_in = own
             .iter()
             .cloned()

@@ -40,9 +40,10 @@ pub struct SnapshotSpec {
     /// without a warning. The volume's own mount points need not be listed.
     #[serde(default, with = "path_texts")]
     pub never_enter: Vec<PathBuf>,
-    /// The container file itself. It is excluded, too, with all of sprat's files beside it.
+    /// The container itself, and the other containers on this machine. They are excluded, too, with all
+    /// of sprat's files beside them.
     #[serde(default)]
-    pub container: Option<LocalContainer>,
+    pub containers: Vec<LocalContainer>,
     /// Mount points whose disks are gone for good. They are no longer reported as not mounted.
     #[serde(default, with = "path_texts")]
     pub disks_gone: Vec<PathBuf>,
@@ -82,7 +83,7 @@ impl SnapshotSpec {
             staged: Vec::new(),
             required: Vec::new(),
             never_enter: Vec::new(),
-            container: None,
+            containers: Vec::new(),
             disks_gone: Vec::new(),
             one_file_system: false,
             checksum: false,
@@ -138,10 +139,10 @@ pub struct RestoreSpec {
     /// Paths that are neither overwritten nor deleted: the same as in [`SnapshotSpec::never_enter`].
     #[serde(default, with = "path_texts")]
     pub never_enter: Vec<PathBuf>,
-    /// As in [`SnapshotSpec::container`]. With `delete`, a restore into a folder that contains it is
+    /// As in [`SnapshotSpec::containers`]. With `delete`, a restore into a folder that contains one is
     /// refused.
     #[serde(default)]
-    pub container: Option<LocalContainer>,
+    pub containers: Vec<LocalContainer>,
     /// As in [`SnapshotSpec::rsync`].
     #[serde(default = "rsync_name", with = "path_text")]
     pub rsync: PathBuf,
@@ -162,7 +163,7 @@ impl RestoreSpec {
             trust_times: false,
             verify: false,
             never_enter: Vec::new(),
-            container: None,
+            containers: Vec::new(),
             rsync: rsync_name(),
         }
     }

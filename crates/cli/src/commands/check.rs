@@ -107,7 +107,7 @@ impl CommandArgs for CheckArgs {
                     duration_over: begun.elapsed(),
                     note_interval: NOTE_INTERVAL,
                     never_enter: Vec::new(),
-                    container: None,
+                    containers: Vec::new(),
                 }
             })
         };

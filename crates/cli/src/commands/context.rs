@@ -329,6 +329,8 @@ impl Context {
             self.state_dir(),
             self.environment.absolute(&global.runtime_dir),
         );
+        let containers = self.config.containers.iter();
+        options.containers = containers.map(|known| known.target.clone()).collect();
         options.mode = global.mode;
         options.ssh.clone_from(&resolved.ssh);
         options.allow_no_fsync = resolved.allow_no_fsync;

@@ -20,6 +20,8 @@ Examples:
 
 pub(super) const NOTES: &str = "\
 A pinned snapshot is never removed, and the newest complete one of a job only with --allow-newest.
+With --yes nobody is asked. So a snapshot that has the last undamaged copy of a file, or the newest
+copy of a missing disk, is then removed only with --allow-last-copy.
 Everything is checked before the first snapshot is removed. Other snapshots do not change.";
 
 #[derive(Debug, Args)]
@@ -35,6 +37,9 @@ pub(super) struct RemoveArgs {
     /// Also remove the newest complete snapshot of a job
     #[arg(long)]
     allow_newest: bool,
+    /// With --yes: also remove the last undamaged copy of a file, and the newest copy of a missing disk
+    #[arg(long)]
+    allow_last_copy: bool,
 }
 
 impl CommandArgs for RemoveArgs {
@@ -92,6 +97,14 @@ impl RemoveArgs {
     fn confirm(&self, context: &Context, plan: &RemoveReport) -> Result<(), Failure> {
         let list = table(&plan.snapshots);
         if self.yes {
+            if let Some(one) = plan.snapshots.iter().find(|one| is_last_copy(one))
+                && !self.allow_last_copy
+            {
+                let what = format!("{}/{} {}", one.job, one.name, notes(one));
+                return Err(Failure::usage(what).with_hint(
+                    "nothing was removed. Run the command without --yes, or with --allow-last-copy",
+                ));
+            }
             context.output.note(&format!("to be removed:\n{list}"));
             return Ok(());
         }
@@ -123,6 +136,12 @@ fn table(snapshots: &[Removal]) -> String {
         ]);
     }
     text::table(&rows, &[1, 2])
+}
+
+/// Whether content is lost with it that no other snapshot has.
+fn is_last_copy(one: &Removal) -> bool {
+    let last = [KeepReason::MissingDisk, KeepReason::RightContent];
+    one.needed.iter().any(|reason| last.contains(reason))
 }
 
 /// What is lost with it.

@@ -303,17 +303,23 @@ fn source_that_is_a_link_is_reported_before_anything_starts() {
 }
 
 #[test]
-fn the_container_and_its_reserve_never_enter_a_snapshot() {
+fn containers_and_their_reserves_never_enter_a_snapshot() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
+    // The copies of a job may go to several containers, and one of them may lie in a source.
+    let other = machine.path("store/y.luks").display().to_string();
+    let config = format!("[container.other]\ntarget = \"{other}\"\n");
+    machine.write("config/sprat.toml", config);
+    machine.write("store/y.luks", "another");
+    machine.write("store/y.luks.lock.1000001", "its lease");
     machine.write("store/x.luks.reserve", "noise");
     machine.write("store/kept", "x");
     machine.ok(&["backup", CONTAINER, "--name", "all", "store"]);
     let what = format!("all:{}", machine.path("store").display());
     machine.ok(&["restore", CONTAINER, &what, "--to", "back"]);
-    assert!(machine.path("back/store/kept").exists());
-    assert!(!machine.path("back/store/x.luks").exists());
-    assert!(!machine.path("back/store/x.luks.reserve").exists());
+    let back = fs::read_dir(machine.path("back/store")).unwrap();
+    let names: Vec<_> = back.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["kept"]);
 }
 
 #[test]
@@ -338,6 +344,13 @@ fn missing_disk_is_reported_at_each_backup_until_confirmed() {
     let ran = machine.sprat(&prune);
     let why = "the newest copy of a disk that the newest complete one lacks";
     assert!(ran.stdout.contains(why), "{}", ran.whole());
+    // Nobody is asked, so the last copy of it stays.
+    let listed = machine.ok(&["snapshots", "disk", "--json"]).json();
+    let first = listed["snapshots"][0]["folder"].as_str().unwrap();
+    let remove = ["remove", "disk", &format!("one/{first}"), "--yes"];
+    let said = machine.sprat(&remove).failed_with(2);
+    assert!(said.contains("has the newest copy of a disk"), "{said}");
+    assert!(said.contains("--allow-last-copy"), "{said}");
     for more in [&["--disk-gone", "src/disk"][..], &[]] {
         let said = backup(more);
         assert!(!said.contains("is not mounted"), "{said}");

@@ -131,7 +131,7 @@ fn look(
     let file_system = session.look_at_file_system(observer, interrupt)?;
     let spec = spec().map(|mut spec| {
         spec.never_enter = session.never_backed_up();
-        spec.container = session.local_container();
+        spec.containers = session.local_containers();
         spec
     });
     let overwritten = !session.facts.overwritten.is_empty();

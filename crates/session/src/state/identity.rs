@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use sprat_luks::{Header, Pins};
+use sprat_luks::{Header, LuksError, Pins};
 
 use crate::address::Target;
 use crate::files;
@@ -153,6 +153,31 @@ pub fn target_of(state_dir: &Path, id: &str) -> Option<String> {
     files::read_json(&named(state_dir, id)).map(|remembered: Remembered| remembered.target)
 }
 
+/// The containers on this machine that are pinned here, as long as they are there. What else may lie
+/// at such a path by now is no container: a backup must not leave it out.
+pub fn local_containers(state_dir: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(state_dir.join("containers"));
+    let files = files.into_iter().flatten().flatten();
+    let target = |file: std::fs::DirEntry| {
+        let remembered: Remembered = files::read_json(&file.path())?;
+        Target::parse(&remembered.target, Path::new("/")).ok()
+    };
+    let paths = files.filter_map(target);
+    let paths = paths.filter_map(|target| target.local_path());
+    paths.filter(|path| may_be_container(path)).collect()
+}
+
+/// Whether there is a file with a LUKS header, also a damaged one, or one that this user may not read.
+fn may_be_container(path: &Path) -> bool {
+    if !path.is_file() {
+        return false;
+    }
+    let Ok(file) = std::fs::File::open(path) else {
+        return true;
+    };
+    !matches!(Header::load(&file), Err(LuksError::NotLuks))
+}
+
 fn file(state_dir: &Path, target: &Target) -> PathBuf {
     named(state_dir, &target.id())
 }
@@ -200,5 +225,24 @@ pub(crate) mod tests {
         ));
         std::fs::write(file(folder.path(), &target), "{").unwrap();
         assert!(super::policy(folder.path(), &target, None).is_err());
+    }
+
+    #[test]
+    fn pinned_containers_on_this_machine_are_listed_while_they_are_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let [container, damaged, other] =
+            ["x.luks", "damaged.luks", "other"].map(|name| folder.path().join(name));
+        crate::volume_process::tests::make_container(&container);
+        std::fs::write(&damaged, b"LUKS\xba\xbe").unwrap();
+        std::fs::write(&other, "somebody's").unwrap();
+        let gone = folder.path().join("gone");
+        let paths = [&container, &damaged, &other, &gone].map(|path| path.display().to_string());
+        for target in paths.iter().map(String::as_str).chain(["host:y.luks"]) {
+            let target = Target::parse(target, Path::new("/")).unwrap();
+            store(folder.path(), &target, &pins()).unwrap();
+        }
+        let mut found = local_containers(folder.path());
+        found.sort();
+        assert_eq!(found, [damaged, container]);
     }
 }

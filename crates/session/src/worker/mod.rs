@@ -237,8 +237,8 @@ impl Worker {
                     .iter()
                     .chain(&spec.exclude_from)
                     .chain(&spec.never_enter);
-                let container = spec.container.iter().map(|container| &container.path);
-                let needed = paths.chain(container).map(|path| &**path).collect();
+                let containers = spec.containers.iter().map(|container| &container.path);
+                let needed = paths.chain(containers).map(|path| &**path).collect();
                 let report = self.with_mounts(needed, &spec.rsync, |events| {
                     sprat_snapshot::take(root, &spec, now, events, &cancel)
                 })?;
@@ -249,8 +249,8 @@ impl Worker {
             WorkerOrder::Restore(spec) => {
                 let cancel = self.cancel.clone();
                 let root = self.root()?;
-                let container = spec.container.iter().map(|container| &container.path);
-                let paths = spec.never_enter.iter().chain(container).chain([&spec.to]);
+                let containers = spec.containers.iter().map(|container| &container.path);
+                let paths = spec.never_enter.iter().chain(containers).chain([&spec.to]);
                 let needed = paths.map(|path| &**path).collect();
                 let report = self.with_mounts(needed, &spec.rsync, |events| {
                     sprat_snapshot::restore(root, &spec, events, &cancel)

@@ -50,7 +50,7 @@ impl Run<'_> {
                 .any(|one| one == ONE_FILE_SYSTEM),
             scan: record.scan.clone(),
             never_enter: self.spec.never_enter.clone(),
-            container: self.spec.container.clone(),
+            containers: self.spec.containers.clone(),
             allow_empty: true,
             ..SnapshotSpec::new(job.clone(), asked_for(&record))
         };

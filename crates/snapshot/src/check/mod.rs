@@ -65,9 +65,9 @@ pub struct CheckSpec {
     /// For a comparison with the source: as in [`crate::SnapshotSpec::never_enter`].
     #[serde(default, with = "path_texts")]
     pub never_enter: Vec<PathBuf>,
-    /// For a comparison with the source: as in [`crate::SnapshotSpec::container`].
+    /// For a comparison with the source: as in [`crate::SnapshotSpec::containers`].
     #[serde(default)]
-    pub container: Option<LocalContainer>,
+    pub containers: Vec<LocalContainer>,
 }
 
 /// See [`CheckSpec`].

@@ -30,7 +30,7 @@ fn spec(bench: &Bench, what: CheckWhat) -> CheckSpec {
         duration_over: Duration::ZERO,
         note_interval: Duration::from_secs(3600),
         never_enter: Vec::new(),
-        container: None,
+        containers: Vec::new(),
     }
 }
 

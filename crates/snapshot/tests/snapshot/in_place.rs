@@ -143,10 +143,13 @@ fn sparing(bench: &Bench, to: PathBuf, path: Option<PathBuf>) -> RestoreSpec {
     let mut spec = RestoreSpec::new(job_name(), to);
     spec.path = path;
     spec.never_enter = vec![bench.source().join("var/cache")];
-    spec.container = Some(LocalContainer {
-        path: bench.source().join("st/x.luks"),
-        endings: vec![".lock.[0-9]".into()],
-    });
+    // Of the session, and another one.
+    spec.containers = ["elsewhere/y.luks", "st/x.luks"]
+        .map(|path| LocalContainer {
+            path: bench.source().join(path),
+            endings: vec![".lock.[0-9]".into()],
+        })
+        .into();
     spec
 }
 
@@ -238,7 +241,7 @@ fn sprats_own_files_stay_where_the_snapshot_differs() {
         fs::create_dir_all(var.join("cache")).unwrap();
         fs::write(var.join("cache/block"), "x").unwrap();
         let mut spec = sparing(&bench, "/".into(), None);
-        spec.container = None;
+        spec.containers.clear();
         spec.delete = true;
         let restored = bench.restore(&spec);
         assert_eq!(restored.is_err(), in_the_way, "{restored:?}");
