@@ -1,5 +1,6 @@
 //! Which snapshot of a job is meant: a name or its beginning, a word, or a time.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -8,9 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, STATE_FOLDER};
+use crate::keep::is_future;
 use crate::name::SnapshotName;
 use crate::record::EntryKind;
 use crate::text::{escape_path, unescape_path};
+use crate::wrong_dates::{finished_records, misdated};
 
 /// Which snapshot is meant.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,40 +66,56 @@ struct Finished<'a> {
     /// Oldest first.
     names: Vec<SnapshotName>,
     latest: Option<SnapshotName>,
+    now: Timestamp,
+    /// Those whose names came from a clock that ran ahead, as their records prove. May read all records.
+    misdated: &'a dyn Fn() -> BTreeSet<SnapshotName>,
     /// Whether one is complete. May read its record.
     is_complete: &'a dyn Fn(SnapshotName) -> bool,
 }
 
 impl Finished<'_> {
-    /// All that `choice` may mean, oldest first: several only for the beginning of a name.
+    /// All that `choice` may mean: several only for the beginning of a name. What is most likely meant
+    /// comes last.
     fn matching(&self, choice: &SnapshotChoice) -> Vec<SnapshotName> {
-        // Newest first. What is dated later than `latest` has its name from a wrong clock.
-        let by_age = || {
-            let is_late = |name: &SnapshotName| self.latest.is_some_and(|latest| *name > latest);
-            let (late, real): (Vec<SnapshotName>, _) =
-                self.names.iter().rev().partition(|name| is_late(name));
-            [real, late].concat().into_iter()
-        };
         let one = |name: Option<SnapshotName>| name.into_iter().collect();
         match choice {
-            SnapshotChoice::Latest => one(by_age().next()),
-            SnapshotChoice::LatestComplete => one(by_age().find(|name| (self.is_complete)(*name))),
-            SnapshotChoice::At(time) => one(self
-                .names
-                .iter()
-                .rfind(|name| name.moment() <= *time)
-                .copied()),
+            SnapshotChoice::Latest if self.latest.is_some() => one(self.latest),
+            SnapshotChoice::Latest => one(self.by_age().next_back()),
+            // Nothing was made after it, so no other record needs to be read.
+            SnapshotChoice::LatestComplete if self.latest.is_some_and(self.is_complete) => {
+                one(self.latest)
+            }
+            SnapshotChoice::LatestComplete => {
+                one(self.by_age().rfind(|name| (self.is_complete)(*name)))
+            }
+            SnapshotChoice::At(time) => one(self.by_age().rfind(|name| name.moment() <= *time)),
             // No name is no beginning of one.
             SnapshotChoice::Named(begin) if begin.is_empty() => Vec::new(),
             SnapshotChoice::Named(begin) => {
-                let begins = |name: &&SnapshotName| name.to_string().starts_with(begin);
-                self.names.iter().filter(begins).copied().collect()
+                let begins = |name: &SnapshotName| name.to_string().starts_with(begin);
+                self.by_age().filter(begins).collect()
             }
         }
     }
+
+    /// Oldest first, but those with a name from a wrong clock before all others. Without `latest` no
+    /// snapshot of the future counts as the one that was made last.
+    fn by_age(&self) -> impl DoubleEndedIterator<Item = SnapshotName> {
+        let misdated = (self.misdated)();
+        let is_late = |name: &SnapshotName| {
+            let ahead = match self.latest {
+                Some(latest) => *name > latest,
+                None => is_future(*name, self.now),
+            };
+            ahead || misdated.contains(name)
+        };
+        let (late, real): (Vec<SnapshotName>, _) =
+            self.names.iter().partition(|name| is_late(name));
+        [late, real].concat().into_iter()
+    }
 }
 
-/// Finds all finished snapshots that `choice` may mean, oldest first.
+/// Finds all finished snapshots that `choice` may mean. What is most likely meant comes last.
 pub(crate) fn matching(
     job: &JobFolder,
     choice: &SnapshotChoice,
@@ -113,6 +132,8 @@ pub(crate) fn matching(
             .filter_map(finished)
             .collect(),
         latest: job.latest(),
+        now: Timestamp::now(),
+        misdated: &|| misdated(&finished_records(job).unwrap_or_default()),
         is_complete: &is_complete,
     };
     Ok(finished.matching(choice))
@@ -182,11 +203,22 @@ mod tests {
     ];
 
     fn found(choice: &SnapshotChoice, latest: Option<usize>, incomplete: &[usize]) -> Vec<usize> {
+        found_beside(choice, latest, incomplete, &[])
+    }
+
+    fn found_beside(
+        choice: &SnapshotChoice,
+        latest: Option<usize>,
+        incomplete: &[usize],
+        misdated: &[usize],
+    ) -> Vec<usize> {
         let names = NAMES.map(|name| SnapshotName::parse(name).unwrap());
         let position = |name| names.iter().position(|one| *one == name).unwrap();
         let finished = Finished {
             names: names.to_vec(),
             latest: latest.map(|at| names[at]),
+            now: "2026-11-29T00:00:00Z".parse().unwrap(),
+            misdated: &|| misdated.iter().map(|at| names[*at]).collect(),
             is_complete: &|name| !incomplete.contains(&position(name)),
         };
         finished
@@ -200,7 +232,9 @@ mod tests {
     fn snapshots_are_found_by_name_beginning_and_word() {
         for (text, latest, incomplete, expected) in [
             ("latest", Some(3), &[][..], &[3][..]),
-            ("latest", None, &[], &[4]),
+            ("latest", None, &[], &[3]),
+            ("latest-complete", None, &[3], &[2]),
+            ("latest-complete", None, &[0, 1, 2, 3], &[4]),
             ("latest-complete", Some(3), &[], &[3]),
             ("latest-complete", Some(3), &[3], &[2]),
             // Better one from a wrong clock than none.
@@ -226,10 +260,28 @@ mod tests {
             ("2026-11-26T10:00:00Z", &[0]),
             ("2026-11-27T22:29:59Z", &[1]),
             ("2026-11-29T00:00:00Z", &[3]),
-            ("2027-03-01T00:00:00Z", &[4]),
+            // Better what was made last than what was made before under a later date.
+            ("2027-03-01T00:00:00Z", &[3]),
         ] {
             let choice = SnapshotChoice::At(time.parse().unwrap());
             assert_eq!(found(&choice, Some(3), &[]), expected, "{time}");
         }
+    }
+
+    #[test]
+    fn misdated_snapshot_is_meant_only_where_no_other_is() {
+        // 22:30 of the 27th was made by a clock that ran ahead, before the 26th.
+        let found = |text: &str| {
+            let choice = SnapshotChoice::parse(text);
+            found_beside(&choice, Some(3), &[3], &[2])
+        };
+        assert_eq!(found("latest-complete"), [1]);
+        assert_eq!(found("2026-11-27"), [2, 1], "the last one counts");
+        assert_eq!(found("2026-11-27T22-30-00Z"), [2]);
+        let at = |time: &str| {
+            let choice = SnapshotChoice::At(time.parse().unwrap());
+            found_beside(&choice, Some(3), &[], &[2])
+        };
+        assert_eq!(at("2026-11-27T23:00:00Z"), [1]);
     }
 }

@@ -8,19 +8,18 @@
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use crate::error::SnapshotError;
 use crate::file_system::FileSystem;
-use crate::job::{Folder, JobFolder};
+use crate::job::JobFolder;
 use crate::keep::is_future;
 use crate::name::SnapshotName;
 use crate::paths::plain_path;
-use crate::record::{EntryKind, GoneDisk, ONE_FILE_SYSTEM, RunRecord, Warning};
+use crate::record::{GoneDisk, ONE_FILE_SYSTEM, RunRecord, Warning};
 use crate::spec::SnapshotSpec;
-use crate::text::unescape_path;
-
-/// How many records are read at once. Reading one after the other would cost a round trip for each.
-const READERS: usize = 16;
+use crate::text::{path_texts, unescape_path};
+use crate::wrong_dates::{finished_records, misdated};
 
 /// What one finished snapshot has.
 #[derive(Debug, Clone)]
@@ -29,7 +28,10 @@ pub(crate) struct Holder {
     good: bool,
     file_systems: Vec<FileSystem>,
     gone: Vec<GoneDisk>,
+    /// What the job asked for.
     sources: Vec<PathBuf>,
+    /// What of it was there.
+    had: Vec<PathBuf>,
     one_file_system: bool,
     /// Mount points of missing disks that the job's patterns excluded.
     left_out: Vec<String>,
@@ -102,6 +104,11 @@ impl Holder {
                 }))
                 .map(|path| unescape_path(path))
                 .collect(),
+            had: record
+                .sources
+                .iter()
+                .map(|path| unescape_path(path))
+                .collect(),
             one_file_system: record
                 .rsync_arguments
                 .iter()
@@ -113,12 +120,56 @@ impl Holder {
 
     /// Whether the job includes `place` (escaped).
     fn asks_for(&self, place: &String) -> bool {
-        !self.left_out.contains(place)
-            && asks_for(
-                self.sources.iter().map(|path| &**path),
-                self.one_file_system,
-                &unescape_path(place),
-            )
+        !self.left_out.contains(place) && self.covers(&unescape_path(place))
+    }
+
+    /// Whether `place` is in the job's sources, whatever its patterns exclude.
+    fn covers(&self, place: &Path) -> bool {
+        let sources = self.sources.iter().map(|path| &**path);
+        asks_for(sources, self.one_file_system, place)
+    }
+}
+
+/// What the config says of a job.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSources {
+    /// As [`SnapshotSpec::sources`].
+    #[serde(with = "path_texts")]
+    pub paths: Vec<PathBuf>,
+    /// As [`SnapshotSpec::one_file_system`].
+    pub one_file_system: bool,
+}
+
+impl JobSources {
+    /// Whether the job includes `place` (escaped). What its patterns exclude is known from the newest
+    /// snapshot for which that place was asked.
+    fn asks_for(&self, place: &String, holders: &[Holder]) -> bool {
+        let path = unescape_path(place);
+        let asked = holders.iter().rev().find(|holder| holder.covers(&path));
+        asks_for(
+            self.paths.iter().map(|path| &**path),
+            self.one_file_system,
+            &path,
+        ) && !asked.is_some_and(|holder| holder.left_out.contains(place))
+    }
+
+    /// The newest snapshot of each source that the newest complete one lacks: one that is complete, or
+    /// else any.
+    fn kept(&self, good: Option<&Holder>, holders: &[Holder]) -> Vec<SnapshotName> {
+        let has =
+            |holder: &Holder, source: &Path| holder.had.iter().any(|had| source.starts_with(had));
+        let lacking = self
+            .paths
+            .iter()
+            .map(|path| plain_path(path).unwrap_or_else(|_| path.clone()));
+        let lacking = lacking.filter(|source| !good.is_some_and(|good| has(good, source)));
+        lacking
+            .filter_map(|source| {
+                let having = || holders.iter().rev().filter(|one| has(one, &source));
+                let one = having().find(|one| one.good).or_else(|| having().next());
+                one.map(|one| one.name)
+            })
+            .collect()
     }
 }
 
@@ -130,39 +181,18 @@ fn asks_for<'s>(
     sources.any(|source| place == source || (!one_file_system && place.starts_with(source)))
 }
 
-/// Reads what the finished snapshots have, oldest first. Snapshots dated in the future, by a wrong
-/// clock, are skipped.
+/// Reads what the finished snapshots have, oldest first. Those whose date came from a wrong clock are
+/// skipped.
 pub(crate) fn holders(job: &JobFolder, now: Timestamp) -> Result<Vec<Holder>, SnapshotError> {
-    let own = job.own_folders()?.into_iter();
-    let named: Vec<Folder> = own
-        .filter(|own| matches!(own, Folder::Named(name) if !is_future(*name, now)))
-        .collect();
-    let read = |folders: &[Folder]| -> Vec<Holder> {
-        let finished = folders.iter().map(|folder| job.kind(*folder));
-        finished
-            .filter(|(kind, _)| matches!(kind, EntryKind::Complete | EntryKind::Incomplete))
-            .filter_map(|(_, record)| Some(Holder::new(record.ok()?)))
-            .collect()
-    };
-    let share = named.len().div_ceil(READERS).max(1);
-    let mut all: Vec<Holder> = std::thread::scope(|scope| {
-        let readers: Vec<_> = named
-            .chunks(share)
-            .map(|part| {
-                let thread = std::thread::Builder::new();
-                (part, thread.spawn_scoped(scope, move || read(part)))
-            })
-            .collect();
-        let mut all = Vec::new();
-        for (part, reader) in readers {
-            let found = reader.ok().and_then(|reader| reader.join().ok());
-            // If no thread can be started, this thread reads the records.
-            all.extend(found.unwrap_or_else(|| read(part)));
-        }
-        all
-    });
-    all.sort_by_key(|holder| holder.name);
-    Ok(all)
+    let records = finished_records(job)?;
+    let misdated = misdated(&records);
+    let rightly =
+        |record: &RunRecord| !is_future(record.name, now) && !misdated.contains(&record.name);
+    Ok(records
+        .into_iter()
+        .filter(rightly)
+        .map(Holder::new)
+        .collect())
 }
 
 /// All file systems of `holders` (oldest first), except for those that were declared gone.
@@ -365,17 +395,21 @@ impl Disks {
     }
 }
 
-/// The snapshots to keep because each is the newest one of a file system that the newest complete
-/// snapshot lacks.
-pub(crate) fn kept_for_disks(holders: &[Holder]) -> Vec<SnapshotName> {
+/// The snapshots to keep because each is the newest one of a file system, or of a source in the config,
+/// that the newest complete snapshot lacks. `job`: what the config says, if the job is in it. A run by
+/// hand under the job's name may have asked for less.
+pub(crate) fn kept_for_disks(holders: &[Holder], job: Option<&JobSources>) -> Vec<SnapshotName> {
     // The newest snapshot shows what the job includes today.
     let Some(newest) = holders.last() else {
         return Vec::new();
     };
     let good = holders.iter().rev().find(|holder| holder.good);
+    let asked = |place: &String| {
+        newest.asks_for(place) || job.is_some_and(|job| job.asks_for(place, holders))
+    };
     let mut kept: Vec<SnapshotName> = known(holders)
         .iter()
-        .filter(|disk| newest.asks_for(&disk.file_system.place))
+        .filter(|disk| asked(&disk.file_system.place))
         .filter(|disk| {
             let has =
                 |good: &Holder| disk.presence(&good.file_systems, holders) == Presence::Present;
@@ -383,6 +417,7 @@ pub(crate) fn kept_for_disks(holders: &[Holder]) -> Vec<SnapshotName> {
         })
         .filter_map(Disk::kept_in)
         .collect();
+    kept.extend(job.iter().flat_map(|job| job.kept(good, holders)));
     kept.sort();
     kept.dedup();
     kept
@@ -414,6 +449,7 @@ mod tests {
             file_systems: file_systems.to_vec(),
             gone: Vec::new(),
             sources: vec!["/s".into()],
+            had: vec!["/s".into()],
             one_file_system: false,
             left_out: Vec::new(),
             files: 0,
@@ -422,7 +458,39 @@ mod tests {
 
     fn kept(holders: &[Holder]) -> Vec<i64> {
         let day = |name: SnapshotName| (name.moment().as_second() - 1_700_000_000) / 86_400;
-        kept_for_disks(holders).into_iter().map(day).collect()
+        kept_for_disks(holders, None).into_iter().map(day).collect()
+    }
+
+    /// A run by hand under the job's name asks for one folder only.
+    #[test]
+    fn disk_of_the_config_is_kept_whatever_a_run_by_hand_asked_for() {
+        let (root, a) = (disk("/s", "root", true), disk("/s/a", "A", true));
+        let mut by_hand = holder(2, std::slice::from_ref(&root));
+        by_hand.sources = vec!["/s/b".into()];
+        by_hand.had = by_hand.sources.clone();
+        let all = [holder(1, &[root.clone(), a]), by_hand];
+        assert!(kept(&all).is_empty());
+        let config = |paths: &[&str]| JobSources {
+            paths: paths.iter().map(PathBuf::from).collect(),
+            one_file_system: false,
+        };
+        let kept = |holders: &[Holder], config| kept_for_disks(holders, Some(&config));
+        assert_eq!(kept(&all, config(&["/s"])), [name(1)]);
+        assert!(
+            kept(&all, config(&["/s/b"])).is_empty(),
+            "no longer in the config"
+        );
+        let mut excluded = holder(3, std::slice::from_ref(&root));
+        excluded.left_out = vec!["/s/a".into()];
+        let all = [&all[..], &[excluded]].concat();
+        assert!(kept(&all, config(&["/s"])).is_empty());
+        // A source that was not there since.
+        let mut lacks = holder(4, &[root]);
+        lacks.had = vec!["/s/b".into()];
+        assert_eq!(
+            kept(&[&all[..], &[lacks]].concat(), config(&["/s"])),
+            [name(3)]
+        );
     }
 
     #[test]

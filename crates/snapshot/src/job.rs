@@ -224,16 +224,6 @@ impl JobFolder {
         (kind, record)
     }
 
-    /// The record of the newest complete snapshot.
-    pub(crate) fn last_good(&self) -> Result<Option<RunRecord>, SnapshotError> {
-        let own = self.own_folders()?.into_iter().rev();
-        Ok(own
-            .filter(|own| matches!(own, Folder::Named(_)))
-            .map(|own| self.kind(own))
-            .find(|(kind, _)| *kind == EntryKind::Complete)
-            .and_then(|(_, record)| record.ok()))
-    }
-
     /// Whether the snapshot is pinned: `.sprat/NAME.pin` exists. A pin that can't be looked up, because the
     /// disk fails, counts as one.
     pub(crate) fn is_pinned(&self, name: SnapshotName) -> bool {

@@ -9,7 +9,7 @@
 //! "Within" counts back from the newest counted snapshot, not from now, so that a job that no longer runs
 //! loses nothing. A snapshot dated in the future, by a wrong clock, is kept and not counted: as the newest
 //! one it would make every rule drop real ones. `latest` was made last, so a snapshot dated later than
-//! `latest` has such a date, too.
+//! `latest` has such a date, too; and so has one after which a snapshot with an earlier date was made.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -86,6 +86,8 @@ pub struct Candidate {
     pub pinned: bool,
     /// The newest complete snapshot lacks a disk, and this one has the newest copy of it.
     pub has_missing_disk: bool,
+    /// A snapshot with an earlier name was made after it: a clock that ran ahead gave it its name.
+    pub is_misdated: bool,
 }
 
 /// The decision about one snapshot.
@@ -130,6 +132,7 @@ pub fn decide(candidates: &[Candidate], by: &KeepBy<'_>) -> Vec<KeepDecision> {
     let (future, counted): (Vec<&Candidate>, Vec<&Candidate>) =
         all.into_iter().partition(|candidate| {
             is_future(candidate.name, by.now)
+                || candidate.is_misdated
                 || latest.is_some_and(|latest| candidate.name > latest)
         });
     for candidate in future {
@@ -291,6 +294,7 @@ mod tests {
             is_latest: false,
             pinned: false,
             has_missing_disk: false,
+            is_misdated: false,
         }
     }
 
@@ -500,6 +504,7 @@ mod tests {
                 is_latest: mark == 0,
                 pinned: mark == 1,
                 has_missing_disk: mark == 2,
+                is_misdated: false,
             }
         });
         proptest::collection::vec(one, 0..60)
@@ -612,6 +617,7 @@ mod tests {
                     is_latest: false,
                     pinned: false,
                     has_missing_disk: false,
+            is_misdated: false,
                 });
             }
             let mut expected = kept(&all, &rules);

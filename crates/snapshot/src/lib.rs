@@ -74,11 +74,13 @@ mod text;
 mod unfit;
 mod unlinked;
 mod walk;
+mod wrong_dates;
 mod zone;
 
 pub use cancel::Cancel;
 pub use check::{CheckReport, CheckSpec, CheckWhat, FilesOn, begin_known_from, check, files_on};
 pub use choice::SnapshotChoice;
+pub use disks::JobSources;
 pub use error::{SnapshotError, SnapshotErrorKind, SpaceKind};
 pub use file_system::FileSystem;
 pub use keep::{Candidate, KeepBy, KeepDecision, KeepReason, decide, is_held};

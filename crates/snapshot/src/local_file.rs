@@ -3,9 +3,17 @@
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use tempfile::NamedTempFile;
+
+const PART_PREFIX: &str = ".";
+const PART_SUFFIX: &str = ".part";
+/// Letters and digits between the two.
+const PART_RANDOM: usize = 6;
+/// A file that is being written is younger than this.
+const PART_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Makes a folder, and the folders above it, that only this user may enter.
 pub fn make_private_folder(folder: &Path) -> io::Result<()> {
@@ -16,9 +24,36 @@ pub fn make_private_folder(folder: &Path) -> io::Result<()> {
 /// a crash the file has the old or the new content. The new content is durable when this returns.
 pub fn replace(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     make_private_folder(folder_of(path))?;
+    remove_old_parts(folder_of(path));
     let part = filled(path, fill)?;
     part.persist(path).map_err(|error| error.error)?;
     File::open(folder_of(path))?.sync_all()
+}
+
+/// Removes what killed processes left of files that they were writing.
+fn remove_old_parts(folder: &Path) {
+    let is_part = |name: &str| {
+        let random = name.strip_prefix(PART_PREFIX);
+        let random = random.and_then(|rest| rest.strip_suffix(PART_SUFFIX));
+        random.is_some_and(|random| {
+            random.len() == PART_RANDOM && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        })
+    };
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let parts = names.filter(|entry| entry.file_name().to_str().is_some_and(is_part));
+    let old: Vec<PathBuf> = parts
+        .filter(|entry| {
+            let modified = entry.metadata().and_then(|about| about.modified());
+            // With a clock that went back, nobody knows its age.
+            let age = modified.map(|at| SystemTime::now().duration_since(at));
+            matches!(age, Ok(Ok(age)) if age > PART_AGE_MAX)
+        })
+        .map(|entry| entry.path())
+        .collect();
+    for path in old {
+        // Another process may remove it at the same time.
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 /// Writes a new file, as [`replace`] does, into a folder that exists. Fails with
@@ -38,8 +73,9 @@ fn filled(
     fill: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> io::Result<NamedTempFile> {
     let mut part = tempfile::Builder::new()
-        .prefix(".")
-        .suffix(".part")
+        .prefix(PART_PREFIX)
+        .suffix(PART_SUFFIX)
+        .rand_bytes(PART_RANDOM)
         .tempfile_in(folder_of(path))?;
     fill(part.as_file_mut())?;
     part.as_file().sync_all()?;
@@ -49,4 +85,34 @@ fn filled(
 fn folder_of(path: &Path) -> &Path {
     let folder = path.parent().filter(|folder| *folder != Path::new(""));
     folder.unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn old_parts_of_killed_processes_go_and_nothing_else_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = SystemTime::now() - 2 * PART_AGE_MAX;
+        for name in [".aB3xyz.part", ".notes.part", "aB3xyz.part", ".aB3xyz.json"] {
+            let file = File::create(folder.path().join(name)).unwrap();
+            file.set_modified(old).unwrap();
+        }
+        File::create(folder.path().join(".young1.part")).unwrap();
+        replace(&folder.path().join("state"), |file| file.write_all(b"x")).unwrap();
+        let names = std::fs::read_dir(folder.path()).unwrap();
+        let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        let left = [
+            ".aB3xyz.json",
+            ".notes.part",
+            ".young1.part",
+            "aB3xyz.part",
+            "state",
+        ];
+        assert_eq!(names, left);
+    }
 }

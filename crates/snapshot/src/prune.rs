@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::cancel::Cancel;
-use crate::disks::{holders, kept_for_disks};
+use crate::disks::{JobSources, holders, kept_for_disks};
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder};
 use crate::keep::{Candidate, KeepBy, KeepDecision, KeepReason, decide};
@@ -19,6 +19,7 @@ use crate::name::JobName;
 use crate::progress::{Phase, Progress};
 use crate::record::EntryKind;
 use crate::suspects::Suspects;
+use crate::wrong_dates::{finished_records, misdated};
 use crate::zone::{LOCAL_ZONE, time_zone};
 
 /// What to prune.
@@ -38,6 +39,10 @@ pub struct PruneSpec {
     /// last right content of one of them is kept.
     #[serde(default, with = "crate::text::path_text_option")]
     pub suspects: Option<PathBuf>,
+    /// What the config says of the job, if it is in the config: a disk or a source in it that the newest
+    /// complete snapshot lacks is kept. Without this, the newest snapshot shows what the job includes.
+    #[serde(default)]
+    pub sources: Option<JobSources>,
     /// Also remove what interrupted runs copied. The next run could have used it.
     #[serde(default)]
     pub drop_interrupted: bool,
@@ -56,6 +61,7 @@ impl PruneSpec {
             time_zone: local_zone(),
             changed_at: None,
             suspects: None,
+            sources: None,
             drop_interrupted: false,
             dry_run: false,
         }
@@ -214,7 +220,8 @@ pub(crate) fn decided(
     let latest = job.latest();
     let zone = time_zone(&spec.time_zone)?;
     let now = Timestamp::now();
-    let for_disks = kept_for_disks(&holders(job, now)?);
+    let for_disks = kept_for_disks(&holders(job, now)?, spec.sources.as_ref());
+    let misdated = misdated(&finished_records(job)?);
     let candidates: Vec<Candidate> = job
         .own_folders()?
         .into_iter()
@@ -225,6 +232,7 @@ pub(crate) fn decided(
             is_latest: latest == Some(folder.name()),
             pinned: job.is_pinned(folder.name()),
             has_missing_disk: for_disks.contains(&folder.name()),
+            is_misdated: misdated.contains(&folder.name()),
         })
         .collect();
     let by = KeepBy {

@@ -19,6 +19,7 @@ use crate::progress::{Phase, Progress};
 use crate::prune::{PruneSpec, Removals, decided, free_bytes};
 use crate::record::EntryKind;
 use crate::suspects::Suspects;
+use crate::wrong_dates::{finished_records, misdated};
 
 /// What to remove.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -221,9 +222,10 @@ fn point_latest_elsewhere(run: &RunFolder, going: &[SnapshotName]) -> Result<(),
         })
         .collect();
     // A greater name than that of the latest one came from a wrong clock.
+    let misdated = misdated(&finished_records(&run.job)?);
     let older = staying
         .iter()
-        .find(|name| latest.is_none_or(|latest| **name <= latest));
+        .find(|name| latest.is_none_or(|latest| **name <= latest) && !misdated.contains(name));
     match older.or(staying.first()) {
         Some(next) => run.point_latest(*next).map(|_| ()),
         None => run.forget_latest(),

@@ -108,7 +108,7 @@ pub fn restore(
     } else {
         None
     };
-    let last_good = folder.last_good()?.map(|record| record.name);
+    let last_good = choice::matching(&folder, &SnapshotChoice::LatestComplete)?.pop();
     let mut names = NameList::default();
     for path in unequal.files.iter().chain(&unequal.others) {
         names.push(escape_path(path));

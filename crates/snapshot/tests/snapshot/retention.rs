@@ -114,6 +114,7 @@ fn candidate(line: &Line<'_>) -> Candidate {
         is_latest: has("latest"),
         pinned: has("pinned"),
         has_missing_disk: has("disk"),
+        is_misdated: has("misdated"),
     }
 }
 
