@@ -59,6 +59,10 @@ const SYSTEM: [&str; 19] = [
     "/var/tmp",
 ];
 
+/// What gives the machine its time zone. In a container of Docker or LXC one of these is often a mount.
+/// Without it, days would be those of UTC.
+const TIME_ZONE: [&str; 2] = ["/etc/localtime", "/usr/share/zoneinfo"];
+
 /// The namespace that this process came from.
 static OUTSIDE: OnceLock<Outside> = OnceLock::new();
 
@@ -171,7 +175,8 @@ fn enter_fresh_copy(outside: &Outside, volume: &Path, needed: &[&Path]) -> Resul
 }
 
 fn detach(needed: &[&Path], may_go: impl Fn(&MountLine) -> bool) -> Result<(), AttachError> {
-    let resolved: Vec<PathBuf> = needed.iter().map(|path| real(path)).collect();
+    let needed = needed.iter().copied().chain(TIME_ZONE.map(Path::new));
+    let resolved: Vec<PathBuf> = needed.map(real).collect();
     let is_needed = |mount: &MountLine| {
         let at = &mount.mount_point;
         let leads = |path: &PathBuf| path.starts_with(at) || at.starts_with(path);
@@ -205,4 +210,34 @@ fn real(path: &Path) -> PathBuf {
         Some((real.ok()?, path.strip_prefix(at).ok()?))
     });
     there.map_or_else(|| path.to_owned(), |(real, below)| real.join(below))
+}
+
+#[cfg(test)]
+mod tests {
+    use sprat_testkit::{needs, requires};
+
+    use super::*;
+
+    /// As `docker run --volume /etc/localtime:/etc/localtime:ro` mounts it.
+    #[test]
+    fn mounted_time_zone_is_kept_and_a_disk_of_the_user_is_not() {
+        requires!(needs::root());
+        let folder = tempfile::tempdir().unwrap();
+        let zone = folder.path().join("zone");
+        fs::write(&zone, "TZif").unwrap();
+        let disk = folder.path().to_owned();
+        // The mount namespace ends with this thread.
+        let seen = std::thread::spawn(move || {
+            sys::unshare(UnshareFlags::NEWNS).unwrap();
+            keep_mounts_inside().unwrap();
+            rustix::mount::mount_bind(&zone, "/etc/localtime").unwrap();
+            rustix::mount::mount_bind(&disk, "/mnt").unwrap();
+            detach(&[], |_| true).unwrap();
+            (
+                fs::read("/etc/localtime").unwrap(),
+                Path::new("/mnt/zone").exists(),
+            )
+        });
+        assert_eq!(seen.join().unwrap(), (b"TZif".to_vec(), false));
+    }
 }
