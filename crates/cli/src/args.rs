@@ -21,7 +21,7 @@ pub(crate) const TARGET_HELP: &str = "A container's name in the config, \
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = GLOBAL_HEADING)]
 pub(crate) struct GlobalArgs {
-    /// Read this config file instead of /etc/sprat/sprat.toml (root) or ~/.config/sprat/sprat.toml
+    /// Read only this config file instead of /etc/sprat/sprat.toml (root) or ~/.config/sprat/sprat.toml
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Print results as JSON on stdout and failures as JSON on stderr

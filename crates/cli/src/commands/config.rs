@@ -174,7 +174,10 @@ fn show(tables: &[Table<'_>], config: &Config, output: Output) -> Result<Exit, F
                 Some(origin) => format!("{}:{}", origin.file.display(), origin.line),
                 None => "default".to_owned(),
             };
-            let origin = text::harmless(&origin);
+            let origin = match setting.in_effect {
+                true => text::harmless(&origin),
+                false => format!("{}, not yet in effect", text::harmless(&origin)),
+            };
             shown.push_str(&format!("{line:<SETTING_COLUMNS$} # {origin}\n"));
         }
     }
@@ -194,6 +197,7 @@ fn table_json((title, settings): &Table<'_>) -> Value {
             "value": setting.value,
             "file": origin.map(|origin| path_json(&origin.file)),
             "line": origin.map(|origin| origin.line),
+            "in_effect": setting.in_effect,
         })
     };
     json!({

@@ -63,6 +63,10 @@ fn config_check_reports_every_mistake_and_what_it_stops() {
     assert_eq!(said["mistakes"][0]["likely"], "nas");
     // Files that are named are checked alone.
     machine.ok(&["config", "check", "config/conf.d/usb.toml"]);
+    // So is the one of --config: a job in it names a container of the other file.
+    let alone = machine.sprat(&["--config", "config/sprat.toml", "config", "check"]);
+    let missing = "there is no [container.usb]";
+    assert!(alone.stdout.contains(missing), "{}", alone.whole());
     let ran = machine.sprat(&["config", "check", "no.toml"]);
     assert_eq!(ran.code, 2, "{}", ran.whole());
     // Commands of a person start nothing.
@@ -79,7 +83,7 @@ fn config_show_names_the_origin_of_each_value_and_hides_secrets() {
         .stdout
         .lines()
         .filter(|line| {
-            ["[", "target", "connections", "exclude ", "every"]
+            ["[", "target", "connections", "exclude ", "allow_empty"]
                 .iter()
                 .any(|key| line.starts_with(key))
         })
@@ -89,10 +93,22 @@ fn config_show_names_the_origin_of_each_value_and_hides_secrets() {
     target = "host:x.luks"                       # [DIR]/config/sprat.toml:2
     connections = 2                              # [DIR]/config/sprat.toml:3
     [job.home]
-    every = "1 day"                              # default
     exclude = ["*.iso"]                          # [DIR]/config/sprat.toml:5
+    allow_empty = false                          # default
     "#);
     let said = machine.ok(&["config", "show", "--json"]).json();
+    // Nobody may rely on a setting that does nothing yet.
+    for table in said["tables"].as_array().unwrap() {
+        for setting in table["settings"].as_array().unwrap() {
+            let key = setting["key"].as_str().unwrap();
+            let is_shown = |line: &&str| line.starts_with(&format!("{key} = "));
+            let lines: Vec<&str> = ran.stdout.lines().filter(is_shown).collect();
+            let marked = lines
+                .iter()
+                .any(|line| line.ends_with(", not yet in effect"));
+            assert!(marked || setting["in_effect"] == true, "{key}: {lines:?}");
+        }
+    }
     let tables: Vec<&str> = said["tables"]
         .as_array()
         .unwrap()

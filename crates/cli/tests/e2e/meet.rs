@@ -103,6 +103,24 @@ fn wake(sleeper: Child, volume: Pid) -> String {
     said
 }
 
+/// Ends a stopped volume process when a test fails: nobody else would.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(volume: Pid) -> Self {
+        kill_process(volume, Signal::STOP).unwrap();
+        Self(volume)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = kill_process(self.0, Signal::KILL);
+        }
+    }
+}
+
 #[test]
 fn reader_reports_that_another_machine_wrote() {
     requires!(needs::root());
@@ -476,7 +494,7 @@ fn server_kernel_check_frees_a_container_without_a_wait() {
     wait_until(Duration::from_secs(60), "nothing is sent", || {
         taken() > before + (4 << 20) / 512
     });
-    kill_process(volume, Signal::STOP).unwrap();
+    let _stopped = Stopped::new(volume);
     let sessions = remote.sshd.session_pids();
     let by_other = |words: &[&str]| other.run(&mut remote.command_of(&other, words));
     // While a process of the server has the file open, no other session opens it.

@@ -16,10 +16,11 @@ const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// More files are not a config.
 const FILES_MAX: usize = 1000;
 
-/// The files of the config that a person names (absolute, and must exist), else of the default one.
+/// The config file that a person names (absolute, and must exist), and no other. Else those of the default
+/// config.
 pub fn files_of(named: Option<&Path>, places: &ConfigPlaces) -> Vec<PathBuf> {
     match named {
-        Some(path) => files_beside(path),
+        Some(path) => vec![path.to_owned()],
         None => default_files(places),
     }
 }
@@ -40,7 +41,7 @@ pub fn default_files(places: &ConfigPlaces) -> Vec<PathBuf> {
 }
 
 /// The file, then `conf.d/*.toml` beside it in the order of their bytes.
-pub fn files_beside(main: &Path) -> Vec<PathBuf> {
+fn files_beside(main: &Path) -> Vec<PathBuf> {
     let folder = main.parent().unwrap_or(Path::new("/")).join("conf.d");
     let is_config = |name: &OsStr| {
         let bytes = name.as_bytes();

@@ -8,7 +8,7 @@ use toml::de::DeValue;
 
 use super::ConfigPlaces;
 use super::in_effect::is_not_built;
-use super::keep::keep;
+use super::keep::{check_keep, keep};
 use super::mistake::{Stops, Wrong};
 use super::reader::{Layer, Reader, Spot, Table};
 use super::show::Setting;
@@ -298,6 +298,7 @@ pub(super) fn read<'i>(
     let this = Stops::Job(name.to_owned());
     let alert_after = schedule::alert_after(&mut table, &schedule, &this);
     schedule::check_window(&table, &schedule, keys.conditions.window, &this);
+    check_keep(&table, keys.keep, &this);
     let dump = (!stages.is_empty()).then(|| Dump {
         stages: stages.into_iter().map(|(_, stage)| stage).collect(),
         file: file.unwrap_or_else(|| "dump".to_owned()),
@@ -533,7 +534,7 @@ fn filters(
         exclude_sample: sample.into_iter().map(|(_, sample)| sample).collect(),
         exclude_caches,
         exclude_if_present: markers.into_iter().map(|(_, name)| name).collect(),
-        exclude_larger_than: table.value("exclude_larger_than", values::size),
+        exclude_larger_than: table.value("exclude_larger_than", values::some_size),
     }
 }
 
@@ -565,7 +566,7 @@ fn growth(table: &mut Table<'_, '_, '_>) -> GrowthRules {
 fn growth_limit(value: &DeValue<'_>) -> Result<GrowthLimit, Wrong> {
     let text = values::text(value)?;
     let Some(times) = text.strip_suffix(['x', 'X']) else {
-        return values::size(value).map(GrowthLimit::Bytes);
+        return values::some_size(value).map(GrowthLimit::Bytes);
     };
     let times = times.trim_end().parse().ok().filter(|times| *times > 0);
     times

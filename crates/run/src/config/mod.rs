@@ -29,7 +29,7 @@ use sprat_session::Failure;
 use sprat_session::address::Target;
 
 pub use container::Container;
-pub use files::{default_files, files_beside, files_of};
+pub use files::{default_files, files_of};
 pub use job::{Dump, Filters, Growth, GrowthLimit, GrowthRules, Job, Sample, job_name};
 pub use mistake::{Mistake, Stops};
 pub use notify::{Digest, Notify, Watch};
@@ -281,8 +281,8 @@ fn sort_out(
 }
 
 impl Config {
-    /// Reads the config as a person's command needs it: `named` (absolute, and must exist) with what lies
-    /// beside it, else the default one if there is one.
+    /// Reads the config as a person's command needs it: `named` (absolute, and must exist) alone, else the
+    /// default one if there is one.
     ///
     /// # Errors
     /// It can't be read, or has mistakes: all of them are named, each with its line.

@@ -360,6 +360,7 @@ impl<'r, 't, 'i> Table<'r, 't, 'i> {
             key,
             value: hidden,
             origin: Some(self.reader.origin(&spot)),
+            in_effect: true,
         });
         self.parsed(key, &spot, value, parse)
     }
@@ -414,6 +415,7 @@ impl<'r, 't, 'i> Table<'r, 't, 'i> {
             key,
             value,
             origin: None,
+            in_effect: true,
         });
     }
 
@@ -422,6 +424,7 @@ impl<'r, 't, 'i> Table<'r, 't, 'i> {
             key,
             value: written(value),
             origin: Some(self.reader.origin(spot)),
+            in_effect: true,
         });
     }
 
@@ -538,7 +541,11 @@ impl<'r, 't, 'i> Table<'r, 't, 'i> {
                 self.reader.mistake_likely(&spot, what, near);
             }
         }
-        self.settings
+        let mut settings = self.settings;
+        for setting in &mut settings {
+            setting.in_effect = !super::in_effect::is_without_effect(kind, setting.key);
+        }
+        settings
     }
 }
 

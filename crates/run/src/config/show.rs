@@ -22,6 +22,8 @@ pub struct Setting {
     pub value: toml::Value,
     /// Where it stands; `None`: it is the default.
     pub origin: Option<Origin>,
+    /// This version does something with it.
+    pub in_effect: bool,
 }
 
 /// A value as it is written.

@@ -280,6 +280,8 @@ job | only_if_interface = "a b" | 6 | `only_if_interface`: "a b" is not the name
 job | keep_daily = 10001 | 6 | `keep_daily` must be a whole number up to 10000, or "all"
 job | keep_daily = "every" | 6 | `keep_daily` must be a whole number up to 10000, or "all"
 job | keep_last = 0\nkeep_daily = 0 | 6 | `keep_last`: all rules are 0; to remove nothing, write keep_last = "all"
+job | exclude_larger_than = "0 B" | 6 | `exclude_larger_than`: "0 B": it must be at least 1 B
+job | growth_limit = "0 GiB" | 6 | `growth_limit`: "0 GiB": it must be at least 1 B
 job | growth = "warm" | 6 | `growth`: "warm" is none of warn, stop, off; did you mean "warn"?
 job | growth_limit = "x" | 6 | `growth_limit`: "x": write a size, or a factor such as 10x
 job | change_limit = "101 %" | 6 | `change_limit`: "101 %": write 1 % to 100 %, or off
@@ -344,7 +346,7 @@ fn a_mistake_stops_only_what_it_concerns() {
                 [job.x]\ncontainer = [\"a\", \"b\"]\nsources = \"/x\"\n\
                 [job.y]\ncontainer = \"a\"\nsources = \"/y\"\n";
     let all = ["x@a", "y@a", "x@b"];
-    let cases: [(&str, String, Stops, &[&str]); 7] = [
+    let cases: [(&str, String, Stops, &[&str]); 8] = [
         ("top", format!("zzz = 1\n{both}"), Stops::Nothing, &all),
         (
             "notify",
@@ -381,6 +383,15 @@ fn a_mistake_stops_only_what_it_concerns() {
             "a job with a default",
             both.replace("\"/y\"", "\"/y\"\nevery = \"10 days\"")
                 + "[job_defaults]\nalert_after = \"5 days\"\n",
+            Stops::Job("y".to_owned()),
+            &["x@a", "x@b"],
+        ),
+        // A zero in the defaults is one rule less for each job.
+        (
+            "a job whose rules are 0 together with those of the defaults",
+            both.replace("\"/y\"", "\"/y\"\nkeep_last = 0")
+                .replace("\"/x\"", "\"/x\"\nkeep_weekly = 4")
+                + "[job_defaults]\nkeep_daily = 0\n",
             Stops::Job("y".to_owned()),
             &["x@a", "x@b"],
         ),

@@ -185,6 +185,17 @@ pub(super) fn size(value: &DeValue<'_>) -> Result<u64, Wrong> {
     text::parse_size(shown).map_err(|why| wrong(&why))
 }
 
+/// A size in bytes, at least one.
+pub(super) fn some_size(value: &DeValue<'_>) -> Result<u64, Wrong> {
+    match size(value)? {
+        0 => Err(Wrong::because(format!(
+            "{:?}: it must be at least 1 B",
+            text(value)?
+        ))),
+        bytes => Ok(bytes),
+    }
+}
+
 /// A rate in bytes per second.
 pub(super) fn rate(value: &DeValue<'_>) -> Result<u64, Wrong> {
     let shown = text(value)?;
