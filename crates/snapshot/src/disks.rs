@@ -487,6 +487,7 @@ mod tests {
         // A source that was not there since.
         let mut lacks = holder(4, &[root]);
         lacks.had = vec!["/s/b".into()];
+        lacks.left_out = vec!["/s/a".into()];
         assert_eq!(
             kept(&[&all[..], &[lacks]].concat(), config(&["/s"])),
             [name(3)]

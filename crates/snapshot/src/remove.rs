@@ -29,6 +29,10 @@ pub struct RemoveSpec {
     /// The newest complete snapshot of a job may go, too.
     #[serde(default)]
     pub allow_newest: bool,
+    /// A snapshot may go that has the last undamaged copy of a file, or the newest copy of a disk that is
+    /// missing today.
+    #[serde(default)]
+    pub allow_last_copy: bool,
     /// As in [`PruneSpec::suspects`].
     #[serde(default, with = "crate::text::path_text_option")]
     pub suspects: Option<PathBuf>,
@@ -175,15 +179,36 @@ fn plan(
             }
         }
     }
+    if let Some(one) = plan.values().find(|one| one.is_last_copy())
+        && !spec.allow_last_copy
+    {
+        return Err(refused(
+            &folder,
+            one,
+            "has the last undamaged copy of a file, or the newest copy of a disk".to_owned(),
+        ));
+    }
     Ok(plan.into_values().collect())
 }
 
-fn check(folder: &JobFolder, one: &Removal, allow_newest: bool) -> Result<(), SnapshotError> {
-    let refused = |why: String| SnapshotError::RemovalRefused {
+impl Removal {
+    /// Whether content is lost with it that no other snapshot has.
+    fn is_last_copy(&self) -> bool {
+        let last = [KeepReason::MissingDisk, KeepReason::RightContent];
+        self.needed.iter().any(|reason| last.contains(reason))
+    }
+}
+
+fn refused(folder: &JobFolder, one: &Removal, why: String) -> SnapshotError {
+    SnapshotError::RemovalRefused {
         job: folder.job.clone(),
         snapshot: one.name.to_string(),
         why,
-    };
+    }
+}
+
+fn check(folder: &JobFolder, one: &Removal, allow_newest: bool) -> Result<(), SnapshotError> {
+    let refused = |why: String| refused(folder, one, why);
     if let Some(reason) = folder.pin(one.name) {
         return Err(refused(match reason.is_empty() {
             true => "is pinned".to_owned(),

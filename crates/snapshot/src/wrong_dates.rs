@@ -60,3 +60,50 @@ pub(crate) fn finished_records(job: &JobFolder) -> Result<Vec<RunRecord>, Snapsh
     all.sort_by_key(|record| record.name);
     Ok(all)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{EntryKind, LinkedFrom};
+
+    fn name(text: &str) -> SnapshotName {
+        SnapshotName::parse(text).unwrap()
+    }
+
+    #[test]
+    fn records_prove_which_snapshot_has_a_wrong_date() {
+        let [real, ahead, later] = [
+            "2026-11-15T01-30-00Z",
+            "2026-11-18T20-00-00Z",
+            "2026-11-19T01-30-00Z",
+        ]
+        .map(name);
+        let record = |name: SnapshotName, linked: &[SnapshotName], warnings: Vec<Warning>| {
+            let moment = name.moment().to_string();
+            let known = serde_json::json!({
+                "format": 1, "job": "home", "name": name, "complete": true,
+                "started": moment, "ended": moment, "warnings": warnings,
+            });
+            let mut record: RunRecord = serde_json::from_value(known).unwrap();
+            let linked = linked.iter().map(|linked| LinkedFrom {
+                folder: linked.to_string(),
+                kind: EntryKind::Complete,
+            });
+            record.linked_from.extend(linked);
+            record
+        };
+        let behind = Warning::ClockBehind { newest: ahead };
+        let first = record(ahead, &[], Vec::new());
+        let wrong = |records: &[RunRecord]| Vec::from_iter(misdated(records));
+        assert_eq!(
+            wrong(&[record(real, &[ahead], Vec::new()), first.clone()]),
+            [ahead]
+        );
+        // The next run was linked from another one.
+        assert_eq!(
+            wrong(&[record(real, &[], vec![behind.clone()]), first.clone()]),
+            [ahead]
+        );
+        assert!(wrong(&[first, record(later, &[ahead], vec![behind])]).is_empty());
+    }
+}

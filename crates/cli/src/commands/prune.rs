@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
-use sprat_run::config;
+use sprat_run::config::{self, Job};
 use sprat_run::copy_name::CopyName;
 use sprat_run::copy_state::copy_file;
 use sprat_run::prune_text::{Asked, table};
@@ -134,6 +134,9 @@ impl CommandArgs for PruneArgs {
         let mut reporter = Reporter::new(context.output, format!("{job}: "));
         let mut spec = PruneSpec::new(job, rules);
         spec.time_zone.clone_from(&context.config.time_zone);
+        let known = context.config.job(&self.job).ok();
+        let known = known.filter(|job| job.is_in(&prepared.resolved.name));
+        spec.sources = known.map(Job::kept_sources);
         spec.drop_interrupted = self.drop_interrupted;
         spec.dry_run = self.dry_run;
         let (report, closed) =

@@ -56,6 +56,8 @@ impl CommandArgs for RemoveArgs {
         let spec = RemoveSpec {
             snapshots: snapshots?,
             allow_newest: self.allow_newest,
+            // A person is asked.
+            allow_last_copy: self.allow_last_copy || !self.yes,
             suspects: None,
             dry_run: false,
         };
@@ -97,14 +99,6 @@ impl RemoveArgs {
     fn confirm(&self, context: &Context, plan: &RemoveReport) -> Result<(), Failure> {
         let list = table(&plan.snapshots);
         if self.yes {
-            if let Some(one) = plan.snapshots.iter().find(|one| is_last_copy(one))
-                && !self.allow_last_copy
-            {
-                let what = format!("{}/{} {}", one.job, one.name, notes(one));
-                return Err(Failure::usage(what).with_hint(
-                    "nothing was removed. Run the command without --yes, or with --allow-last-copy",
-                ));
-            }
             context.output.note(&format!("to be removed:\n{list}"));
             return Ok(());
         }
@@ -136,12 +130,6 @@ fn table(snapshots: &[Removal]) -> String {
         ]);
     }
     text::table(&rows, &[1, 2])
-}
-
-/// Whether content is lost with it that no other snapshot has.
-fn is_last_copy(one: &Removal) -> bool {
-    let last = [KeepReason::MissingDisk, KeepReason::RightContent];
-    one.needed.iter().any(|reason| last.contains(reason))
 }
 
 /// What is lost with it.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sprat_snapshot::{JobName, KeepRules, ScanRules, SnapshotSpec};
+use sprat_snapshot::{JobName, JobSources, KeepRules, ScanRules, SnapshotSpec};
 use toml::de::DeValue;
 
 use super::ConfigPlaces;
@@ -204,6 +204,14 @@ impl Job {
         spec.one_file_system = self.one_file_system;
         spec.allow_empty = self.allow_empty;
         spec
+    }
+
+    /// For a prune: what must not lose its last copy.
+    pub fn kept_sources(&self) -> JobSources {
+        JobSources {
+            paths: self.local_sources(),
+            one_file_system: self.one_file_system,
+        }
     }
 
     /// Whether it backs up to a container.

@@ -95,6 +95,7 @@ impl Runner<'_> {
     ) -> Result<Option<PruneReport>, Stopped> {
         let mut spec = PruneSpec::new(job.name.clone(), policy.rules);
         spec.time_zone.clone_from(&policy.time_zone);
+        spec.sources = Some(job.kept_sources());
         let observer = front.observer(&format!("{}: ", job.name));
         if state.pruned_by.as_ref() != Some(policy) {
             let dry = PruneSpec {

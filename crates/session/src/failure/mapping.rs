@@ -562,7 +562,8 @@ fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
         }
         SnapshotError::RemovalRefused { .. } => {
             "nothing was removed. If the snapshot is pinned and no longer needed, run `sprat unpin`. \
-             To remove the newest complete snapshot of a job, add --allow-newest"
+             To remove the newest complete snapshot of a job, add --allow-newest. To remove the last \
+             copy of a file or disk with --yes, add --allow-last-copy"
         }
         SnapshotError::Zone(_) => {
             "no snapshot was changed. Correct `time_zone` in the config, or install the system's time \

@@ -40,6 +40,7 @@ fn removing(choices: &[SnapshotChoice]) -> RemoveSpec {
             .map(|one| (job_name(), one.clone()))
             .collect(),
         allow_newest: false,
+        allow_last_copy: false,
         suspects: None,
         dry_run: false,
     }

@@ -1,7 +1,7 @@
 //! Rules whose violation causes no immediate failure: what a dead session of this machine leaves,
 //! what a reader must notice, and what is recorded at the end.
 
-use sprat_store::{LockError, lock};
+use sprat_store::lock;
 
 use crate::file_system::{FileSystemState, stamp_block};
 use crate::protocol::messages::ChangeStart;
@@ -75,7 +75,7 @@ impl TestSession {
     }
 
     /// Another machine takes the container over.
-    fn taken_over_by_another(&self) -> (Lock, Arc<dyn Store>) {
+    pub(super) fn taken_over_by_another(&self) -> (Lock, Arc<dyn Store>) {
         let state = self.folder.path().join("other");
         let record = open_journal(&state, &self.start.settings.target, Access::ReadWrite).unwrap();
         let store: Arc<dyn Store> =
@@ -323,7 +323,7 @@ fn reader_notices_a_lease_that_was_acquired_meanwhile() {
     let (_lock, _store) = session.taken_by_another();
     let noticed = reader.was_undisturbed().unwrap_err();
     assert_eq!(noticed.exit, Exit::Locked);
-    assert!(noticed.what.contains("acquired"), "{noticed:?}");
+    assert!(noticed.what.contains("locked container"), "{noticed:?}");
 }
 
 /// Also without a lease that this reader can see.
