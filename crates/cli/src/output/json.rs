@@ -10,6 +10,7 @@ use crate::Exit;
 
 /// The result of `command`: `fields`, which is an object, and how the run ended.
 pub(crate) fn result_json(command: &str, exit: Exit, mut fields: Value) -> Value {
+    fields["schema"] = 1.into();
     fields["command"] = command.into();
     fields["result"] = exit_json(exit);
     fields
