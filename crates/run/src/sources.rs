@@ -1,6 +1,7 @@
 //! Takes a snapshot of a job with what comes from no folder of this machine: the output of its command, and
 //! the state of the system.
 
+mod preview_text;
 mod system_state;
 
 use std::io::{self, PipeWriter};
@@ -13,6 +14,8 @@ use sprat_snapshot::{JobName, SnapshotReport, SnapshotSpec, StagedFile};
 use crate::config::{Dump, Job};
 use crate::hooks::Context;
 use crate::hooks::pipeline::{self, Pipeline, PipelineReport};
+
+pub use preview_text::preview_text;
 
 /// How much of what a command wrote to stderr is shown with its failure.
 const LOG_LINES_SHOWN: usize = 5;

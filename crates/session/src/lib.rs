@@ -50,6 +50,7 @@ pub use protocol::reports::{
     ClosedReport, ContainerFacts, Created, HeaderChanged, Measure, NotCompared, Notice, Observer,
     Phase, SessionProgress, TrimReport, TrimRoute, VolumeRoom, VolumeStats,
 };
+pub use session::preview::preview;
 pub use session::{Session, check, check_file_system};
 pub use settings::{
     Access, CONNECTIONS, CreateOptions, IdentityPolicy, Mode, SIZE_BYTES_MIN, SessionSettings,

@@ -1,6 +1,7 @@
 //! An open container as a command uses it: operations on the mounted volume, and the end.
 
 pub mod check;
+pub mod preview;
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -129,8 +130,7 @@ impl Session {
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<SnapshotReport, Failure> {
-        spec.never_enter.extend(self.never_backed_up());
-        spec.containers = self.local_containers();
+        exclude_own(&self.settings, &mut spec);
         spec.suspects = Some(self.suspects());
         self.ask(
             &WorkerOrder::TakeSnapshot(Box::new(spec)),
@@ -233,10 +233,10 @@ impl Session {
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<RestoreReport, Failure> {
-        spec.never_enter.extend(self.own_folders());
+        spec.never_enter.extend(own_folders(&self.settings));
         // What is known of locks, keys and headers now is newer than what any snapshot has.
         spec.never_enter.push(self.settings.state_dir.clone());
-        spec.containers = self.local_containers();
+        spec.containers = local_containers(&self.settings);
         self.ask(&WorkerOrder::Restore(Box::new(spec)), observer, interrupt)
     }
 
@@ -279,39 +279,6 @@ impl Session {
         self.ask(&WorkerOrder::Pin(Box::new(spec)), observer, interrupt)
     }
 
-    /// What never enters a snapshot.
-    fn never_backed_up(&self) -> Vec<PathBuf> {
-        let mut folders = self.own_folders().to_vec();
-        // What a session notes of its lock is of no use later, and untrue.
-        folders.push(self.settings.state_dir.join("locks"));
-        folders
-    }
-
-    /// sprat's folders of which nothing is worth a backup, and which a running session needs.
-    fn own_folders(&self) -> [PathBuf; 2] {
-        [
-            self.settings.runtime_dir.clone(),
-            self.settings.cache_dir.clone(),
-        ]
-    }
-
-    /// The containers on this machine, which may lie in a source or a destination: this one, those of
-    /// the config, and those that this machine knows.
-    fn local_containers(&self) -> Vec<LocalContainer> {
-        let settings = &self.settings;
-        let named = [&settings.target].into_iter().chain(&settings.containers);
-        let mut paths: Vec<PathBuf> = named.filter_map(Target::local_path).collect();
-        paths.extend(identity::local_containers(&settings.state_dir));
-        paths.sort();
-        paths.dedup();
-        let endings = reserved_names::endings();
-        let local = paths.into_iter().map(|path| LocalContainer {
-            path,
-            endings: endings.clone(),
-        });
-        local.collect()
-    }
-
     fn ask<T: Answer>(
         &mut self,
         order: &WorkerOrder,
@@ -352,6 +319,41 @@ impl Session {
         tracing::info!(durable = closed.durable, "session closed");
         Ok(closed)
     }
+}
+
+/// Excludes from a snapshot what must never be in one: the container, and sprat's own files.
+fn exclude_own(settings: &SessionSettings, spec: &mut SnapshotSpec) {
+    spec.never_enter.extend(never_backed_up(settings));
+    spec.containers = local_containers(settings);
+}
+
+/// What never enters a snapshot.
+fn never_backed_up(settings: &SessionSettings) -> Vec<PathBuf> {
+    let mut folders = own_folders(settings).to_vec();
+    // What a session notes of its lock is of no use later, and untrue.
+    folders.push(settings.state_dir.join("locks"));
+    folders
+}
+
+/// sprat's folders of which nothing is worth a backup, and which a running session needs.
+fn own_folders(settings: &SessionSettings) -> [PathBuf; 2] {
+    [settings.runtime_dir.clone(), settings.cache_dir.clone()]
+}
+
+/// The containers on this machine, which may lie in a source or a destination: this one, those of the
+/// config, and those that this machine knows.
+fn local_containers(settings: &SessionSettings) -> Vec<LocalContainer> {
+    let named = [&settings.target].into_iter().chain(&settings.containers);
+    let mut paths: Vec<PathBuf> = named.filter_map(Target::local_path).collect();
+    paths.extend(identity::local_containers(&settings.state_dir));
+    paths.sort();
+    paths.dedup();
+    let endings = reserved_names::endings();
+    let local = paths.into_iter().map(|path| LocalContainer {
+        path,
+        endings: endings.clone(),
+    });
+    local.collect()
 }
 
 /// The session ended in order before the server's disk was full.

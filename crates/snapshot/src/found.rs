@@ -28,6 +28,8 @@ pub(crate) struct Found {
     pub(crate) folders: NameList,
     /// Large files, escaped.
     pub(crate) large: NameList,
+    /// Every path that is excluded: of a marked folder the folder, of a large file the file.
+    pub(crate) paths: BTreeSet<PathBuf>,
     /// rsync's rules, one in each line, for `--exclude-from`.
     pub(crate) lines: Vec<u8>,
     /// Rules with a line break, which need an option of their own.
@@ -55,10 +57,12 @@ impl Found {
             inner = Some(folder);
             found.add(b"", &pattern_for(folder, true));
             found.folders.push(escape_path(folder));
+            found.paths.insert(folder.to_owned());
         }
         for file in &met.large {
             found.add(b"", &pattern_for(file, false));
             found.large.push(escape_path(file));
+            found.paths.insert(file.clone());
         }
         found
     }

@@ -47,6 +47,7 @@ mod own_places;
 mod paths;
 mod patterns;
 mod pin;
+mod preview;
 mod progress;
 mod protected_paths;
 mod prune;
@@ -92,6 +93,7 @@ pub use name_list::NameList;
 pub use own_places::LocalContainer;
 pub use patterns::pattern_mistake;
 pub use pin::{PIN_REASON_BYTES_MAX, PinReport, PinSpec, check_pin_reason, pin};
+pub use preview::{Preview, preview};
 pub use progress::{Phase, Progress};
 pub use prune::{Interrupted, PruneReport, PruneSpec, Pruned, prune};
 pub use record::{
@@ -99,6 +101,7 @@ pub use record::{
 };
 pub use remove::{Removal, RemoveReport, RemoveSpec, remove};
 pub use restore::restore;
+pub use rsync::Excluded;
 pub use scan_rules::ScanRules;
 pub use snapshot_path::SnapshotPath;
 pub use sources::{check_source, mistakes};

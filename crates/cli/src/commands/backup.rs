@@ -17,6 +17,7 @@ use sprat_run::watch::{Ended, Now, Watch};
 use sprat_session::text;
 use sprat_snapshot::{ScanRules, SnapshotSpec};
 
+use super::backup_preview;
 use super::context::{CommandArgs, Context, Resolved};
 use super::copies::{Containers, Printer};
 use crate::output::result_json;
@@ -69,6 +70,12 @@ pub(super) struct BackupArgs {
     /// Accept empty sources (with --name)
     #[arg(long, requires = "name")]
     allow_empty: bool,
+    /// Only show what would be copied and excluded, with sizes; opens no container
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// List every path (with --dry-run)
+    #[arg(long, requires = "dry_run")]
+    all: bool,
     /// Stop warning of the disk that was mounted at PATH: it is gone for good (can be repeated)
     #[arg(long, value_name = "PATH")]
     disk_gone: Vec<PathBuf>,
@@ -103,6 +110,9 @@ impl CommandArgs for BackupArgs {
             for warning in context.config.without_effect() {
                 context.output.warning(&warning.to_string());
             }
+        }
+        if self.dry_run {
+            return backup_preview::show(context, &resolved, &groups, self.all);
         }
         let mut begins = |_: &CopyName| {};
         let mut containers = Containers::new(context, context.output, resolved, &mut begins);

@@ -4,6 +4,7 @@
 
 mod accept;
 mod backup;
+mod backup_preview;
 mod check;
 mod completions;
 mod config;

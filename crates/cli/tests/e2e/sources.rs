@@ -111,3 +111,32 @@ fn system_state_is_saved_and_missing_tools_are_notes() {
     );
     machine.nothing_is_left();
 }
+
+#[test]
+fn a_dry_run_needs_no_container() {
+    requires!(needs::root());
+    let machine = TestMachine::new();
+    write_jobs(
+        &machine,
+        "[job.home]\ncontainer = \"disk\"\nsources = [\"[DIR]/src\", \"[DIR]/none\"]\nexclude = \"*.iso\"\n",
+    );
+    machine.write("src/file", "content");
+    machine.write("src/x.iso", "x");
+    let ran = machine.sprat(&["backup", "--dry-run"]);
+    let text = ran.failed_with(3);
+    assert!(ran.stdout.contains("home: 1 file with 7 B"), "{text}");
+    assert!(ran.stdout.contains("*.iso  [DIR]/src/x.iso"), "{text}");
+    assert!(
+        ran.stdout.contains("1 object can't be read:\n  [DIR]/none"),
+        "{text}"
+    );
+    let ran = machine.sprat(&["backup", "home", "--dry-run", "--all", "--json"]);
+    let json: serde_json::Value = ran.json();
+    let paths = json["jobs"][0]["preview"]["paths"].to_string();
+    assert!(
+        paths.contains("/src/file") && !paths.contains("x.iso"),
+        "{paths}"
+    );
+    assert!(!machine.path("store/x.luks").exists());
+    machine.nothing_is_left();
+}

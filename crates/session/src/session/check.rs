@@ -130,8 +130,8 @@ fn look(
 ) -> Result<Looked, Failure> {
     let file_system = session.look_at_file_system(observer, interrupt)?;
     let spec = spec().map(|mut spec| {
-        spec.never_enter = session.never_backed_up();
-        spec.containers = session.local_containers();
+        spec.never_enter = super::never_backed_up(&session.settings);
+        spec.containers = super::local_containers(&session.settings);
         spec
     });
     let overwritten = !session.facts.overwritten.is_empty();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use super::listed::Lists;
 use super::stillness::STILL_MAX;
 use crate::mounts::pattern_for;
 use crate::scan_rules::ScanRules;
@@ -48,6 +49,8 @@ pub(crate) struct Invocation {
     pub(crate) lists_names: bool,
     /// The rules by which a dry run fills [`super::Outcome::met`].
     pub(crate) scan: Option<ScanRules>,
+    /// With what a dry run fills [`super::Outcome::listed`].
+    pub(crate) lists: Option<Lists>,
     /// Whether the lines of [`super::ITEM_FORMAT`] are listed in [`super::Outcome::changes`] as they
     /// are.
     pub(crate) lists_changes: bool,
@@ -72,6 +75,7 @@ impl Invocation {
             input: None,
             lists_names: false,
             scan: None,
+            lists: None,
             lists_changes: false,
         }
     }

@@ -21,6 +21,7 @@ use rustix::process::{
 use super::ask::Asked;
 use super::invocation::{Invocation, Side};
 use super::lines::{Line, read_lines};
+use super::listed::Listed;
 use super::messages::{Message, classify, printable};
 use super::met::Met;
 use super::output::{
@@ -127,6 +128,8 @@ pub(crate) struct Outcome {
     pub(crate) several_names: SeveralNames,
     /// See [`Invocation::scan`].
     pub(crate) met: Met,
+    /// See [`Invocation::lists`].
+    pub(crate) listed: Listed,
 }
 
 /// All names that rsync found of each source file with several names, by device and inode. Absolute
@@ -274,6 +277,7 @@ struct Running<'a> {
     warnings: Vec<Warning>,
     several_names: SeveralNames,
     met: Met,
+    listed: Listed,
     /// Files of the source that are being examined.
     asked: Asked,
     /// How many older files the guard did not let rsync open.
@@ -312,6 +316,7 @@ impl<'a> Running<'a> {
             warnings: Vec::new(),
             several_names: SeveralNames::new(),
             met: Met::default(),
+            listed: Listed::default(),
             asked: Asked::default(),
             older_not_read: 0,
             asked_to_stop: None,
@@ -478,6 +483,10 @@ impl<'a> Running<'a> {
             }
             return;
         }
+        if let Some(lists) = &self.invocation.lists {
+            self.listed.take(&text, lists);
+            return;
+        }
         if self.invocation.lists_changes && is_change(&text) {
             self.changes.push_within(text.into_owned(), ITEMS_MAX);
             return;
@@ -632,6 +641,7 @@ impl<'a> Running<'a> {
             copied: self.copied,
             several_names: self.several_names,
             met: self.met,
+            listed: self.listed,
         }
     }
 

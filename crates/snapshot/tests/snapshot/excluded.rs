@@ -238,3 +238,60 @@ fn a_source_that_is_marked_itself_is_refused() {
         );
     }
 }
+
+#[test]
+fn a_preview_names_what_each_rule_excludes_and_writes_nothing() {
+    let bench = Bench::new();
+    write(bench.source().join("cache/CACHEDIR.TAG"), TAG);
+    write(bench.source().join("cache/data"), "x");
+    write(bench.source().join("large"), [1; 200]);
+    write(bench.source().join("odd\nname.iso"), "x");
+    write(bench.source().join("other.iso"), "x");
+    write(bench.source().join("sprats/own"), "x");
+    for number in 0..25_usize {
+        write(bench.source().join(format!("f{number}")), vec![7; number]);
+    }
+    let mut spec = scanning(&bench, rules(true, &[], Some(100)));
+    spec.excludes = vec!["*.iso".into()];
+    spec.never_enter = vec![bench.source().join("sprats")];
+    let nowhere = bench.path("nowhere");
+    fs::create_dir(&nowhere).unwrap();
+    let preview = |all| {
+        let cancel = sprat_snapshot::Cancel::new();
+        sprat_snapshot::preview(&nowhere, &spec, all, &mut |_| {}, &cancel).unwrap()
+    };
+    let seen = preview(false);
+    let tag_bytes = TAG.len() as u64;
+    assert_eq!(
+        (seen.files, seen.bytes),
+        (26, (0..25).sum::<u64>() + tag_bytes)
+    );
+    assert_eq!((seen.largest.len(), seen.largest[0].1), (20, tag_bytes));
+    assert_eq!((seen.largest[1].1, seen.largest[19].1), (24, 6));
+    let objects = |rule: &str| {
+        let found = seen.excluded.iter().find(|one| one.rule == rule);
+        found.map(|one| one.objects)
+    };
+    assert_eq!(objects("*.iso"), Some(2), "{:?}", seen.excluded);
+    assert_eq!(objects("always"), Some(1), "{:?}", seen.excluded);
+    assert_eq!(
+        objects("exclude_larger_than"),
+        Some(1),
+        "{:?}",
+        seen.excluded
+    );
+    assert_eq!(objects("exclude_caches, exclude_if_present"), Some(1));
+    assert_eq!(seen.excluded.len(), 4, "{:?}", seen.excluded);
+    let examples = seen.excluded.iter().flat_map(|one| &one.examples);
+    assert!(
+        examples
+            .into_iter()
+            .any(|path| path.ends_with("odd\\#012name.iso"))
+    );
+    assert_eq!(seen.paths, None);
+    let paths = preview(true).paths.unwrap();
+    assert!(paths.iter().any(|path| path.ends_with("/source/f24")));
+    assert!(paths.iter().all(|path| !path.ends_with(".iso")));
+    assert_eq!(fs::read_dir(&nowhere).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(bench.volume()).unwrap().count(), 0);
+}
