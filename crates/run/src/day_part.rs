@@ -1,31 +1,3 @@
-//! A part of the day, for `window` and for rates by the hour.
+//! A part of the day, for `window` and for rates by the hour: the volume process reads rates, too.
 
-use jiff::civil::Time;
-
-/// Times of the day, from `from` until before `to`. If `from` is not before `to`, it goes over
-/// midnight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DayPart {
-    /// The beginning.
-    pub from: Time,
-    /// The end.
-    pub to: Time,
-}
-
-impl DayPart {
-    /// Whether a time of the day is in it.
-    #[must_use]
-    pub fn contains(&self, time: Time) -> bool {
-        if self.from < self.to {
-            self.from <= time && time < self.to
-        } else {
-            self.from <= time || time < self.to
-        }
-    }
-
-    /// Whether any time is in both.
-    #[must_use]
-    pub fn overlaps(&self, other: &Self) -> bool {
-        self.contains(other.from) || other.contains(self.from)
-    }
-}
+pub use sprat_session::day_part::DayPart;

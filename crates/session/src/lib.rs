@@ -17,6 +17,7 @@ pub mod child_tree;
 pub mod closed_container;
 pub mod connect;
 pub mod copy;
+pub mod day_part;
 pub mod diagnosis;
 pub mod failure;
 mod file_system;
@@ -38,6 +39,7 @@ mod supervisor;
 pub mod survey;
 pub mod text;
 pub mod trusted_file;
+pub mod upload_rates;
 pub mod volume_process;
 pub mod worker;
 

@@ -9,6 +9,7 @@ use sprat_luks::{Header, LuksError, OpenedBy, Pins, Secret, SlotKind};
 
 use crate::Failure;
 use crate::address::Target;
+use crate::upload_rates::UploadRates;
 
 /// A takeover waits for this many quiet times.
 ///
@@ -154,6 +155,8 @@ pub struct SessionSettings {
     /// Most connections to the server, 1 to 8. All but the first begin only when more is queued
     /// than the first carries in one round trip.
     pub connections: usize,
+    /// How fast data may be sent to the server.
+    pub upload_rates: UploadRates,
     /// Most bytes that may wait to be durable on the server.
     pub write_buffer_bytes_max: usize,
     /// The folder in which each container has its persistent cache (`/var/cache/sprat`).
@@ -200,6 +203,7 @@ impl SessionSettings {
             quiet_time: Duration::from_secs(60),
             stats_interval: Duration::from_millis(500),
             connections: CONNECTIONS,
+            upload_rates: UploadRates::default(),
             write_buffer_bytes_max: 128 << 20,
             pins: IdentityPolicy::TrustOnce,
             // The child resolves this link, so it runs this very program even if an upgrade has

@@ -39,6 +39,9 @@ pub(crate) fn batched_flush<'a>(
         return state;
     }
     let begun = Instant::now();
+    // A batch is small: it does not wait, but what is sent after it does.
+    let blocks = runs.iter().map(|run| run.blocks.len()).sum();
+    engine.upload.send(blocks, begun);
     let answer = write_and_flush(engine, connection, &runs);
     if matches!(answer, Ok(Applied::Durable)) && none_in_doubt {
         engine.session.resolved();

@@ -19,6 +19,7 @@ use crate::readahead_window::ReadaheadWindow;
 use crate::session_hooks::{Fenced, SessionHooks, guard_writes};
 use crate::streams::Streams;
 use crate::threads::named;
+use crate::upload_limit::UploadLimit;
 use crate::{BLOCK_BYTES, Flush, Geometry, VolumeError, VolumeOptions, VolumeStats};
 
 /// One connection to the container file.
@@ -232,6 +233,7 @@ pub(crate) struct Engine {
     pub(crate) options: VolumeOptions,
     pub(crate) session: Arc<dyn SessionHooks>,
     pub(crate) read_only: bool,
+    pub(crate) upload: UploadLimit,
     begun: Instant,
     state: Mutex<VolumeState>,
     /// A run may be ready (senders wait).
@@ -306,6 +308,7 @@ impl Engine {
         };
         Self {
             geometry,
+            upload: UploadLimit::new(options.upload_rate.clone()),
             options,
             session,
             begun: Instant::now(),

@@ -61,6 +61,7 @@ mod session_hooks;
 mod slots;
 mod streams;
 mod threads;
+mod upload_limit;
 mod volume;
 
 pub use cache_file::remove_unused_caches;
@@ -68,8 +69,8 @@ pub use cache_keeper::ClosedCache;
 pub use discard::Punch;
 pub use error::VolumeError;
 pub use options::{
-    BLOCK_BYTES, CacheOptions, CacheSample, Flush, Geometry, ReadOnlyOptions, Seen, VolumeOptions,
-    VolumeStats,
+    BLOCK_BYTES, CacheOptions, CacheSample, Flush, Geometry, ReadOnlyOptions, Seen, UploadRate,
+    VolumeOptions, VolumeStats,
 };
 pub use session_hooks::{Cause, Fenced, ReconnectError, SessionHooks};
 pub use volume::Volume;

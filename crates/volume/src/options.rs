@@ -1,8 +1,10 @@
 //! What a caller chooses when it opens a volume, and the counters it can watch.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use sprat_store::FileStat;
@@ -71,6 +73,29 @@ pub struct CacheSample {
     pub(crate) bytes: Vec<u8>,
 }
 
+/// Reports how many bytes per second may be sent now; `None`: as many as possible. It is asked for each write,
+/// so it must answer at once.
+#[derive(Clone)]
+pub struct UploadRate(Arc<dyn Fn() -> Option<u64> + Send + Sync>);
+
+impl UploadRate {
+    /// A rate that `now` reports.
+    pub fn new(now: impl Fn() -> Option<u64> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    /// Bytes per second; `None`: no limit.
+    pub(crate) fn now(&self) -> Option<u64> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for UploadRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("UploadRate")
+    }
+}
+
 /// Limits and times of a writable volume.
 #[derive(Debug, Clone)]
 pub struct VolumeOptions {
@@ -126,6 +151,8 @@ pub struct VolumeOptions {
     /// Send nothing before [`Volume::may_send`](crate::Volume::may_send), unless the writes exceed
     /// the buffer. Until then a durable flush only orders.
     pub hold_back: bool,
+    /// How fast blocks may be sent; `None`: no limit.
+    pub upload_rate: Option<UploadRate>,
     /// The persistent cache. `None` only if this container never has one.
     pub cache: Option<CacheOptions>,
 }
@@ -151,6 +178,7 @@ impl Default for VolumeOptions {
             hole_from_bytes: u64::MAX,
             zeros_are_holes: false,
             hold_back: false,
+            upload_rate: None,
             cache: None,
         }
     }

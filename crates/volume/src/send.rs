@@ -26,10 +26,15 @@ pub(crate) fn send_runs(engine: &Engine) {
     let mut buffer = Vec::new();
     let mut state = engine.state();
     while state.ended.is_none() {
+        if let Some(wait) = engine.upload.wait(Instant::now()) {
+            state = engine.wait_for(&engine.send, state, wait);
+            continue;
+        }
         let Some((connection, run)) = take(&mut state) else {
             state = engine.wait(&engine.send, state);
             continue;
         };
+        engine.upload.send(run.blocks.len(), Instant::now());
         if state.plan.has_run() {
             engine.send.notify_one();
         }

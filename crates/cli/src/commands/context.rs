@@ -17,6 +17,7 @@ use sprat_session::interrupt::Interrupt;
 use sprat_session::state::history::History;
 use sprat_session::state::identity;
 use sprat_session::state::paths::StatePaths;
+use sprat_session::upload_rates::UploadRates;
 use sprat_session::{
     Access, CONNECTIONS, ClosedReport, ContainerFacts, IdentityPolicy, Session, SessionSettings,
     SshOptions, text,
@@ -81,6 +82,8 @@ pub(crate) struct Resolved {
     pub allow_no_fsync: bool,
     /// Most connections to the server, the first included.
     pub connections: usize,
+    /// How fast data may be sent to the server.
+    pub upload_rates: UploadRates,
 }
 
 /// All that a session on a TARGET needs.
@@ -231,6 +234,10 @@ impl Context {
                 Some(connections) => connections.into(),
                 None => container.map_or(CONNECTIONS, |container| container.connections),
             },
+            upload_rates: match container.and_then(|container| container.upload_limit.as_ref()) {
+                Some(limit) if target.ssh().is_some() => limit.rates(&self.config.time_zone),
+                _ => UploadRates::default(),
+            },
             name,
             target,
             ssh: SshOptions {
@@ -343,6 +350,7 @@ impl Context {
             options.stats_interval = interval;
         }
         options.connections = resolved.connections;
+        options.upload_rates = resolved.upload_rates.clone();
         options.write_buffer_bytes_max = global.write_buffer_bytes_max;
         options.reserve_bytes = global.reserve_bytes;
         options.space_interval = global.room_interval;

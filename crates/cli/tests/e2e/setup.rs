@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use sprat_testkit::client_and_server::{self, ClientAndServer};
-use sprat_testkit::machine::{CHEAP, Ran, TestMachine};
+use sprat_testkit::machine::{CHEAP, Ran, TestMachine, noise};
 use sprat_testkit::{needs, requires};
 
 use super::prompts::talk;
@@ -228,8 +228,22 @@ fn setup_without_answers_accepts_no_unknown_host_and_shows_the_key_to_add() {
         "{}",
         status.whole()
     );
-    // The config names the new key: another command logs in.
+    // The config names the new key: another command logs in. It also keeps to the limit: 1 MB a second.
+    let file = machine.path("config/conf.d/setup-box.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let limited = text.replace(
+        "[container.box]\n",
+        "[container.box]\nupload_limit = \"8 Mbit/s\"\n",
+    );
+    fs::write(&file, limited).unwrap();
+    machine.write("src/noise", noise(2 << 20, 1));
+    let begun = Instant::now();
     machine.ok(&["backup"]);
+    assert!(
+        begun.elapsed() > Duration::from_millis(1900),
+        "{:?}",
+        begun.elapsed()
+    );
     restores(machine, "--quiet", "box", "files");
 }
 

@@ -10,7 +10,6 @@ const NOT_IN_EFFECT: &[(&str, &[&str])] = &[
             "drill_every",
             "min_free",
             "trim",
-            "upload_limit",
         ],
     ),
     (

@@ -160,7 +160,7 @@ alert_after = "3 days"
     assert_eq!(nas.before[1].words[2], "a | b");
     assert_eq!(nas.before[1].user.as_deref(), Some("me"));
     let limit = nas.upload_limit.as_ref().unwrap();
-    let at = |hour, minute| limit.at(jiff::civil::time(hour, minute, 0, 0));
+    let at = |hour, minute| limit.rates("UTC").at(jiff::civil::time(hour, minute, 0, 0));
     assert_eq!(at(8, 0), Some(625_000));
     assert_eq!(at(18, 0), None);
     assert_eq!(at(23, 0), Some(1 << 20));

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use jiff::civil::Time;
 use sprat_session::text;
+use sprat_session::upload_rates::UploadRates;
 use toml::de::DeValue;
 
 use super::mistake::Wrong;
@@ -28,15 +29,15 @@ pub enum UploadLimit {
 }
 
 impl UploadLimit {
-    /// The limit at a time of the day, in bytes per second.
+    /// As a session needs it.
     #[must_use]
-    pub fn at(&self, time: Time) -> Option<u64> {
-        match self {
-            Self::Always(rate) => Some(*rate),
-            Self::Times(times) => {
-                let mut now = times.iter().filter(|(part, _)| part.contains(time));
-                now.next().map(|(_, rate)| *rate)
-            }
+    pub fn rates(&self, time_zone: &str) -> UploadRates {
+        UploadRates {
+            time_zone: time_zone.to_owned(),
+            parts: match self {
+                Self::Always(rate) => vec![(DayPart::WHOLE, *rate)],
+                Self::Times(times) => times.clone(),
+            },
         }
     }
 }

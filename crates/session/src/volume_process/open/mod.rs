@@ -636,6 +636,7 @@ pub(crate) fn open_volume(
                 // All other sessions mount the volume, and check that the expected snapshots are
                 // there before anything is sent.
                 hold_back: start.create.is_none() && start.change.is_none(),
+                upload_rate: start.settings.upload_rates.rate(),
                 ..VolumeOptions::default()
             };
             Volume::open(file, geometry, session, options)?
