@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, CommandFactory};
+use clap::Args;
 use serde_json::json;
 use sprat_luks::RecoveryKey;
 use sprat_run::copy_name::CopyName;
@@ -99,7 +99,6 @@ impl CommandArgs for SetupArgs {
             allow_no_fsync: global.allow_no_fsync,
         };
         let is_roots = environment.config_dir.as_deref() == Some(Path::new(ROOT_CONFIG_DIR));
-        let has_schedule = super::Cli::command().find_subcommand("schedule").is_some();
         let machine = Machine {
             host: rustix::system::uname()
                 .nodename()
@@ -110,10 +109,9 @@ impl CommandArgs for SetupArgs {
             state_dir: context.state_dir(),
             answer_timeout: environment.answer_timeout,
             program: std::env::current_exe().unwrap_or_default(),
-            schedule: match (is_roots, has_schedule) {
-                (true, true) => Ok(Places::of_this_machine()),
-                (false, _) => Err("the timers use the config in /etc/sprat only"),
-                (_, false) => Err("this sprat has no `schedule` yet"),
+            schedule: match is_roots {
+                true => Ok(Places::of_this_machine()),
+                false => Err("the timers use the config in /etc/sprat only"),
             },
         };
         let mut host = Terminal {
