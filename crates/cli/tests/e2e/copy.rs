@@ -268,7 +268,7 @@ fn a_full_destination_stops_the_copy_and_room_lets_it_go_on() {
         .sprat(&["copy", CONTAINER, "server/x.luks"])
         .failed_with(1);
     assert!(
-        full.contains("still to be copied") && full.contains("free space there"),
+        full.contains("still to be copied") && full.contains("Free space there"),
         "{full}"
     );
     small.remount("size=200m");

@@ -193,7 +193,7 @@ fn mistyped_recovery_key_differs_from_a_wrong_one() {
     let (machine, recovery) = with_passphrase();
     let ask = "Fingerprint on the sheet: ";
     for (typed, told) in [
-        (recovery[1..].to_owned(), "these are 39"),
+        (recovery[1..].to_owned(), "this one has 39"),
         (
             format!("{}0{}", &recovery[..11], &recovery[12..]),
             "group 3",

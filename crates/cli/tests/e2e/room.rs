@@ -190,7 +190,10 @@ fn doctor_reports_the_reserve_and_the_containers_size() {
         "{said}"
     );
     let said = look("2097152");
-    assert!(said.contains("only 1.0 MiB of 2.0 MiB are there"), "{said}");
+    assert!(
+        said.contains("only 1.0 MiB of 2.0 MiB are reserved"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -251,7 +251,7 @@ fn server_that_answers_a_byte_now_and_then_is_a_lost_connection() {
     let begun = Instant::now();
     let error = SftpStore::connect_over(Box::new(dial), options).unwrap_err();
     assert!(
-        error.to_string().contains("the greeting was not answered"),
+        error.to_string().contains("no answer to the greeting"),
         "{error}"
     );
     assert!(begun.elapsed() < Duration::from_secs(4), "{error}");
