@@ -24,7 +24,7 @@ pub(super) struct NotifyArgs {
 
 #[derive(Debug, Subcommand)]
 enum NotifyCommand {
-    /// Send a test notice by each channel of [notify]
+    /// Send a test notice by each channel of the config
     Test,
     /// List the open events, what each channel delivered of them, and how the channels work
     List,

@@ -8,7 +8,7 @@ use super::output::Entry;
 use crate::scan_rules::ScanRules;
 use crate::text::unescape_path;
 
-/// The file that marks a folder as a cache (https://bford.info/cachedir/).
+/// The file that marks a folder as a cache (<https://bford.info/cachedir/>).
 const CACHE_TAG: &str = "CACHEDIR.TAG";
 
 /// What a dry run met that a rule is about. Absolute paths.
