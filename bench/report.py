@@ -1,4 +1,4 @@
-"""Turns a run's result into Markdown: what was asked of sprat and what it did, then every figure."""
+"""Turns a run's result into Markdown: the goals and what sprat reached, then every figure."""
 
 MEMORY_BYTES_MAX = 512 << 20
 MEASURES = ("first", "unchanged", "unchanged, no cache", "1 % changed", "restore all", "restore one")
@@ -52,7 +52,7 @@ def ratio(over, under):
 
 
 def criteria(figures):
-    """What is asked of sprat, all from one run; at 50 ms where nothing else is said."""
+    """The goals, all from one run; at 50 ms where nothing else is said."""
     wall, line = figures.wall, "50ms"
     loads = figures.result["loads"]
     large_bytes = loads.get("large", {}).get("bytes")
@@ -64,7 +64,7 @@ def criteria(figures):
                   ratio(wall(line, "large", "sshfs-stack", "first"), wall(line, "large", "sprat", "first")), 3, False),
         Criterion(f"first backup, large: rate against {streams} plain ssh streams",
                   ratio(rate, figures.streams(line, streams)), 0.8, False),
-        Criterion("first backup, large, at 100 Mbit/s: share of the line",
+        Criterion("first backup, large, at 100 Mbit/s: share of the connection",
                   ratio(limited_rate, LIMITED_BYTES_PER_S["50ms-100mbit"]), 0.9, False),
     ]
     for peer in ("borg", "bupstash"):
@@ -153,14 +153,14 @@ def markdown(result):
         f"{machine['cores']} cores, {machine['processor']}, {machine['memory_bytes'] / (1 << 30):.0f} GiB, kernel "
         f"{machine['kernel']} · seed {result['seed']} · took {result.get('took_s', 0) // 60} min{scaled}\n",
         "Versions: " + " · ".join(f"{name}: {said}" for name, said in result["versions"].items()) + "\n",
-        "### What is asked, and what this run did\n",
-        table(["", "this run", "asked", "holds"], [criterion.cells() for criterion in criteria(figures)]),
+        "### Goals, and what this run reached\n",
+        table(["", "this run", "goal", "reached"], [criterion.cells() for criterion in criteria(figures)]),
     ]
     lines = list(dict.fromkeys(entry["line"] for entry in result["yardstick"]))
     rates = {(entry["line"], entry["streams"]): entry["bytes_per_s"] for entry in result["yardstick"]}
     streams = sorted({key[1] for key in rates})
     rows = [[line, *(number(rates.get((line, count)), 1e6) for count in streams)] for line in lines]
-    text += ["### The line itself: parallel plain `ssh … cat > /dev/null`, MB/s\n",
+    text += ["### The connection itself: parallel plain `ssh … cat > /dev/null`, MB/s\n",
              table(["", *(f"{count} streams" if count > 1 else "1 stream" for count in streams)], rows)]
     for line in lines:
         for load, made in result["loads"].items():
