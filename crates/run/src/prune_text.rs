@@ -152,7 +152,9 @@ fn word(reason: KeepReason) -> &'static str {
         KeepReason::Latest => "latest",
         KeepReason::Newest => "the newest one",
         KeepReason::Pinned => "pinned",
-        KeepReason::MissingDisk => "the newest copy of a disk that the newest complete one lacks",
+        KeepReason::MissingDisk => {
+            "the newest copy of a disk or source that the newest complete one lacks"
+        }
         KeepReason::RightContent => {
             "has the last undamaged copy of a file that is damaged in others"
         }

@@ -32,6 +32,8 @@ pub(crate) struct Holder {
     sources: Vec<PathBuf>,
     /// What of it was there.
     had: Vec<PathBuf>,
+    /// What it has that comes from no folder of this machine: see [`JobSources::parts`].
+    parts: Vec<PathBuf>,
     one_file_system: bool,
     /// Mount points of missing disks that the job's patterns excluded.
     left_out: Vec<String>,
@@ -109,6 +111,7 @@ impl Holder {
                 .iter()
                 .map(|path| unescape_path(path))
                 .collect(),
+            parts: record.staged.into_iter().map(|file| file.path).collect(),
             one_file_system: record
                 .rsync_arguments
                 .iter()
@@ -136,6 +139,9 @@ pub struct JobSources {
     /// As [`SnapshotSpec::sources`].
     #[serde(with = "path_texts")]
     pub paths: Vec<PathBuf>,
+    /// What comes from no folder of this machine, relative to the snapshot: a file or a folder.
+    #[serde(default, with = "path_texts")]
+    pub parts: Vec<PathBuf>,
     /// As [`SnapshotSpec::one_file_system`].
     pub one_file_system: bool,
 }
@@ -153,23 +159,26 @@ impl JobSources {
         ) && !asked.is_some_and(|holder| holder.left_out.contains(place))
     }
 
-    /// The newest snapshot of each source that the newest complete one lacks: one that is complete, or
-    /// else any.
+    /// The newest snapshot of each source and part that the newest complete one lacks: one that is
+    /// complete, or else any.
     fn kept(&self, good: Option<&Holder>, holders: &[Holder]) -> Vec<SnapshotName> {
-        let has =
-            |holder: &Holder, source: &Path| holder.had.iter().any(|had| source.starts_with(had));
-        let lacking = self
-            .paths
-            .iter()
-            .map(|path| plain_path(path).unwrap_or_else(|_| path.clone()));
-        let lacking = lacking.filter(|source| !good.is_some_and(|good| has(good, source)));
-        lacking
-            .filter_map(|source| {
-                let having = || holders.iter().rev().filter(|one| has(one, &source));
-                let one = having().find(|one| one.good).or_else(|| having().next());
-                one.map(|one| one.name)
-            })
-            .collect()
+        let newest = |has: &dyn Fn(&Holder) -> bool| {
+            if good.is_some_and(has) {
+                return None;
+            }
+            let having = || holders.iter().rev().filter(|one| has(one));
+            let one = having().find(|one| one.good).or_else(|| having().next());
+            one.map(|one| one.name)
+        };
+        let within = |all: &[PathBuf], path: &Path| all.iter().any(|one| path.starts_with(one));
+        let sources = self.paths.iter().filter_map(|path| {
+            let source = plain_path(path).unwrap_or_else(|_| path.clone());
+            newest(&|holder| within(&holder.had, &source))
+        });
+        let parts = self.parts.iter().filter_map(|part| {
+            newest(&|holder| holder.parts.iter().any(|one| one.starts_with(part)))
+        });
+        sources.chain(parts).collect()
     }
 }
 
@@ -450,6 +459,7 @@ mod tests {
             gone: Vec::new(),
             sources: vec!["/s".into()],
             had: vec!["/s".into()],
+            parts: Vec::new(),
             one_file_system: false,
             left_out: Vec::new(),
             files: 0,
@@ -472,7 +482,7 @@ mod tests {
         assert!(kept(&all).is_empty());
         let config = |paths: &[&str]| JobSources {
             paths: paths.iter().map(PathBuf::from).collect(),
-            one_file_system: false,
+            ..JobSources::default()
         };
         let kept = |holders: &[Holder], config| kept_for_disks(holders, Some(&config));
         assert_eq!(kept(&all, config(&["/s"])), [name(1)]);
@@ -491,6 +501,36 @@ mod tests {
         assert_eq!(
             kept(&[&all[..], &[lacks]].concat(), config(&["/s"])),
             [name(3)]
+        );
+    }
+
+    /// A run by hand under the job's name runs no command.
+    #[test]
+    fn dump_of_the_config_is_kept_whatever_a_run_by_hand_made() {
+        let root = disk("/s", "root", true);
+        let dumped = |day, parts: &[&str]| {
+            let parts = parts.iter().map(PathBuf::from).collect();
+            Holder {
+                parts,
+                ..holder(day, std::slice::from_ref(&root))
+            }
+        };
+        let config = |part: &str| JobSources {
+            parts: vec![part.into()],
+            ..JobSources::default()
+        };
+        let kept = |holders: &[Holder], part| kept_for_disks(holders, Some(&config(part)));
+        let all = [
+            dumped(1, &["@dump/all.sql", "@system/notes.txt"]),
+            dumped(2, &["@dump/all.sql", "@system/notes.txt"]),
+            dumped(3, &[]),
+        ];
+        assert_eq!(kept(&all, "@dump/all.sql"), [name(2)]);
+        assert_eq!(kept(&all, "@system"), [name(2)]);
+        assert!(kept(&all, "@dump/other.sql").is_empty());
+        assert!(
+            kept(&all[..2], "@dump/all.sql").is_empty(),
+            "nothing lacks it"
         );
     }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cancel::Cancel;
 use crate::choice::{self, SnapshotChoice};
+use crate::disks::JobSources;
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder};
 use crate::keep::KeepReason;
@@ -29,10 +30,13 @@ pub struct RemoveSpec {
     /// The newest complete snapshot of a job may go, too.
     #[serde(default)]
     pub allow_newest: bool,
-    /// A snapshot may go that has the last undamaged copy of a file, or the newest copy of a disk that is
-    /// missing today.
+    /// A snapshot may go that has the last undamaged copy of a file, or the newest copy of a disk or source
+    /// that is missing today.
     #[serde(default)]
     pub allow_last_copy: bool,
+    /// As in [`PruneSpec::sources`], for each job that is in the config.
+    #[serde(default)]
+    pub sources: Vec<(JobName, JobSources)>,
     /// As in [`PruneSpec::suspects`].
     #[serde(default, with = "crate::text::path_text_option")]
     pub suspects: Option<PathBuf>,
@@ -136,7 +140,9 @@ fn plan(
     spec: &RemoveSpec,
 ) -> Result<Vec<Removal>, SnapshotError> {
     let folder = JobFolder::open(volume_root, Path::new(job.as_str()))?;
-    let by_no_rule = PruneSpec::new(job.clone(), KeepRules::default());
+    let mut by_no_rule = PruneSpec::new(job.clone(), KeepRules::default());
+    let in_config = spec.sources.iter().find(|(name, _)| name == job);
+    by_no_rule.sources = in_config.map(|(_, sources)| sources.clone());
     let needed: BTreeMap<SnapshotName, Vec<KeepReason>> = decided(&folder, &by_no_rule)?
         .into_iter()
         .map(|decision| (decision.name, decision.keep))
@@ -185,7 +191,8 @@ fn plan(
         return Err(refused(
             &folder,
             one,
-            "has the last undamaged copy of a file, or the newest copy of a disk".to_owned(),
+            "has the last undamaged copy of a file, or the newest copy of a disk or source"
+                .to_owned(),
         ));
     }
     Ok(plan.into_values().collect())

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use clap::Args;
 use serde_json::json;
+use sprat_run::config::Job;
 use sprat_run::prune_text::removed;
 use sprat_session::{Access, text};
 use sprat_snapshot::{KeepReason, Removal, RemoveReport, RemoveSpec, SnapshotPath};
@@ -21,7 +22,7 @@ Examples:
 pub(super) const NOTES: &str = "\
 A pinned snapshot is never removed, and the newest complete one of a job only with --allow-newest.
 With --yes nobody is asked. So a snapshot that has the last undamaged copy of a file, or the newest
-copy of a missing disk, is then removed only with --allow-last-copy.
+copy of a missing disk or source, is then removed only with --allow-last-copy.
 Everything is checked before the first snapshot is removed. Other snapshots do not change.";
 
 #[derive(Debug, Args)]
@@ -38,6 +39,7 @@ pub(super) struct RemoveArgs {
     #[arg(long)]
     allow_newest: bool,
     /// With --yes: also remove the last undamaged copy of a file, and the newest copy of a missing disk
+    /// or source
     #[arg(long)]
     allow_last_copy: bool,
 }
@@ -53,11 +55,12 @@ impl CommandArgs for RemoveArgs {
         };
         let snapshots: Result<Vec<_>, Failure> =
             self.snapshots.iter().map(|text| parse(text)).collect();
-        let spec = RemoveSpec {
+        let mut spec = RemoveSpec {
             snapshots: snapshots?,
             allow_newest: self.allow_newest,
             // A person is asked.
             allow_last_copy: self.allow_last_copy || !self.yes,
+            sources: Vec::new(),
             suspects: None,
             dry_run: false,
         };
@@ -69,6 +72,11 @@ impl CommandArgs for RemoveArgs {
         let mut prepared = context.prepare(&self.target, Access::ReadWrite)?;
         prepared.options.may_use_reserve = true;
         let target = prepared.resolved.target.clone();
+        let here = |job: &&Job| job.is_in(&prepared.resolved.name);
+        let jobs = context.config.jobs.iter().filter(here);
+        spec.sources = jobs
+            .map(|job| (job.name.clone(), job.kept_sources()))
+            .collect();
         let mut reporter = Reporter::new(context.output, "");
         let (report, closed) =
             context.in_session(prepared, &mut reporter, |session, reporter| {
@@ -142,7 +150,7 @@ fn notes(one: &Removal) -> String {
         notes.extend(match reason {
             KeepReason::LastGood => Some("the newest complete one"),
             KeepReason::Latest => Some("the latest one"),
-            KeepReason::MissingDisk => Some("has the newest copy of a disk"),
+            KeepReason::MissingDisk => Some("has the newest copy of a disk or source"),
             KeepReason::RightContent => {
                 Some("has the last undamaged copy of a file that is damaged in others")
             }

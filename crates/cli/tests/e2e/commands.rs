@@ -342,14 +342,17 @@ fn missing_disk_is_reported_at_each_backup_until_confirmed() {
     }
     let prune = ["prune", "disk", "--job", "one", "--keep-last", "1"];
     let ran = machine.sprat(&prune);
-    let why = "the newest copy of a disk that the newest complete one lacks";
+    let why = "the newest copy of a disk or source that the newest complete one lacks";
     assert!(ran.stdout.contains(why), "{}", ran.whole());
     // Nobody is asked, so the last copy of it stays.
     let listed = machine.ok(&["snapshots", "disk", "--json"]).json();
     let first = listed["snapshots"][0]["folder"].as_str().unwrap();
     let remove = ["remove", "disk", &format!("one/{first}"), "--yes"];
     let said = machine.sprat(&remove).failed_with(2);
-    assert!(said.contains("the newest copy of a disk"), "{said}");
+    assert!(
+        said.contains("the newest copy of a disk or source"),
+        "{said}"
+    );
     assert!(said.contains("--allow-last-copy"), "{said}");
     for more in [&["--disk-gone", "src/disk"][..], &[]] {
         let said = backup(more);

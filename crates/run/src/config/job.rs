@@ -25,6 +25,8 @@ use crate::suggest::near_miss;
 const SOME_TIME: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=super::TIME_MAX;
 /// The default of `every`.
 const EVERY: &str = "1 day";
+/// The folder of a snapshot that has the state of the system.
+pub const SYSTEM_FOLDER: &str = "@system";
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// `[job.NAME]`, with what it takes from `[job_defaults]`.
@@ -208,8 +210,11 @@ impl Job {
 
     /// For a prune: what must not lose its last copy.
     pub fn kept_sources(&self) -> JobSources {
+        let dump = self.dump.as_ref().map(Dump::path);
+        let system = self.system_state.then(|| PathBuf::from(SYSTEM_FOLDER));
         JobSources {
             paths: self.local_sources(),
+            parts: dump.into_iter().chain(system).collect(),
             one_file_system: self.one_file_system,
         }
     }

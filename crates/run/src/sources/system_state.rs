@@ -12,10 +12,9 @@ use sprat_session::Failure;
 use sprat_snapshot::StagedFile;
 
 use super::Staging;
+use crate::config::SYSTEM_FOLDER;
 use crate::hooks::pipeline::Pipeline;
 
-/// The folder in the snapshot.
-const FOLDER: &str = "@system";
 /// What is noted of tools and files.
 const NOTES: &str = "notes.txt";
 /// How long a tool may take.
@@ -122,7 +121,7 @@ impl Staging<'_> {
             .collect::<String>();
         found.files.push((NOTES.into(), text.into_bytes()));
         for (path, content) in found.files {
-            let path = Path::new(FOLDER).join(path);
+            let path = Path::new(SYSTEM_FOLDER).join(path);
             let (file, written) = self.stage(&path, |mut to, _| to.write_all(&content))?;
             written.map_err(|error| {
                 Failure::failed("can't write the state of the system").caused_by(&error)
@@ -143,7 +142,7 @@ impl Staging<'_> {
             timeout: PATIENCE,
             user: None,
         };
-        let path = Path::new(FOLDER).join(name);
+        let path = Path::new(SYSTEM_FOLDER).join(name);
         let (file, report) = self.stage_output(&path, &pipeline)?;
         match report.end {
             Ok(0) => Ok(None),

@@ -41,6 +41,7 @@ fn removing(choices: &[SnapshotChoice]) -> RemoveSpec {
             .collect(),
         allow_newest: false,
         allow_last_copy: false,
+        sources: Vec::new(),
         suspects: None,
         dry_run: false,
     }
