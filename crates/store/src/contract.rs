@@ -326,14 +326,13 @@ pub trait Store: Send + Sync {
 
 /// Decides at the last moment whether a write is sent: see [`StoreFile::guard_writes`].
 pub trait WriteGuard: Send + Sync {
-    /// Whether a write may be sent now. `checks`: how often [`WriteGuard::check_again`] succeeded
-    /// for this write. Called under a mutex of the store, so it must neither block nor use the
-    /// store.
-    fn may_send(&self, checks: u32) -> bool;
+    /// Whether a write may be sent now. Called under a mutex of the store, so it must neither block
+    /// nor use the store.
+    fn may_send(&self) -> bool;
 
-    /// Called when a write may not be sent. May use the store. After an error, such as
-    /// [`StoreError::Withheld`], nothing more of the write is sent.
-    fn check_again(&self) -> Result<(), StoreError>;
+    /// Called when a write may not be sent. `checks`: how often it succeeded for this write. May use
+    /// the store. After an error, such as [`StoreError::Withheld`], nothing more of the write is sent.
+    fn check_again(&self, checks: u32) -> Result<(), StoreError>;
 }
 
 /// One open file. Any number of threads may call at once. Calls on overlapping ranges have no

@@ -88,7 +88,7 @@ impl StoreFile for WrappedFile {
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         for checks in 0.. {
             match self.guard.get() {
-                Some(guard) if !guard.may_send(checks) => guard.check_again()?,
+                Some(guard) if !guard.may_send() => guard.check_again(checks)?,
                 _ => break,
             }
         }

@@ -47,14 +47,14 @@ pub trait SessionHooks: Send + Sync {
     fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced>;
 
     /// Whether a write that [`SessionHooks::before_send`] allowed may still enter the connection. It
-    /// may have waited for long. `checks`: how often [`SessionHooks::check_to_send`] succeeded for
-    /// it. Must not block.
-    fn may_send(&self, _checks: u32) -> bool {
+    /// may have waited for long. Must not block.
+    fn may_send(&self) -> bool {
         true
     }
 
-    /// Checks the lock again, for a write that may not be sent without.
-    fn check_to_send(&self) -> Result<(), Fenced> {
+    /// Checks the lock again, for a write that may not be sent without. `checks`: how often this
+    /// succeeded for the write, and each time took too long.
+    fn check_to_send(&self, _checks: u32) -> Result<(), Fenced> {
         Ok(())
     }
 
@@ -99,12 +99,12 @@ pub(crate) fn guard_writes(file: &dyn StoreFile, session: &Arc<dyn SessionHooks>
 struct SendGuard(Arc<dyn SessionHooks>);
 
 impl WriteGuard for SendGuard {
-    fn may_send(&self, checks: u32) -> bool {
-        self.0.may_send(checks)
+    fn may_send(&self) -> bool {
+        self.0.may_send()
     }
 
-    fn check_again(&self) -> Result<(), StoreError> {
-        self.0.check_to_send().map_err(|fenced| match fenced {
+    fn check_again(&self, checks: u32) -> Result<(), StoreError> {
+        self.0.check_to_send(checks).map_err(|fenced| match fenced {
             Fenced::Disconnected(source) => source,
             Fenced::Lost(cause) => StoreError::Withheld {
                 op: "write",

@@ -99,8 +99,9 @@ fn verified_to_send_age_max(quiet_time: Duration) -> Duration {
     (quiet_time / 2).clamp(Duration::from_secs(2), Duration::from_secs(10))
 }
 
-/// A write that waited for space is sent after so many checks for it alone, even if each took longer
-/// than its result counts. Otherwise nothing could be sent over a very slow connection.
+/// While the lease is checked for a write that waited, nothing more is sent, so the second check at
+/// the latest waits for nothing on the connection. If so many checks in a row took longer than their
+/// result counts, the connection is given up: another machine may have taken the lease meanwhile.
 const CHECKS_TO_SEND_MAX: u32 = 3;
 
 /// A lease whose counter can't be written looks like a dead session's. After so many failed
@@ -536,12 +537,22 @@ impl sprat_volume::SessionHooks for ContainerLease {
         })
     }
 
-    fn may_send(&self, checks: u32) -> bool {
-        self.lost().is_none() && (checks >= CHECKS_TO_SEND_MAX || !self.check_is_too_old())
+    fn may_send(&self) -> bool {
+        self.lost().is_none() && !self.check_is_too_old()
     }
 
-    fn check_to_send(&self) -> Result<(), Fenced> {
-        self.verify_to_send()
+    fn check_to_send(&self, checks: u32) -> Result<(), Fenced> {
+        if checks < CHECKS_TO_SEND_MAX || self.lost().is_some() {
+            return self.verify_to_send();
+        }
+        Err(Fenced::Disconnected(StoreError::Disconnected {
+            op: "write",
+            object: self.file_name.to_string(),
+            reason: format!(
+                "the connection is too slow: {checks} lock checks in a row took longer than {} s",
+                verified_to_send_age_max(self.connection.quiet_time()).as_secs()
+            ),
+        }))
     }
 
     fn sends(&self, offset: u64, bytes: &[u8]) -> u64 {

@@ -413,7 +413,7 @@ impl SftpFile {
                 offset: at,
                 data,
             };
-            let may_send = || guard.is_none_or(|guard| guard.may_send(checks));
+            let may_send = || guard.is_none_or(|guard| guard.may_send());
             let call = self.call(channel, "write");
             if let Some(answer) = call.ask_if(&request, &may_send)? {
                 return Ok(Owed {
@@ -425,7 +425,7 @@ impl SftpFile {
                 });
             }
             if let Some(guard) = guard {
-                guard.check_again()?;
+                guard.check_again(checks)?;
             }
         }
         unreachable!("the loop ends only by a return")

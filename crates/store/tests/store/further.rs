@@ -195,11 +195,11 @@ struct Lease {
 }
 
 impl WriteGuard for Lease {
-    fn may_send(&self, _: u32) -> bool {
+    fn may_send(&self) -> bool {
         !self.too_old.load(Ordering::SeqCst) && !self.lost.load(Ordering::SeqCst)
     }
 
-    fn check_again(&self) -> Result<(), StoreError> {
+    fn check_again(&self, _: u32) -> Result<(), StoreError> {
         self.checks.fetch_add(1, Ordering::SeqCst);
         self.too_old.store(false, Ordering::SeqCst);
         match self.lost.load(Ordering::SeqCst) {

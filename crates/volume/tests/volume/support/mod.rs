@@ -127,11 +127,11 @@ impl SessionHooks for TestSession {
         Ok(())
     }
 
-    fn may_send(&self, _: u32) -> bool {
+    fn may_send(&self) -> bool {
         !self.lost_while_waiting.load(Ordering::SeqCst)
     }
 
-    fn check_to_send(&self) -> Result<(), Fenced> {
+    fn check_to_send(&self, _: u32) -> Result<(), Fenced> {
         Err(Fenced::Lost("the lock is another's".into()))
     }
 
