@@ -32,7 +32,7 @@ impl UploadLimit {
     /// How long nothing more may be sent; `None`: something may be sent now.
     pub(crate) fn wait(&self, now: Instant) -> Option<Duration> {
         let rate = self.rate_now()?;
-        let debt = self.debt_at(now, rate) / rate;
+        let debt = debt_at(*self.debt.lock().ignore_poison(), now, rate) / rate;
         let wait = debt - AHEAD.as_secs_f64();
         (wait > 0.0).then(|| Duration::from_secs_f64(wait.min(CHECK_AGAIN.as_secs_f64())))
     }
@@ -48,8 +48,9 @@ impl UploadLimit {
             reason = "a write is far below 2^52 bytes"
         )]
         let bytes = (blocks * BLOCK_BYTES) as f64;
-        let debt = self.debt_at(now, rate) + bytes;
-        *self.debt.lock().ignore_poison() = Some((debt, now));
+        // Under one lock: several threads note what they send.
+        let mut debt = self.debt.lock().ignore_poison();
+        *debt = Some((debt_at(*debt, now, rate) + bytes, now));
     }
 
     fn rate_now(&self) -> Option<f64> {
@@ -62,14 +63,14 @@ impl UploadLimit {
         let rate = rate.max(1) as f64;
         Some(rate)
     }
+}
 
-    fn debt_at(&self, now: Instant, rate: f64) -> f64 {
-        let Some((debt, since)) = *self.debt.lock().ignore_poison() else {
-            return 0.0;
-        };
-        let paid = now.saturating_duration_since(since).as_secs_f64() * rate;
-        (debt - paid).max(0.0)
-    }
+fn debt_at(debt: Option<(f64, Instant)>, now: Instant, rate: f64) -> f64 {
+    let Some((debt, since)) = debt else {
+        return 0.0;
+    };
+    let paid = now.saturating_duration_since(since).as_secs_f64() * rate;
+    (debt - paid).max(0.0)
 }
 
 #[cfg(test)]
