@@ -122,6 +122,7 @@ pub fn restore(
         same: unequal.same,
         unequal: names,
         verified,
+        left_out: what.left_out.iter().map(|path| escape_path(path)).collect(),
         changes,
         messages: outcome.messages,
     })
@@ -158,6 +159,8 @@ struct What {
     base: PathBuf,
     /// Each exists in the snapshot, unless `delete` is set.
     paths: Vec<PathBuf>,
+    /// Folders of the snapshot that have no place on this machine.
+    left_out: Vec<PathBuf>,
 }
 
 impl What {
@@ -305,12 +308,15 @@ impl Chosen {
         if in_place && paths.is_empty() && !staged.is_empty() {
             return Err(no_place(&Path::new("/").join(&staged[0])));
         }
-        if !in_place {
-            paths.extend(staged);
+        let mut left_out = Vec::new();
+        match in_place {
+            true => left_out = staged,
+            false => paths.extend(staged),
         }
         Ok(What {
             base: self.folder.clone(),
             paths,
+            left_out,
         })
     }
 
@@ -349,6 +355,7 @@ impl Chosen {
         Ok(What {
             base: self.folder.join(parent),
             paths: vec![PathBuf::from(name)],
+            left_out: Vec::new(),
         })
     }
 

@@ -192,6 +192,10 @@ pub struct RestoreReport {
     /// With [`RestoreSpec::verify`]: how many files have the content of the snapshot.
     #[serde(default)]
     pub verified: Option<u64>,
+    /// Folders of the snapshot that have no place on this machine, and were not restored in place.
+    /// Escaped.
+    #[serde(default)]
+    pub left_out: Vec<String>,
     /// With `dry_run`: what would be written or deleted, one escaped line for each.
     pub changes: NameList,
     /// Messages of rsync that report no failure, escaped.

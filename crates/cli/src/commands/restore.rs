@@ -106,6 +106,13 @@ impl CommandArgs for RestoreArgs {
                 restored
             })?;
         warn_of_state(context, &report);
+        if !report.left_out.is_empty() {
+            context.output.warning(&format!(
+                "not restored, because they have no place of their own on this machine: {}. Restore them \
+                 to another folder",
+                text::harmless(&report.left_out.join(", "))
+            ));
+        }
         let fields = json!({
             "to": path_json(&spec.to),
             "dry_run": spec.dry_run,

@@ -118,6 +118,23 @@ fn a_job_of_a_command_alone_needs_no_source() {
 }
 
 #[test]
+fn a_restore_in_place_names_what_has_no_place() {
+    let bench = Bench::new();
+    let file = bench.source().join("file");
+    fs::write(&file, "of a source").unwrap();
+    bench
+        .try_take(&with(&bench, &[staged(&bench, "db", b"x", true)]))
+        .unwrap();
+    fs::remove_file(&file).unwrap();
+    let report = bench.restore(&RestoreSpec::new(job_name(), "/".into()));
+    assert_eq!(report.unwrap().left_out, ["@dump"]);
+    assert_eq!(fs::read(&file).unwrap(), b"of a source");
+    assert!(!Path::new("/@dump").exists());
+    let to = RestoreSpec::new(job_name(), bench.path("out"));
+    assert!(bench.restore(&to).unwrap().left_out.is_empty());
+}
+
+#[test]
 fn what_was_not_staged_in_this_run_is_in_no_snapshot() {
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "of a source").unwrap();
