@@ -160,13 +160,15 @@ fn source_lost_at_its_removal_leaves_no_lock_at_the_copy() {
 #[test]
 fn lost_source_discards_nothing_that_arrived_and_no_lock() {
     requires!(missing());
-    let scene = CopyScene::new();
+    let scene = CopyScene::with_bytes(64 << 20);
     let (from, to) = (
         scene.machine.on_line(CONTAINER),
         scene.machine.on_other_line(COPY),
     );
     let copy = ["copy", &from, &to, "--json"];
-    let lost = scene.struck(&copy, blow("cut", "before", "read", 70));
+    // Four readers read pieces of 4 MiB, and each asks for a whole piece at once: 17 requests of 255 KiB.
+    // So after fewer than 68 requests no piece may be whole, and two whole ones may wait to be written.
+    let lost = scene.struck(&copy, blow("cut", "before", "read", 200));
     let said = lost.failed_with(14);
     assert!(said.contains("read from the source"), "{said}");
     let names = scene.names("server");

@@ -16,9 +16,14 @@ pub struct CopyScene {
 
 impl CopyScene {
     pub fn new() -> Self {
+        Self::with_bytes(24 << 20)
+    }
+
+    /// With a container that holds so much data.
+    pub fn with_bytes(bytes: usize) -> Self {
         let machine = TestMachine::new();
         fs::create_dir(machine.path("server")).unwrap();
-        machine.write("src/large", noise(24 << 20, 7));
+        machine.write("src/large", noise(bytes, 7));
         machine.init(&[CONTAINER, "--size", "128M"]);
         machine.backup(&[]).succeeded();
         let pristine = machine.path("pristine");
