@@ -61,7 +61,7 @@ pub(crate) struct GlobalArgs {
     /// missing
     #[arg(long, global = true)]
     pub accept_older_state: bool,
-    /// Accept key slots that something other than this machine changed
+    /// Accept key slots that another machine or program changed
     #[arg(long, global = true)]
     pub accept_changed_keys: bool,
     /// Folder for what sprat remembers of each container.

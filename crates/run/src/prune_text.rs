@@ -147,7 +147,7 @@ fn word(reason: KeepReason) -> &'static str {
         KeepReason::Monthly => "monthly",
         KeepReason::Yearly => "yearly",
         KeepReason::Within => "within",
-        KeepReason::Oldest => "the oldest: a rule could keep more than there are",
+        KeepReason::Oldest => "the oldest, because a rule has too few others",
         KeepReason::LastGood => "the newest complete one",
         KeepReason::Latest => "latest",
         KeepReason::Newest => "the newest one",
@@ -159,7 +159,7 @@ fn word(reason: KeepReason) -> &'static str {
             "has the last undamaged copy of a file that is damaged in others"
         }
         KeepReason::BeforeChange => "made before an unusual change of the source",
-        KeepReason::Unrecorded => "has no record: never touched",
+        KeepReason::Unrecorded => "has no record: never pruned",
         KeepReason::Future => "dated in the future: not counted",
         _ => "a reason that this version does not know",
     }

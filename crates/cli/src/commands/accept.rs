@@ -17,8 +17,8 @@ Examples:
   sprat accept nas";
 
 pub(super) const NOTES: &str = "\
-It closes the open events of the kinds growth, change, held and damage, and shows them first. Of
-damage it closes only the event: what a check found stays known until a check finds it no more.";
+sprat accept shows the open events of the kinds growth, change, held and damage, and closes them. For
+damage it closes only the event: sprat remembers the damage until a check no longer finds it.";
 
 #[derive(Debug, Args)]
 pub(super) struct AcceptArgs {
@@ -50,7 +50,10 @@ impl CommandArgs for AcceptArgs {
             }
         }
         shown.push_str(&match accepted.events.len() as u64 {
-            0 => format!("nothing of {} waits for you\n", text::harmless(&self.word)),
+            0 => format!(
+                "{} has no event that waits for you\n",
+                text::harmless(&self.word)
+            ),
             count => format!("{} accepted\n", text::counted(count, "event", "events")),
         });
         let events: Vec<Value> = accepted

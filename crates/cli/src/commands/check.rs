@@ -258,8 +258,9 @@ fn render(target: &str, args: &CheckArgs, checked: &Checked) -> String {
     if let Some(errors) = checked.facts.file_system_errors {
         let _ = writeln!(
             out,
-            "file system: DAMAGED, marked as faulty: the kernel found {}. e2fsck repairs the file \
-             system and removes the mark: see docs/recovery.md",
+            "file system: DAMAGED, marked as faulty: the kernel found {}. First restore the files \
+             that you need. To repair it, open the container file with `cryptsetup open`, and run \
+             `e2fsck -f` on the mapped device",
             text::counted(errors.into(), "error", "errors")
         );
     }

@@ -128,7 +128,7 @@ impl Printer {
             }
         }
         for failure in &outcome.failed_later {
-            let what = format!("job {shown}: what comes after the copy failed");
+            let what = format!("job {shown}: a step after the copy failed");
             self.output.failure(&failure.clone().context(what));
         }
         for note in &outcome.notes {

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde_json::json;
-use sprat_run::config::Job;
+use sprat_run::config::{CHANNEL_HINT, Job};
 use sprat_session::diagnosis::{self, Finding, ServerCheck, State};
 use sprat_session::text;
 
@@ -94,7 +94,7 @@ fn config(context: &Context) -> Finding {
 fn notices(context: &Context) -> Option<Finding> {
     let warning = context.config.no_channel()?;
     let finding = Finding::new("notices", State::Weak, warning.what);
-    Some(finding.hint("docs/notices.md has an example of each channel"))
+    Some(finding.hint(CHANNEL_HINT))
 }
 
 /// Checks the source of the container's key, without reading the key.

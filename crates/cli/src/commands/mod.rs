@@ -70,7 +70,7 @@ enum Command {
     /// Back up: run jobs of the config, or one job given on the command line
     #[command(before_help = backup::EXAMPLES, after_help = backup::NOTES, override_usage = backup::USAGE)]
     Backup(backup::BackupArgs),
-    /// Make the copies of the config that are due
+    /// Make the backups that are due, then prune: for timers
     #[command(before_help = run::EXAMPLES, after_help = run::NOTES)]
     Run(run::RunArgs),
     /// List a container's snapshots
@@ -79,13 +79,13 @@ enum Command {
     /// Restore a snapshot, or a part of it
     #[command(before_help = restore::EXAMPLES)]
     Restore(restore::RestoreArgs),
-    /// Remove those snapshots of a job that no retention rule keeps
+    /// Remove the snapshots of a job that no retention rule keeps
     #[command(before_help = prune::EXAMPLES, after_help = prune::NOTES)]
     Prune(prune::PruneArgs),
-    /// Pin a snapshot: it is kept until it is unpinned
+    /// Pin a snapshot, so that it is never pruned or removed
     #[command(before_help = pin::EXAMPLES)]
     Pin(pin::PinArgs),
-    /// Unpin a snapshot: the retention rules decide about it again
+    /// Unpin a snapshot, so that it can be pruned again
     #[command(before_help = unpin::EXAMPLES)]
     Unpin(unpin::UnpinArgs),
     /// Remove snapshots by name
@@ -112,10 +112,10 @@ enum Command {
     /// Show each copy, free space and the lock
     #[command(before_help = status::EXAMPLES, after_help = status::NOTES)]
     Status(status::StatusArgs),
-    /// Release what an alarm holds back, such as a prune that would remove much
+    /// Close an alarm that stops a backup or a prune, so that it can continue
     #[command(before_help = accept::EXAMPLES, after_help = accept::NOTES)]
     Accept(accept::AcceptArgs),
-    /// Test the channels of notices, list events, send what waits
+    /// Send a test notice, list open problems, send notices that wait
     #[command(before_help = notify::EXAMPLES)]
     Notify(notify::NotifyArgs),
     /// Install, remove or show the timers that start sprat by itself

@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use sprat_run::config::CHANNEL_HINT;
 use sprat_run::notify::{Channel, Notifier, Tick};
 use sprat_run::watch::{Now, Watch, event_json, events_text};
 use sprat_session::text;
@@ -26,9 +27,9 @@ pub(super) struct NotifyArgs {
 enum NotifyCommand {
     /// Send a test notice by each channel of the config
     Test,
-    /// List the open events, what each channel delivered of them, and how the channels work
+    /// List the open events, and what each channel delivered
     List,
-    /// Send now what waits, also by channels that failed a short time ago
+    /// Send all notices that wait, even by channels that failed a short time ago
     Flush,
 }
 
@@ -38,11 +39,10 @@ impl CommandArgs for NotifyArgs {
         if watch.delivery().channels.list().is_empty()
             && !matches!(self.command, NotifyCommand::List)
         {
-            return Err(context
-                .config
-                .placed(Failure::usage("no channel is set in [notify]").with_hint(
-                    "nothing was sent. docs/notices.md has an example of each channel",
-                )));
+            return Err(context.config.placed(
+                Failure::usage("no channel is set in [notify]")
+                    .with_hint(format!("nothing was sent. {CHANNEL_HINT}")),
+            ));
         }
         let now = Now::read(context.environment.trust_clock);
         match self.command {

@@ -23,10 +23,12 @@ Examples:
   sprat prune home --job www --drop-interrupted";
 
 pub(super) const NOTES: &str = "\
-With at least one --keep rule, the snapshots that no rule keeps are removed. --drop-interrupted
-alone removes no finished snapshot. One snapshot can satisfy several rules. Hours are UTC hours.
-Days begin at midnight of the config's time zone. A rule that finds fewer than N periods also keeps
-the oldest snapshot. The newest complete snapshot is always kept. All rules: docs/retention.md";
+The rules are the --keep options, or else those of the config. Snapshots that no rule keeps are
+removed. --drop-interrupted alone removes no finished snapshot.
+
+Hours are UTC hours. Days begin at midnight in the time zone of the config. If fewer than N hours or
+days have a snapshot, the rule also keeps the oldest one. The newest snapshot, the newest complete
+one and pinned snapshots are always kept.";
 
 #[derive(Debug, Args)]
 pub(super) struct PruneArgs {

@@ -20,9 +20,11 @@ Examples:
   sprat remove home www/2026-11-23T13 www/2026-11-24T13 --yes";
 
 pub(super) const NOTES: &str = "\
-A pinned snapshot is never removed, and the newest complete one of a job only with --allow-newest.
-With --yes nobody is asked. So a snapshot that has the last undamaged copy of a file, or the newest
-copy of a missing disk or source, is then removed only with --allow-last-copy.
+A pinned snapshot is never removed. The newest complete snapshot of a job is removed only with
+--allow-newest. Without --yes, sprat lists what would be lost, and asks. With --yes, it removes the
+last undamaged copy of a file, and the newest copy of a missing disk or source, only with
+--allow-last-copy.
+
 Everything is checked before the first snapshot is removed. Other snapshots do not change.";
 
 #[derive(Debug, Args)]

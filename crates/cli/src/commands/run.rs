@@ -28,8 +28,9 @@ Examples:
   sprat run --dry-run";
 
 pub(super) const NOTES: &str = "\
-Makes each copy that is due and whose conditions are met, runs its hooks, and prunes it by the rules of its
-job. `sprat schedule install` lets a timer call it. What each step does: docs/run.md
+A copy is one job in one container. sprat run makes each copy that is due, if its conditions are met.
+It runs the hooks of the copy, and prunes it by the rules of its job. `sprat schedule install`
+installs a timer that calls it.
 
 Exit codes: 0 done, or nothing was due; 3 some source files unread; others in `sprat --help`.";
 
@@ -38,13 +39,13 @@ pub(super) struct RunArgs {
     /// Only these: a container, a job (JOB) or a copy (JOB@CONTAINER) [default: all]
     #[arg(value_name = "COPY")]
     copies: Vec<String>,
-    /// Print nothing if all is well, and end at once if another run works: for timers
+    /// For timers: print nothing if all is well, and end at once if another run is active
     #[arg(long, conflicts_with_all = ["dry_run", "lock_wait"])]
     scheduled: bool,
-    /// Make the copies as if they were due and all conditions met
+    /// Make the copies now, even if they are not due or a condition is not met
     #[arg(long)]
     now: bool,
-    /// Show only which copies are due, why, and when each is next
+    /// Only show which copies are due, why, and when the next one is due
     #[arg(long)]
     dry_run: bool,
     /// Wait up to TIME for another run, such as 90s, 10m, 2h
@@ -121,7 +122,10 @@ impl RunArgs {
         }
         if copies.is_empty() && mistakes.is_empty() {
             let failure = config.placed(Failure::usage("no job to run"));
-            return Err(failure.with_hint("write a [job.NAME] into the config: docs/config.md"));
+            return Err(failure.with_hint(
+                "write a [job.NAME] with `container` and `sources` into \
+                                          the config",
+            ));
         }
         Ok(copies)
     }

@@ -21,8 +21,8 @@ Examples:
   sprat schedule install --print";
 
 pub(super) const NOTES: &str = "\
-The timers call `sprat run --scheduled` every 15 minutes and `sprat status --alert --offline` every hour,
-as root, with the config in /etc/sprat.";
+The timers run `sprat run --scheduled` every 15 minutes, and `sprat status --alert --offline` every
+hour. They run as root, with the config in /etc/sprat.";
 
 #[derive(Debug, Args)]
 pub(super) struct ScheduleArgs {
@@ -38,7 +38,7 @@ enum ScheduleCommand {
         #[arg(long)]
         print: bool,
     },
-    /// Remove what `install` wrote; a backup under way goes on
+    /// Remove what `install` wrote; a running backup continues
     Remove,
     /// Show what is installed, when it runs next, and how the last run ended
     Show {

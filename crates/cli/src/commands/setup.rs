@@ -22,8 +22,9 @@ Examples:
   sprat setup /mnt/usb --name usb --yes --sheet /root/usb-sheet.txt --notify desktop";
 
 pub(super) const NOTES: &str = "\
-Asks what is not given, six questions at most. Each step is done only where it is missing: run it
-again after an interruption. It changes no config file of yours, and installs no packages.";
+sprat setup asks for what you do not give, with at most six questions. It skips steps that are done
+already, so you can run it again after an interruption. It does not change your config files, and
+installs no packages.";
 
 /// Where the config of the timers is.
 const ROOT_CONFIG_DIR: &str = "/etc/sprat";
@@ -47,7 +48,7 @@ pub(super) struct SetupArgs {
     /// Accept the server's host key if it has this fingerprint
     #[arg(long, value_name = "SHA256:…")]
     host_key: Option<String>,
-    /// Log in with this private key file [default: what root uses, else a new key]
+    /// Log in with this private key file [default: a key that root has, else a new key]
     #[arg(long, value_name = "FILE")]
     ssh_key: Option<PathBuf>,
     /// Size that the container may grow to
@@ -62,7 +63,7 @@ pub(super) struct SetupArgs {
     /// Make no backup now
     #[arg(long)]
     no_first_run: bool,
-    /// Ask nothing: what has no default must be given
+    /// Ask nothing; give a value for everything that has no default
     #[arg(long)]
     yes: bool,
 }

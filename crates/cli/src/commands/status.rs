@@ -23,9 +23,9 @@ Examples:
   sprat status home@nas --history";
 
 pub(super) const NOTES: &str = "\
-It needs no key and opens nothing. Free space in the volume and jobs are shown as the last
-sessions of this machine saw them; everything else is asked of the server. Anybody may run it:
-without root and without a config of one's own it shows what the last run of root published.";
+sprat status needs no key. Free space in the volume and the state of jobs are from the last session
+of this machine. The rest comes from the server. Users who are not root and have no config see what
+the last run of root published.";
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
@@ -35,10 +35,10 @@ pub(super) struct StatusArgs {
     /// List the attempts at each copy
     #[arg(long, conflicts_with = "alert")]
     history: bool,
-    /// Check what is overdue, and send what is to be reported; print only what goes wrong
+    /// Check for overdue backups and other problems, and send notices; print only errors
     #[arg(long, conflicts_with = "words")]
     alert: bool,
-    /// Show only what this machine knows; ask no server
+    /// Show only what this machine knows; do not connect to a server
     #[arg(long)]
     offline: bool,
 }

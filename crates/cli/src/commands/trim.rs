@@ -14,9 +14,9 @@ Examples:
   sprat trim home --rewrite";
 
 pub(super) const NOTES: &str = "\
-sprat releases unused space by making holes in the container file: by itself in a local folder, with
-`fallocate` on a server with a shell. The server then sees how much is used, and where. If the
-command is interrupted, nothing is lost: run it again.";
+sprat trim frees unused space by making holes in the container file. On a server it needs an account
+with a shell, and `fallocate`. The server then sees how much is used, and where. If the command is
+interrupted, nothing is lost: run it again.";
 
 #[derive(Debug, Args)]
 pub(super) struct TrimArgs {

@@ -29,8 +29,8 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
         ),
         Notice::Suspects { bytes } => (
             format!(
-                "an earlier session died with {} not confirmed by the server. sprat waits until these \
-                 writes can no longer arrive, then reads them back",
+                "an earlier session died before the server had confirmed {} of its writes. sprat \
+                 waits until these writes can no longer arrive, then reads them back",
                 text::bytes(*bytes)
             ),
             false,
@@ -91,7 +91,7 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
         ),
         Notice::ServerSpaceLow { available_bytes } => (
             format!(
-                "only {} are left on the server",
+                "only {} are free on the server",
                 text::bytes(*available_bytes)
             ),
             true,
@@ -182,8 +182,8 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
         ),
         Notice::LateWrites { wait_s } => (
             format!(
-                "writes of the lost connection may still arrive at the server. Newer writes to the same \
-                 blocks, and the end of this run, wait for at most {wait_s} s"
+                "writes of the lost connection may still arrive at the server. So newer writes to \
+                 the same blocks wait for at most {wait_s} s, and so does the end of this run"
             ),
             false,
         ),

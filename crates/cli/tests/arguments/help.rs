@@ -24,14 +24,14 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
 
     Every day:
       backup       Back up: run jobs of the config, or one job given on the command line
-      run          Make the copies of the config that are due
+      run          Make the backups that are due, then prune: for timers
       status       Show each copy, free space and the lock
       check        Check a container's integrity
-      prune        Remove those snapshots of a job that no retention rule keeps
+      prune        Remove the snapshots of a job that no retention rule keeps
 
     Alarms:
-      notify       Test the channels of notices, list events, send what waits
-      accept       Release what an alarm holds back, such as a prune that would remove much
+      notify       Send a test notice, list open problems, send notices that wait
+      accept       Close an alarm that stops a backup or a prune, so that it can continue
 
     Browse and restore:
       snapshots    List a container's snapshots
@@ -40,8 +40,8 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
       umount       Unmount a container and wait until all data is on the server's disk
 
     Keep and remove:
-      pin          Pin a snapshot: it is kept until it is unpinned
-      unpin        Unpin a snapshot: the retention rules decide about it again
+      pin          Pin a snapshot, so that it is never pruned or removed
+      unpin        Unpin a snapshot, so that it can be pruned again
       remove       Remove snapshots by name
 
     Container maintenance:

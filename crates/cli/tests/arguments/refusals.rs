@@ -279,7 +279,7 @@ exclude = ["!", "*.tmp"]
       18: [DIR]/config/sprat.toml:30: `sources`: "/srv/../etc" must not have `..` in it
       19: [DIR]/config/sprat.toml:31: `exclude`: "!": it would clear the list of patterns
       20: [DIR]/config/sprat.toml:33: unknown setting `retention` at the top of the file; known are container, job, job_defaults, notify, public_status, ssh_command, time_zone, watch
-    Hint: nothing was started. docs/config.md lists every setting
+    Hint: nothing was started. Correct the config. `sprat config check` shows all mistakes
     "#);
 }
 
@@ -293,7 +293,7 @@ fn config_that_is_no_toml_is_refused_with_the_line() {
     sprat: the config [DIR]/config/sprat.toml is wrong
     Caused by:
       1: [DIR]/config/sprat.toml:2: invalid basic string, expected `"`
-    Hint: nothing was started. docs/config.md lists every setting
+    Hint: nothing was started. Correct the config. `sprat config check` shows all mistakes
     "#);
 }
 

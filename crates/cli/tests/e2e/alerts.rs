@@ -113,7 +113,7 @@ fn failure_and_damage_are_reported_once_and_anybody_sees_the_status() {
     );
     assert!(accepted.contains("1 event accepted"), "{accepted}");
     let nothing = machine.ok(&["accept", "home@nas"]).stdout;
-    assert_eq!(nothing, "nothing of home@nas waits for you\n");
+    assert_eq!(nothing, "home@nas has no event that waits for you\n");
     // What the check found stays known, and is not reported again.
     machine.sprat(&alert).failed_with(13);
     assert_eq!(notices(&server)[4..], ["recovered closed"]);

@@ -115,6 +115,10 @@ pub enum Named<'c> {
 const NO_CHANNEL: &str =
     "no channel in [notify]: failures and overdue copies are reported to nobody";
 
+/// What to do about it.
+pub const CHANNEL_HINT: &str =
+    "[notify] in the config needs a channel, such as: mail = { to = \"root@example.org\" }";
+
 /// A config that was read.
 #[derive(Debug)]
 pub struct Loaded {
@@ -159,9 +163,10 @@ impl Loaded {
         }
         match unread {
             true => Err(failure),
-            false => {
-                Err(failure.with_hint("nothing was started. docs/config.md lists every setting"))
-            }
+            false => Err(failure.with_hint(
+                "nothing was started. Correct the config. `sprat config \
+                                       check` shows all mistakes",
+            )),
         }
     }
 }

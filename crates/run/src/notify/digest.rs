@@ -172,7 +172,7 @@ impl ContainerDigest {
         parts.push(done("drill", self.drill, "passed", "FAILED"));
         let mut lines = vec![format!("{}: {}", self.container, parts.join(", "))];
         if self.is_check_late {
-            lines.push("  The check is late: give it a longer check_budget.".to_owned());
+            lines.push("  The check is late: set a longer check_budget.".to_owned());
         }
         if self.is_key_unrehearsed {
             lines.push(
@@ -305,7 +305,7 @@ mod tests {
         db@nas: OVERDUE, 0 backups, 1,234 failed, 0 B sent, 1.0 GiB in all (1.0 GiB less); no backup yet
 
         nas: 30.0 GiB free in the volume, 512 MiB free on the server, full on about 2026-12-24, check FOUND DAMAGE on 2026-11-24, drill FAILED on 2026-11-20
-          The check is late: give it a longer check_budget.
+          The check is late: set a longer check_budget.
           The recovery key was not rehearsed for a year: run `sprat key rehearse`.
         ");
     }

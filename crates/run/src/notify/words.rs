@@ -100,7 +100,7 @@ impl Sender {
             text += "\n";
         }
         text += &format!(
-            "-- \nsprat on {}. \"sprat status\" shows how it is now.\n",
+            "-- \nsprat on {}. \"sprat status\" shows the present state.\n",
             self.host
         );
         (harmless(&subject), text)
@@ -219,11 +219,11 @@ fn phrases(kind: Kind, subject: &Subject) -> (&'static str, &'static str) {
             "far more files had changed than usual",
         ),
         (Kind::Held, _) => ("pruning waits for you", "pruning waited for you"),
-        (Kind::Space, _) => ("little room is left", "little room was left"),
+        (Kind::Space, _) => ("little free space is left", "little free space was left"),
         (Kind::Config, _) => ("the config has a mistake", "the config had a mistake"),
         (Kind::Clock, _) => (
-            "the clock of this machine is in doubt",
-            "the clock of this machine was in doubt",
+            "the clock of this machine may be wrong",
+            "the clock of this machine may have been wrong",
         ),
         (Kind::Recovered, _) => ("recovered", "recovered"),
         (Kind::Digest, _) => ("summary", "summary"),
@@ -341,9 +341,9 @@ mod tests {
             text,
             "home@nas: the backup is overdue (code 4)\nSince: 2026-11-28 15:00\n\n\
              No backup since /home was moved.\n\nRun `sprat status home@nas`.\n\n\
-             nas: little room is left\nSince: 2026-11-28 16:00\n\n\
+             nas: little free space is left\nSince: 2026-11-28 16:00\n\n\
              evil\\u{1b}[2J\nsecond line\n\n\
-             -- \nsprat on laptop. \"sprat status\" shows how it is now.\n"
+             -- \nsprat on laptop. \"sprat status\" shows the present state.\n"
         );
     }
 

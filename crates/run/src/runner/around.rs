@@ -136,7 +136,7 @@ impl<'r> Around<'r> {
                 Exit::Locked,
                 format!("another sprat runs the hooks of {}", owner.in_words()),
             )
-            .with_hint("nothing was started. Run it again when the other one has ended")
+            .with_hint("nothing was started. Run the command again when the other one has ended")
         })?;
         Ok(Some(Self {
             runner,
@@ -166,7 +166,10 @@ impl<'r> Around<'r> {
         Err(match &last.end {
             HookEnd::Done => return Ok(()),
             HookEnd::NotNow => End::Skipped {
-                why: format!("its before hook {:?} says: not now", last.program),
+                why: format!(
+                    "its `before` hook {:?} ended with 75 (not now)",
+                    last.program
+                ),
                 stopped: false,
             },
             HookEnd::Interrupted => End::Failed(Failure::interrupted()),

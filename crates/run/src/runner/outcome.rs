@@ -193,8 +193,8 @@ pub fn with_states<'o>(
         });
     }
     failure.with_hint(
-        "every job ran to its end, and each snapshot named here is on the server's disk. See where \
-         the output was to go",
+        "every job ran to its end, and each snapshot named here is on the server's disk. Check \
+         where the output was redirected to",
     )
 }
 

@@ -59,7 +59,7 @@ impl Runner<'_> {
                 outcome.pruned = Some(removed.count());
             }
             Ok(None) => outcome.notes.push(format!(
-                "{}: the prune was stopped after 30 min; the next one goes on",
+                "{}: the prune was stopped after 30 min; the next run continues it",
                 outcome.shown
             )),
             Err(Stopped::Held(reason)) => {
@@ -111,7 +111,7 @@ impl Runner<'_> {
             if is_held(state.pruned_by.as_ref(), policy, &decisions) && state.released.is_none() {
                 let gone = decisions.iter().filter(|one| one.keep.is_empty()).count();
                 return Err(Stopped::Held(format!(
-                    "by the new rules {gone} of {} snapshots would go",
+                    "the new rules would remove {gone} of {} snapshots",
                     decisions.len()
                 )));
             }

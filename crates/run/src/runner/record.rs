@@ -194,7 +194,7 @@ impl Runner<'_> {
         });
         if let Err(error) = noted {
             self.report_problems(vec![format!(
-                "what `sprat status` shows can't be noted: {error}"
+                "the result can't be saved for `sprat status`: {error}"
             )]);
         }
     }

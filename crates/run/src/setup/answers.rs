@@ -180,7 +180,8 @@ impl Plan {
 
     /// The content of the file.
     pub(super) fn text(&self) -> String {
-        let mut text = "# Written by `sprat setup`, which never changes it again. docs/config.md explains the keys.\n"
+        let mut text = "# Written by `sprat setup`, which never changes it again. `sprat config \
+                        show` shows all settings.\n"
             .to_owned();
         let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
         if let Some(container) = &self.container {

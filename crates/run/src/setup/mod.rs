@@ -211,7 +211,8 @@ impl Setup<'_> {
         let name = &place.name;
         let text = match (self.is_unfinished, self.did_something) {
             (true, _) => format!(
-                "{name} is set up but for the warnings above. Mend them and run the same command again\n"
+                "{name} is set up, except for the warnings above. Correct what they name, and run \
+                 the same command again\n"
             ),
             (false, false) => format!("nothing to do: {name} is set up\n"),
             (false, true) => format!("{name} is set up. `sprat status {name}` shows how it is\n"),

@@ -25,7 +25,8 @@ impl Setup<'_> {
                     let failure =
                         Failure::failed(format!("the test notice by {channel} was not delivered"));
                     self.fails(&failure.because(why).with_hint(
-                        "Change [notify] in the config, or mend the channel. The next setup tries it again",
+                        "Correct [notify] in the config, or repair the channel. The next setup \
+                         tries it again",
                     ));
                 }
             }

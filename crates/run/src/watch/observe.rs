@@ -128,9 +128,10 @@ impl Observed {
         config(events, watched, at);
         let clock = self.clock_is_unconfirmed.then(|| Finding {
             cause: Cause::new(0, "unconfirmed"),
-            text: "The clock was set, or differs from a server's, and no time service keeps it."
+            text: "The clock was changed, or differs from the clock of a server. No time service \
+                   (NTP) is active."
                 .to_owned(),
-            hint: "Backups are made and pruned as ever. Set the clock, and run a time service."
+            hint: "Backups and pruning continue. Set the clock, and start a time service."
                 .to_owned(),
         });
         events.observe(at, &Key::new(Kind::Clock, Subject::Machine), clock.as_ref());
@@ -160,7 +161,8 @@ impl Observed {
                     cause: Cause::new(0, "held"),
                     text: held.reason.clone(),
                     hint: format!(
-                        "Nothing is lost. `sprat accept {}` shows and releases it.",
+                        "Nothing is lost. Run `sprat accept {}`: it shows what waits, and releases \
+                         it.",
                         view.copy
                     ),
                 };
@@ -217,7 +219,7 @@ impl Observed {
                             cause: Cause::new(Exit::Damaged.code(), "check"),
                             text: format!("The check ({kind}) found damage."),
                             hint: format!(
-                                "`sprat check {}` names it. docs/recovery.md says what to do.",
+                                "Run `sprat check {}`. It names the damage, and says what to do.",
                                 view.name
                             ),
                         };
@@ -304,10 +306,10 @@ fn observe_missing(
         let found = Finding {
             cause: Cause::new(0, "disk"),
             text: format!(
-                "The disk of {} was not there. The snapshot {} has it, and is kept.",
+                "The disk of {} was not mounted. Snapshot {} has this disk, and is kept.",
                 place.path, place.kept_in
             ),
-            hint: "Mount it. If it is gone for good, run `sprat backup` with --disk-gone."
+            hint: "Mount the disk. If it is gone for good, run one backup with --disk-gone."
                 .to_owned(),
         };
         events.observe(at, &Key::missing(copy.clone(), &*place.path), Some(&found));
@@ -325,7 +327,8 @@ fn config(events: &mut Events, watched: &Watched<'_>, at: Timestamp) {
     let found = |text: String| Finding {
         cause: Cause::new(Exit::Usage.code(), MISTAKE),
         text,
-        hint: "Everything else goes on. Correct it; `sprat config check` shows all mistakes."
+        hint: "Everything else continues. Correct the config. `sprat config check` shows all \
+               mistakes."
             .to_owned(),
     };
     for copy in &config.stopped {

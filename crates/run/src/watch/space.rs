@@ -60,11 +60,11 @@ pub(super) fn finding(history: &History, min_free: u64, now: Timestamp) -> Optio
         .and_then(|seen| seen.available_bytes);
     if let Some(free) = server.filter(|free| *free < min_free) {
         let text = format!(
-            "{} are free on the server, and no backup begins below min_free, {}.",
+            "{} are free on the server. No backup begins below {} (min_free).",
             bytes(free),
             bytes(min_free)
         );
-        let hint = "Nothing is lost. Make room there, or run `sprat prune` and `sprat trim`.";
+        let hint = "Nothing is lost. Free space there, or run `sprat prune` and `sprat trim`.";
         return Some(Some(found("min_free", text, hint)));
     }
     let room = history.room.as_ref()?;

@@ -161,7 +161,7 @@ fn copy_text(copy: &CopyView, noted: Option<&JobHistory>, shown: &Shown) -> Stri
     if let Some(held) = &state.held {
         let since = shown.time(held.since);
         parts.push(format!(
-            "held since {since}: {}; `sprat accept {}`",
+            "held since {since}: {}. `sprat accept {}` releases it",
             held.reason, copy.copy
         ));
     }
@@ -185,7 +185,7 @@ fn server_space(server: &ServerStatus) -> String {
     match (server.available_bytes, server.total_bytes) {
         (Some(available), Some(total)) => {
             let low = if server.is_low() {
-                "; LOW: make room there, or with `sprat prune` and `sprat trim`"
+                "; LOW: free space there, or run `sprat prune` and `sprat trim`"
             } else {
                 ""
             };
@@ -225,8 +225,8 @@ fn lock(server: &ServerStatus, shown: &Shown) -> String {
             match renewed {
                 None => format!("locked{since} ({}): a session runs, or one died", lock.file),
                 Some(at) => format!(
-                    "locked{since} ({}) and not renewed for {}: its session died. `sprat \
-                     unlock` removes it",
+                    "locked{since} ({}) and not renewed for {}: its session died. Run `sprat \
+                     unlock`",
                     lock.file,
                     ago(at, shown.now).trim_end_matches(" ago")
                 ),
@@ -241,7 +241,7 @@ fn volume(known: &LocalStatus, shown: &Shown) -> String {
     };
     let room = &seen.room;
     let low = if room.is_low() {
-        "; NEARLY FULL: `sprat prune`, or `sprat grow`"
+        "; NEARLY FULL: run `sprat prune` or `sprat grow`"
     } else {
         ""
     };
@@ -266,32 +266,30 @@ fn checks(known: &LocalStatus, now: Timestamp) -> String {
         .each_check()
         .map(|(kind, check)| {
             let found = match (check.exit, check.finished) {
-                (Exit::Done, true) => "whole",
-                (Exit::Done, false) => "whole as far as it came",
+                (Exit::Done, true) => "no damage",
+                (Exit::Done, false) => "no damage so far",
                 _ => "DAMAGED",
             };
             format!("{kind}: {found}, {}", ago(check.at, now))
         })
         .collect();
     match shown.is_empty() {
-        true => "none by this machine yet: `sprat check`".to_owned(),
+        true => "none by this machine yet: run `sprat check`".to_owned(),
         false => shown.join("; "),
     }
 }
 
 fn keys(known: &LocalStatus, shown: &Shown) -> String {
     match known.proved {
-        Some(at) => format!("a key on paper was last proved {}", shown.when(at)),
-        None => {
-            "never rehearsed here: `sprat key rehearse` proves that the sheet opens it".to_owned()
-        }
+        Some(at) => format!("a key on paper was last tested {}", shown.when(at)),
+        None => "never tested here: `sprat key rehearse` tests the recovery sheet".to_owned(),
     }
 }
 
 fn written_many(bytes: u64) -> String {
     format!(
-        "{} were written under one volume key, and more than {} weaken it little by little: make a \
-         copy with a new key, `sprat copy --new-key` (docs/threat-model.md)",
+        "{} were written with one volume key. More than {} weaken the encryption slightly. Make a \
+         copy with a new key: `sprat copy --new-key`",
         text::bytes(bytes),
         text::bytes(WRITTEN_MANY_BYTES)
     )
@@ -341,7 +339,7 @@ fn failed_run(job: &JobHistory, now: Timestamp) -> Option<String> {
 fn ago(at: Timestamp, now: Timestamp) -> String {
     match Duration::try_from(now.duration_since(at)) {
         Ok(ago) => format!("{} ago", text::duration(ago)),
-        Err(_) => "by a clock that is ahead of this one's".to_owned(),
+        Err(_) => "in the future, by this machine's clock".to_owned(),
     }
 }
 

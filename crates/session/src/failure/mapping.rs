@@ -458,9 +458,10 @@ impl From<&AttachError> for Failure {
                 Some("install it with your package manager (e2fsprogs)")
             }
             AttachError::MountRefused { damaged: true, .. } => Some(
-                "the container was opened, but its file system is damaged. Nothing was changed except \
-                 for a journal replay. Run `sprat check` to see what is damaged. docs/recovery.md \
-                 explains how to repair the file system, or save its files",
+                "the container was opened, but its file system is damaged. Nothing was changed \
+                 except for a journal replay. Run `sprat check` to see what is damaged. To repair \
+                 it, open the container file with `cryptsetup open`, and run `e2fsck -f` on the \
+                 mapped device",
             ),
             AttachError::MountRefused { .. } => Some(
                 "the container was opened, but its file system can't be mounted. Nothing was changed \
@@ -496,8 +497,9 @@ impl From<&SnapshotError> for Failure {
 fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
     Some(match error {
         _ if error.kind() == SnapshotErrorKind::Damaged => {
-            "the file system in the container is damaged. Don't write to it. Run `sprat check \
-             --read-data` to see what is damaged. docs/recovery.md explains the repair"
+            "the file system in the container is damaged. Don't write to it. First restore the \
+             files that you need. Then run `sprat check --read-data`: it names the damage, and \
+             says what to do"
         }
         SnapshotError::SourceEmpty { .. } => {
             "no snapshot was created. Mount the disk of the source. If the source is meant to be empty, \

@@ -210,8 +210,9 @@ pub(super) fn report_unrecorded(noted: Result<(), Failure>, events: &EventSender
     }
 }
 
-const REPAIR: &str = "Files can still be restored. Repair the file system with e2fsck (see \
-                      docs/recovery.md), then run `sprat check --read-data`";
+const REPAIR: &str = "Files can still be restored. To repair the file system, open the container \
+                      file with `cryptsetup open`, and run `e2fsck -f` on the mapped device. Then \
+                      run `sprat check --read-data`";
 
 fn met_errors(errors: u32) -> Failure {
     let count = match errors {

@@ -42,7 +42,7 @@ enum KeyCommand {
     Sheet(sheet::SheetArgs),
     /// Save the header to a file; protect it like a key: today's keys open it for ever
     HeaderBackup(header_backup::HeaderBackupArgs),
-    /// Restore a saved header, with the keys of that day
+    /// Restore a saved header, with the keys of that time
     HeaderRestore(header_restore::HeaderRestoreArgs),
     /// Test whether the key on the recovery sheet opens the container
     Rehearse(rehearse::RehearseArgs),

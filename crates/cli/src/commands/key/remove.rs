@@ -17,10 +17,10 @@ pub(super) struct RemoveArgs {
     target: String,
     /// The slot's number in `sprat key list`
     slot: u32,
-    /// Remove the slot although the given key, or the key of this machine's backups, opens it
+    /// Remove the slot even if the given key, or the key of this machine's backups, opens it
     #[arg(long, alias = "although-in-use")]
     allow_in_use: bool,
-    /// Remove the slot although it has the only recovery key, or the last key that is not a file
+    /// Remove the slot even if it has the only recovery key, or the last key that is not a file
     #[arg(long)]
     allow_last: bool,
 }

@@ -104,13 +104,13 @@ fn what_is_in_order_and_what_is_not_are_both_told() {
     let mut all = found(Some(Ok(server)), Some(known));
     insta::assert_snapshot!(all.text(&shown(7200)), @r"
     laptop: host:./x.luks
-      server     1.0 MiB of 1.0 TiB free; LOW: make room there, or with `sprat prune` and `sprat trim`
+      server     1.0 MiB of 1.0 TiB free; LOW: free space there, or run `sprat prune` and `sprat trim`
       container  may grow to 5.0 TiB; the server can't report what it takes now
       reserve    none: on a full disk even pruning may not work
       lock       locked since 2026-11-25 10:36, 1 h 10 min ago (x.luks.lock.3): a session runs, or one died
-      volume     1.0 GiB of 5.0 TiB and 900 files free (2026-11-25 09:46, 2 h 0 min ago); NEARLY FULL: `sprat prune`, or `sprat grow`
-      checks     quick: whole, 2 h 0 min ago; --read-data: DAMAGED, 2 h 0 min ago
-      keys       never rehearsed here: `sprat key rehearse` proves that the sheet opens it
+      volume     1.0 GiB of 5.0 TiB and 900 files free (2026-11-25 09:46, 2 h 0 min ago); NEARLY FULL: run `sprat prune` or `sprat grow`
+      checks     quick: no damage, 2 h 0 min ago; --read-data: DAMAGED, 2 h 0 min ago
+      keys       never tested here: `sprat key rehearse` tests the recovery sheet
       job home   last snapshot 2026-11-25T13-21-01Z, some files unread, 2 h 0 min ago
       job www    no snapshot by this machine yet; last run FAILED 1 h 0 min ago: no \u{1b}[2Jline
     ");
@@ -118,7 +118,7 @@ fn what_is_in_order_and_what_is_not_are_both_told() {
         known.written_bytes = Some(WRITTEN_MANY_BYTES);
         let text = all.text(&shown(7200));
         assert!(
-            text.contains("1.0 TiB were written under one volume key"),
+            text.contains("1.0 TiB were written with one volume key"),
             "{text}"
         );
     }
@@ -204,7 +204,7 @@ fn copy_shows_what_is_wrong_first_and_when_it_is_next() {
     state.held = Some(Held {
         what: HeldWhat::Prune,
         since: at(0),
-        reason: "12 of 20 snapshots would go".to_owned(),
+        reason: "the new rules would remove 12 of 20 snapshots".to_owned(),
     });
     state.skipped = Some(Skipped {
         at: at(7140),
@@ -215,8 +215,8 @@ fn copy_shows_what_is_wrong_first_and_when_it_is_next() {
     assert_eq!(
         line(&report),
         "OVERDUE since 2026-11-25 11:43; last backup 2026-11-25 09:46, 2 h 0 min ago; held since \
-         2026-11-25 09:46: 12 of 20 snapshots would go; `sprat accept home@nas`; skipped 1 min 0 s \
-         ago: on battery"
+         2026-11-25 09:46: the new rules would remove 12 of 20 snapshots. `sprat accept home@nas` releases \
+         it; skipped 1 min 0 s ago: on battery"
     );
     assert_eq!(report.exit(at(7200)), Exit::Overdue);
     let json = report.json(at(7200));
@@ -226,7 +226,10 @@ fn copy_shows_what_is_wrong_first_and_when_it_is_next() {
         (&job["overdue"], &job["due"]),
         (&true.into(), &false.into())
     );
-    assert_eq!(job["held"]["reason"], "12 of 20 snapshots would go");
+    assert_eq!(
+        job["held"]["reason"],
+        "the new rules would remove 12 of 20 snapshots"
+    );
     assert_eq!(job["skipped"]["reason"], "on battery");
     assert_eq!(job["failures_since"], 3);
 }
