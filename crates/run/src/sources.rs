@@ -94,7 +94,7 @@ impl Staging<'_> {
             last.fold(failure, |failure, line| failure.because((*line).to_owned()))
         })?;
         if bytes != staged.bytes {
-            let what = "the output of the command is not whole on the volume";
+            let what = "the output of the command is incomplete on the volume";
             return Err(Failure::failed(what).because(format!(
                 "it wrote {bytes} bytes, and {} arrived",
                 staged.bytes
@@ -102,7 +102,7 @@ impl Staging<'_> {
         }
         if bytes == 0 && !allow_empty {
             return Err(Failure::failed("the command wrote nothing").with_hint(
-                "the last snapshot stays. If nothing is what it should write, set `allow_empty`",
+                "the last snapshot stays. If the command may write nothing, set allow_empty = true",
             ));
         }
         Ok(staged)

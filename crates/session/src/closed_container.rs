@@ -76,7 +76,7 @@ impl ClosedContainer {
             "the given fingerprint is not this container's fingerprint: compare it with the sheet",
         )
         .because(format!(
-            "{}, and what is pinned here, say {}",
+            "{} has the fingerprint {}",
             self.target,
             header.pins().fingerprint()
         ))

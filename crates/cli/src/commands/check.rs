@@ -357,7 +357,8 @@ fn render_files(args: &CheckArgs, report: &CheckReport) -> String {
     if report.affected_left > 0 {
         let _ = writeln!(
             out,
-            "not searched for lack of time: {} of the damaged files (hard links in other snapshots)",
+            "not listed, because the time was over: {} of the damaged files (hard links in other \
+             snapshots)",
             text::counted(report.affected_left, "more path", "more paths")
         );
     }

@@ -68,10 +68,10 @@ impl CommandArgs for RestoreArgs {
         })?;
         let snapshot = match (wanted.snapshot, &self.at) {
             (Some(_), Some(_)) => {
-                return Err(
-                    Failure::usage("--at and a snapshot's name exclude each other")
-                        .with_hint("nothing was started. Name the job alone, or omit --at"),
-                );
+                return Err(Failure::usage(
+                    "--at and the name of a snapshot can't be used together",
+                )
+                .with_hint("nothing was started. Name the job alone, or omit --at"));
             }
             (named, None) => named.unwrap_or_default(),
             (None, Some(time)) => context.snapshot_at(time)?,

@@ -109,7 +109,7 @@ impl RunArgs {
                     all.filter(|copy| copy.container.name == container.name)
                         .collect()
                 }
-                None => return Err(Failure::usage(format!("{word:?} is no copy of the config"))),
+                None => return Err(Failure::usage(format!("the config has no copy {word:?}"))),
             };
             for copy in named {
                 if !copies.iter().any(|known| known.name() == copy.name()) {

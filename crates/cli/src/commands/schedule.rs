@@ -58,7 +58,7 @@ pub(super) fn run(
     let schedule = Schedule::new(Places::of_this_machine());
     if !matches!(args.command, ScheduleCommand::Show { .. }) && global.config.is_some() {
         return Err(
-            Failure::usage("--config does not go with `sprat schedule`").with_hint(format!(
+            Failure::usage("`sprat schedule` does not accept --config").with_hint(format!(
                 "nothing was changed. The timers use {ROOT_CONFIG_DIR}/sprat.toml"
             )),
         );

@@ -75,7 +75,7 @@ impl CommandArgs for SetupArgs {
         let (global, environment) = (&context.global, &context.environment);
         if global.json || global.config.is_some() {
             return Err(
-                Failure::usage("neither --json nor --config goes with `sprat setup`").with_hint(
+                Failure::usage("`sprat setup` accepts neither --json nor --config").with_hint(
                     "nothing was changed. `sprat init --json` makes a container for scripts",
                 ),
             );

@@ -73,11 +73,11 @@ impl CommandArgs for StatusArgs {
         }
         let chosen = self.chosen(context)?;
         if chosen.is_empty() {
-            let failure = Failure::usage("nothing to show: no container in a config");
-            return Err(context.config.placed(failure).with_hint(
-                "name one: sprat status TARGET. What it remembers of a container comes from sessions \
-                 of this machine",
-            ));
+            let failure = Failure::usage("nothing to show: the config has no container");
+            return Err(context
+                .config
+                .placed(failure)
+                .with_hint("name a container: sprat status TARGET"));
         }
         if self.history {
             return self.show_history(context, &chosen);
@@ -301,10 +301,9 @@ fn refuse_what_opens(context: &Context) -> Result<(), Failure> {
         return Ok(());
     };
     Err(Failure::usage(format!(
-        "a status opens nothing, so it has no use for {option}"
+        "`sprat status` opens no container, so it can't use {option}"
     ))
     .with_hint(
-        "nothing was asked. Leave it out; `sprat key rehearse` tries a key, and compares a \
-             fingerprint",
+        "nothing was done. Omit the option. `sprat key rehearse` tests a key and a fingerprint",
     ))
 }

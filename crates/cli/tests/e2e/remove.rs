@@ -45,7 +45,7 @@ fn snapshots_are_pinned_unpinned_and_removed_by_name() {
         ),
         (
             &["restore", CONTAINER, &first, "--at", "14:00", "--to", "out"],
-            "--at and a snapshot's name exclude each other",
+            "--at and the name of a snapshot can't be used together",
         ),
         (
             &["restore", CONTAINER, "home", "--at", "3m", "--to", "out"],

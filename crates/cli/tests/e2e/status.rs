@@ -68,7 +68,7 @@ fn status_reports_missing_containers_and_shows_the_rest() {
     let away = ["--ssh-command", "false", "status", "ssh://nobody/x.luks"];
     machine.sprat(&away).failed_with(14);
     let none = machine.sprat(&["status"]).failed_with(2);
-    assert!(none.contains("no container in a config"), "{none}");
+    assert!(none.contains("the config has no container"), "{none}");
 }
 
 #[test]

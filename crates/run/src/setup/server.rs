@@ -230,11 +230,15 @@ impl Setup<'_> {
         match survey.available_bytes {
             Some(bytes) if bytes < LITTLE_BYTES => {
                 let free = text::bytes(bytes);
-                self.host.warn(&format!("only {free} are free on the server"));
+                self.host
+                    .warn(&format!("only {free} are free on the server"));
             }
-            Some(bytes) => self.host.note(&format!("server: {} are free", text::bytes(bytes))),
+            Some(bytes) => self
+                .host
+                .note(&format!("server: {} are free", text::bytes(bytes))),
             None => self.host.warn(
-                "the server does not report its free space: watch it there, nobody warns before it is full",
+                "the server does not report its free space. Monitor it there: sprat can't warn \
+                 before the disk is full",
             ),
         }
         match survey.second_connection(&place.target, &self.ssh_options(command.clone())) {
@@ -247,7 +251,7 @@ impl Setup<'_> {
             }
             Err(why) => {
                 self.host.note(&format!(
-                    "server: it lets only one connection in at a time ({why})"
+                    "server: it allows only one connection at a time ({why})"
                 ));
                 Ok(true)
             }

@@ -229,8 +229,8 @@ impl EndpointLease {
         }
         let target = &self.target;
         let what = format!(
-            "the lock of {target} was taken over: either the earlier session may still have pending \
-             writes, or the data written since was not compared yet"
+            "the lock of {target} was taken over. Writes of the earlier session may still arrive, \
+             or the data that was written since then was not compared yet"
         );
         Err(Failure::new(Exit::Locked, what).with_hint(format!(
             "nothing was copied. Wait until 2 hours and 15 minutes after the takeover. Then run `sprat \

@@ -103,7 +103,7 @@ fn connections(checked: &ServerCheck<'_>, second: Option<&StoreError>) -> Option
     }
     let what = format!("{}: connections", checked.name);
     if let Some(error) = second.filter(|_| checked.connections > 1) {
-        let detail = format!("the server lets no second one in: {error}");
+        let detail = format!("the server refuses a second connection: {error}");
         let hint = "put connections = 1 into the container's table of the config";
         return Some(Finding::new(what, State::Weak, detail).hint(hint));
     }

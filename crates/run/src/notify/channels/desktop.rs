@@ -34,7 +34,7 @@ struct Notice<'n> {
 fn send_by(system: &mut Bus, runtime: &Path, notice: &Notice<'_>) -> Result<(), String> {
     let users =
         users_at_the_screen(system).map_err(|error| format!("logind did not answer: {error}"))?;
-    let mut outcome = Err("nobody works in a graphical session of this machine".to_owned());
+    let mut outcome = Err("there is no active graphical session on this machine".to_owned());
     for uid in users {
         let socket = runtime.join(uid.to_string()).join("bus");
         match as_user(uid, || notice.show(&socket)) {
@@ -302,7 +302,7 @@ mod tests {
         requires!(needs::program("dbus-daemon"), needs::root());
         let nobody = Desktop::start(&[(USER, "wayland", "user", false, false)]);
         let why = nobody.send("text").unwrap_err();
-        assert!(why.contains("nobody works"), "{why}");
+        assert!(why.contains("no active graphical session"), "{why}");
         let desktop = Desktop::start(&[(USER, "x11", "user", true, false)]);
         let why = desktop.send("text").unwrap_err();
         assert!(why.contains("did not show it"), "{why}");
