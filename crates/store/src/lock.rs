@@ -295,6 +295,12 @@ impl Lock {
         Ok(next.is_none())
     }
 
+    /// The check for higher leases alone, where the server refuses the write of
+    /// [`Lock::write_free`]. Fails as that does.
+    pub fn check_after_session(&self, store: &dyn Store) -> Result<(), LockError> {
+        self.check_above(store, &self.now())
+    }
+
     /// Opens the lease ahead, so that [`Lock::release`] takes one round trip. Call it while other
     /// answers are pending.
     pub fn prepare_release(&self, store: &dyn Store) {

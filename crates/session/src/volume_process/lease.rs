@@ -1,7 +1,7 @@
 //! A session's lease on its container: local record, lease file, renewal, safe reconnecting.
 
 mod late_writes;
-mod reading;
+pub(crate) mod reading;
 mod release;
 mod renewal;
 mod sleep;
@@ -70,6 +70,8 @@ pub(crate) struct ContainerLease {
     sleep: sleep::Sleep,
     /// The lease was released, and no higher one existed then.
     released_alone: AtomicBool,
+    /// Why "free" could not be written.
+    left_locked: Mutex<Option<String>>,
     /// Receives the progress of the recovery of a dead session's writes.
     recovery_listener: OnceLock<Box<dyn Fn(u64, u64) + Send + Sync>>,
 }
@@ -151,6 +153,7 @@ impl ContainerLease {
             sent: OnceLock::new(),
             sleep: sleep::Sleep::default(),
             released_alone: AtomicBool::new(false),
+            left_locked: Mutex::new(None),
             recovery_listener: OnceLock::new(),
         }
     }

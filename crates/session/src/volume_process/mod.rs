@@ -462,19 +462,25 @@ impl Served {
         failure_of(&self.volume, &self.lease)
     }
 
-    /// Releases the lease. Everything is durable by now. If the connection is lost here, the lease
-    /// stays for the next session of this machine, and the result is still a success.
+    /// Releases the lease. Everything is durable by now. It is a success only after a check that no
+    /// other session came between the last check and the end: that one may have written over it.
     fn release(&self) -> Result<(), Failure> {
         match self.lease.release() {
-            Ok(true) => Ok(()),
-            // Found after the last bytes were sent: another session may have written over them.
-            Ok(false) => self.lease.lost().map_or(Ok(()), Err),
-            Err(LockError::Store { source, .. }) => {
-                self.events.notice(Notice::LockLeft {
-                    reason: source.to_string(),
-                });
+            Ok(true) => {
+                if let Some(reason) = self.lease.left_locked() {
+                    self.events.notice(Notice::LockLeft { reason });
+                }
                 Ok(())
             }
+            // Found after the last bytes were sent: another session may have written over them.
+            Ok(false) => self.lease.lost().map_or(Ok(()), Err),
+            Err(error @ LockError::Store { .. }) => Err(lease::reading::not_known(
+                &error,
+                "everything is \
+                on the server's disk. If another machine took the container over just now, it may \
+                have written over a part. The lock stays, and the next run on this machine takes it \
+                over. Run the same command again",
+            )),
             Err(error) => Err(Failure::from(&error)),
         }
     }

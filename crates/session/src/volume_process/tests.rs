@@ -220,8 +220,10 @@ struct RecordingStore {
     below: Arc<dyn Store>,
     asked: Arc<Mutex<Vec<String>>>,
     rename: fn() -> Option<StoreError>,
-    /// Every open is refused.
+    /// Every open of a file for writing is refused.
     refused: Arc<AtomicBool>,
+    /// The connection is lost.
+    cut: Arc<AtomicBool>,
 }
 
 impl RecordingStore {
@@ -246,7 +248,11 @@ impl Store for RecordingStore {
         self.below.capabilities()
     }
     fn open(&self, name: &FileName, access: StoreAccess) -> Result<Arc<dyn StoreFile>, StoreError> {
-        if self.refused.load(Ordering::SeqCst) {
+        if self.cut.load(Ordering::SeqCst) {
+            return Err(no_answer());
+        }
+        let is_there = || self.below.stat(name).is_ok();
+        if self.refused.load(Ordering::SeqCst) && access == StoreAccess::ReadWrite && is_there() {
             return Err(StoreError::NoSpace {
                 op: "open",
                 object: name.to_string(),
@@ -300,6 +306,7 @@ fn recording_store(rename: fn() -> Option<StoreError>) -> (TestSession, Arc<Mute
             asked,
             rename,
             refused: Arc::default(),
+            cut: Arc::default(),
         })
     });
     (session, log)

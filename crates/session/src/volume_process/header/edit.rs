@@ -69,7 +69,8 @@ pub(crate) fn change(
         HeaderEdit::begin(start, &lease, stop, events)?.carry_out(what, secrets)
     });
     match (lease.release(), &mut changed) {
-        (Ok(true), _) | (_, Err(_)) => {}
+        (Ok(true), Ok(changed)) => changed.lock_left = lease.left_locked(),
+        (_, Err(_)) => {}
         (Ok(false), Ok(changed)) => changed.lock_left = Some("it was lost".to_owned()),
         (Err(error), Ok(changed)) => changed.lock_left = Some(error.to_string()),
     }

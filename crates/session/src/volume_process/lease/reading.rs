@@ -31,7 +31,11 @@ impl ContainerLease {
             checked => checked,
         };
         checked.map_err(|error| match error {
-            LockError::Store { .. } => not_known(&error),
+            LockError::Store { .. } => not_known(
+                &error,
+                "what was read may be a mixture of two states. So may files that were already \
+                 restored. This session changed nothing on the server. Run the same command again",
+            ),
             error => Failure::from(&error),
         })
     }
@@ -118,14 +122,11 @@ enum LastCheck {
     No,
 }
 
-/// The last check of a session that read failed.
-fn not_known(error: &LockError) -> Failure {
+/// The last check of a session failed.
+pub(crate) fn not_known(error: &LockError, hint: &str) -> Failure {
     let cause = Failure::from(error);
     let what = "the last check whether another session wrote to the container meanwhile failed";
     Failure::new(cause.exit, what)
         .because(cause.in_one_line())
-        .with_hint(
-            "what was read may be a mixture of two states. So may files that were already \
-             restored. This session changed nothing on the server. Run the same command again",
-        )
+        .with_hint(hint)
 }

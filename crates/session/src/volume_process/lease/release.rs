@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use sprat_store::{IgnorePoison, Lock, LockError, Store};
+use sprat_store::{IgnorePoison, Lock, LockError, Store, StoreError, StoreErrorKind};
 
 use crate::Failure;
 use crate::volume_process::lease::ContainerLease;
@@ -74,16 +74,58 @@ impl ContainerLease {
         Ok(())
     }
 
-    /// Releases the lease that was taken out of this one. If it turns out to be lost, it is put
-    /// back: the late-write list and the answer are still due.
+    /// Releases the lease that was taken out of this one. If it turns out to be lost, or that is
+    /// not known, it is put back: the late-write list and the answer are still due.
     fn write_free(&self, lock: Lock, store: &dyn Store) -> Result<bool, LockError> {
-        let released = lock.write_free(store);
-        if let Err(error @ LockError::Lost { .. }) = &released {
-            // First, so that nothing can be sent once the lease is back.
-            self.lose(Failure::from(error));
+        let released = match lock.write_free(store) {
+            Err(LockError::Store { source, .. }) => self.write_free_again(&lock, store, &source),
+            released => released,
+        };
+        if let Err(error) = &released {
+            if matches!(error, LockError::Lost { .. }) {
+                // First, so that nothing can be sent once the lease is back.
+                self.lose(Failure::from(error));
+            }
             *self.lock.write().ignore_poison() = Some(lock);
         }
         released
+    }
+
+    /// "Free" was not answered, and so neither was the check behind it. All that was sent was
+    /// answered before, so a new connection can do both. `source`: why not.
+    fn write_free_again(
+        &self,
+        lock: &Lock,
+        store: &dyn Store,
+        source: &StoreError,
+    ) -> Result<bool, LockError> {
+        let new = match source.kind() {
+            StoreErrorKind::Disconnected => Some(self.connection.connect().map_err(|source| {
+                let container = self.container.clone();
+                LockError::Store {
+                    op: "release",
+                    container,
+                    source,
+                }
+            })?),
+            _ => None,
+        };
+        let store = new.as_deref().unwrap_or(store);
+        match lock.write_free(store) {
+            Err(LockError::Store { source, .. }) => {
+                lock.check_after_session(store)?;
+                let mut left = self.left_locked.lock().ignore_poison();
+                *left = Some(source.to_string());
+                Ok(false)
+            }
+            released => released,
+        }
+    }
+
+    /// Why the released lease still says that a session has it. The next session of this machine
+    /// takes it over.
+    pub(crate) fn left_locked(&self) -> Option<String> {
+        self.left_locked.lock().ignore_poison().clone()
     }
 
     /// Ends the lease of a session that failed. A lease that is lost, also one that only its

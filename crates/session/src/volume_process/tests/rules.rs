@@ -202,6 +202,7 @@ fn pending_writes_are_recovered_before_a_header_is_written() {
                 asked,
                 rename: || None,
                 refused: Arc::default(),
+                cut: Arc::default(),
             })
         });
         session.start.settings.pins = IdentityPolicy::Known(session.header().pins());

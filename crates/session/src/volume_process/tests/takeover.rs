@@ -106,6 +106,7 @@ fn three_failed_renewals_in_a_row_end_the_session() {
             asked: Arc::default(),
             rename: || None,
             refused: refuses,
+            cut: Arc::default(),
         })
     });
     let renew = |fails: bool| {
@@ -196,6 +197,78 @@ fn release_that_finds_the_lease_lost_leaves_the_late_write_list() {
         // Nothing is sent after it, however recent the last check was.
         assert!(lease.before_send(range).is_err());
     }
+}
+
+/// A lost answer to "free" is no answer about who came before.
+#[test]
+fn release_is_checked_on_a_new_connection_if_the_answer_is_lost() {
+    let session_on = |cut: &Arc<AtomicBool>, refused: &Arc<AtomicBool>| {
+        let (cut, refused) = (Arc::clone(cut), Arc::clone(refused));
+        TestSession::on(|below| {
+            Arc::new(RecordingStore {
+                below,
+                asked: Arc::default(),
+                rename: || None,
+                refused,
+                cut,
+            })
+        })
+    };
+    let is_free = |session: &TestSession| {
+        let store = LocalStore::open(&session.folder.path().join("store")).unwrap();
+        let name = &session.start.settings.target.name;
+        sprat_store::lock::inspect(&store, name, None)
+            .unwrap()
+            .held
+            .is_none()
+    };
+    let flags = || {
+        (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicBool::new(false)),
+        )
+    };
+    let (cut, refused) = flags();
+    let session = session_on(&cut, &refused);
+    cut.store(true, Ordering::SeqCst);
+    assert!(session.lease.release().unwrap());
+    assert!(is_free(&session) && session.lease.left_locked().is_none());
+
+    // Another machine took over, and writes at once.
+    let (cut, refused) = flags();
+    let session = session_on(&cut, &refused);
+    let (other, store) = session.taken_over_by_another();
+    other.close_by_word(3600);
+    other.confirm(&*store).unwrap();
+    cut.store(true, Ordering::SeqCst);
+    let released = session.lease.release();
+    assert!(
+        matches!(released, Err(LockError::Lost { .. })),
+        "{released:?}"
+    );
+
+    // Without a connection nothing is known, and the lease stays.
+    let (cut, refused) = flags();
+    let session = session_on(&cut, &refused);
+    cut.store(true, Ordering::SeqCst);
+    let folder = session.folder.path().join("store");
+    let away = session.folder.path().join("away");
+    std::fs::rename(&folder, &away).unwrap();
+    let released = session.lease.release();
+    assert!(
+        matches!(released, Err(LockError::Store { .. })),
+        "{released:?}"
+    );
+    std::fs::rename(&away, &folder).unwrap();
+    assert!(session.lease.release().unwrap());
+    assert!(is_free(&session));
+
+    // The server refuses the write: nobody came, so it is a success, and the lock is left.
+    let (cut, refused) = flags();
+    let session = session_on(&cut, &refused);
+    refused.store(true, Ordering::SeqCst);
+    assert!(session.lease.release().unwrap());
+    assert!(session.lease.left_locked().is_some() && !is_free(&session));
 }
 
 #[test]
