@@ -40,6 +40,8 @@ pub struct CopyState {
     pub last_success: Option<Timestamp>,
     /// When the last attempt that left a complete snapshot began.
     pub last_complete: Option<Timestamp>,
+    /// How many snapshots the container had of the job at the last success.
+    pub snapshots: Option<u64>,
     /// The file system on which the container file lay at the last success. Only for a local target.
     pub file_system: Option<FileSystem>,
     /// The last attempt, however it ended.

@@ -3,15 +3,15 @@
 //! Always true: it holds names of the config, times, codes, sizes and words of fixed lists, and no
 //! path, target or file name.
 
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use sprat_session::{Exit, text};
+use sprat_snapshot::local_file;
 
 use crate::copy_name::CopyName;
 use crate::metrics::publish;
@@ -33,6 +33,9 @@ pub struct PublicStatus {
     pub containers: Vec<PublicContainer>,
     /// The open events.
     pub events: Vec<PublicEvent>,
+    /// The watched files of the config.
+    #[serde(default)]
+    pub watches: Vec<PublicWatch>,
 }
 
 /// One copy.
@@ -59,6 +62,9 @@ pub struct PublicCopy {
     pub overdue: bool,
     /// Overdue so many seconds after the last success.
     pub alert_after_seconds: Option<i64>,
+    /// Overdue from then on without a success.
+    #[serde(default)]
+    pub overdue_at: Option<Timestamp>,
     /// Whether it waits for `accept`.
     pub held: bool,
     /// Which condition skipped it: a word of a fixed list.
@@ -86,6 +92,19 @@ pub struct PublicContainer {
     pub drill_passed: Option<bool>,
     /// When the recovery key was last rehearsed.
     pub key_rehearsed: Option<Timestamp>,
+}
+
+/// One watched file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicWatch {
+    /// Its name in the config.
+    pub name: String,
+    /// When it was last written to.
+    pub last_written: Option<Timestamp>,
+    /// Whether it is overdue.
+    pub overdue: bool,
+    /// Overdue from then on if nothing is written.
+    pub overdue_at: Option<Timestamp>,
 }
 
 /// An open event, without its text.
@@ -160,11 +179,12 @@ impl PublicStatus {
     pub fn write(&self, state_dir: &Path) -> io::Result<()> {
         let path = Self::path(state_dir);
         let folder = path.parent().unwrap_or(state_dir);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(folder)?;
-        // Whatever the umask was, and whatever the folder was before.
+        local_file::make_private_folder(folder)?;
+        // Others may pass through the state folder, and list nothing in it.
+        let mode = state_dir.metadata()?.permissions().mode() & 0o7777;
+        if mode | 0o011 != mode {
+            std::fs::set_permissions(state_dir, PermissionsExt::from_mode(mode | 0o011))?;
+        }
         std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755))?;
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
@@ -208,11 +228,13 @@ impl PublicStatus {
         };
         self.containers
             .retain(|container| is_there(&container.name));
+        let is_late = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
         for copy in &mut self.copies {
-            let last = copy.last_success.zip(copy.alert_after_seconds);
-            let late =
-                last.is_some_and(|(last, after)| now.duration_since(last).as_secs() >= after);
-            copy.overdue |= late;
+            copy.overdue |= is_late(copy.overdue_at);
+        }
+        self.watches.retain(|_| words.is_empty());
+        for watch in &mut self.watches {
+            watch.overdue |= is_late(watch.overdue_at);
         }
         self
     }
@@ -221,7 +243,8 @@ impl PublicStatus {
     #[must_use]
     pub fn exit(&self) -> Exit {
         let published = Exit::ALL.into_iter().find(|exit| exit.code() == self.code);
-        let overdue = self.copies.iter().any(|copy| copy.overdue);
+        let overdue = self.copies.iter().any(|copy| copy.overdue)
+            || self.watches.iter().any(|watch| watch.overdue);
         worst(
             published
                 .into_iter()
@@ -268,6 +291,11 @@ impl PublicStatus {
             parts.push(format!("key rehearsed: {}", time(container.key_rehearsed)));
             rows.push(vec![container.name.clone(), parts.join("; ")]);
         }
+        rows.extend(self.watches.iter().map(|watch| {
+            let overdue = if watch.overdue { "OVERDUE; " } else { "" };
+            let what = format!("{overdue}last written {}", time(watch.last_written));
+            vec![format!("watch {}", watch.name), what]
+        }));
         let events = self.events.len() as u64;
         format!(
             "as of {}, {} open\n{}",
@@ -308,6 +336,7 @@ mod tests {
                 next: None,
                 overdue: true,
                 alert_after_seconds: Some(259_200),
+                overdue_at: Some(at(259_201)),
                 held: false,
                 skipped: Some("metered".to_owned().try_into().unwrap()),
                 sent_bytes: Some(7),
@@ -323,6 +352,12 @@ mod tests {
                 key_rehearsed: None,
             }],
             events: Vec::new(),
+            watches: vec![PublicWatch {
+                name: "pi".to_owned(),
+                last_written: None,
+                overdue: false,
+                overdue_at: Some(at(1_795_960_800)),
+            }],
         }
     }
 
@@ -335,7 +370,8 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let path = PublicStatus::path(state.path());
         assert_eq!(PublicStatus::read(state.path()).unwrap(), None);
-        // A folder that something made too narrow.
+        // Folders that something made too narrow, as sprat makes the state folder.
+        std::fs::set_permissions(state.path(), PermissionsExt::from_mode(0o700)).unwrap();
         std::fs::create_dir(state.path().join("public")).unwrap();
         std::fs::set_permissions(
             state.path().join("public"),
@@ -345,6 +381,7 @@ mod tests {
         status().write(state.path()).unwrap();
         assert_eq!(mode(&path), 0o644);
         assert_eq!(mode(path.parent().unwrap()), 0o755);
+        assert_eq!(mode(state.path()), 0o711);
         assert_eq!(PublicStatus::read(state.path()).unwrap(), Some(status()));
         std::fs::write(&path, "torn {").unwrap();
         assert!(PublicStatus::read(state.path()).is_err());
@@ -383,9 +420,9 @@ mod tests {
         published.code = 0;
         published.copies[0].overdue = false;
         published.copies[0].last_code = Some(0);
-        let later = |seconds| published.clone().at_time(at(seconds), &[]);
-        assert_eq!(later(259_200).exit(), Exit::Done);
-        let overdue = later(259_201);
+        let later = |published: &PublicStatus, seconds| published.clone().at_time(at(seconds), &[]);
+        assert_eq!(later(&published, 259_200).exit(), Exit::Done);
+        let overdue = later(&published, 259_201);
         assert_eq!(overdue.exit(), Exit::Overdue);
         let shown = Shown {
             now: at(259_201),
@@ -395,7 +432,17 @@ mod tests {
         as of 2026-11-28 14:00, 0 events open
         home@nas  OVERDUE; last backup 1970-01-01 00:00; 3 failures since the last backup; skipped; due
         nas       1 B free in the volume; all data checked: never; key rehearsed: never
+        watch pi  last written never
         ");
+        // A copy that never succeeded, and a file that nothing writes into, become overdue, too.
+        published.copies[0].last_success = None;
+        assert_eq!(later(&published, 259_201).exit(), Exit::Overdue);
+        let without = PublicStatus {
+            copies: Vec::new(),
+            ..published.clone()
+        };
+        assert_eq!(later(&without, 1_795_960_799).exit(), Exit::Done);
+        assert_eq!(later(&without, 1_795_960_800).exit(), Exit::Overdue);
         for (word, copies) in [("home", 1), ("nas", 1), ("home@nas", 1), ("www", 0)] {
             let chosen = published.clone().at_time(at(1), &[word.to_owned()]);
             assert_eq!(chosen.copies.len(), copies, "{word}");

@@ -42,6 +42,10 @@ pub struct RunLine {
     pub snapshot: Option<String>,
     /// Files in that.
     pub files: Option<u64>,
+    /// Size of its files.
+    pub bytes: Option<u64>,
+    /// Files that `exclude_larger_than` excluded for the first time.
+    pub newly_excluded: Option<u64>,
     /// Bytes that the sources had new.
     pub copied_bytes: Option<u64>,
     /// Bytes that went to the server.

@@ -319,13 +319,9 @@ impl Disk {
     fn is_named(&self, said: &Path) -> bool {
         let is_place =
             plain_path(said).is_ok_and(|path| path == unescape_path(&self.file_system.place));
-        let uuid = self
-            .file_system
-            .uuid
-            .as_ref()
-            .or(self.file_system.fsid.as_ref());
+        let identity = self.file_system.identity();
         // The caller turned a UUID into a path, too.
-        is_place || uuid.is_some_and(|uuid| said.file_name().is_some_and(|name| name == &**uuid))
+        is_place || said.file_name().is_some_and(|name| name == identity)
     }
 }
 
@@ -362,14 +358,20 @@ impl Disks {
                 continue;
             }
             let path = disk.file_system.place.clone();
+            let identity = disk.file_system.identity().to_owned();
             let warning = match presence {
                 Presence::Replaced(now) => Warning::OtherFileSystem {
                     path,
                     before,
                     was: disk.file_system.text(),
                     now: now.text(),
+                    disk: identity,
                 },
-                _ => Warning::NotMounted { path, before },
+                _ => Warning::NotMounted {
+                    path,
+                    before,
+                    disk: identity,
+                },
             };
             this.missing.push(MissingDisk { disk, warning });
         }

@@ -96,6 +96,12 @@ impl FileSystem {
         self.is_unknown() || table.iter().filter(alike).any(is_this)
     }
 
+    /// What names it at any place: its UUID or `f_fsid`. Empty: it has neither.
+    pub(crate) fn identity(&self) -> &str {
+        let uuid = self.uuid.as_deref().or(self.fsid.as_deref());
+        uuid.unwrap_or_default()
+    }
+
     /// A file system of which only the place is known, as in an older record.
     pub(crate) fn unknown_at(place: &str) -> Self {
         Self {

@@ -126,6 +126,9 @@ pub enum Warning {
         /// The newest snapshot that has all of the disk, or else the newest that has some of it. `prune`
         /// keeps it.
         before: SnapshotName,
+        /// The disk's identity; empty: not known.
+        #[serde(default)]
+        disk: String,
     },
     /// An earlier snapshot has another file system at this place. This snapshot has the present one.
     OtherFileSystem {
@@ -138,6 +141,9 @@ pub enum Warning {
         was: String,
         /// The present file system, as text for people.
         now: String,
+        /// The former one's identity; empty: not known.
+        #[serde(default)]
+        disk: String,
     },
     /// Nothing could be mounted on an automount point.
     AutomountEmpty {

@@ -102,6 +102,9 @@ pub struct SnapshotReport {
     /// The content of `.sprat/NAME.json`. `record.complete` is false if source files could not be read
     /// (exit code 3).
     pub record: RunRecord,
+    /// How many finished snapshots the job has now; `None`: not known.
+    #[serde(default)]
+    pub snapshots: Option<u64>,
 }
 
 /// What to restore, and where to.

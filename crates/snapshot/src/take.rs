@@ -524,9 +524,12 @@ impl Run<'_> {
                 reason: e.to_string(),
             });
         }
+        let folders = self.folder.job.own_folders().ok();
+        let finished = |folder: &&Folder| matches!(folder, Folder::Named(_));
         Ok(SnapshotReport {
             name: self.name,
             record,
+            snapshots: folders.map(|all| all.iter().filter(finished).count() as u64),
         })
     }
 

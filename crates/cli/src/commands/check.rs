@@ -68,6 +68,7 @@ const NOTE_INTERVAL: Duration = Duration::from_secs(120);
 
 impl CommandArgs for CheckArgs {
     const NEEDS_ROOT: bool = true;
+    const NOTES_DAMAGE: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let begun = Instant::now();

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::Value;
 use sprat_luks::Secret;
 use sprat_run::config::{self, Config, Container, Mistake};
+use sprat_run::notify::Words;
 use sprat_run::schedule::Places;
-use sprat_run::watch::{Shown, Watched};
+use sprat_run::watch::{Now, Shown, Watch, Watched};
 use sprat_session as session;
 use sprat_session::address::Target;
 use sprat_session::closed_container::check_exists;
@@ -35,6 +36,9 @@ use crate::{Exit, Failure, terminal};
 pub(crate) trait CommandArgs {
     /// It mounts the volume, and so must be run as root.
     const NEEDS_ROOT: bool = false;
+
+    /// It notes itself what damage it finds.
+    const NOTES_DAMAGE: bool = false;
 
     /// It does what it can with a config that has mistakes; other commands start nothing then.
     fn accepts_mistakes(&self) -> bool {
@@ -65,6 +69,8 @@ pub(crate) struct Context {
     key_hint: OnceLock<KeyHint>,
     /// A file system that a session read is marked as faulty.
     faulty: AtomicBool,
+    /// The container that the command opens.
+    opened: OnceLock<String>,
 }
 
 /// A TARGET, and what the config and the command line set for it.
@@ -138,6 +144,7 @@ impl Context {
             interrupt,
             key_hint: OnceLock::new(),
             faulty: AtomicBool::new(false),
+            opened: OnceLock::new(),
         })
     }
 
@@ -153,6 +160,7 @@ impl Context {
             environment,
             key_hint: OnceLock::new(),
             faulty: AtomicBool::new(false),
+            opened: OnceLock::new(),
         })
     }
 
@@ -279,6 +287,28 @@ impl Context {
         match exit {
             Exit::Done if self.faulty.load(Ordering::Relaxed) => Exit::Damaged,
             other => other,
+        }
+    }
+
+    /// If the command found damage in a container of the config, opens its event and reports it.
+    pub(crate) fn report_damage(&self, ended: &Result<Exit, Failure>) {
+        let found = match ended {
+            Err(failure) if failure.exit == Exit::Damaged => failure.clone(),
+            Ok(Exit::Damaged) => {
+                let what = "the file system in the container is marked as faulty";
+                Failure::new(Exit::Damaged, what).with_hint("run `sprat check` for details")
+            }
+            _ => return,
+        };
+        let name = self.opened.get();
+        let known = |name: &&String| self.config.containers.iter().any(|one| one.name == **name);
+        let Some(name) = name.filter(known) else {
+            return;
+        };
+        let mut watch = Watch::new(self.watched(), self.environment.network());
+        let now = Now::read(self.environment.trust_clock);
+        for problem in watch.damage(name, &Words::of(&found), &now).problems {
+            self.output.warning(&problem);
         }
     }
 
@@ -425,6 +455,7 @@ impl Context {
         resolved: Resolved,
         access: Access,
     ) -> Result<Prepared, Failure> {
+        let _ = self.opened.set(resolved.name.clone());
         let secret = self.secret(&resolved)?;
         let options = self.session_options(&resolved, access)?;
         Ok(Prepared {

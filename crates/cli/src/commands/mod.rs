@@ -251,9 +251,13 @@ impl Run {
                 session::interrupt::end_after(move || output.failure(&failure), exit);
             });
         }
-        match args.run(&context) {
+        let ended = match args.run(&context) {
             Ok(exit) => Ok(context.exit(exit)),
             Err(failure) => Err(context.with_key_hint(failure)),
+        };
+        if !A::NOTES_DAMAGE {
+            context.report_damage(&ended);
         }
+        ended
     }
 }

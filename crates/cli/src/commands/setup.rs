@@ -109,6 +109,7 @@ impl CommandArgs for SetupArgs {
             current_dir: environment.current_dir.clone(),
             state_dir: context.state_dir(),
             answer_timeout: environment.answer_timeout,
+            network: environment.network(),
             program: std::env::current_exe().unwrap_or_default(),
             schedule: match is_roots {
                 true => Ok(Places::of_this_machine()),

@@ -8,7 +8,8 @@ use sprat_run::notify::Notifier;
 use sprat_run::public_status::PublicStatus;
 use sprat_run::run_history::RunHistory;
 use sprat_run::watch::{
-    ContainerReport, ContainerView, CopyView, Ended, HistoryOfCopy, Now, Watch, event_json, worst,
+    ContainerReport, ContainerView, CopyView, Ended, HistoryOfCopy, Now, Watch, WatchView,
+    event_json, worst,
 };
 use sprat_session::status::ContainerStatus;
 
@@ -72,7 +73,7 @@ impl CommandArgs for StatusArgs {
             return Ok(exit);
         }
         let chosen = self.chosen(context)?;
-        if chosen.is_empty() {
+        if chosen.is_empty() && context.config.watches.is_empty() {
             let failure = Failure::usage("nothing to show: the config has no container");
             return Err(context
                 .config
@@ -82,7 +83,12 @@ impl CommandArgs for StatusArgs {
         if self.history {
             return self.show_history(context, &chosen);
         }
-        show(context, &self.reports(context, chosen)?)
+        // A word names a container or a copy.
+        let watches = match self.words.as_slice() {
+            [] => WatchView::all(&context.watched(), Timestamp::now()),
+            _ => Vec::new(),
+        };
+        show(context, &self.reports(context, chosen)?, &watches)
     }
 }
 
@@ -268,16 +274,27 @@ impl<'c> Chosen<'c> {
     }
 }
 
-fn show(context: &Context, reports: &[ContainerReport]) -> Result<Exit, Failure> {
+fn show(
+    context: &Context,
+    reports: &[ContainerReport],
+    watches: &[WatchView],
+) -> Result<Exit, Failure> {
     let shown = context.shown();
-    let exit = worst(reports.iter().map(|report| report.exit(shown.now)));
+    let exits = reports.iter().map(|report| report.exit(shown.now));
+    let exit = worst(exits.chain(watches.iter().map(WatchView::exit)));
     let containers: Vec<Value> = reports
         .iter()
         .map(|report| report.json(shown.now))
         .collect();
-    let fields = json!({ "at": shown.now, "containers": containers });
+    let fields = json!({
+        "at": shown.now,
+        "containers": containers,
+        "watches": watches.iter().map(WatchView::json).collect::<Vec<_>>(),
+    });
     let json = result_json("status", exit, fields);
-    let text: Vec<String> = reports.iter().map(|report| report.text(&shown)).collect();
+    let text = reports.iter().map(|report| report.text(&shown));
+    let watches = watches.iter().map(|watch| watch.text(&shown));
+    let text: Vec<String> = text.chain(watches).collect();
     context.output.listing(&text.join("\n"), &json)?;
     for failure in reports.iter().filter_map(|report| report.status.failure()) {
         context.output.failure(&failure);

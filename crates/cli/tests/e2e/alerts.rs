@@ -35,6 +35,48 @@ fn pings(server: &NoticeServer) -> Vec<String> {
 }
 
 #[test]
+fn damage_that_a_restore_finds_is_reported_once_until_it_is_accepted() {
+    requires!(needs::root(), python_module_missing("http.server"));
+    let server = NoticeServer::http(Wire::Plain);
+    let machine = TestMachine::with_container();
+    let config = format!(
+        "[container.nas]\ntarget = \"{}\"\nkey_file = \"{}\"\n\
+         [job.home]\ncontainer = \"nas\"\nsources = \"{}\"\n\
+         [notify]\nwebhook = \"http://127.0.0.1:{}/hook\"\n",
+        machine.path(CONTAINER).display(),
+        machine.path("config/keys/x.key").display(),
+        machine.path("src").display(),
+        server.port,
+    );
+    machine.write("config/sprat.toml", &config);
+    machine.ok(&["backup", "home"]);
+    std::fs::copy(machine.path(CONTAINER), machine.path("older")).unwrap();
+    machine.write("src/b", "b");
+    machine.ok(&["backup", "home"]);
+    let status = ["status", "--offline"];
+    machine.ok(&status);
+    // The server shows a state from before the last backup.
+    std::fs::rename(machine.path("older"), machine.path(CONTAINER)).unwrap();
+    let back = machine.path("back").display().to_string();
+    let restore = ["restore", "nas", "home", "--to", &back];
+    machine.sprat(&restore).failed_with(13);
+    machine.sprat(&restore).failed_with(13);
+    assert_eq!(notices(&server), ["damage opened"]);
+    machine.sprat(&status).failed_with(13);
+    // A check of the structure alone does not say that the data is good.
+    let check = ["check", "nas", "--accept-older-state"];
+    machine.ok(&check);
+    let alert = ["status", "--alert", "--offline"];
+    machine.sprat(&alert).failed_with(13);
+    assert_eq!(notices(&server), ["damage opened"]);
+    machine.ok(&["accept", "nas"]);
+    machine.ok(&alert);
+    machine.ok(&status);
+    assert_eq!(notices(&server), ["damage opened", "recovered closed"]);
+    machine.nothing_is_left();
+}
+
+#[test]
 fn failure_and_damage_are_reported_once_and_anybody_sees_the_status() {
     requires!(needs::root(), python_module_missing("http.server"));
     let server = NoticeServer::http(Wire::Plain);

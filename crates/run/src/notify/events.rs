@@ -167,6 +167,10 @@ pub struct Attempt {
     pub what: Words,
     /// A hook of the job that failed. It leaves the snapshot as it is.
     pub failed_hook: Option<Words>,
+    /// Of a success: why its size is not as usual.
+    pub growth: Option<Words>,
+    /// Of a success: why its changes are not as usual.
+    pub change: Option<Words>,
 }
 
 impl Attempt {
@@ -279,6 +283,18 @@ impl Events {
         }
     }
 
+    /// Closes an event that had opened before `clean`, when its state was found to be good.
+    pub fn observe_clean(&mut self, now: Timestamp, key: &Key, clean: Option<Timestamp>) {
+        let opened = self.open().find(|event| event.key == *key);
+        let opened = opened.map(|event| event.opened);
+        if opened
+            .zip(clean)
+            .is_some_and(|(opened, clean)| opened <= clean)
+        {
+            self.observe(now, key, None);
+        }
+    }
+
     /// Notes how an attempt ended: which events it opens and closes.
     pub fn attempt(&mut self, now: Timestamp, attempt: &Attempt) {
         let success = matches!(attempt.exit, Exit::Done | Exit::Unread);
@@ -292,6 +308,12 @@ impl Events {
                 None => close.push(copy(Kind::Failure)),
                 Some(hook) => open.push((copy(Kind::Failure), hook.finding(Exit::Failed))),
             }
+            match &attempt.growth {
+                None => close.push(copy(Kind::Growth)),
+                Some(growth) => open.push((copy(Kind::Growth), growth.finding(Exit::Done))),
+            }
+            let change = attempt.change.iter();
+            open.extend(change.map(|change| (copy(Kind::Change), change.finding(Exit::Done))));
         }
         // Every other attempt was begun by a config that is right.
         if attempt.exit != Exit::Usage {

@@ -211,8 +211,8 @@ fn phrases(kind: Kind, subject: &Subject) -> (&'static str, &'static str) {
         ),
         (Kind::Damage, _) => ("damage was found", "damage had been found"),
         (Kind::Growth, _) => (
-            "there is far more to upload than usual",
-            "there was far more to upload than usual",
+            "the size of the backup is far from the usual",
+            "the size of the backup was far from the usual",
         ),
         (Kind::Change, _) => (
             "far more files changed than usual",

@@ -6,6 +6,7 @@
 //! - What hooks are owed is recorded before the first of them runs.
 //! - Nothing is pruned while the clock is in doubt.
 
+mod alarms;
 mod around;
 mod checks;
 mod container;
@@ -78,7 +79,7 @@ pub struct Runner<'a> {
     pub run: String,
     /// Where conditions are checked.
     pub machine: Machine,
-    /// What tells this machine from others: for `spread`.
+    /// Identifies this machine: for `spread`.
     pub machine_id: String,
     /// Nothing is pruned.
     pub clock_in_doubt: bool,

@@ -8,6 +8,7 @@ use sprat_session::json::{exit_json, failure_json};
 use sprat_session::{ClosedReport, Exit, Failure, text};
 use sprat_snapshot::SnapshotReport;
 
+use super::alarms;
 use crate::copy_name::CopyName;
 use crate::hooks;
 use crate::notify::{Attempt, By, Words};
@@ -47,6 +48,14 @@ impl End {
     #[must_use]
     pub fn is_made(&self) -> bool {
         matches!(self, Self::Made(_))
+    }
+
+    /// What was made.
+    pub(super) fn report(&self) -> Option<&SnapshotReport> {
+        match self {
+            Self::Made(report) => Some(report),
+            _ => None,
+        }
     }
 
     /// What the hooks after it learn.
@@ -154,6 +163,8 @@ pub fn attempts<'o>(outcomes: impl Iterator<Item = &'o Outcome>, by: By) -> Vec<
             exit,
             what,
             failed_hook: outcome.failed_later.first().map(Words::of_hook),
+            growth: outcome.end.report().and_then(alarms::growth),
+            change: None,
         })
     };
     outcomes.filter_map(attempt).collect()

@@ -5,7 +5,7 @@ use sprat_session::state::history::{History, MadeSnapshot, Run};
 use sprat_session::state::identity;
 use sprat_session::state::paths::StatePaths;
 use sprat_session::{ClosedReport, Exit, Failure, IdentityPolicy};
-use sprat_snapshot::{FileSystem, RunStats};
+use sprat_snapshot::{FileSystem, RunRecord, RunStats, Warning};
 
 use super::container::Draft;
 use super::outcome::{End, Outcome};
@@ -81,7 +81,9 @@ impl Runner<'_> {
             if let End::Skipped { why, .. } = &outcome.end {
                 state.skip(now, why.clone());
             }
-            if outcome.end.is_made() {
+            if let End::Made(report) = &outcome.end {
+                let pruned = outcome.pruned.unwrap_or(0) as u64;
+                state.snapshots = report.snapshots.map(|all| all.saturating_sub(pruned));
                 state.passed(outcome.pruned.is_some(), copy.job.keep.is_some());
                 let file = copy.container.target.local_path();
                 state.file_system = file.and_then(|file| FileSystem::holding(&file));
@@ -91,10 +93,7 @@ impl Runner<'_> {
                 state.pruned_by = Some(self.policy(rules));
             }
         });
-        let report = match &outcome.end {
-            End::Made(report) => Some(report),
-            _ => None,
-        };
+        let report = outcome.end.report();
         let stats = report.map(|report| &report.record.stats);
         let line = RunLine {
             run: self.run.clone(),
@@ -104,6 +103,8 @@ impl Runner<'_> {
             reason,
             snapshot: report.map(|report| report.name.to_string()),
             files: stats.and_then(RunStats::files_of_people),
+            bytes: stats.map(|stats| stats.bytes_total),
+            newly_excluded: report.and_then(|report| newly_excluded(&report.record)),
             copied_bytes: stats.map(|stats| stats.bytes_transferred),
             sent_bytes: report.map(|_| outcome.sent_bytes),
             covered: covered(&copy.job.schedule, before.last_success, started),
@@ -198,6 +199,15 @@ impl Runner<'_> {
             )]);
         }
     }
+}
+
+/// Files that `exclude_larger_than` excluded for the first time.
+fn newly_excluded(record: &RunRecord) -> Option<u64> {
+    let new = |warning: &Warning| match warning {
+        Warning::NewTooLarge { files, .. } => Some(*files),
+        _ => None,
+    };
+    record.warnings.iter().find_map(new)
 }
 
 /// How many times `every` has passed since the success before, at least once.

@@ -1,4 +1,4 @@
-//! `sprat run`: what is due is made, the rest is left, and each is told why.
+//! `sprat run`: makes what is due, leaves the rest, and reports why.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};

@@ -49,7 +49,7 @@ impl Selected<'_> {
 pub struct Selecting<'a> {
     /// The zone of `at` and `window`.
     pub zone: &'a TimeZone,
-    /// What tells this machine from others: for `spread`.
+    /// Identifies this machine: for `spread`.
     pub machine_id: &'a str,
     /// Where conditions are checked.
     pub machine: &'a Machine,

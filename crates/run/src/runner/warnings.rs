@@ -33,7 +33,7 @@ fn warning_text(warning: &Warning) -> String {
         W::MountedMeanwhile { path } => format!(
             "something was mounted at {path} during the backup: the snapshot is NOT complete"
         ),
-        W::NotMounted { path, before } => format!(
+        W::NotMounted { path, before, .. } => format!(
             "{path} is not mounted: this snapshot lacks its disk. Snapshot {before} has the disk, and \
              prune keeps that snapshot. Mount the disk, or exclude {path}. If the disk is gone for \
              good, run one backup with --disk-gone {path}"
@@ -43,6 +43,7 @@ fn warning_text(warning: &Warning) -> String {
             before,
             was,
             now,
+            ..
         } => format!(
             "{path}: another file system ({now}) is mounted there than before ({was}). This snapshot \
              has the new one. Snapshot {before} has the former one, and prune keeps that snapshot. If \

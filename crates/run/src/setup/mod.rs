@@ -27,6 +27,7 @@ use zeroize::Zeroizing;
 
 use crate::config::{Config, ConfigPlaces, Words, default_files, load};
 use crate::copy_name::CopyName;
+use crate::notify::Network;
 use crate::notify::channels::desktop_is_used;
 use crate::recovery_sheet::SheetJob;
 use crate::schedule::{self, Schedule};
@@ -81,6 +82,8 @@ pub struct Machine {
     pub state_dir: PathBuf,
     /// How long a server may leave a request unanswered.
     pub answer_timeout: Option<Duration>,
+    /// How the test notice leaves this machine.
+    pub network: Network,
     /// sprat itself, for the schedule.
     pub program: PathBuf,
     /// What the schedule is installed in, or why there can be none.
@@ -412,6 +415,8 @@ impl Setup<'_> {
         if plan.is_nothing() {
             return Ok(());
         }
+        // A file with a mistake would stop this command and all others from now on.
+        self.check_plan(plan)?;
         let file = self.config_file(&plan.name);
         let tests = !matches!(plan.report, None | Some(Report::Nobody));
         progress.note(|notes| notes.untested |= tests);

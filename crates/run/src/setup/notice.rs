@@ -1,12 +1,12 @@
 //! The test notice: whether a report arrives is found out before it matters.
 
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use sprat_session::Failure;
 
 use super::Setup;
 use super::progress::Progress;
-use crate::notify::{Delivery, Network, Notifier, Sender, Wanted};
+use crate::notify::Notifier;
+use crate::watch::delivery;
 
 impl Setup<'_> {
     /// Sends a test notice by the channels that setup wrote, until it has arrived once.
@@ -15,9 +15,15 @@ impl Setup<'_> {
         if !progress.read().untested {
             return Ok(());
         }
-        let sent = Notifier::test(&self.delivery(), Timestamp::now());
+        let (config, machine) = (&self.config, self.machine);
+        let delivery = delivery(
+            config,
+            &config.notify,
+            &machine.host,
+            machine.network.clone(),
+        );
         let mut arrived = true;
-        for (channel, result) in sent {
+        for (channel, result) in Notifier::test(&delivery, Timestamp::now()) {
             match result {
                 Ok(()) => self.done(&format!("test notice: {channel} delivered it")),
                 Err(why) => {
@@ -33,22 +39,5 @@ impl Setup<'_> {
         }
         progress.note(|notes| notes.untested = !arrived);
         Ok(())
-    }
-
-    fn delivery(&self) -> Delivery {
-        let zone = sprat_snapshot::time_zone(&self.config.time_zone).unwrap_or(TimeZone::UTC);
-        Delivery {
-            channels: self.config.notify.channels(),
-            wanted: Wanted {
-                on: Vec::new(),
-                remind_after: None,
-            },
-            checks: std::collections::BTreeMap::new(),
-            sender: Sender {
-                host: self.machine.host.clone(),
-                zone,
-            },
-            network: Network::default(),
-        }
     }
 }

@@ -69,6 +69,7 @@ impl Scene {
             current_dir: folder.path().to_owned(),
             state_dir: folder.path().join("state"),
             answer_timeout: None,
+            network: Network::default(),
             program: "/bin/true".into(),
             schedule: Err("not in a test"),
         };
@@ -192,6 +193,33 @@ fn file_of_setup_that_was_changed_is_shown_and_left() {
     );
     assert!(person.wished.is_none(), "a container was made");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "# mine\n");
+}
+
+#[test]
+fn answer_that_the_config_refuses_is_never_written() {
+    let scene = Scene::new();
+    let request = Request::default();
+    let mut person = Person::default();
+    let mut setup = Setup {
+        request: &request,
+        machine: &scene.machine,
+        config: load_config(&scene.machine, None).unwrap(),
+        host: &mut person,
+        did_something: false,
+        is_unfinished: false,
+    };
+    let mut progress = Progress::of(&scene.machine.state_dir, "laptop").unwrap();
+    // The container is there already, so nothing has checked the plan.
+    let plan = Plan {
+        name: "laptop".to_owned(),
+        container: None,
+        job: None,
+        report: Some(answers::report("mail:a@b.example,c@d.example").unwrap()),
+    };
+    let failure = setup.write_config(&plan, &mut progress).unwrap_err();
+    assert_eq!(failure.exit, Exit::Usage, "{failure:?}");
+    assert!(!scene.path("config/conf.d/setup-laptop.toml").exists());
+    load_config(&scene.machine, None).unwrap();
 }
 
 #[test]

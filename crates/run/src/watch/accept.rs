@@ -1,4 +1,4 @@
-//! `sprat accept`: a person has looked at it, and what was held goes on.
+//! `sprat accept`: a person has checked the event, and what it held back passes.
 
 use jiff::Timestamp;
 

@@ -1,4 +1,4 @@
-//! Watches over the copies: what opens and closes an event, and who is told.
+//! Watches over the copies: what opens and closes an event, and which channels report it.
 //!
 //! A run passes how its attempts ended; `sprat status --alert` passes nothing, each hour, without a
 //! server and without the run lock. All else is read from the state folder. Events are written before
@@ -33,6 +33,7 @@ pub use overview::{ContainerView, CopyView, Overview, worst};
 pub use space::full_on;
 pub use status::{ContainerReport, event_json};
 pub use status_text::Shown;
+pub use watched_files::WatchView;
 
 use crate::clock::{ClockState, Moment, clock_file, is_synchronised};
 use crate::config::{Config, ConfigPlaces, Mistake, Notify};
@@ -40,7 +41,8 @@ use crate::copy_name::CopyName;
 use crate::copy_state::CopyState;
 use crate::notify::channels::Ping;
 use crate::notify::{
-    Attempt, By, Channel, Delivery, Event, Network, Notifier, Sender, Tick, Wanted, Words,
+    Attempt, By, Channel, Delivery, Event, FoundBy, Key, Network, Notifier, Sender, Subject, Tick,
+    Wanted, Words,
 };
 use crate::state_file::StateFile;
 
@@ -60,7 +62,7 @@ pub struct Watched<'w> {
     pub state_dir: PathBuf,
     /// The name of this machine.
     pub host: String,
-    /// What tells this machine from others: for `spread`.
+    /// Identifies this machine: for `spread`.
     pub machine_id: String,
 }
 
@@ -156,9 +158,9 @@ impl<'w> Watch<'w> {
     pub fn new(watched: Watched<'w>, network: Network) -> Self {
         let mut problems = Vec::new();
         let notify = kept_notify::in_effect(&watched, &mut problems);
-        let zone = sprat_snapshot::time_zone(&watched.config.time_zone).unwrap_or(TimeZone::UTC);
+        let zone = zone_of(watched.config);
         Self {
-            delivery: delivery(&watched, &notify, network, &zone),
+            delivery: delivery(watched.config, &notify, &watched.host, network),
             notify,
             zone,
             notifier: Notifier::new(&watched.state_dir),
@@ -181,7 +183,7 @@ impl<'w> Watch<'w> {
         &self.delivery
     }
 
-    /// A run begins an attempt: tells the checks of healthchecks, each once. `run` is a UUID. A ping
+    /// A run begins an attempt: sends the start to the checks of healthchecks, each once. `run` is a UUID. A ping
     /// that fails is a problem of [`Self::ended`], and stops nothing.
     pub fn begins(&mut self, copy: &CopyName, run: &str, now: Timestamp) {
         for check in [RUN_CHECK.to_owned(), job_check(&copy.job)] {
@@ -219,10 +221,13 @@ impl<'w> Watch<'w> {
         }
         self.ping_ends(ended, at);
         let events = self.notifier.events.read();
+        let status =
+            worst([observed.overview.exit(at), overview::damage(events.open())].into_iter());
         publish::write(
             &observed.overview,
             &events,
-            &publish::Where {
+            &publish::To {
+                code: status,
                 watched: &self.watched,
                 metrics: self.notify.metrics.as_deref(),
                 last_run: self.state.read().last_run,
@@ -231,9 +236,8 @@ impl<'w> Watch<'w> {
             &mut self.problems,
         );
         let unkept = self.state_problems(observed.problems);
-        let overdue = observed.overview.is_overdue() || observed.file_is_overdue;
         let exits = [
-            overdue.then_some(Exit::Overdue),
+            observed.overview.is_overdue().then_some(Exit::Overdue),
             (!unkept.is_empty()).then_some(Exit::Failed),
         ];
         let mut problems = std::mem::take(&mut self.problems);
@@ -241,11 +245,21 @@ impl<'w> Watch<'w> {
         Findings {
             problems,
             exit: Exit::worst(exits.into_iter().flatten()),
-            status: observed.overview.exit(at),
+            status,
             open: events.open().cloned().collect(),
             delivered: outcome.delivered,
             failed: outcome.failed,
         }
+    }
+
+    /// A command found damage in a container of the config: opens the event, and sends what is pending.
+    pub fn damage(&mut self, container: &str, what: &Words, now: &Now) -> Findings {
+        let key = Key::damage(Subject::Container(container.to_owned()), FoundBy::Command);
+        let found = what.finding(Exit::Damaged);
+        self.notifier
+            .events
+            .change(|events| events.observe(now.moment.wall, &key, Some(&found)));
+        self.ended(&Ended::default(), now)
     }
 
     /// Whether the clock is believed.
@@ -263,22 +277,23 @@ impl<'w> Watch<'w> {
     }
 
     fn digest(&mut self, overview: &Overview, at: Timestamp) {
-        let last = self.state.read().last_digest;
-        let Some(last) = last.filter(|last| !crate::times::is_ahead(*last, at)) else {
-            // The first one reports from here on.
-            self.state.change(|state| state.last_digest = Some(at));
-            return;
-        };
-        if !summary::is_due(&self.notify, &self.zone, last, at) {
-            return;
-        }
-        let events = self.notifier.events.read();
-        let digest = summary::digest(overview, &self.watched, &events, &self.delivery, last, at);
-        let text = digest.text(&self.zone);
-        self.notifier
-            .events
-            .change(|events| events.digest(at, &text));
-        self.state.change(|state| state.last_digest = Some(at));
+        let (notify, zone, watched) = (&self.notify, &self.zone, &self.watched);
+        let (delivery, events) = (&self.delivery, &mut self.notifier.events);
+        // One process at a time: each digest comes once.
+        self.state.change(|state| {
+            let last = state.last_digest;
+            let Some(last) = last.filter(|last| !crate::times::is_ahead(*last, at)) else {
+                // The first one reports from here on.
+                state.last_digest = Some(at);
+                return;
+            };
+            if summary::is_due(notify, zone, last, at) {
+                let known = events.read();
+                let digest = summary::digest(overview, watched, &known, delivery, last, at);
+                events.change(|events| events.digest(at, &digest.text(zone)));
+                state.last_digest = Some(at);
+            }
+        });
     }
 
     fn ping_ends(&mut self, ended: &Ended<'_>, at: Timestamp) {
@@ -326,12 +341,18 @@ impl<'w> Watch<'w> {
     }
 }
 
+/// The zone of times in notices.
+fn zone_of(config: &Config) -> TimeZone {
+    sprat_snapshot::time_zone(&config.time_zone).unwrap_or(TimeZone::UTC)
+}
+
 fn job_check(job: &str) -> String {
     format!("job {job}")
 }
 
-fn delivery(watched: &Watched<'_>, notify: &Notify, network: Network, zone: &TimeZone) -> Delivery {
-    let jobs = watched.config.jobs.iter();
+/// What the notices of `host` are, and how they are delivered.
+pub(crate) fn delivery(config: &Config, notify: &Notify, host: &str, network: Network) -> Delivery {
+    let jobs = config.jobs.iter();
     let of_jobs = jobs.filter_map(|job| {
         let url = job.healthchecks.clone()?;
         Some((job_check(job.name.as_str()), url))
@@ -348,8 +369,8 @@ fn delivery(watched: &Watched<'_>, notify: &Notify, network: Network, zone: &Tim
         },
         checks: of_runs.into_iter().chain(of_jobs).collect(),
         sender: Sender {
-            host: watched.host.clone(),
-            zone: zone.clone(),
+            host: host.to_owned(),
+            zone: zone_of(config),
         },
         network,
     }

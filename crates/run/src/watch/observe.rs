@@ -8,6 +8,7 @@ use sprat_session::state::history::MissingPlace;
 
 use super::{Ended, Now, Overview, WatchState, Watched, space};
 use crate::clock::clock_file;
+use crate::config::Watch as WatchOfFile;
 use crate::config::{Mistake, Stops};
 use crate::copy_name::CopyName;
 use crate::copy_state::{self, HeldWhat};
@@ -22,8 +23,6 @@ const MISTAKE: &str = "mistake";
 /// What was read before the events change.
 pub(super) struct Observed {
     pub(super) overview: Overview,
-    /// A file of `[watch.NAME]` is overdue.
-    pub(super) file_is_overdue: bool,
     /// What could not be read or written.
     pub(super) problems: Vec<String>,
     /// What is overdue: `Some(true)`: the event opens; `Some(false)`: it closes; `None`: as it is.
@@ -69,33 +68,12 @@ impl Observed {
             problems.extend(file.take_problems());
             overdue.push((Subject::Copy(name), verdict.0, verdict.1));
         }
-        let mut file_is_overdue = false;
-        if clock_is_trusted && !(watched.config.watches.is_empty() && state.read().files.is_empty())
-        {
-            let watches = &watched.config.watches;
-            let found = state.change(|state| {
-                super::watched_files::note(watches, &mut state.files, at);
-                let mut found = Vec::new();
-                for watch in watches {
-                    let state = state.files.entry(watch.name.clone()).or_default();
-                    let after = Some(watch.alert_after);
-                    let opens = overdue::opens(after, state, &now.moment);
-                    let is_overdue = overdue::is_overdue(after, state, at);
-                    found.push((&watch.name, verdict(opens, is_overdue), state.last_success));
-                }
-                found
-            });
-            file_is_overdue = found.iter().any(|(_, verdict, _)| *verdict != Some(false));
-            overdue.extend(
-                found
-                    .into_iter()
-                    .map(|(name, verdict, last)| (Subject::Watch(name.clone()), verdict, last)),
-            );
+        if clock_is_trusted {
+            overdue.extend(files_overdue(watched, state, now));
         }
         let mut clock = clock_file(&watched.state_dir);
         Self {
             overview: Overview::read(watched, at),
-            file_is_overdue,
             problems,
             overdue,
             clock_is_unconfirmed: clock.read().is_unconfirmed() && !now.trusted,
@@ -179,8 +157,10 @@ impl Observed {
                 let made = matches!(attempt.exit, Exit::Done | Exit::Unread);
                 attempt.copy == view.copy && attempt.by == By::Run && made
             };
-            let places = missing.get(&view.copy).copied().unwrap_or_default();
-            observe_missing(events, &view.copy, places, attempts.iter().any(is_new), at);
+            // Of a state that can't be read nothing is known: no disk has come back.
+            if let Some(places) = missing.get(&view.copy) {
+                observe_missing(events, &view.copy, places, attempts.iter().any(is_new), at);
+            }
         }
     }
 
@@ -226,22 +206,48 @@ impl Observed {
                         events.observe(at, &key, Some(&found));
                     }
                 }
-                None => {
-                    let clean = known.each_check().map(|(_, check)| check.at).max();
-                    let is_older = |event: &Event| clean.is_some_and(|clean| event.opened <= clean);
-                    for found_by in [FoundBy::Check, FoundBy::Command] {
-                        let key = Key::damage(subject.clone(), found_by);
-                        if events
-                            .open()
-                            .any(|event| event.key == key && is_older(event))
-                        {
-                            events.observe(at, &key, None);
-                        }
-                    }
-                }
+                None => events.observe_clean(
+                    at,
+                    &key,
+                    known.each_check().map(|(_, check)| check.at).max(),
+                ),
             }
+            // A command may have found it anywhere in the data: only a check of all data finds none.
+            let read = view.check().filter(|check| check.exit == Exit::Done);
+            let key = Key::damage(subject, FoundBy::Command);
+            events.observe_clean(at, &key, read.map(|check| check.at));
         }
     }
+}
+
+/// Notes when each file of `[watch.NAME]` was last written to, and finds which are overdue.
+fn files_overdue(
+    watched: &Watched<'_>,
+    state: &mut StateFile<WatchState>,
+    now: &Now,
+) -> Vec<(Subject, Option<bool>, Option<Timestamp>)> {
+    let watches = &watched.config.watches;
+    if watches.is_empty() && state.read().files.is_empty() {
+        return Vec::new();
+    }
+    let at = now.moment.wall;
+    let is_known = |name: &str| is_known(&Subject::Watch(name.to_owned()), watched);
+    state.change(|state| {
+        state.files.retain(|name, _| is_known(name));
+        let find = |watch: &WatchOfFile| {
+            let file = state.files.entry(watch.name.clone()).or_default();
+            super::watched_files::note(watch, file, at);
+            let after = Some(watch.alert_after);
+            let opens = overdue::opens(after, file, &now.moment);
+            let verdict = verdict(opens, overdue::is_overdue(after, file, at));
+            (
+                Subject::Watch(watch.name.clone()),
+                verdict,
+                file.last_success,
+            )
+        };
+        watches.iter().map(find).collect()
+    })
 }
 
 fn overdue_finding(subject: &Subject, last: Option<Timestamp>) -> Finding {
@@ -295,8 +301,13 @@ fn observe_missing(
     let open = events
         .open()
         .filter(|event| event.key.kind == Kind::Missing && event.key.subject == subject);
+    // The place stands for a disk of which nothing else is known.
+    let disk = |place: &MissingPlace| match place.disk.is_empty() {
+        true => place.path.clone(),
+        false => place.disk.clone(),
+    };
     let over: Vec<Key> = open
-        .filter(|event| places.iter().all(|place| place.path != event.key.part))
+        .filter(|event| places.iter().all(|place| disk(place) != event.key.part))
         .map(|event| event.key.clone())
         .collect();
     for key in over {
@@ -312,7 +323,7 @@ fn observe_missing(
             hint: "Mount the disk. If it is gone for good, run one backup with --disk-gone."
                 .to_owned(),
         };
-        events.observe(at, &Key::missing(copy.clone(), &*place.path), Some(&found));
+        events.observe(at, &Key::missing(copy.clone(), disk(place)), Some(&found));
     }
 }
 
@@ -376,8 +387,115 @@ fn is_known(subject: &Subject, watched: &Watched<'_>) -> bool {
             config.containers.iter().any(|one| one.name == *name)
                 || watched.mistakes.iter().any(stops)
         }
-        Subject::Watch(name) => config.watches.iter().any(|one| one.name == *name),
+        // A mistake in its table takes it out of the config, too.
+        Subject::Watch(name) => {
+            let watches = &mut config.watches.iter();
+            watches.any(|one| one.name == *name)
+                || watched
+                    .mistakes
+                    .iter()
+                    .any(|one| one.stops == Stops::Nothing)
+        }
         // The notifier forgets channels.
         Subject::Channel(_) | Subject::Machine => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+    use sprat_session::state::checks::{KeptCheck, KeptChecks};
+    use sprat_session::state::history::History;
+    use sprat_session::status::LocalStatus;
+
+    use super::*;
+    use crate::watch::ContainerView;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_795_874_400 + seconds).unwrap()
+    }
+
+    fn open(events: &Events) -> Vec<&str> {
+        events.open().map(|event| &*event.key.part).collect()
+    }
+
+    #[test]
+    fn each_missing_disk_is_an_event_wherever_it_was_mounted() {
+        let copy = CopyName::new("home", "nas");
+        let place = |path: &str, disk: &str| MissingPlace {
+            path: path.to_owned(),
+            kept_in: "2026-11-28T14-00-00Z".to_owned(),
+            disk: disk.to_owned(),
+        };
+        let mut events = Events::default();
+        let mut observe = |places: &[MissingPlace], seconds| {
+            observe_missing(&mut events, &copy, places, true, at(seconds));
+            let open: Vec<String> = open(&events).into_iter().map(str::to_owned).collect();
+            (open, events.all().count())
+        };
+        let disks = |disks: &[&str]| disks.iter().map(|disk| (*disk).to_owned()).collect();
+        assert_eq!(observe(&[place("/usb", "A")], 0), (disks(&["A"]), 1));
+        assert_eq!(observe(&[place("/media", "A")], 1), (disks(&["A"]), 1));
+        // At the same place another disk is missing now.
+        assert_eq!(observe(&[place("/media", "B")], 2), (disks(&["B"]), 2));
+        assert_eq!(observe(&[place("/old", "")], 3), (disks(&["/old"]), 3));
+        assert_eq!(observe(&[], 4), (disks(&[]), 3));
+    }
+
+    #[test]
+    fn what_a_command_found_closes_only_after_a_clean_check_of_all_data() {
+        let check = |seconds, finished| {
+            Some(KeptCheck {
+                at: at(seconds),
+                exit: Exit::Done,
+                finished,
+                result: Value::Null,
+            })
+        };
+        let nas = Subject::Container("nas".to_owned());
+        let key = Key::damage(nas, FoundBy::Command);
+        let found = Finding {
+            cause: Cause::new(13, "damaged"),
+            text: String::new(),
+            hint: String::new(),
+        };
+        let stays_open = |quick, read_data| {
+            let mut events = Events::default();
+            events.observe(at(10), &key, Some(&found));
+            let known = LocalStatus {
+                uuid: String::new(),
+                history: History::default(),
+                checks: KeptChecks {
+                    quick,
+                    read_data,
+                    ..KeptChecks::default()
+                },
+                proved: None,
+                written_bytes: None,
+            };
+            let containers = vec![ContainerView {
+                name: "nas".to_owned(),
+                known: Some(known),
+                min_free: 0,
+                check_every: None,
+            }];
+            let observed = Observed {
+                overview: Overview {
+                    copies: Vec::new(),
+                    containers,
+                    watches: Vec::new(),
+                },
+                problems: Vec::new(),
+                overdue: Vec::new(),
+                clock_is_unconfirmed: false,
+            };
+            observed.containers(&mut events, at(100));
+            events.open().count() == 1
+        };
+        assert!(stays_open(None, None));
+        assert!(stays_open(check(20, true), None));
+        assert!(stays_open(check(20, true), check(5, true)));
+        assert!(stays_open(None, check(20, false)));
+        assert!(!stays_open(None, check(20, true)));
     }
 }

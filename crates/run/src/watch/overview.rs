@@ -8,11 +8,12 @@ use sprat_session::Exit;
 use sprat_session::state::checks::KeptCheck;
 use sprat_session::status::{ContainerStatus, LocalStatus};
 
-use super::Watched;
+use super::{WatchView, Watched};
 use crate::config::Copy;
 use crate::copy_name::CopyName;
 use crate::copy_state::{self, CopyState};
 use crate::due::{self, Decision, spread_part};
+use crate::notify::{Event, Kind};
 use crate::overdue::{is_overdue, overdue_at};
 
 /// All of it, at one time.
@@ -22,6 +23,8 @@ pub struct Overview {
     pub copies: Vec<CopyView>,
     /// The containers of the config, in its order.
     pub containers: Vec<ContainerView>,
+    /// The watched files of the config, in its order.
+    pub watches: Vec<WatchView>,
 }
 
 /// One copy.
@@ -75,13 +78,15 @@ impl Overview {
         Self {
             copies: copies.collect(),
             containers: containers.collect(),
+            watches: WatchView::all(watched, now),
         }
     }
 
-    /// Whether a copy is overdue.
+    /// Whether a copy or a watched file is overdue.
     #[must_use]
     pub fn is_overdue(&self) -> bool {
-        self.copies.iter().any(|copy| copy.is_overdue)
+        let copies = self.copies.iter().any(|copy| copy.is_overdue);
+        copies || self.watches.iter().any(|watch| watch.is_overdue)
     }
 
     /// The code that `status` ends with, as far as this machine knows: the first that stands of 13, 4,
@@ -90,7 +95,16 @@ impl Overview {
     pub fn exit(&self, now: Timestamp) -> Exit {
         let copies = self.copies.iter().map(CopyView::exit);
         let containers = self.containers.iter().map(|container| container.exit(now));
-        worst(copies.chain(containers))
+        let overdue = self.is_overdue().then_some(Exit::Overdue);
+        worst(copies.chain(containers).chain(overdue))
+    }
+}
+
+/// The code of open events: of damage that is not accepted yet.
+pub(super) fn damage<'e>(mut open: impl Iterator<Item = &'e Event>) -> Exit {
+    match open.any(|event| event.key.kind == Kind::Damage) {
+        true => Exit::Damaged,
+        false => Exit::Done,
     }
 }
 

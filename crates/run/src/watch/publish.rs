@@ -3,16 +3,21 @@
 use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
+use sprat_session::Exit;
 
 use super::{Overview, Watched};
 use crate::copy_state::CopyState;
 use crate::metrics::{ContainerMetrics, CopyMetrics, Metrics};
 use crate::notify::Events;
-use crate::public_status::{PublicContainer, PublicCopy, PublicEvent, PublicStatus, Word};
+use crate::public_status::{
+    PublicContainer, PublicCopy, PublicEvent, PublicStatus, PublicWatch, Word,
+};
 use crate::run_history::RunHistory;
 
 /// What is written where.
-pub(super) struct Where<'w> {
+pub(super) struct To<'w> {
+    /// The code of `status`.
+    pub(super) code: Exit,
     pub(super) watched: &'w Watched<'w>,
     /// The file of `metrics`.
     pub(super) metrics: Option<&'w Path>,
@@ -24,7 +29,7 @@ pub(super) struct Where<'w> {
 pub(super) fn write(
     overview: &Overview,
     events: &Events,
-    to: &Where<'_>,
+    to: &To<'_>,
     now: Timestamp,
     problems: &mut Vec<String>,
 ) {
@@ -46,7 +51,7 @@ pub(super) fn write(
     }
     let state_dir = &to.watched.state_dir;
     let written = match to.watched.config.public_status {
-        true => public(overview, events, now, &sent).write(state_dir),
+        true => public(overview, events, (now, to.code), &sent).write(state_dir),
         false => PublicStatus::remove(state_dir),
     };
     if let Err(error) = written {
@@ -78,7 +83,7 @@ fn metrics(
             alert_after: view
                 .alert_after
                 .and_then(|after| SignedDuration::try_from(after).ok()),
-            snapshots: None,
+            snapshots: view.state.snapshots,
             sent_bytes: *sent,
         });
     let containers = overview.containers.iter().map(|view| {
@@ -107,7 +112,7 @@ fn metrics(
 fn public(
     overview: &Overview,
     events: &Events,
-    now: Timestamp,
+    (now, code): (Timestamp, Exit),
     sent: &[Option<u64>],
 ) -> PublicStatus {
     let skipped = || Word::try_from("skipped".to_owned()).ok();
@@ -126,10 +131,11 @@ fn public(
             alert_after_seconds: view
                 .alert_after
                 .and_then(|after| i64::try_from(after.as_secs()).ok()),
+            overdue_at: view.overdue_at,
             held: state.held.is_some(),
             skipped: state.skipped.as_ref().and_then(|_| skipped()),
             sent_bytes: *sent,
-            snapshots: None,
+            snapshots: view.state.snapshots,
         }
     });
     let containers = overview.containers.iter().map(|view| {
@@ -149,12 +155,19 @@ fn public(
             key_rehearsed: known.and_then(|known| known.proved),
         }
     });
+    let watches = overview.watches.iter().map(|view| PublicWatch {
+        name: view.name.clone(),
+        last_written: view.last_written,
+        overdue: view.is_overdue,
+        overdue_at: view.overdue_at,
+    });
     PublicStatus {
         schema: 1,
         at: now,
-        code: overview.exit(now).code(),
+        code: code.code(),
         copies: copies.collect(),
         containers: containers.collect(),
         events: events.open().map(PublicEvent::of).collect(),
+        watches: watches.collect(),
     }
 }

@@ -12,7 +12,7 @@ use crate::times::add;
 
 /// The growth of this time counts.
 const LOOK_BACK: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// Less than this says nothing about growth.
+/// A shorter time shows no growth.
 const LOOK_BACK_MIN: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// A volume that is full within this time opens an event.
 const FULL_WITHIN: Duration = Duration::from_secs(14 * 24 * 3600);

@@ -41,7 +41,8 @@ impl ContainerReport {
             space::finding(&known.history, self.min_free, now)?.map(|_| Exit::Failed)
         });
         let others = self.status.exits(has_state);
-        super::overview::worst(copies.chain(space).chain(others))
+        let damage = super::overview::damage(self.events.iter());
+        super::overview::worst(copies.chain(space).chain(others).chain([damage]))
     }
 
     /// As JSON. Fields are added, never renamed or removed.

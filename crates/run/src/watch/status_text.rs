@@ -9,7 +9,7 @@ use sprat_session::status::{LocalStatus, ServerStatus};
 use sprat_session::{Exit, text};
 
 use super::status::ContainerReport;
-use super::{CopyView, space};
+use super::{CopyView, WatchView, space};
 use crate::due::Why;
 use crate::notify::Kind;
 
@@ -112,6 +112,24 @@ impl ContainerReport {
             }
         }
         jobs
+    }
+}
+
+impl WatchView {
+    /// As text, one line.
+    #[must_use]
+    pub fn text(&self, shown: &Shown) -> String {
+        let time =
+            |at: Option<Timestamp>| at.map_or_else(|| "never".to_owned(), |at| shown.time(at));
+        let overdue = match self.is_overdue {
+            true => format!("OVERDUE since {}; ", time(self.overdue_at)),
+            false => String::new(),
+        };
+        format!(
+            "watch {}: {overdue}last written {}\n",
+            self.name,
+            time(self.last_written)
+        )
     }
 }
 

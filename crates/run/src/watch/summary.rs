@@ -94,15 +94,18 @@ fn copy(name: &CopyName, lines: &[RunLine], from: Timestamp) -> CopyDigest {
     let is_success = |line: &&RunLine| matches!(line.code, 0 | 3);
     let since = || lines.iter().filter(|line| line.ended > from);
     let count = |is: &dyn Fn(&&RunLine) -> bool| since().filter(is).count() as u64;
+    let size = lines.iter().rev().find_map(|line| line.bytes);
+    let before = lines.iter().rev().filter(|line| line.ended <= from);
+    let size_before = before.filter_map(|line| line.bytes).next();
     CopyDigest {
         copy: name.clone(),
         successes: count(&is_success),
         incomplete: count(&|line| line.code == 3),
         failures: count(&|line| !matches!(line.code, 0 | 3 | 130)),
         sent_bytes: since().filter_map(|line| line.sent_bytes).sum(),
-        size: None,
+        size: size.zip(size_before),
         last_success: None,
         is_overdue: false,
-        left_out_files: 0,
+        left_out_files: since().filter_map(|line| line.newly_excluded).sum(),
     }
 }

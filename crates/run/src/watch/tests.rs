@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::{self, Loaded};
 use crate::copy_state;
+use crate::notify::{Cause, Finding};
 use crate::public_status::PublicStatus;
 use crate::run_history::{RunHistory, RunLine};
 
@@ -124,6 +125,8 @@ impl Machine {
             ended: at(minutes),
             code: exit.code(),
             sent_bytes: Some(5 << 20),
+            bytes: Some((u64::try_from(minutes).unwrap() + 1) << 20),
+            newly_excluded: Some(2),
             ..RunLine::default()
         };
         let history = RunHistory::new(&self.path("state"));
@@ -138,6 +141,8 @@ impl Machine {
                 hint: String::new(),
             },
             failed_hook: None,
+            growth: None,
+            change: None,
         }];
         self.watching(|watch| {
             watch.begins(&copy, RUN, at(minutes));
@@ -296,11 +301,46 @@ fn watched_file_is_overdue_by_its_time() {
     write(0);
     machine.run(0, Exit::Done);
     assert_eq!(machine.check(2 * DAY).exit, Exit::Overdue);
-    machine.check(2 * DAY + 30);
+    let overdue = machine.check(2 * DAY + 30);
+    assert_eq!(overdue.status, Exit::Overdue);
     assert_eq!(machine.taken(), ["overdue opened -"]);
+    let status = PublicStatus::read(&machine.path("state")).unwrap().unwrap();
+    assert_eq!((status.code, status.watches[0].overdue), (4, true));
+    let views =
+        |minutes: i64| machine.watching(|watch| WatchView::all(&watch.watched, at(minutes)));
+    assert_eq!(views(2 * DAY - 1)[0].exit(), Exit::Done);
+    assert_eq!(views(2 * DAY)[0].exit(), Exit::Overdue);
+    // A mistake in its table is no recovery.
+    let right = fs::read_to_string(machine.path("sprat.toml")).unwrap();
+    let wrong = right.replace("alert_after = \"2 days\"", "alert_after = \"2 m\"");
+    fs::write(machine.path("sprat.toml"), wrong).unwrap();
+    machine.check(2 * DAY + 31);
+    assert_eq!(machine.taken(), ["config opened -"]);
+    fs::write(machine.path("sprat.toml"), right).unwrap();
+    machine.check(2 * DAY + 32);
+    assert_eq!(machine.taken(), ["recovered closed -"]);
     write(2 * DAY + 40);
     assert_eq!(machine.check(2 * DAY + 45).exit, Exit::Done);
     assert_eq!(machine.taken(), ["recovered closed -"]);
+}
+
+#[test]
+fn state_that_is_not_known_closes_no_missing_disk() {
+    let machine = Machine::new("");
+    machine.run(0, Exit::Done);
+    let key = Key::missing(CopyName::new("home", "nas"), "disk");
+    let found = Finding {
+        cause: Cause::new(0, "disk"),
+        text: String::new(),
+        hint: String::new(),
+    };
+    machine.watching(|watch| {
+        let events = &mut watch.notifier().events;
+        events.change(|events| events.observe(at(1), &key, Some(&found)));
+    });
+    machine.check(2);
+    assert_eq!(machine.check(3).open.len(), 1);
+    assert_eq!(machine.taken(), ["missing opened home@nas"]);
 }
 
 #[test]
@@ -323,12 +363,20 @@ fn digest_comes_at_its_time_and_reports_the_week() {
         "From 2026-11-28 14:00 to 2026-11-30 08:00",
         "2 open problems:",
         "home@nas: 2 backups, 1 incomplete, 1 failed, 15.0 MiB sent; last backup 2026-11-29 14:00",
+        "  exclude_larger_than left out 6 files for the first time",
     ] {
         assert!(text.contains(line), "{text}");
     }
     machine.taken();
     machine.check(DAY + 19 * HOUR);
     assert_eq!(machine.taken(), [""; 0]);
+    // The next one compares with the last backup before this one.
+    machine.run(3 * DAY, Exit::Done);
+    machine.taken();
+    machine.check(8 * DAY + 18 * HOUR);
+    let text = fs::read_to_string(machine.path("taken")).unwrap();
+    let size = "4.2 GiB in all (2.7 GiB more)";
+    assert!(text.contains(size), "{text}");
 }
 
 #[test]
@@ -391,6 +439,8 @@ fn state_that_can_not_be_written_is_a_problem_and_the_notice_is_sent() {
         exit: Exit::Failed,
         what: Words::default(),
         failed_hook: None,
+        growth: None,
+        change: None,
     }];
     let ended = Ended {
         run: RUN,

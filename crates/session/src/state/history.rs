@@ -92,10 +92,13 @@ impl MadeSnapshot {
     #[must_use]
     pub fn of(at: Timestamp, report: &SnapshotReport) -> Self {
         let place = |warning: &Warning| match warning {
-            Warning::NotMounted { path, before }
-            | Warning::OtherFileSystem { path, before, .. } => Some(MissingPlace {
+            Warning::NotMounted { path, before, disk }
+            | Warning::OtherFileSystem {
+                path, before, disk, ..
+            } => Some(MissingPlace {
                 path: path.clone(),
                 kept_in: before.to_string(),
+                disk: disk.clone(),
             }),
             _ => None,
         };
@@ -115,6 +118,9 @@ pub struct MissingPlace {
     pub path: String,
     /// The snapshot that has it.
     pub kept_in: String,
+    /// Its identity; empty: not known.
+    #[serde(default)]
+    pub disk: String,
 }
 
 impl History {

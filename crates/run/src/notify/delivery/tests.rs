@@ -68,6 +68,8 @@ fn ended(job: &str, exit: Exit) -> Attempt {
             hint: "hint".to_owned(),
         },
         failed_hook: None,
+        growth: None,
+        change: None,
     }
 }
 

@@ -41,6 +41,8 @@ fn attempt(by: By, exit: Exit) -> Attempt {
             ..Words::default()
         },
         failed_hook: None,
+        growth: None,
+        change: None,
     }
 }
 
@@ -186,7 +188,7 @@ fn each_kind_closes_by_what_the_table_says_and_by_nothing_else() {
         (
             "a success",
             |events| events.attempt(at(1), &attempt(By::Run, Exit::Done)),
-            &[],
+            &[6],
         ),
         (
             "a check",
