@@ -46,7 +46,7 @@ impl Engine {
         let mark = first.start..first.start + BLOCK;
         let checked = self
             .session
-            .before_epoch()
+            .check_lock_now()
             .and_then(|()| self.session.before_send(std::slice::from_ref(&mark)));
         if let Err(fenced) = checked {
             self.fenced(&mut self.state(), connection.generation, fenced);

@@ -39,8 +39,14 @@ pub enum ReconnectError {
 /// threads, never while it holds one of its mutexes.
 pub trait SessionHooks: Send + Sync {
     /// Checks that the lock is still ours. Called before the first byte of each epoch is sent, and
-    /// again after each reconnect.
+    /// again after each reconnect. A recent check may count, if it leaves the epoch time to be sent:
+    /// [`SessionHooks::before_send`] and [`SessionHooks::may_send`] limit its age.
     fn before_epoch(&self) -> Result<(), Fenced>;
+
+    /// Checks it now, however recent the last check is.
+    fn check_lock_now(&self) -> Result<(), Fenced> {
+        self.before_epoch()
+    }
 
     /// Records byte ranges of the container file that are about to be written. Called by several
     /// threads at once, and again for ranges that are sent again.

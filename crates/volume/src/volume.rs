@@ -296,7 +296,7 @@ impl Volume {
         if let Some(cache) = self.engine.close()? {
             // Checked after the cache's state was read: a session that gets the lock from now on
             // changes the state that the marker is compared with.
-            if self.engine.session.before_epoch().is_ok() {
+            if self.engine.session.check_lock_now().is_ok() {
                 cache.keep();
             }
         }

@@ -56,8 +56,6 @@ pub(crate) struct ContainerLease {
     unresolved: AtomicBool,
     /// When the lease was last read and ours, by [`since_boot`].
     verified: Mutex<Option<Duration>>,
-    /// When the second check of the opening was begun, while the first epoch may use it.
-    second_check: Mutex<Option<Duration>>,
     /// The state at the beginning of a read-only session.
     initial_state: OnceLock<InitialState>,
     /// Why nothing may be sent any more.
@@ -146,7 +144,6 @@ impl ContainerLease {
             held_since: Instant::now(),
             unresolved: AtomicBool::new(unresolved),
             verified: Mutex::new(None),
-            second_check: Mutex::new(None),
             initial_state: OnceLock::new(),
             lost: Mutex::new(None),
             late_records: parts.late_records,
@@ -358,7 +355,6 @@ impl ContainerLease {
 
     /// On a new connection: makes the next lease, or checks again if this session has none.
     fn reacquire(&self, store: &dyn Store) -> Result<(), LockError> {
-        *self.second_check.lock().ignore_poison() = None;
         let begun = since_boot();
         match &*self.lock.read().ignore_poison() {
             Some(lock) => lock.reacquire(store)?,
@@ -381,49 +377,53 @@ impl ContainerLease {
     pub(crate) fn set_last_check_age(&self, age: Duration) {
         let mut verified = self.verified.lock().ignore_poison();
         *verified = since_boot().checked_sub(age);
-        let mut second_check = self.second_check.lock().ignore_poison();
-        *second_check = second_check.and(*verified);
     }
 
-    /// The second check of the opening read the lease and the next number. So it also counts as the
-    /// check for the first epoch, if that is sent soon.
+    /// The second check of the opening read the lease and the next number. So it also counts as a
+    /// check for the first epochs.
     pub(crate) fn use_second_check(&self) {
-        let begun = self
-            .lock
-            .read()
-            .ignore_poison()
-            .as_ref()
-            .map(Lock::checked_at);
+        let held = self.lock.read().ignore_poison();
+        let begun = held.as_ref().map(Lock::checked_at);
+        drop(held);
         if let Some(begun) = begun {
             self.note_verified(begun);
         }
-        *self.second_check.lock().ignore_poison() = begun;
     }
 
-    /// Whether the second check counts for the epoch that is about to be sent: once, while it is
-    /// young enough.
-    fn second_check_counts(&self) -> bool {
-        let begun = self.second_check.lock().ignore_poison().take();
-        let age_max = verified_to_send_age_max(self.connection.quiet_time());
-        begun.is_some_and(|begun| since_boot().saturating_sub(begun) < age_max)
-    }
-
-    /// Reads the lease again if the last check is too old to send. A lease that is known to be lost
-    /// stays lost, however recent the last good check was.
-    fn verify_to_send(&self) -> Result<(), Fenced> {
+    /// Reads the lease again if the last check was begun longer than `age_max` ago. A lease that is
+    /// known to be lost stays lost, however recent the last good check was.
+    fn verify_if_older(&self, age_max: Duration) -> Result<(), Fenced> {
         if let Some(failure) = self.lost() {
             return Err(Fenced::Lost(Box::new(failure)));
         }
-        match self.check_is_too_old() {
-            true => sprat_volume::SessionHooks::before_epoch(self),
+        match self.last_check_is_older(age_max) {
+            true => self.verify_now(),
             false => Ok(()),
         }
     }
 
-    fn check_is_too_old(&self) -> bool {
+    fn verify_now(&self) -> Result<(), Fenced> {
+        match self.verify_on(&*self.store()) {
+            Ok(()) => Ok(()),
+            Err(LockError::Store { source, .. })
+                if source.kind() == StoreErrorKind::Disconnected =>
+            {
+                Err(Fenced::Disconnected(source))
+            }
+            Err(error) => {
+                self.lose(Failure::from(&error));
+                Err(Fenced::Lost(Box::new(error)))
+            }
+        }
+    }
+
+    fn last_check_is_older(&self, age_max: Duration) -> bool {
         let verified = *self.verified.lock().ignore_poison();
-        let age_max = verified_to_send_age_max(self.connection.quiet_time());
-        verified.is_some_and(|at| since_boot().saturating_sub(at) >= age_max)
+        verified.is_none_or(|at| since_boot().saturating_sub(at) >= age_max)
+    }
+
+    fn to_send_age_max(&self) -> Duration {
+        verified_to_send_age_max(self.connection.quiet_time())
     }
 
     fn read_lock_again(&self, store: &dyn Store) -> Result<(), LockError> {
@@ -501,29 +501,16 @@ impl ContainerLease {
 
 impl sprat_volume::SessionHooks for ContainerLease {
     fn before_epoch(&self) -> Result<(), Fenced> {
-        if let Some(failure) = self.lost() {
-            return Err(Fenced::Lost(Box::new(failure)));
-        }
-        if self.second_check_counts() {
-            return Ok(());
-        }
-        match self.verify_on(&*self.store()) {
-            Ok(()) => Ok(()),
-            Err(LockError::Store { source, .. })
-                if source.kind() == StoreErrorKind::Disconnected =>
-            {
-                Err(Fenced::Disconnected(source))
-            }
-            Err(error) => {
-                self.lose(Failure::from(&error));
-                Err(Fenced::Lost(Box::new(error)))
-            }
-        }
+        self.verify_if_older(self.to_send_age_max() / 2)
+    }
+
+    fn check_lock_now(&self) -> Result<(), Fenced> {
+        self.verify_if_older(Duration::ZERO)
     }
 
     fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
         self.wait_until_awake();
-        self.verify_to_send()?;
+        self.verify_if_older(self.to_send_age_max())?;
         // Kept until the ranges are recorded. A lease that is released meanwhile would not know of
         // them.
         let held = self.lock.read().ignore_poison();
@@ -541,19 +528,19 @@ impl sprat_volume::SessionHooks for ContainerLease {
     }
 
     fn may_send(&self) -> bool {
-        self.lost().is_none() && !self.check_is_too_old()
+        self.lost().is_none() && !self.last_check_is_older(self.to_send_age_max())
     }
 
     fn check_to_send(&self, checks: u32) -> Result<(), Fenced> {
         if checks < CHECKS_TO_SEND_MAX || self.lost().is_some() {
-            return self.verify_to_send();
+            return self.verify_if_older(self.to_send_age_max());
         }
         Err(Fenced::Disconnected(StoreError::Disconnected {
             op: "write",
             object: self.file_name.to_string(),
             reason: format!(
                 "the connection is too slow: {checks} lock checks in a row took longer than {} s",
-                verified_to_send_age_max(self.connection.quiet_time()).as_secs()
+                self.to_send_age_max().as_secs()
             ),
         }))
     }

@@ -34,7 +34,7 @@ pub(crate) struct SessionOptions {
     pub further: usize,
     pub patience: Patience,
     pub insist_without_fsync: bool,
-    /// Asked ahead as soon as the server has greeted.
+    /// Asked ahead, before the server has greeted.
     pub questions: Vec<Question>,
 }
 
@@ -120,6 +120,7 @@ impl SftpSession {
             object: host.clone(),
             source,
         })?;
+        options.ask_with_init(&first);
         let extensions = first
             .wait_greeting()
             .map_err(|ending| unreached(host, ending))?;
@@ -146,13 +147,12 @@ impl SftpSession {
         let place = session.describe();
         let call = session.call("open folder", &place);
         let path = session.folder_path();
-        // Everything is under way at once.
+        // Both are under way.
         let found = call.ask(&Request::Stat { path })?;
         let limits = match session.extensions.limits {
             true => Some(call.ask(&Request::Limits)?),
             false => None,
         };
-        session.ask_ahead(&session.options.questions);
         let limits = limits
             .map(|asked| session.wait_limits(&asked))
             .transpose()?;
@@ -227,15 +227,12 @@ impl SftpSession {
 
     /// The folder's path in requests.
     pub(crate) fn folder_path(&self) -> &str {
-        match self.options.folder.as_str() {
-            "" => ".",
-            folder => folder,
-        }
+        self.options.folder_path()
     }
 
     /// A file's path in requests.
     pub(crate) fn path(&self, name: &FileName) -> String {
-        format!("{}/{name}", self.folder_path().trim_end_matches('/'))
+        self.options.path(name)
     }
 
     /// Requests on the first channel, one after another.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use sprat_store::{Access, FileName, Question, SftpStore, Store};
 
 use crate::part::scripted::{
-    EXTENDED, FSTAT, LSTAT, Next, OPEN, OPENDIR, READ, READDIR, WRITE, attributes, connect_to,
-    data, greeting, serial_greeting, status,
+    EXTENDED, FSTAT, LSTAT, Next, OPEN, OPENDIR, READ, READDIR, STAT, WRITE, attributes,
+    connect_to, data, greeting, serial_greeting, status,
 };
 
 fn name(text: &str) -> FileName {
@@ -84,6 +84,18 @@ fn answer_is_used_once_and_not_after_it_was_forgotten() {
     store.list().unwrap();
     store.stat(&next).unwrap();
     assert_eq!(counts(), [4, 7, 3]);
+}
+
+/// The server greets when it is asked for its folder.
+#[test]
+fn what_needs_no_greeting_is_asked_before_it() {
+    let script = |kind: u8, _: u32, _: &[u8], stream: &mut UnixStream| {
+        if kind == STAT {
+            stream.write_all(&serial_greeting()).unwrap();
+        }
+        None
+    };
+    connect_to(&[], script).unwrap();
 }
 
 #[test]

@@ -20,15 +20,16 @@ use crate::part::scripted::{
     greeting, packet, status, string,
 };
 
-/// A file on a server that is honest except for what `script` does with requests of type `kind`.
+/// A file on a server that is honest except for what `script` does with requests of type `kind`, for
+/// `EXTENDED` with those of an fsync.
 fn file_with(
     kind: u8,
     script: impl Fn(u32, &mut UnixStream) -> Option<Next> + Send + Sync + 'static,
 ) -> (SftpStore, Arc<dyn StoreFile>) {
     let store = connect_to(
         &greeting(&["fsync@openssh.com"]),
-        move |found, id, _, stream| {
-            if found == kind {
+        move |found, id, rest, stream| {
+            if found == kind && (found != EXTENDED || rest[4..].starts_with(b"fsync")) {
                 script(id, stream)
             } else {
                 None
