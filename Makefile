@@ -33,8 +33,8 @@ audit: ## known advisories against our dependencies (needs the network)
 	@scripts/install build lint
 	@bash -c '. scripts/env.sh && cargo deny --locked check advisories'
 
-torture: ## kill -9, lost connections, power cuts and strikes at each command, 100 rounds (hours): [ROUNDS=100] [SEED=N] [ONLY=hostile|lease|line|power|state|strikes|vm]
-	@SPRAT_TORTURE_ROUNDS="$(or $(ROUNDS),100)" SPRAT_TORTURE_SEED="$(SEED)" SPRAT_STRIKES=200 SPRAT_TRIM_MIB=800 scripts/test --no-capture -E '(binary(torture) & test(/^$(ONLY)/))$(if $(filter-out vm,$(ONLY)),, | (binary(vm) & test(/^(power|grow)::/)))$(if $(filter-out state,$(ONLY)),, | test(/^old_data::/))$(if $(filter-out lease,$(ONLY)),, | binary(torture_lease) | test(/sleepers::/) | test(takeover_of_scattered))$(if $(ONLY),, | test(/^trim::/) | test(/^recovery::/) | test(come_back_identical) | test(/^lives::/) | test(attributes_of_random) | test(damage_in_a_random) | test(prune_before_the_heal))'
+torture: ## kill -9, lost connections, power cuts and strikes at each command, 100 rounds (hours): [ROUNDS=100] [SEED=N] [ONLY=agent|hostile|lease|line|power|state|strikes|vm]
+	@SPRAT_TORTURE_ROUNDS="$(or $(ROUNDS),100)" SPRAT_TORTURE_SEED="$(SEED)" SPRAT_STRIKES=200 SPRAT_TRIM_MIB=800 scripts/test --no-capture -E '(binary(torture) & test(/^$(ONLY)/))$(if $(filter-out vm,$(ONLY)),, | (binary(vm) & test(/^(power|grow)::/)))$(if $(filter-out state,$(ONLY)),, | test(/^old_data::/))$(if $(filter-out agent,$(ONLY)),, | (package(sprat-agent) & test(/^kills::/)))$(if $(filter-out lease,$(ONLY)),, | binary(torture_lease) | test(/sleepers::/) | test(takeover_of_scattered))$(if $(ONLY),, | test(/^trim::/) | test(/^recovery::/) | test(come_back_identical) | test(/^lives::/) | test(attributes_of_random) | test(damage_in_a_random) | test(prune_before_the_heal))'
 
 bench: ## sprat beside other tools on slow connections: [QUICK=1] [LINES= LOADS= TOOLS= MEASURES= WORK= WRITE=1] [MICRO=1] [MODES=1] [TRIM=1] [TRIPS=1]
 	@MODES="$(MODES)" QUICK="$(QUICK)" BENCH_LINES="$(LINES)" LOADS="$(LOADS)" TOOLS="$(TOOLS)" MEASURES="$(MEASURES)" WORK="$(WORK)" WRITE="$(WRITE)" MICRO="$(MICRO)" TRIM="$(TRIM)" TRIPS="$(TRIPS)" bench/bench

@@ -214,6 +214,32 @@ fn unsafe_code_lives_in_one_file() {
     none(&findings, "unsafe only in attach/src/sys.rs");
 }
 
+/// Who runs a server reads the agent before trusting it: it stands alone and brings little with it.
+#[test]
+fn the_agent_stands_alone_with_at_most_eight_crates() {
+    for table in ["dependencies", "build-dependencies"] {
+        assert!(own_dependencies("agent", table).is_empty(), "{table}");
+    }
+    let kits: BTreeSet<String> = own_dependencies("agent", "dev-dependencies");
+    let mut others = kits.iter().filter(|name| !name.starts_with("testkit"));
+    assert_eq!(others.next(), None, "tests of the agent use test kits only");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let arguments =
+        "tree --locked --offline --package sprat-agent --edges normal,build --prefix none";
+    let ran = std::process::Command::new(cargo)
+        .args(arguments.split(' '))
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let tree = String::from_utf8_lossy(&ran.stdout).into_owned();
+    let crates: BTreeSet<&str> = tree
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert!(ran.status.success() && crates.contains("rustix"), "{ran:?}");
+    assert!(crates.len() <= 8, "{crates:?}");
+}
+
 #[test]
 fn no_test_is_switched_off() {
     let switch = concat!("#[", "ignore");

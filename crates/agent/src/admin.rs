@@ -1,0 +1,400 @@
+//! The administrator's commands: they show, protect, remove and copy past states.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+use crate::disk::{self, bad};
+use crate::generation::{self, Head};
+use crate::index;
+use crate::keeper::mark;
+use crate::log;
+use crate::names::{Kind, Name};
+use crate::past::{self, Past, has_mark};
+use crate::policy::{Bucket, Policy};
+use crate::ranges;
+use crate::root::Root;
+use crate::tidy;
+use crate::time_text::{self, show_bytes};
+
+/// Bytes of a past state that are read at once.
+const PIECE: usize = 1 << 20;
+
+/// The exit codes of `status`: the gravest that applies.
+pub const ALARM: u8 = 3;
+pub const OVERDUE: u8 = 4;
+pub const QUOTA: u8 = 5;
+
+/// A past state, found by its container and name.
+struct Found {
+    container: OwnedFd,
+    number: u32,
+}
+
+fn find(root: &Root, container: &str, time: &str) -> io::Result<Found> {
+    let folder = root
+        .kept(container)?
+        .ok_or_else(|| bad(format!("nothing is kept of {container}")))?;
+    let wanted = |name: &str| name == time || name.trim_end_matches(".luks") == time;
+    let shown = past::shown(&folder)?;
+    let number = shown
+        .iter()
+        .find(|(_, name, _)| wanted(name))
+        .map(|(number, ..)| *number);
+    let number = number.ok_or_else(|| {
+        bad(format!(
+            "{container} has no past state {time}; see sprat-agent list"
+        ))
+    })?;
+    Ok(Found {
+        container: folder,
+        number,
+    })
+}
+
+/// The past states of all containers, a line each.
+pub fn list(root: &Root) -> io::Result<String> {
+    let mut text = String::new();
+    for container in root.containers()? {
+        let Some(folder) = root.kept(&container)? else {
+            text += &format!("{container}: nothing is kept yet\n");
+            continue;
+        };
+        for (number, name, head) in past::shown(&folder)? {
+            let saved = tidy::overwritten(&folder, &[number])? * ranges::BLOCK;
+            let mut notes = vec![head.reason.clone()];
+            for what in ["pinned", "expire"] {
+                if has_mark(&folder, number, what)? {
+                    notes.push(what.to_owned());
+                }
+            }
+            let (length, saved) = (show_bytes(head.length), show_bytes(saved));
+            let stood_h = head.stood_s / 3600;
+            text += &format!(
+                "{container}  {name}  {length}  saved {saved}  stood {stood_h} h  {}\n",
+                notes.join(", ")
+            );
+        }
+    }
+    Ok(text)
+}
+
+/// One container's figures for `status`.
+struct Report {
+    name: String,
+    states: usize,
+    last_write_s: i64,
+    session_open: bool,
+    alarm: Option<String>,
+    hold: bool,
+    overdue: bool,
+}
+
+fn report(root: &Root, name: &str, wall_s: i64) -> io::Result<Report> {
+    let parsed = Name::parse(name).ok_or_else(|| bad("not a container"))?;
+    let last_write_s = root.open_file(&parsed, OFlags::RDONLY)?.metadata()?.mtime();
+    let overdue = root
+        .policy
+        .expect_s
+        .is_some_and(|expect_s| wall_s - last_write_s > expect_s);
+    let mut report = Report {
+        name: name.to_owned(),
+        states: 0,
+        last_write_s,
+        session_open: false,
+        alarm: None,
+        hold: false,
+        overdue,
+    };
+    if let Some(folder) = root.kept(name)? {
+        report.states = generation::numbers(&folder)?.len();
+        report.session_open =
+            crate::keeper::read_state(&disk::Slots::open(&folder, "state")?)?.writing;
+        report.hold = disk::exists_in(&folder, "hold")?;
+        if disk::exists_in(&folder, "alarm")? {
+            report.alarm = Some(
+                String::from_utf8_lossy(&disk::read_all(&folder, "alarm", 4096)?)
+                    .trim()
+                    .to_owned(),
+            );
+        }
+    }
+    Ok(report)
+}
+
+/// The state of a root, as text or JSON, and the exit code.
+pub fn status(root: &Root, json: bool) -> io::Result<(String, u8)> {
+    let now = root.clock.now()?;
+    let used = root.space.used()?;
+    let (available, total) = root.space.available()?;
+    let reports: Vec<Report> = root
+        .containers()?
+        .iter()
+        .map(|name| report(root, name, now.wall_s))
+        .collect::<io::Result<_>>()?;
+    let quota_is_full = root.policy.quota.is_some_and(|quota| used > quota / 10 * 9);
+    let code = match () {
+        () if now.apart || reports.iter().any(|one| one.alarm.is_some()) => ALARM,
+        () if reports.iter().any(|one| one.overdue) => OVERDUE,
+        () if quota_is_full => QUOTA,
+        () => 0,
+    };
+    let mut text = String::new();
+    if json {
+        let containers: Vec<String> = reports
+            .iter()
+            .map(|one| {
+                format!(
+                    "{{\"name\":{:?},\"states\":{},\"last_write\":{},\"session_open\":{},\"alarm\":{},\"hold\":{},\"overdue\":{}}}",
+                    one.name, one.states, one.last_write_s, one.session_open, one.alarm.is_some(), one.hold, one.overdue
+                )
+            })
+            .collect();
+        text = format!(
+            "{{\"used\":{used},\"available\":{available},\"total\":{total},\"clock_apart\":{},\"containers\":[{}]}}\n",
+            now.apart,
+            containers.join(",")
+        );
+        return Ok((text, code));
+    }
+    text += &format!(
+        "used {}, available {}\n",
+        show_bytes(used),
+        show_bytes(available)
+    );
+    if now.apart {
+        text += "ALARM: the wall clock moved by more than a day; nothing expires. If it is right now, run \
+                 sprat-agent clock accept\n";
+    }
+    for one in &reports {
+        let (name, states) = (&one.name, one.states);
+        text += &format!(
+            "{name}: {states} past states, last write {}\n",
+            time_text::name(one.last_write_s)
+        );
+        if let Some(alarm) = &one.alarm {
+            text += &format!("  ALARM: {alarm}. If that was you, run sprat-agent ack {name}\n");
+        }
+        if one.overdue {
+            text += "  OVERDUE: no session wrote for longer than the policy expects\n";
+        }
+        if one.hold {
+            text += "  held: nothing expires\n";
+        }
+    }
+    Ok((text, code))
+}
+
+/// Puts or removes a mark on a past state.
+pub fn set_mark(root: &Root, container: &str, time: &str, what: &str, on: bool) -> io::Result<()> {
+    let found = find(root, container, time)?;
+    if on {
+        return mark(&found.container, found.number, what, "");
+    }
+    disk::remove_in(generation::folder(&found.container, found.number)?, what)
+}
+
+/// Whether anything of a container may expire.
+pub fn hold(root: &Root, container: &str, on: bool) -> io::Result<()> {
+    let folder = root
+        .kept(container)?
+        .ok_or_else(|| bad(format!("nothing is kept of {container}")))?;
+    if on {
+        disk::replace_in(&folder, "hold", b"")
+    } else {
+        disk::remove_in(&folder, "hold")
+    }
+}
+
+/// The administrator has seen the alarm.
+pub fn ack(root: &Root, container: &str) -> io::Result<()> {
+    let folder = root
+        .kept(container)?
+        .ok_or_else(|| bad(format!("nothing is kept of {container}")))?;
+    let acked = format!("acked {}\n", root.clock.now()?.counted_s);
+    disk::replace_in(&folder, "acked", acked.as_bytes())?;
+    disk::remove_in(&folder, "alarm")
+}
+
+/// Marks a past state for removal, and removes it.
+pub fn expire(root: &Root, container: &str, time: &str) -> io::Result<String> {
+    let found = find(root, container, time)?;
+    if has_mark(&found.container, found.number, "pinned")? {
+        return Err(bad(
+            "this past state is pinned; run sprat-agent unpin first",
+        ));
+    }
+    if generation::numbers(&found.container)?.last() == Some(&found.number) {
+        return Err(bad(
+            "the newest past state can't be removed: what is overwritten now is saved for it",
+        ));
+    }
+    mark(&found.container, found.number, "expire", "")?;
+    tidy(root)
+}
+
+/// Removes what the policy does not keep any more.
+pub fn tidy(root: &Root) -> io::Result<String> {
+    let now = root.clock.now()?;
+    let mut text = String::new();
+    for container in root.containers()? {
+        let Some(folder) = root.kept(&container)? else {
+            continue;
+        };
+        let done = tidy::run(&folder, &root.policy, now)?;
+        text += &format!("{container}: {} past states expired\n", done.removed.len());
+        if let Some(held) = done.held {
+            text += &format!("{container}: nothing expires by the policy: {held}\n");
+        }
+        remove_old_leases(root, &container, now.wall_s)?;
+    }
+    Ok(text)
+}
+
+/// Leases below the highest that nobody can be using: unchanged for a day. An account can't be made to keep
+/// all of them for ever.
+fn remove_old_leases(root: &Root, container: &str, wall_s: i64) -> io::Result<()> {
+    let highest = root.highest_lease(container)?;
+    for name in root.files()? {
+        let Kind::Lease(number) = name.kind else {
+            continue;
+        };
+        if name.container != container || highest.is_none_or(|highest| number + 8 > highest) {
+            continue;
+        }
+        let age_s = wall_s - root.open_file(&name, OFlags::RDONLY)?.metadata()?.mtime();
+        if age_s > 86_400 {
+            disk::remove_in(&root.folder, &name.text)?;
+        }
+    }
+    Ok(())
+}
+
+fn open_past(root: &Root, container: &str, folder: &OwnedFd, number: u32) -> io::Result<Past> {
+    let name = Name::parse(container).filter(|name| name.kind == Kind::Container);
+    let name = name.ok_or_else(|| bad(format!("{container} is not a container's name")))?;
+    Past::open(folder, root.open_file(&name, OFlags::RDONLY)?, number)
+}
+
+/// Copies a past state to a new file; what is zero becomes a hole.
+pub fn export(root: &Root, container: &str, time: &str, to: &Path) -> io::Result<()> {
+    let found = find(root, container, time)?;
+    let mut past = open_past(root, container, &found.container, found.number)?;
+    let file = File::options().write(true).create_new(true).open(to)?;
+    let length = past.head.length;
+    file.set_len(length)?;
+    let mut at = 0;
+    while at < length {
+        let piece = past.read(at, PIECE)?;
+        if piece.iter().any(|b| *b != 0) {
+            file.write_all_at(&piece, at)?;
+        }
+        at += piece.len() as u64;
+    }
+    file.sync_all()
+}
+
+/// Checks that all past states can be read: heads, maps, indexes, with `read_data` every saved block.
+/// Returns what is damaged, and how many states there are.
+pub fn check(root: &Root, read_data: bool) -> io::Result<(Vec<String>, usize)> {
+    let mut damaged = Vec::new();
+    let mut states = 0;
+    for container in root.containers()? {
+        let Some(folder) = root.kept(&container)? else {
+            continue;
+        };
+        for (number, head) in past::list(&folder)? {
+            states += 1;
+            let name = head.as_ref().map_or_else(
+                || format!("generation {number}"),
+                |head: &Head| head.name.clone(),
+            );
+            let mut note = |what: &str| damaged.push(format!("{container}: {name}: {what}"));
+            if head.is_none() {
+                note("its head is damaged");
+                continue;
+            }
+            if let Err(error) = open_past(root, &container, &folder, number) {
+                note(&error.to_string());
+                continue;
+            }
+            if let Err(error) = check_entries(&folder, number, read_data) {
+                note(&format!(
+                    "{error}: this state and older ones may have blocks that can't be read"
+                ));
+            }
+            if has_mark(&folder, number, "written-past")? {
+                note(
+                    "the container was changed by something else than sprat-agent after this state",
+                );
+            }
+        }
+    }
+    Ok((damaged, states))
+}
+
+fn check_entries(folder: &OwnedFd, number: u32, read_data: bool) -> io::Result<()> {
+    let index = if generation::is_sealed(folder, number)? {
+        generation::open_index(folder, number)?
+    } else {
+        generation::Layer::open(folder, number)?.index(index::scratch(folder)?)?
+    };
+    let mut block = [0; 4096];
+    let mut open: Option<(u32, File)> = None;
+    for entry in index.iter() {
+        let entry = entry?;
+        if !read_data {
+            continue;
+        }
+        if open.as_ref().is_none_or(|(log, _)| *log != entry.log) {
+            open = Some((entry.log, generation::open_log(folder, entry.log)?));
+        }
+        if let Some((_, log)) = &open {
+            log::content(log, entry, &mut block)?;
+        }
+    }
+    if index.damaged {
+        Err(bad(format!("log {number} is damaged")))
+    } else {
+        Ok(())
+    }
+}
+
+/// What a policy means: how many states at most, and how much space in the worst case.
+pub fn policy_check(root: &Root) -> io::Result<String> {
+    let policy: &Policy = &root.policy;
+    let mut most = 0_u64;
+    for rule in &policy.keep {
+        let days = u64::try_from(rule.for_s).unwrap_or(0).div_ceil(86_400);
+        most += match rule.bucket {
+            // By tokens, by secret moments, and one a day.
+            Bucket::All => {
+                policy.burst
+                    + days * 86_400 / policy.token_every_s.max(1)
+                    + days * 86_400 / u64::try_from(policy.secret_s).unwrap_or(1).max(1)
+                    + days
+            }
+            Bucket::Day => days * 3,
+            Bucket::Week => days.div_ceil(7) * 3,
+            Bucket::Month => days.div_ceil(31) * 3,
+        };
+    }
+    let mut text = format!("at most about {most} past states of a container\n");
+    for container in root.containers()? {
+        let name = Name::parse(&container).ok_or_else(|| bad("not a container"))?;
+        let used = root.open_file(&name, OFlags::RDONLY)?.metadata()?.blocks() * 512;
+        let worst = show_bytes(used.saturating_mul(most));
+        text += &format!(
+            "{container}: {} used; if all of it is overwritten for each state: {worst}\n",
+            show_bytes(used)
+        );
+    }
+    if policy.quota.is_none() {
+        text += "no quota: a client can fill the disk but for free_min\n";
+    }
+    Ok(text)
+}

@@ -1,0 +1,209 @@
+//! The command line: parses arguments and runs one command.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use rustix::process::{Resource, Rlimit};
+
+use crate::admin;
+use crate::disk::bad;
+use crate::root::Root;
+use crate::serve::Server;
+
+const HELP: &str = "\
+sprat-agent: keeps past states of sprat containers on their server
+
+Usage: sprat-agent COMMAND --root DIR [OPTIONS]
+
+Commands:
+  adopt                      Prepare a folder; nothing in it is moved
+  serve                      Serve one connection on standard input and output (for sshd's ForceCommand)
+  status                     Show space, alarms and overdue containers; exit code 3 alarm, 4 overdue, 5 quota
+  list                       List past states
+  pin NAME TIME              Keep a past state whatever the policy says
+  unpin NAME TIME            Leave it to the policy again
+  hold NAME                  Let nothing of a container expire
+  release NAME               Let the policy decide again
+  ack NAME                   Confirm an alarm
+  expire NAME TIME --yes     Remove a past state now
+  tidy                       Remove what the policy does not keep any more (run it by cron every hour)
+  check                      Check that past states can be read
+  export NAME TIME FILE      Copy a past state to a file
+  policy check               Show what the policy means
+  clock accept               Confirm that the wall clock is right
+
+Options:
+  --root DIR      The folder of one client
+  --policy FILE   The policy; default: ROOT/.sprat-agent/policy
+  --read-only     serve: refuse every change
+  --read-data     check: read every saved block
+  --json          status: as JSON
+  --yes           expire: do it
+";
+
+/// Arguments of any command.
+#[derive(Default)]
+pub struct Arguments {
+    pub root: Option<PathBuf>,
+    pub policy: Option<PathBuf>,
+    pub read_only: bool,
+    read_data: bool,
+    json: bool,
+    yes: bool,
+    /// What is no option: the command first.
+    pub words: Vec<String>,
+}
+
+impl Arguments {
+    fn parse(given: Vec<OsString>) -> Result<Self, String> {
+        let mut arguments = Self::default();
+        let mut given = given.into_iter();
+        while let Some(word) = given.next() {
+            let mut path = |what: &str| {
+                given
+                    .next()
+                    .map(PathBuf::from)
+                    .ok_or(format!("{what} needs a value"))
+            };
+            match word.to_str() {
+                Some("--root") => arguments.root = Some(path("--root")?),
+                Some("--policy") => arguments.policy = Some(path("--policy")?),
+                Some("--read-only") => arguments.read_only = true,
+                Some("--read-data") => arguments.read_data = true,
+                Some("--json") => arguments.json = true,
+                Some("--yes") => arguments.yes = true,
+                Some(option) if option.starts_with('-') && option != "-h" && option != "--help" => {
+                    return Err(format!("unknown option {option}"));
+                }
+                Some(word) => arguments.words.push(word.to_owned()),
+                None => return Err("an argument is not UTF-8".to_owned()),
+            }
+        }
+        Ok(arguments)
+    }
+
+    fn root(&self) -> io::Result<Root> {
+        let path = self
+            .root
+            .as_deref()
+            .ok_or_else(|| bad("--root is missing"))?;
+        Root::open(path, self.policy.as_deref())
+    }
+}
+
+/// Runs a command. Exit codes: 0 done, 1 failed, 2 wrong command line.
+pub fn run(given: Vec<OsString>) -> ExitCode {
+    let arguments = match Arguments::parse(given) {
+        Ok(arguments) => arguments,
+        Err(error) => return failed(2, &error),
+    };
+    let words: Vec<&str> = arguments.words.iter().map(String::as_str).collect();
+    let known = match words.as_slice() {
+        ["help" | "--help" | "-h", ..] => return code_of(print(HELP).map(|()| 0)),
+        [] => return failed(2, HELP.trim_end()),
+        ["serve"] => serve(&arguments).map(|()| 0),
+        ["adopt"] => adopt(&arguments).map(|()| 0),
+        _ => match arguments.root() {
+            Ok(root) => match administer(&arguments, &root, &words) {
+                Some(outcome) => outcome,
+                None => {
+                    return failed(
+                        2,
+                        "unknown command, or an argument is missing; see sprat-agent --help",
+                    );
+                }
+            },
+            Err(error) => Err(error),
+        },
+    };
+    code_of(known)
+}
+
+/// Runs one of the administrator's commands. `None`: there is no such command.
+fn administer(arguments: &Arguments, root: &Root, words: &[&str]) -> Option<io::Result<u8>> {
+    let quiet = |done: io::Result<()>| done.map(|()| 0);
+    let shown = |text: io::Result<String>| text.and_then(|text| print(&text)).map(|()| 0);
+    Some(match words {
+        ["status"] => {
+            admin::status(root, arguments.json).and_then(|(text, code)| print(&text).map(|()| code))
+        }
+        ["list"] => shown(admin::list(root)),
+        ["pin", name, time] => quiet(admin::set_mark(root, name, time, "pinned", true)),
+        ["unpin", name, time] => quiet(admin::set_mark(root, name, time, "pinned", false)),
+        ["hold", name] => quiet(admin::hold(root, name, true)),
+        ["release", name] => quiet(admin::hold(root, name, false)),
+        ["ack", name] => quiet(admin::ack(root, name)),
+        ["expire", name, time] if arguments.yes => shown(admin::expire(root, name, time)),
+        ["expire", ..] => Err(bad("this removes a past state for ever; say --yes")),
+        ["tidy"] => shown(admin::tidy(root)),
+        ["check"] => admin::check(root, arguments.read_data).and_then(|(damaged, states)| {
+            let mut text: String = damaged.iter().map(|line| format!("{line}\n")).collect();
+            text += &format!("{states} past states checked, {} findings\n", damaged.len());
+            print(&text).map(|()| u8::from(!damaged.is_empty()))
+        }),
+        ["export", name, time, file] => {
+            quiet(admin::export(root, name, time, std::path::Path::new(file)))
+        }
+        ["policy", "check"] => shown(admin::policy_check(root)),
+        ["clock", "accept"] => quiet(root.clock.accept().map(drop)),
+        _ => return None,
+    })
+}
+
+fn code_of(outcome: io::Result<u8>) -> ExitCode {
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => failed(1, &error.to_string()),
+    }
+}
+
+fn failed(code: u8, message: &str) -> ExitCode {
+    let _ = writeln!(io::stderr(), "sprat-agent: {message}");
+    ExitCode::from(code)
+}
+
+/// Writes to standard output.
+pub fn print(text: &str) -> io::Result<()> {
+    io::stdout().write_all(text.as_bytes())
+}
+
+fn serve(arguments: &Arguments) -> io::Result<()> {
+    // sshd runs the forced command for every request of a client; only SFTP is served.
+    let wanted = std::env::var("SSH_ORIGINAL_COMMAND");
+    if wanted.is_ok_and(|wanted| !wanted.contains("sftp")) {
+        return Err(bad("this account serves SFTP only"));
+    }
+    confine();
+    let mut server = Server::new(arguments.root()?, arguments.read_only);
+    server.run(&mut io::stdin().lock(), &mut io::stdout().lock())
+}
+
+/// Takes away what serving does not need, in case the parser has a fault.
+fn confine() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let _ = rustix::thread::set_no_new_privs(true);
+    for (resource, limit) in [
+        (Resource::Nofile, 512),
+        (Resource::Core, 0),
+        (Resource::As, 1 << 30),
+    ] {
+        let _ = rustix::process::setrlimit(
+            resource,
+            Rlimit {
+                current: Some(limit),
+                maximum: Some(limit),
+            },
+        );
+    }
+}
+
+fn adopt(arguments: &Arguments) -> io::Result<()> {
+    let path = arguments
+        .root
+        .as_deref()
+        .ok_or_else(|| bad("--root is missing"))?;
+    let id = Root::adopt(path)?;
+    print(&format!("{} is adopted; its id is {id}\n", path.display()))
+}

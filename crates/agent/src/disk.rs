@@ -1,0 +1,307 @@
+//! Files below the root, always by a folder's descriptor and one name; and records that survive a crash.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+/// Only the account itself reads what is here.
+pub const PRIVATE: Mode = Mode::from_raw_mode(0o600);
+const PRIVATE_FOLDER: Mode = Mode::from_raw_mode(0o700);
+/// One slot of a [`Slots`] file; a write of one sector is the least that tears.
+const SLOT_BYTES: usize = 512;
+
+pub fn bad(what: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.into())
+}
+
+/// Retries what a signal interrupts.
+pub fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            other => return Ok(other?),
+        }
+    }
+}
+
+pub fn open_folder(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    retry(|| rustix::fs::open(path, flags, Mode::empty()))
+}
+
+pub fn folder_in(folder: impl AsFd, name: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    retry(|| rustix::fs::openat(&folder, name, flags, Mode::empty()))
+}
+
+/// Makes the folder if it is not there, and opens it.
+pub fn make_folder_in(folder: impl AsFd, name: &str) -> io::Result<OwnedFd> {
+    match rustix::fs::mkdirat(&folder, name, PRIVATE_FOLDER) {
+        Ok(()) => rustix::fs::fsync(&folder)?,
+        Err(Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    folder_in(folder, name)
+}
+
+/// Opens a file that is neither a symbolic link nor anything that blocks.
+pub fn open_in(folder: impl AsFd, name: &str, flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(File::from(retry(|| {
+        rustix::fs::openat(&folder, name, flags, PRIVATE)
+    })?))
+}
+
+pub fn exists_in(folder: impl AsFd, name: &str) -> io::Result<bool> {
+    match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub fn list_in(folder: impl AsFd) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(folder)? {
+        match entry?.file_name().to_str() {
+            Err(_) | Ok("." | "..") => {}
+            Ok(name) => names.push(name.to_owned()),
+        }
+    }
+    Ok(names)
+}
+
+pub fn remove_in(folder: impl AsFd, name: &str) -> io::Result<()> {
+    match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes a folder of plain files.
+pub fn remove_folder_in(folder: impl AsFd, name: &str) -> io::Result<()> {
+    let inner = match folder_in(&folder, name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for file in list_in(&inner)? {
+        remove_in(&inner, &file)?;
+    }
+    rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR)?;
+    Ok(())
+}
+
+/// Renames without replacing anything.
+pub fn rename_new(from: impl AsFd, old: &str, to: impl AsFd, new: &str) -> io::Result<()> {
+    rustix::fs::renameat_with(from, old, to, new, RenameFlags::NOREPLACE)?;
+    Ok(())
+}
+
+pub fn sync_folder(folder: impl AsFd) -> io::Result<()> {
+    retry(|| rustix::fs::fsync(&folder))
+}
+
+pub fn read_all(folder: impl AsFd, name: &str, bytes_max: u64) -> io::Result<Vec<u8>> {
+    use io::Read;
+    let mut bytes = Vec::new();
+    open_in(folder, name, OFlags::RDONLY)?
+        .take(bytes_max)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Writes a whole small file so that its name leads to all of it or to what was there before.
+pub fn replace_in(folder: impl AsFd, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let half = format!("{name}.half");
+    let file = open_in(
+        &folder,
+        &half,
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC,
+    )?;
+    file.write_all_at(bytes, 0)?;
+    file.sync_all()?;
+    rustix::fs::renameat(&folder, half.as_str(), &folder, name)?;
+    sync_folder(folder)
+}
+
+/// As many bytes as the file has there; the rest of `buf` becomes zero.
+pub fn read_padded(file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(more) => done += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    buf[done..].fill(0);
+    Ok(())
+}
+
+/// 64 random bits of the kernel.
+pub fn random_u64() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    retry(|| rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// A lock between processes, on a file of its own. The kernel releases it when the process ends,
+/// however it ends.
+#[derive(Debug)]
+pub struct Flock(File);
+
+impl Flock {
+    pub fn open(folder: impl AsFd, name: &str) -> io::Result<Self> {
+        Ok(Self(open_in(folder, name, OFlags::RDWR | OFlags::CREATE)?))
+    }
+
+    pub fn shared(&self) -> io::Result<Locked<'_>> {
+        self.lock(FlockOperation::LockShared)
+    }
+
+    pub fn exclusive(&self) -> io::Result<Locked<'_>> {
+        self.lock(FlockOperation::LockExclusive)
+    }
+
+    /// `None`: somebody has it.
+    pub fn try_exclusive(&self) -> io::Result<Option<Locked<'_>>> {
+        match self.lock(FlockOperation::NonBlockingLockExclusive) {
+            Ok(locked) => Ok(Some(locked)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn lock(&self, operation: FlockOperation) -> io::Result<Locked<'_>> {
+        retry(|| rustix::fs::flock(&self.0, operation))?;
+        Ok(Locked(&self.0))
+    }
+}
+
+/// The lock, until dropped.
+#[derive(Debug)]
+pub struct Locked<'a>(&'a File);
+
+impl Locked<'_> {
+    /// Keeps the lock until the file is closed.
+    pub fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(self.0, FlockOperation::Unlock);
+    }
+}
+
+/// A small record in two slots that are written in turn: a crash leaves the newer or the older one.
+///
+/// A slot is `u64 sequence | u32 length | text | … | u32 crc32`, little endian, 512 bytes.
+#[derive(Debug)]
+pub struct Slots {
+    file: File,
+}
+
+impl Slots {
+    pub fn open(folder: impl AsFd, name: &str) -> io::Result<Self> {
+        Ok(Self {
+            file: open_in(folder, name, OFlags::RDWR | OFlags::CREATE)?,
+        })
+    }
+
+    /// The newer whole slot: its sequence number and text. `None`: nothing was ever written.
+    pub fn read(&self) -> io::Result<Option<(u64, String)>> {
+        let mut bytes = [0; 2 * SLOT_BYTES];
+        read_padded(&self.file, &mut bytes, 0)?;
+        let found = bytes
+            .chunks_exact(SLOT_BYTES)
+            .filter_map(parse_slot)
+            .max_by_key(|(sequence, _)| *sequence);
+        if found.is_none() && bytes.iter().any(|b| *b != 0) {
+            return Err(bad("both slots of a record are damaged"));
+        }
+        Ok(found)
+    }
+
+    /// Durable when it returns. The caller holds the lock that the record belongs to.
+    pub fn write(&self, text: &str) -> io::Result<()> {
+        let sequence = match self.read() {
+            Ok(found) => found.map_or(0, |(sequence, _)| sequence) + 1,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => 1,
+            Err(error) => return Err(error),
+        };
+        let mut slot = [0; SLOT_BYTES];
+        slot[..8].copy_from_slice(&sequence.to_le_bytes());
+        let len = u32::try_from(text.len()).map_err(|_| bad("record too long"))?;
+        slot[8..12].copy_from_slice(&len.to_le_bytes());
+        let room = slot
+            .get_mut(12..12 + text.len())
+            .filter(|_| text.len() <= SLOT_BYTES - 16);
+        room.ok_or_else(|| bad("record too long"))?
+            .copy_from_slice(text.as_bytes());
+        let crc = crc32fast::hash(&slot[..SLOT_BYTES - 4]);
+        slot[SLOT_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+        self.file
+            .write_all_at(&slot, (sequence % 2) * SLOT_BYTES as u64)?;
+        self.file.sync_data()
+    }
+}
+
+fn parse_slot(slot: &[u8]) -> Option<(u64, String)> {
+    let (rest, crc) = slot.split_last_chunk::<4>()?;
+    let (sequence, rest_after) = rest.split_first_chunk::<8>()?;
+    let (len, text) = rest_after.split_first_chunk::<4>()?;
+    if crc32fast::hash(rest) != u32::from_le_bytes(*crc) || u64::from_le_bytes(*sequence) == 0 {
+        return None;
+    }
+    let text = text.get(..usize::try_from(u32::from_le_bytes(*len)).ok()?)?;
+    Some((
+        u64::from_le_bytes(*sequence),
+        String::from_utf8(text.to_vec()).ok()?,
+    ))
+}
+
+/// The value of `key` in lines of `key value`.
+pub fn field<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
+}
+
+/// The same as a number.
+pub fn number<T: std::str::FromStr>(text: &str, key: &str) -> Option<T> {
+    field(text, key)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torn_slot_leaves_the_older_record() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = open_folder(folder.path()).unwrap();
+        let slots = Slots::open(&at, "state").unwrap();
+        assert_eq!(slots.read().unwrap(), None);
+        for text in ["one", "two", "three"] {
+            slots.write(text).unwrap();
+            assert_eq!(slots.read().unwrap().unwrap().1, text);
+        }
+        // "three" has sequence number 3 and lies in the second slot.
+        let file = File::options()
+            .write(true)
+            .open(folder.path().join("state"))
+            .unwrap();
+        file.write_all_at(b"x", SLOT_BYTES as u64 + 40).unwrap();
+        assert_eq!(slots.read().unwrap().unwrap().1, "two");
+        file.write_all_at(b"x", 40).unwrap();
+        assert!(slots.read().is_err());
+        slots.write(&"x".repeat(SLOT_BYTES)).unwrap_err();
+    }
+}

@@ -1,0 +1,454 @@
+//! One generation on the disk: the folder `g.N` of a container, and its log.
+//!
+//! | file | is |
+//! | --- | --- |
+//! | `g.N/head` | lines of text: length, times, why it was begun |
+//! | `g.N/map` | the blocks that had data; all others were holes |
+//! | `g.N/bits` | a bit a block: its old content is saved. In the page cache only, never synced |
+//! | `g.N/tail` | boot id and the log's durable length, for all processes of this boot; never synced |
+//! | `g.N/index` | after sealing: the entries, sorted |
+//! | `logs/N` | the blocks' old contents |
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use rustix::fs::OFlags;
+
+use crate::disk::{
+    self, bad, field, folder_in, list_in, number, open_in, read_padded, sync_folder,
+};
+use crate::index::{Index, Writer};
+use crate::log::{self, Entry, LogId};
+use crate::ranges::{self, BLOCK, Blocks};
+
+const TAIL_BYTES: usize = 32;
+/// A tail that is being written is read again.
+const TAIL_ATTEMPTS: u32 = 1000;
+const MAP_BYTES_MAX: u64 = 64 << 20;
+
+/// What the file `head` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// The log's random number.
+    pub secret: u64,
+    /// The container's length then.
+    pub length: u64,
+    /// When the state came about: the time of its last write, by the server's clock.
+    pub state_s: i64,
+    pub state_ns: i64,
+    /// When the generation was begun: the first write after that.
+    pub begun_s: i64,
+    /// Begin by the counted clock.
+    pub counted_s: i64,
+    /// The state's place in the calendar of buckets.
+    pub bucket_s: i64,
+    /// How long the state stood, from its last write to the next one.
+    pub stood_s: i64,
+    /// `first`, `session`, `secret`, `day`, `size`, `restart` or `written-past`.
+    pub reason: String,
+    /// The name of the past state, as the client sees it.
+    pub name: String,
+}
+
+impl Head {
+    pub fn to_text(&self) -> String {
+        let text = format!(
+            "secret {:016x}\nlength {}\nstate {}\nstate-ns {}\nbegun {}\ncounted {}\nbucket {}\nstood {}\n\
+             reason {}\nname {}\nversion {}\n",
+            self.secret,
+            self.length,
+            self.state_s,
+            self.state_ns,
+            self.begun_s,
+            self.counted_s,
+            self.bucket_s,
+            self.stood_s,
+            self.reason,
+            self.name,
+            env!("CARGO_PKG_VERSION"),
+        );
+        format!("{text}crc {:08x}\n", crc32fast::hash(text.as_bytes()))
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        let (rest, crc) = text.strip_suffix('\n')?.rsplit_once("crc ")?;
+        (crc == format!("{:08x}", crc32fast::hash(rest.as_bytes()))).then_some(())?;
+        let name = field(text, "name")?;
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-.".contains(&b);
+        if name.is_empty() || !name.bytes().all(plain) {
+            return None;
+        }
+        Some(Self {
+            secret: u64::from_str_radix(field(text, "secret")?, 16).ok()?,
+            length: number(text, "length")?,
+            state_s: number(text, "state")?,
+            state_ns: number(text, "state-ns")?,
+            begun_s: number(text, "begun")?,
+            counted_s: number(text, "counted")?,
+            bucket_s: number(text, "bucket")?,
+            stood_s: number(text, "stood")?,
+            reason: field(text, "reason")?.to_owned(),
+            name: name.to_owned(),
+        })
+    }
+}
+
+/// The numbers of the generations in a container's folder, ascending.
+pub fn numbers(container: impl AsFd) -> io::Result<Vec<u32>> {
+    let names = list_in(container)?;
+    let mut found: Vec<u32> = names
+        .iter()
+        .filter_map(|name| name.strip_prefix("g.")?.parse().ok())
+        .collect();
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// A generation's folder.
+pub fn folder(container: impl AsFd, number: u32) -> io::Result<OwnedFd> {
+    folder_in(container, &format!("g.{number}"))
+}
+
+pub fn read_head(folder: impl AsFd) -> io::Result<Head> {
+    let bytes = disk::read_all(folder, "head", 4096)?;
+    Head::parse(&String::from_utf8_lossy(&bytes))
+        .ok_or_else(|| bad("a generation's head is damaged"))
+}
+
+pub fn read_map(folder: impl AsFd) -> io::Result<Blocks> {
+    ranges::from_bytes(&disk::read_all(folder, "map", MAP_BYTES_MAX)?)
+}
+
+/// Opens the log of any generation.
+pub fn open_log(container: impl AsFd, number: u32) -> io::Result<File> {
+    open_in(
+        folder_in(container, "logs")?,
+        &number.to_string(),
+        OFlags::RDWR,
+    )
+}
+
+/// Makes the generation `number` of the state that the container has now. It is whole or not there.
+pub fn make(
+    container: &OwnedFd,
+    number: u32,
+    head: &Head,
+    map: &Blocks,
+    boot: &str,
+) -> io::Result<()> {
+    disk::remove_folder_in(container, "new")?;
+    let new = disk::make_folder_in(container, "new")?;
+    let write = |name: &str, bytes: &[u8]| {
+        let file = open_in(&new, name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
+        file.write_all_at(bytes, 0)?;
+        file.sync_all()
+    };
+    write("head", head.to_text().as_bytes())?;
+    write("map", &ranges::to_bytes(map))?;
+    write("tail", &tail_bytes(boot, 0))?;
+    let bits = open_in(&new, "bits", OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
+    bits.set_len(head.length.div_ceil(BLOCK).div_ceil(8))?;
+    let logs = disk::make_folder_in(container, "logs")?;
+    let log = open_in(
+        &logs,
+        &number.to_string(),
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC,
+    )?;
+    log.sync_all()?;
+    sync_folder(&logs)?;
+    sync_folder(&new)?;
+    disk::rename_new(container, "new", container, &format!("g.{number}"))?;
+    sync_folder(container)
+}
+
+fn tail_bytes(boot: &str, tail: u64) -> [u8; TAIL_BYTES] {
+    let mut bytes = [0; TAIL_BYTES];
+    let id = u128::from_str_radix(boot, 16).unwrap_or(0);
+    bytes[..16].copy_from_slice(&id.to_le_bytes());
+    bytes[16..24].copy_from_slice(&tail.to_le_bytes());
+    bytes[24..].copy_from_slice(&(!tail).to_le_bytes());
+    bytes
+}
+
+/// The newest generation, to which old contents are saved.
+#[derive(Debug)]
+pub struct Newest {
+    pub number: u32,
+    pub head: Head,
+    pub map: Blocks,
+    log: File,
+    bits: File,
+    tail: File,
+    boot: String,
+}
+
+impl Newest {
+    /// `map` and `head` must be readable: else the generation takes nothing any more.
+    pub fn open(container: &OwnedFd, number: u32, boot: &str) -> io::Result<Self> {
+        let folder = folder(container, number)?;
+        Ok(Self {
+            number,
+            head: read_head(&folder)?,
+            map: read_map(&folder)?,
+            log: open_log(container, number)?,
+            bits: open_in(&folder, "bits", OFlags::RDWR)?,
+            tail: open_in(&folder, "tail", OFlags::RDWR)?,
+            boot: boot.to_owned(),
+        })
+    }
+
+    fn id(&self) -> LogId {
+        LogId {
+            number: self.number,
+            secret: self.head.secret,
+        }
+    }
+
+    /// The log's durable length. `None`: bits and tail are of another boot, or a sync failed; nothing
+    /// may be saved here any more.
+    pub fn tail(&self) -> io::Result<Option<u64>> {
+        for _ in 0..TAIL_ATTEMPTS {
+            let mut bytes = [0; TAIL_BYTES];
+            read_padded(&self.tail, &mut bytes, 0)?;
+            let tail = u64::from_le_bytes(bytes[16..24].try_into().unwrap_or_default());
+            if bytes == tail_bytes(&self.boot, tail) {
+                return Ok(Some(tail));
+            }
+            let whole = u64::from_le_bytes(bytes[24..].try_into().unwrap_or_default()) == !tail;
+            if whole {
+                return Ok(None);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The blocks of `wanted` that had data when the generation began and are not saved yet.
+    pub fn unsaved(&self, wanted: &[Range<u64>]) -> io::Result<Blocks> {
+        unsaved_in(&self.bits, &ranges::both(&self.map, wanted))
+    }
+
+    /// The blocks of the map that are not in `data` any more though nobody saved them. They stay in the
+    /// next map: a block leaves the maps only when its old content is saved.
+    pub fn still_mapped(&self, data: &[Range<u64>]) -> io::Result<Blocks> {
+        let gone = ranges::without(&self.map, data);
+        if self.tail()?.is_none() {
+            return Ok(gone);
+        }
+        unsaved_in(&self.bits, &gone)
+    }
+
+    /// Saves the content of `blocks` of the container. Durable when it returns. Only under the lock
+    /// `save`, and only for blocks that [`Newest::unsaved`] found under it.
+    pub fn save(&self, container: &File, blocks: &[Range<u64>]) -> io::Result<()> {
+        let Some(mut tail) = self.tail()? else {
+            return Err(bad("this generation takes nothing any more"));
+        };
+        let begun_at = tail;
+        let mut pending = blocks.iter().cloned().flatten();
+        loop {
+            let numbers: Vec<u64> = pending.by_ref().take(log::ENTRIES_MAX).collect();
+            if numbers.is_empty() {
+                break;
+            }
+            let mut contents = vec![0; numbers.len() * 4096];
+            for (number, content) in numbers.iter().zip(contents.chunks_exact_mut(4096)) {
+                read_padded(container, content, number * BLOCK)?;
+            }
+            let list: Vec<(u64, &[u8])> = numbers
+                .into_iter()
+                .zip(contents.chunks_exact(4096))
+                .collect();
+            let record = log::record(self.id(), tail, &list);
+            if let Err(error) = self.log.write_all_at(&record, tail) {
+                self.log.set_len(begun_at)?;
+                return Err(error);
+            }
+            tail += record.len() as u64;
+        }
+        self.commit(begun_at, tail)?;
+        for range in blocks {
+            self.set_bits(range)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the log up to `tail` durable. After a failure nothing is ever saved here again: the kernel
+    /// reports a failed write once, and a second sync would succeed without the data.
+    fn commit(&self, begun_at: u64, tail: u64) -> io::Result<()> {
+        if let Err(error) = self.log.sync_data() {
+            self.tail.write_all_at(&tail_bytes("0", begun_at), 0)?;
+            return Err(error);
+        }
+        self.tail.write_all_at(&tail_bytes(&self.boot, tail), 0)
+    }
+
+    /// Takes over what a killed process left behind the tail: whole records count, a torn end is cut off.
+    /// Only under the lock `save`.
+    pub fn take_over(&self) -> io::Result<()> {
+        let Some(tail) = self.tail()? else {
+            return Ok(());
+        };
+        let len = self.log.metadata()?.size();
+        if len <= tail {
+            return Ok(());
+        }
+        let mut blocks = Vec::new();
+        let read = log::read(&self.log, self.id(), tail, tail, &mut |entry| {
+            blocks.push(entry.block);
+        })?;
+        if read.end < len {
+            self.log.set_len(read.end)?;
+        }
+        self.commit(tail, read.end)?;
+        for block in blocks {
+            self.set_bits(&(block..block + 1))?;
+        }
+        Ok(())
+    }
+
+    fn set_bits(&self, range: &Range<u64>) -> io::Result<()> {
+        let first = range.start / 8;
+        let mut bytes = vec![
+            0;
+            usize::try_from(range.end.div_ceil(8) - first)
+                .map_err(|_| bad("range too long"))?
+        ];
+        read_padded(&self.bits, &mut bytes, first)?;
+        for block in range.clone() {
+            if let Some(byte) = usize::try_from(block / 8 - first)
+                .ok()
+                .and_then(|at| bytes.get_mut(at))
+            {
+                *byte |= 1 << (block % 8);
+            }
+        }
+        self.bits.write_all_at(&bytes, first)
+    }
+}
+
+fn unsaved_in(bits: &File, wanted: &[Range<u64>]) -> io::Result<Blocks> {
+    let mut found: Blocks = Vec::new();
+    let mut bytes = [0; 4096];
+    for range in wanted {
+        let mut at = range.start;
+        while at < range.end {
+            let first = at / 8;
+            let until = range.end.min((first + bytes.len() as u64) * 8);
+            let len = usize::try_from(until.div_ceil(8) - first).unwrap_or(bytes.len());
+            read_padded(bits, &mut bytes[..len], first)?;
+            for block in at..until {
+                let byte = bytes[usize::try_from(block / 8 - first).unwrap_or(0)];
+                if byte >> (block % 8) & 1 == 0 {
+                    match found.last_mut() {
+                        Some(last) if last.end == block => last.end = block + 1,
+                        _ => found.push(block..block + 1),
+                    }
+                }
+            }
+            at = until;
+        }
+    }
+    Ok(found)
+}
+
+/// The entries of a log that are known so far: the first of a block counts.
+#[derive(Debug)]
+pub struct Layer {
+    pub number: u32,
+    log: File,
+    secret: u64,
+    tail: File,
+    read_to: u64,
+    entries: std::collections::HashMap<u64, Entry>,
+    pub damaged: bool,
+}
+
+impl Layer {
+    pub fn open(container: &OwnedFd, number: u32) -> io::Result<Self> {
+        let folder = folder(container, number)?;
+        let head = read_head(&folder)?;
+        let mut layer = Self {
+            number,
+            log: open_log(container, number)?,
+            secret: head.secret,
+            tail: open_in(&folder, "tail", OFlags::RDWR)?,
+            read_to: 0,
+            entries: std::collections::HashMap::new(),
+            damaged: false,
+        };
+        layer.refresh()?;
+        Ok(layer)
+    }
+
+    /// Reads what was appended since. Returns whether there was anything.
+    pub fn refresh(&mut self) -> io::Result<bool> {
+        let mut bytes = [0; TAIL_BYTES];
+        read_padded(&self.tail, &mut bytes, 0)?;
+        let number =
+            |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default());
+        // Another boot's tail is the length of then at most, so all below it was durable all the same.
+        let tail = if number(24) == !number(16) {
+            number(16)
+        } else {
+            0
+        };
+        if self.log.metadata()?.size().max(tail) <= self.read_to {
+            return Ok(false);
+        }
+        let entries = &mut self.entries;
+        let mut sink = |entry: Entry| {
+            entries.entry(entry.block).or_insert(entry);
+        };
+        let id = LogId {
+            number: self.number,
+            secret: self.secret,
+        };
+        let read = log::read(&self.log, id, self.read_to, tail, &mut sink)?;
+        let grown = read.end > self.read_to;
+        self.read_to = read.end.max(tail);
+        self.damaged |= read.damaged;
+        Ok(grown || read.damaged)
+    }
+
+    pub fn find(&self, block: u64) -> Option<Entry> {
+        self.entries.get(&block).copied()
+    }
+
+    /// The sorted entries as an index in `file`.
+    pub fn index(&self, file: File) -> io::Result<Index> {
+        let mut sorted: Vec<Entry> = self.entries.values().copied().collect();
+        sorted.sort_unstable_by_key(|entry| entry.block);
+        let mut writer = Writer::new(file);
+        for entry in sorted {
+            writer.push(entry)?;
+        }
+        writer.finish(self.damaged)
+    }
+}
+
+/// Writes the index of a generation that takes nothing any more. Durable when it returns.
+pub fn seal(container: &OwnedFd, number: u32) -> io::Result<()> {
+    let layer = Layer::open(container, number)?;
+    let folder = folder(container, number)?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC;
+    layer.index(open_in(&folder, "index.tmp", flags)?)?.sync()?;
+    rustix::fs::renameat(&folder, "index.tmp", &folder, "index")?;
+    sync_folder(&folder)
+}
+
+/// The index of a sealed generation.
+pub fn open_index(container: &OwnedFd, number: u32) -> io::Result<Index> {
+    Index::open(open_in(
+        folder(container, number)?,
+        "index",
+        OFlags::RDONLY,
+    )?)
+}
+
+/// Whether a generation is sealed.
+pub fn is_sealed(container: &OwnedFd, number: u32) -> io::Result<bool> {
+    disk::exists_in(folder(container, number)?, "index")
+}

@@ -1,0 +1,543 @@
+//! Keeps past states of one container: saves what a write would destroy, and begins generations.
+//!
+//! Processes of one account serve the connections of a session independently. They share two locks:
+//! `gate` is shared for one batch of writes and exclusive to begin a generation. `save` is exclusive
+//! while old contents are saved. The kernel releases both when a process ends, however it ends.
+//!
+//! Always true: the old content of a block is durable in the log before the block can be overwritten.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::rc::Rc;
+use std::sync::atomic::{Ordering, fence};
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use crate::clock::{Clock, Now};
+use crate::disk::{self, Flock, Slots, bad, number};
+use crate::generation::{self, Head, Newest};
+use crate::journal::Journal;
+use crate::policy::Policy;
+use crate::ranges::{self, BLOCK, Blocks};
+use crate::space::Space;
+use crate::time_text;
+
+/// A longer log takes too much memory and time to read: the next generation begins.
+const LOG_BYTES_MAX: u64 = 1 << 30;
+/// A session that lasts longer than this gets a further generation.
+const SESSION_GENERATION_S: i64 = 86_400;
+
+/// What the file `state` says; written only under `gate`, exclusive.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    /// The session that may write. Processes of an earlier one are refused.
+    pub session: u64,
+    /// A session writes, or ended without an orderly end.
+    pub writing: bool,
+    /// The container at the last orderly end: inode, length, times of data and of inode.
+    pub file: Option<FileId>,
+    /// Generations that sessions may begin, in thousandths, and when they were counted.
+    pub tokens_milli: u64,
+    pub tokens_at_s: i64,
+    /// When the next secret moment is, by the counted clock.
+    pub secret_due_s: i64,
+    /// When the newest generation was begun, by the counted clock.
+    pub begun_s: i64,
+}
+
+/// What shows that a file is the same and unchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId {
+    pub inode: u64,
+    pub len: u64,
+    pub modified: (i64, i64),
+}
+
+impl FileId {
+    fn of(file: &File) -> io::Result<Self> {
+        let found = file.metadata()?;
+        let modified = (found.mtime(), found.mtime_nsec());
+        Ok(Self {
+            inode: found.ino(),
+            len: found.size(),
+            modified,
+        })
+    }
+}
+
+impl State {
+    fn to_text(&self) -> String {
+        let mut text = format!(
+            "session {}\nwriting {}\ntokens {}\ntokens-at {}\nsecret-due {}\nbegun {}\n",
+            self.session,
+            self.writing,
+            self.tokens_milli,
+            self.tokens_at_s,
+            self.secret_due_s,
+            self.begun_s
+        );
+        if let Some(file) = self.file {
+            let (s, ns) = file.modified;
+            text += &format!(
+                "inode {}\nlen {}\nmodified {s}\nmodified-ns {ns}\n",
+                file.inode, file.len
+            );
+        }
+        text
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let file = || {
+            let modified = (number(text, "modified")?, number(text, "modified-ns")?);
+            Some(FileId {
+                inode: number(text, "inode")?,
+                len: number(text, "len")?,
+                modified,
+            })
+        };
+        Some(Self {
+            session: number(text, "session")?,
+            writing: number(text, "writing")?,
+            file: file(),
+            tokens_milli: number(text, "tokens")?,
+            tokens_at_s: number(text, "tokens-at")?,
+            secret_due_s: number(text, "secret-due")?,
+            begun_s: number(text, "begun")?,
+        })
+    }
+}
+
+/// The locks of a container. `writers` is shared by every process that writes.
+#[derive(Debug)]
+pub struct Locks {
+    pub gate: Flock,
+    save: Flock,
+    writers: Flock,
+    /// Exclusive while generations are sealed, merged or removed.
+    pub tidy: Flock,
+}
+
+impl Locks {
+    pub fn open(folder: &OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            gate: Flock::open(folder, "gate")?,
+            save: Flock::open(folder, "save")?,
+            writers: Flock::open(folder, "writers")?,
+            tidy: Flock::open(folder, "tidy")?,
+        })
+    }
+}
+
+/// The state's record of a container.
+pub fn read_state(slots: &Slots) -> io::Result<State> {
+    match slots.read()? {
+        Some((_, text)) => State::parse(&text).ok_or_else(|| bad("the state is damaged")),
+        None => Ok(State::default()),
+    }
+}
+
+/// One process's part in keeping a container's past states.
+#[derive(Debug)]
+pub struct Keeper {
+    folder: OwnedFd,
+    locks: Rc<Locks>,
+    slots: Slots,
+    clock: Rc<Clock>,
+    policy: Rc<Policy>,
+    space: Rc<Space>,
+    journal: Journal,
+    /// The session that this process belongs to; `None` before its first write.
+    session: Option<u64>,
+    open: Option<Newest>,
+    /// A session was begun by this process, and no generation for it yet.
+    is_new_session: bool,
+    written_past: bool,
+    /// Counted seconds minus seconds since the boot, when the clock was last read.
+    counted_ahead_s: i64,
+}
+
+impl Keeper {
+    /// `agent` is the folder `.sprat-agent`, `container` a container's name.
+    pub fn open(
+        agent: &OwnedFd,
+        container: &str,
+        clock: &Rc<Clock>,
+        policy: &Rc<Policy>,
+        space: &Rc<Space>,
+    ) -> io::Result<Self> {
+        let folder = disk::make_folder_in(agent, container)?;
+        Ok(Self {
+            locks: Rc::new(Locks::open(&folder)?),
+            slots: Slots::open(&folder, "state")?,
+            journal: Journal::open(&folder)?,
+            folder,
+            clock: Rc::clone(clock),
+            policy: Rc::clone(policy),
+            space: Rc::clone(space),
+            session: None,
+            open: None,
+            is_new_session: false,
+            written_past: false,
+            counted_ahead_s: 0,
+        })
+    }
+
+    /// Writes to the container. On an error not a byte of it is changed, unless the disk fails.
+    pub fn write(&mut self, file: &File, writes: &[(u64, &[u8])]) -> io::Result<()> {
+        let touched = writes
+            .iter()
+            .map(|(offset, data)| ranges::touched(*offset, data.len() as u64));
+        let touched = ranges::normal(touched.collect());
+        if touched.is_empty() {
+            return Ok(());
+        }
+        let locks = Rc::clone(&self.locks);
+        for _ in 0..8 {
+            let gate = locks.gate.shared()?;
+            if self.is_ready()? {
+                self.save(file, &touched)?;
+                // No reader may see the new content and not yet the saved one.
+                fence(Ordering::SeqCst);
+                for (offset, data) in writes {
+                    file.write_all_at(data, *offset)?;
+                }
+                self.journal
+                    .count(writes.iter().map(|(_, data)| data.len() as u64).sum());
+                return Ok(());
+            }
+            drop(gate);
+            let gate = locks.gate.exclusive()?;
+            let begun = self.prepare(file)?;
+            drop(gate);
+            if begun {
+                seal_all(&self.folder, &locks)?;
+            }
+        }
+        Err(bad("generations begin faster than anything is written"))
+    }
+
+    /// Makes the container longer. The new part is a hole: nothing is lost.
+    pub fn grow(&mut self, file: &File, len: u64) -> io::Result<()> {
+        let locks = Rc::clone(&self.locks);
+        let _gate = locks.gate.exclusive()?;
+        self.prepare(file)?;
+        if file.metadata()?.size() > len {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        file.set_len(len)
+    }
+
+    /// This process writes no more. The last one records how it leaves the container.
+    pub fn end(&mut self, file: &File) -> io::Result<()> {
+        let Some(session) = self.session.take() else {
+            return Ok(());
+        };
+        let locks = Rc::clone(&self.locks);
+        let _gate = locks.gate.exclusive()?;
+        self.journal.flush(session)?;
+        let mut state = read_state(&self.slots)?;
+        // Both operations replace the shared lock that this process has.
+        let Some(_alone) = locks.writers.try_exclusive()? else {
+            return Ok(());
+        };
+        if state.session == session {
+            file.sync_all()?;
+            state.file = Some(FileId::of(file)?);
+            state.writing = false;
+            self.slots.write(&state.to_text())?;
+        }
+        Ok(())
+    }
+
+    /// Whether this process may write now. Only under `gate`.
+    fn is_ready(&mut self) -> io::Result<bool> {
+        let Some(session) = self.session else {
+            return Ok(false);
+        };
+        let state = read_state(&self.slots)?;
+        if state.session != session {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let Some(open) = &self.open else {
+            return Ok(false);
+        };
+        let newer = format!("g.{}", open.number + 1);
+        if disk::exists_in(&self.folder, &newer)? {
+            return Ok(false);
+        }
+        let counted_s = crate::clock::reading("").up_s + self.counted_ahead_s;
+        let due =
+            counted_s >= state.secret_due_s || counted_s - state.begun_s >= SESSION_GENERATION_S;
+        Ok(!due && open.tail()?.is_some_and(|tail| tail < LOG_BYTES_MAX))
+    }
+
+    /// Saves the old content of `touched`, as far as it isn't saved.
+    fn save(&self, file: &File, touched: &Blocks) -> io::Result<()> {
+        let Some(open) = &self.open else {
+            return Err(bad("no generation is open"));
+        };
+        let new = ranges::count(&ranges::without(touched, &open.map)) * BLOCK;
+        if new > 0 {
+            self.space.check(new, 0)?;
+        }
+        if open.unsaved(touched)?.is_empty() {
+            return Ok(());
+        }
+        let _save = self.locks.save.exclusive()?;
+        open.take_over()?;
+        // Once more: another process may have saved and overwritten it meanwhile.
+        let unsaved = open.unsaved(touched)?;
+        self.space.check(0, ranges::count(&unsaved) * BLOCK)?;
+        open.save(file, &unsaved)
+    }
+
+    /// Joins or begins a session, loads the newest generation and begins one if that is due. Only under
+    /// `gate`, exclusive. Returns whether a generation was begun.
+    fn prepare(&mut self, file: &File) -> io::Result<bool> {
+        let mut state = read_state(&self.slots)?;
+        let old = state.clone();
+        let now = self.clock.now()?;
+        self.counted_ahead_s = now.counted_s - crate::clock::reading("").up_s;
+        let newest = generation::numbers(&self.folder)?.last().copied();
+        if self.open.as_ref().map(|open| open.number) != newest {
+            self.open = None;
+        }
+        let mut broken = None;
+        if let (None, Some(newest)) = (&self.open, newest) {
+            match Newest::open(&self.folder, newest, self.clock.boot()) {
+                Ok(open) => self.open = Some(open),
+                Err(error)
+                    if [io::ErrorKind::InvalidData, io::ErrorKind::NotFound]
+                        .contains(&error.kind()) =>
+                {
+                    broken = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match self.session {
+            None => self.join(&mut state, file)?,
+            Some(session) if session != state.session => {
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
+            Some(_) => {}
+        }
+        self.refill(&mut state, now);
+        let unchanged = match &self.open {
+            Some(open) => {
+                let id = FileId::of(file)?;
+                open.tail()? == Some(0)
+                    && (open.head.length, (open.head.state_s, open.head.state_ns))
+                        == (id.len, id.modified)
+            }
+            None => false,
+        };
+        let usable = match &self.open {
+            Some(open) => open.tail()?,
+            None => None,
+        };
+        let reason = match (newest, usable) {
+            (None, _) => "first",
+            _ if self.written_past => "written-past",
+            (_, None) => "restart",
+            (_, Some(tail)) if tail >= LOG_BYTES_MAX => "size",
+            _ if now.counted_s >= state.secret_due_s => "secret",
+            _ if now.counted_s - state.begun_s >= SESSION_GENERATION_S => "day",
+            _ if self.is_new_session && state.tokens_milli >= 1000 => "session",
+            _ => "",
+        };
+        let may_be_spared = ["secret", "day", "session"].contains(&reason);
+        let begins = !reason.is_empty() && (!unchanged || !may_be_spared);
+        if begins {
+            let number = newest.map_or(1, |newest| newest + 1);
+            self.begin(file, number, reason, now, broken.is_some())?;
+            state.begun_s = now.counted_s;
+            if reason == "session" {
+                state.tokens_milli -= 1000;
+            }
+        } else if reason == "day" {
+            state.begun_s = now.counted_s;
+        }
+        if reason == "secret" || newest.is_none() {
+            state.secret_due_s = now.counted_s + self.policy.secret_delay_s()?;
+        }
+        if state != old {
+            self.slots.write(&state.to_text())?;
+        }
+        (self.is_new_session, self.written_past) = (false, false);
+        Ok(begins)
+    }
+
+    /// Makes this process one of those that write, and begins a session if there is none. Finds out whether
+    /// the container was changed by something else since the last session.
+    fn join(&mut self, state: &mut State, file: &File) -> io::Result<()> {
+        let alone = self.locks.writers.try_exclusive()?;
+        let is_new = alone.is_some();
+        // The shared lock replaces the exclusive one; `gate` keeps others from coming between.
+        if let Some(alone) = alone {
+            alone.keep();
+        }
+        self.locks.writers.shared()?.keep();
+        if is_new {
+            state.session += 1;
+            if state.writing {
+                self.journal.note(
+                    state.session,
+                    "the session before ended without an orderly end",
+                )?;
+            } else if let Some(before) = state
+                .file
+                .filter(|before| FileId::of(file).ok() != Some(*before))
+            {
+                let what = format!(
+                    "the container was changed by something else than sprat-agent: was {before:?}"
+                );
+                self.journal.note(state.session, &what)?;
+                if let Some(newest) = generation::numbers(&self.folder)?.last() {
+                    mark(&self.folder, *newest, "written-past", "")?;
+                }
+                self.written_past = true;
+            }
+            state.writing = true;
+            self.slots.write(&state.to_text())?;
+            self.is_new_session = true;
+        }
+        self.session = Some(state.session);
+        Ok(())
+    }
+
+    fn refill(&self, state: &mut State, now: Now) {
+        let most = self.policy.burst * 1000;
+        if state.tokens_at_s == 0 && state.tokens_milli == 0 {
+            state.tokens_milli = most;
+            state.tokens_at_s = now.counted_s.max(1);
+        }
+        let passed = u64::try_from(now.counted_s - state.tokens_at_s).unwrap_or(0);
+        let gained = passed * 1000 / self.policy.token_every_s.max(1);
+        if gained > 0 {
+            state.tokens_milli = (state.tokens_milli + gained).min(most);
+            state.tokens_at_s = now.counted_s;
+        }
+    }
+
+    /// Begins the generation of the state that the container has now.
+    fn begin(
+        &mut self,
+        file: &File,
+        number: u32,
+        reason: &str,
+        now: Now,
+        lost_map: bool,
+    ) -> io::Result<()> {
+        file.sync_all()?;
+        let id = FileId::of(file)?;
+        let everything = 0..id.len.div_ceil(BLOCK);
+        let mut map = data_blocks(file, id.len)?;
+        match &self.open {
+            Some(open) => {
+                let still = open.still_mapped(&map)?;
+                map.extend(still);
+                map = ranges::both(&ranges::normal(map), std::slice::from_ref(&everything));
+            }
+            None if lost_map => map = Blocks::from([everything.clone()]),
+            None => {}
+        }
+        if map.len() > ranges::RANGES_MAX {
+            map = Blocks::from([everything]);
+        }
+        let ago = (now.wall_s - id.modified.0).max(0);
+        let since_last = self
+            .open
+            .as_ref()
+            .map_or(ago, |open| (now.counted_s - open.head.counted_s).max(0));
+        let head = Head {
+            secret: disk::random_u64()?,
+            length: id.len,
+            state_s: id.modified.0,
+            state_ns: id.modified.1,
+            begun_s: now.wall_s,
+            counted_s: now.counted_s,
+            bucket_s: now.bucket_s - ago.min(since_last),
+            stood_s: ago.min(since_last),
+            reason: reason.to_owned(),
+            name: free_name(&self.folder, id.modified.0)?,
+        };
+        generation::make(&self.folder, number, &head, &map, self.clock.boot())?;
+        self.open = Some(Newest::open(&self.folder, number, self.clock.boot())?);
+        Ok(())
+    }
+}
+
+/// Puts a mark on a generation, with a note.
+pub fn mark(container: &OwnedFd, number: u32, what: &str, note: &str) -> io::Result<()> {
+    disk::replace_in(
+        generation::folder(container, number)?,
+        what,
+        note.as_bytes(),
+    )
+}
+
+/// Seals all generations but the newest, if nobody else does so.
+pub fn seal_all(container: &OwnedFd, locks: &Locks) -> io::Result<()> {
+    let Some(_tidy) = locks.tidy.try_exclusive()? else {
+        return Ok(());
+    };
+    seal_all_locked(container)
+}
+
+/// The same for a caller that has the lock `tidy`.
+pub fn seal_all_locked(container: &OwnedFd) -> io::Result<()> {
+    let mut numbers = generation::numbers(container)?;
+    numbers.pop();
+    for number in numbers {
+        if !generation::is_sealed(container, number)? {
+            generation::seal(container, number)?;
+        }
+    }
+    Ok(())
+}
+
+/// A name for a state of that time that no generation has.
+fn free_name(container: &OwnedFd, state_s: i64) -> io::Result<String> {
+    let taken: Vec<String> = generation::numbers(container)?
+        .into_iter()
+        .filter_map(|number| {
+            Some(
+                generation::read_head(generation::folder(container, number).ok()?)
+                    .ok()?
+                    .name,
+            )
+        })
+        .collect();
+    let plain = time_text::name(state_s);
+    let mut name = format!("{plain}.luks");
+    let mut count = 2;
+    while taken.contains(&name) {
+        name = format!("{plain}-{count}.luks");
+        count += 1;
+    }
+    Ok(name)
+}
+
+/// The blocks that the file system does not know to be holes.
+fn data_blocks(file: &File, len: u64) -> io::Result<Blocks> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < len && found.len() <= ranges::RANGES_MAX * 2 {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        at = rustix::fs::seek(file, SeekFrom::Hole(start))?;
+        found.push(start / BLOCK..at.div_ceil(BLOCK));
+    }
+    if at < len && found.len() > ranges::RANGES_MAX * 2 {
+        found.clear();
+        found.push(0..len.div_ceil(BLOCK));
+    }
+    Ok(ranges::normal(found))
+}

@@ -1,0 +1,238 @@
+//! Reads a past state of a container: its generation, the later ones, then the container itself.
+//!
+//! A block's old content lies in the first of the generations, from this one on, that saved it. What none
+//! of them saved is unchanged. A generation may begin, and blocks may be saved, at any moment of a read:
+//! after reading the container both are checked, and what was saved meanwhile counts.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{Ordering, fence};
+
+use rustix::fs::OFlags;
+
+use crate::disk::{self, bad, open_in};
+use crate::generation::{self, Head, Layer};
+use crate::index::{self, Index};
+use crate::keeper::{Locks, seal_all};
+use crate::log::{self, Entry};
+use crate::ranges::{self, BLOCK, Blocks};
+
+/// Logs that are open at once.
+const LOGS_MAX: usize = 16;
+/// Generations in memory; when more were begun meanwhile, the view is made again.
+const LAYERS_MAX: usize = 4;
+
+/// A past state, for reading.
+#[derive(Debug)]
+pub struct Past {
+    container: OwnedFd,
+    number: u32,
+    /// The container as it is now.
+    live: File,
+    pub head: Head,
+    map: Blocks,
+    /// The entries of all sealed generations from this one on.
+    view: Index,
+    /// The generations behind the view, the oldest first. The last one takes old contents.
+    layers: Vec<Layer>,
+    logs: VecDeque<(u32, File)>,
+    /// Expiry leaves a generation alone that is being read.
+    _reading: File,
+}
+
+/// The generations of a container with their heads; those with a damaged head have none.
+pub fn list(container: &OwnedFd) -> io::Result<Vec<(u32, Option<Head>)>> {
+    let mut found = Vec::new();
+    for number in generation::numbers(container)? {
+        match generation::folder(container, number) {
+            Ok(folder) => found.push((number, generation::read_head(folder).ok())),
+            // Expired since.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// The past states of a container as the client sees them: number, name, head.
+///
+/// The container was changed by something else than the agent while the marked generation was the newest
+/// one. What was overwritten then is lost, for all states up to this one: their names say so.
+pub fn shown(container: &OwnedFd) -> io::Result<Vec<(u32, String, Head)>> {
+    let all = list(container)?;
+    let mut marked = None;
+    for (number, _) in &all {
+        if has_mark(container, *number, "written-past")? {
+            marked = Some(*number);
+        }
+    }
+    let heads = all
+        .into_iter()
+        .filter_map(|(number, head)| Some((number, head?)));
+    Ok(heads
+        .map(|(number, head)| {
+            let suspect = marked.is_some_and(|marked| number <= marked);
+            let stem = head.name.trim_end_matches(".luks");
+            let name = if suspect {
+                format!("{stem}-suspect.luks")
+            } else {
+                head.name.clone()
+            };
+            (number, name, head)
+        })
+        .collect())
+}
+
+/// Whether a generation has this mark.
+pub fn has_mark(container: &OwnedFd, number: u32, what: &str) -> io::Result<bool> {
+    match generation::folder(container, number) {
+        Ok(folder) => disk::exists_in(folder, what),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+impl Past {
+    /// Opens the past state that the generation `number` began with.
+    pub fn open(container: &OwnedFd, live: File, number: u32) -> io::Result<Self> {
+        let locks = Locks::open(container)?;
+        seal_all(container, &locks)?;
+        // Nothing is merged meanwhile.
+        let _tidy = locks.tidy.shared()?;
+        let folder = generation::folder(container, number)?;
+        let reading = open_in(&folder, "head", OFlags::RDONLY)?;
+        disk::retry(|| rustix::fs::flock(&reading, rustix::fs::FlockOperation::LockShared))?;
+        let (head, map) = (
+            generation::read_head(&folder)?,
+            generation::read_map(&folder)?,
+        );
+        let numbers: Vec<u32> = generation::numbers(container)?
+            .into_iter()
+            .filter(|n| *n >= number)
+            .collect();
+        let mut sealed = 0;
+        while sealed < numbers.len() && generation::is_sealed(container, numbers[sealed])? {
+            sealed += 1;
+        }
+        let open = |n: usize| generation::open_index(container, numbers[n]);
+        let scratch = || index::scratch(container);
+        let keep = |block| ranges::contains(&map, block);
+        let view = index::merge(sealed, &open, &keep, &scratch, scratch()?)?;
+        let layers = numbers[sealed..]
+            .iter()
+            .map(|n| Layer::open(container, *n))
+            .collect::<io::Result<_>>()?;
+        let container = container.try_clone()?;
+        Ok(Self {
+            container,
+            number,
+            live,
+            head,
+            map,
+            view,
+            layers,
+            logs: VecDeque::new(),
+            _reading: reading,
+        })
+    }
+
+    /// Reads at most `len` bytes at `offset`; fewer at the end.
+    pub fn read(&mut self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        if self.layers.len() > LAYERS_MAX {
+            let live = self.live.try_clone()?;
+            *self = Self::open(&self.container.try_clone()?, live, self.number)?;
+        }
+        let left = usize::try_from(self.head.length.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let len = len.min(left);
+        let blocks = ranges::touched(offset, len as u64);
+        let mut bytes = vec![0; len];
+        for number in blocks {
+            let block = self.block(number)?;
+            let (from, to) = (number * BLOCK, (number + 1) * BLOCK);
+            let part = from.max(offset)..to.min(offset + len as u64);
+            let place = |at: u64, base: u64| usize::try_from(at - base).unwrap_or(0);
+            bytes[place(part.start, offset)..place(part.end, offset)]
+                .copy_from_slice(&block[place(part.start, from)..place(part.end, from)]);
+        }
+        Ok(bytes)
+    }
+
+    /// The content of a block in this state.
+    fn block(&mut self, number: u64) -> io::Result<[u8; 4096]> {
+        let mut block = [0; 4096];
+        if !ranges::contains(&self.map, number) {
+            return Ok(block);
+        }
+        loop {
+            if let Some(entry) = self.find(number)? {
+                log::content(self.log(entry.log)?, entry, &mut block)?;
+                return Ok(block);
+            }
+            disk::read_padded(&self.live, &mut block, number * BLOCK)?;
+            // The writer saves first and overwrites then. So what is not saved now was not overwritten.
+            fence(Ordering::SeqCst);
+            if !self.refresh()? {
+                return Ok(block);
+            }
+        }
+    }
+
+    /// The entry that counts for a block. Where a record is lost nobody knows: an error.
+    fn find(&self, block: u64) -> io::Result<Option<Entry>> {
+        if let Some(entry) = self.view.find(block)? {
+            return Ok(Some(entry));
+        }
+        let mut damaged = self.view.damaged;
+        for layer in &self.layers {
+            if damaged {
+                break;
+            }
+            if let Some(entry) = layer.find(block) {
+                return Ok(Some(entry));
+            }
+            damaged = layer.damaged;
+        }
+        if damaged {
+            Err(bad("a log is damaged; this block may have been in it"))
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Finds what was saved, and which generations were begun, since the last time. Returns whether there
+    /// was anything.
+    fn refresh(&mut self) -> io::Result<bool> {
+        let mut grown = false;
+        for layer in &mut self.layers {
+            grown |= layer.refresh()?;
+        }
+        // Numbers have no gap at this end: only older generations are ever removed.
+        loop {
+            let newest = match self.layers.last() {
+                Some(layer) => layer.number,
+                None => return Err(bad("there is no newest generation")),
+            };
+            match Layer::open(&self.container, newest + 1) {
+                Ok(layer) => self.layers.push(layer),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(grown),
+                Err(error) => return Err(error),
+            }
+            grown = true;
+        }
+    }
+
+    fn log(&mut self, number: u32) -> io::Result<&File> {
+        if let Some(at) = self.logs.iter().position(|(open, _)| *open == number) {
+            self.logs.swap(0, at);
+        } else {
+            if self.logs.len() == LOGS_MAX {
+                self.logs.pop_back();
+            }
+            self.logs
+                .push_front((number, generation::open_log(&self.container, number)?));
+        }
+        Ok(&self.logs[0].1)
+    }
+}

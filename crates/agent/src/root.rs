@@ -1,0 +1,142 @@
+//! The folder of one client, opened: what is served, and the agent's own folder in it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use rustix::fs::OFlags;
+
+use crate::clock::Clock;
+use crate::disk::{self, bad, field, number, open_in};
+use crate::names::{Kind, Name};
+use crate::policy::Policy;
+use crate::space::Space;
+
+/// The agent's own folder. The client does not see it.
+pub const AGENT: &str = ".sprat-agent";
+/// The layout that this program writes. A higher one is served without changing anything.
+const FORMAT: u32 = 1;
+
+/// A root that was adopted.
+#[derive(Debug)]
+pub struct Root {
+    pub path: PathBuf,
+    pub folder: OwnedFd,
+    pub agent: OwnedFd,
+    pub clock: Rc<Clock>,
+    pub policy: Rc<Policy>,
+    pub space: Rc<Space>,
+    /// A newer agent has written here.
+    pub is_newer: bool,
+    device: u64,
+}
+
+impl Root {
+    /// Opens a root that `adopt` has prepared.
+    pub fn open(path: &Path, policy: Option<&Path>) -> io::Result<Self> {
+        let path = path.canonicalize()?;
+        let folder = disk::open_folder(&path)?;
+        let agent = disk::folder_in(&folder, AGENT).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => bad(format!(
+                "{} is not adopted: run sprat-agent adopt --root {}",
+                path.display(),
+                path.display()
+            )),
+            _ => error,
+        })?;
+        let format = String::from_utf8_lossy(&disk::read_all(&agent, "format", 4096)?).into_owned();
+        let version: u32 =
+            number(&format, "format").ok_or_else(|| bad("the file format is damaged"))?;
+        let policy = Rc::new(Policy::read(&agent, policy)?);
+        Ok(Self {
+            clock: Rc::new(Clock::open(&agent)?),
+            space: Rc::new(Space::new(&folder, &policy)?),
+            policy,
+            is_newer: version > FORMAT,
+            device: File::from(folder.try_clone()?).metadata()?.dev(),
+            path,
+            folder,
+            agent,
+        })
+    }
+
+    /// Prepares a root; what is there stays. Returns its id.
+    pub fn adopt(path: &Path) -> io::Result<String> {
+        let folder = disk::open_folder(path)?;
+        let agent = disk::make_folder_in(&folder, AGENT)?;
+        match disk::read_all(&agent, "format", 4096) {
+            Ok(format) => {
+                let format = String::from_utf8_lossy(&format).into_owned();
+                let id = field(&format, "id").ok_or_else(|| bad("the file format is damaged"))?;
+                Ok(id.to_owned())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let id = format!("{:016x}", disk::random_u64()?);
+                disk::replace_in(
+                    &agent,
+                    "format",
+                    format!("format {FORMAT}\nid {id}\n").as_bytes(),
+                )?;
+                Clock::open(&agent)?.now()?;
+                Ok(id)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens a file of the client: a regular one of this file system, with one name.
+    pub fn open_file(&self, name: &Name, flags: OFlags) -> io::Result<File> {
+        let file = open_in(&self.folder, &name.text, flags)?;
+        let found = file.metadata()?;
+        if !found.is_file() || found.nlink() != 1 || found.dev() != self.device {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        Ok(file)
+    }
+
+    /// The files that the client may see.
+    pub fn files(&self) -> io::Result<Vec<Name>> {
+        let names = disk::list_in(&self.folder)?;
+        Ok(names.iter().filter_map(|name| Name::parse(name)).collect())
+    }
+
+    /// The containers, by name.
+    pub fn containers(&self) -> io::Result<Vec<String>> {
+        let files = self
+            .files()?
+            .into_iter()
+            .filter(|name| name.kind == Kind::Container);
+        let mut names: Vec<String> = files.map(|name| name.text).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// The folder of a container's past states. `None`: nothing was ever kept.
+    pub fn kept(&self, container: &str) -> io::Result<Option<OwnedFd>> {
+        match disk::folder_in(&self.agent, container) {
+            Ok(folder) => Ok(Some(folder)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The highest lease of a container.
+    pub fn highest_lease(&self, container: &str) -> io::Result<Option<u64>> {
+        let leases = self
+            .files()?
+            .into_iter()
+            .filter(|name| name.container == container);
+        Ok(leases
+            .filter_map(|name| {
+                if let Kind::Lease(number) = name.kind {
+                    Some(number)
+                } else {
+                    None
+                }
+            })
+            .max())
+    }
+}

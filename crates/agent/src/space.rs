@@ -1,0 +1,113 @@
+//! How much the root uses, and whether the quota and the disk have room for more.
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use rustix::fs::{AtFlags, FileType};
+
+use crate::clock::reading;
+use crate::disk::{folder_in, list_in};
+use crate::policy::Policy;
+
+/// The root is counted again after so long, or after so many bytes.
+const RECOUNT_S: i64 = 30;
+const RECOUNT_BYTES: u64 = 64 << 20;
+/// Saving old contents may exceed the quota by this: a full container can still be pruned.
+const OVERWRITE_RESERVE: u64 = 256 << 20;
+
+/// The space of a root, for one process.
+#[derive(Debug)]
+pub struct Space {
+    root: OwnedFd,
+    policy: Rc<Policy>,
+    used: Cell<Option<(u64, i64)>>,
+    since: Cell<u64>,
+    /// The last check failed: then there is no space, however little was missing.
+    full: Cell<bool>,
+}
+
+impl Space {
+    pub fn new(root: &OwnedFd, policy: &Rc<Policy>) -> io::Result<Self> {
+        Ok(Self {
+            root: root.try_clone()?,
+            policy: Rc::clone(policy),
+            used: Cell::new(None),
+            since: Cell::new(0),
+            full: Cell::new(false),
+        })
+    }
+
+    /// Bytes that all files of the root take on the disk.
+    pub fn used(&self) -> io::Result<u64> {
+        let now_s = reading("").up_s;
+        let counted = match self.used.get() {
+            Some((used, at_s)) if now_s - at_s < RECOUNT_S && self.since.get() < RECOUNT_BYTES => {
+                used
+            }
+            _ => {
+                let used = bytes_in(self.root.as_fd())?;
+                self.used.set(Some((used, now_s)));
+                self.since.set(0);
+                used
+            }
+        };
+        Ok(counted + self.since.get())
+    }
+
+    /// Bytes that may still be used, and the most that may be used.
+    pub fn available(&self) -> io::Result<(u64, u64)> {
+        let disk = rustix::fs::fstatvfs(&self.root)?;
+        let total = disk.f_blocks.saturating_mul(disk.f_frsize);
+        let kept_free = total / 100 * self.policy.free_min_percent;
+        let free = disk
+            .f_bavail
+            .saturating_mul(disk.f_frsize)
+            .saturating_sub(kept_free);
+        Ok(match self.policy.quota {
+            Some(quota) => (free.min(quota.saturating_sub(self.used()?)), quota),
+            None => (free, total),
+        })
+    }
+
+    /// The same for the client: nothing after a refusal.
+    pub fn shown(&self) -> io::Result<(u64, u64)> {
+        let (available, total) = self.available()?;
+        Ok((if self.full.get() { 0 } else { available }, total))
+    }
+
+    /// Refuses what there is no room for: `new` bytes of new content, `saved` bytes of old content.
+    pub fn check(&self, new: u64, saved: u64) -> io::Result<()> {
+        let (available, _) = self.available()?;
+        let fits = match (new, saved) {
+            (0, saved) => saved <= available.saturating_add(OVERWRITE_RESERVE),
+            (new, saved) => new + saved <= available,
+        };
+        self.full.set(!fits);
+        if !fits {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.since.set(self.since.get() + new + saved);
+        Ok(())
+    }
+}
+
+fn bytes_in(folder: impl AsFd) -> io::Result<u64> {
+    let mut bytes = 0;
+    for name in list_in(&folder)? {
+        match rustix::fs::statat(&folder, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(found) if FileType::from_raw_mode(found.st_mode).is_dir() => {
+                match folder_in(&folder, &name) {
+                    Ok(inner) => bytes += bytes_in(&inner)?,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(found) => bytes += u64::try_from(found.st_blocks).unwrap_or(0) * 512,
+            Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,290 @@
+//! Removes what has expired: merges its entries into the next older generation, and frees logs.
+//!
+//! No data moves. Each step may run again after a crash: the merged index takes its name, then the
+//! generation's folder becomes `dead.N` and is removed, then the logs that no index needs are.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
+
+use crate::clock::{DAY_S, Now};
+use crate::disk::{self, number, open_in, sync_folder};
+use crate::generation::{self, Layer};
+use crate::index::{self, Index};
+use crate::keeper::{Locks, mark, seal_all_locked};
+use crate::past::{self, has_mark};
+use crate::policy::Policy;
+use crate::ranges::{self, BLOCK};
+use crate::retention::{self, Candidate};
+
+/// Expiry waits so long for a client that reads a past state.
+const READING_MAX_S: i64 = DAY_S;
+/// Less is no alarm, however small the container is.
+const ALARM_BYTES_MIN: u64 = 64 << 20;
+const ALARM_DAYS: [i64; 3] = [1, 7, 30];
+
+/// What one run did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    pub removed: Vec<u32>,
+    /// Why nothing may be removed.
+    pub held: Option<String>,
+}
+
+/// The generations as the policy sees them. One with a damaged head stays.
+pub fn candidates(container: &OwnedFd) -> io::Result<Vec<Candidate>> {
+    let mut found = Vec::new();
+    for (number, head) in past::list(container)? {
+        let Some(head) = head else {
+            continue;
+        };
+        found.push(Candidate {
+            number,
+            bucket_s: head.bucket_s,
+            counted_s: head.counted_s,
+            stood_s: head.stood_s,
+            secret: head.reason == "secret",
+            fixed: has_mark(container, number, "pinned")?,
+        });
+    }
+    Ok(found)
+}
+
+/// Removes what the policy does not keep any more, and what the administrator marked for removal.
+pub fn run(container: &OwnedFd, policy: &Policy, now: Now) -> io::Result<Done> {
+    let locks = Locks::open(container)?;
+    let _tidy = locks.tidy.exclusive()?;
+    remove_dead(container)?;
+    seal_all_locked(container)?;
+    let alarm = check_alarm(container, policy, now)?;
+    let held = match () {
+        () if disk::exists_in(container, "hold")? => Some("held by the administrator".to_owned()),
+        () if policy.hold_on_alarm && alarm.is_some() => alarm,
+        () if now.apart => Some("the wall clock and the counted clock are apart".to_owned()),
+        () => None,
+    };
+    let all = candidates(container)?;
+    let due = if held.is_some() {
+        Vec::new()
+    } else {
+        retention::expired(&all, policy, now)
+    };
+    let mut expired = Vec::new();
+    for one in &all {
+        let asked =
+            has_mark(container, one.number, "expire")? && !one.fixed && all.last() != Some(one);
+        if asked || due.contains(&one.number) && may_go(container, one.number, now)? {
+            expired.push(one.number);
+        }
+    }
+    remove(container, &expired)?;
+    sweep_logs(container)?;
+    Ok(Done {
+        removed: expired,
+        held,
+    })
+}
+
+/// Whether nobody reads the generation, or somebody has read it for a day already.
+fn may_go(container: &OwnedFd, generation: u32, now: Now) -> io::Result<bool> {
+    let folder = generation::folder(container, generation)?;
+    let head = open_in(&folder, "head", OFlags::RDONLY)?;
+    match rustix::fs::flock(&head, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => return Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let since = disk::read_all(&folder, "due", 64)
+        .ok()
+        .and_then(|text| number(&String::from_utf8_lossy(&text), "due"));
+    match since {
+        Some(since) => Ok(now.counted_s - READING_MAX_S > since),
+        None => {
+            mark(
+                container,
+                generation,
+                "due",
+                &format!("due {}\n", now.counted_s),
+            )?;
+            Ok(false)
+        }
+    }
+}
+
+/// Removes generations; what older ones need of them is merged into those.
+pub fn remove(container: &OwnedFd, expired: &[u32]) -> io::Result<()> {
+    let all = generation::numbers(container)?;
+    let mut older = None;
+    let mut at = 0;
+    while at < all.len() {
+        if !expired.contains(&all[at]) {
+            older = Some(all[at]);
+            at += 1;
+            continue;
+        }
+        let run: Vec<u32> = all[at..]
+            .iter()
+            .copied()
+            .take_while(|number| expired.contains(number))
+            .collect();
+        at += run.len();
+        if let Some(older) = older {
+            merge_into(container, older, &run)?;
+        }
+        for number in run {
+            rustix::fs::renameat(
+                container,
+                format!("g.{number}"),
+                container,
+                format!("dead.{number}"),
+            )?;
+        }
+        sync_folder(container)?;
+    }
+    remove_dead(container)
+}
+
+fn merge_into(container: &OwnedFd, older: u32, run: &[u32]) -> io::Result<()> {
+    let folder = generation::folder(container, older)?;
+    // What was a hole then, or was saved by an older generation, no older state looks for here.
+    let map = generation::read_map(&folder)?;
+    let sources: Vec<u32> = std::iter::once(older).chain(run.iter().copied()).collect();
+    let open = |n: usize| generation::open_index(container, sources[n]);
+    let keep = |block| ranges::contains(&map, block);
+    let scratch = || index::scratch(container);
+    let out = open_in(
+        &folder,
+        "index.tmp",
+        OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC,
+    )?;
+    index::merge(sources.len(), &open, &keep, &scratch, out)?.sync()?;
+    for number in run {
+        if has_mark(container, *number, "written-past")? {
+            mark(container, older, "written-past", "")?;
+        }
+    }
+    rustix::fs::renameat(&folder, "index.tmp", &folder, "index")?;
+    sync_folder(&folder)
+}
+
+fn remove_dead(container: &OwnedFd) -> io::Result<()> {
+    for name in disk::list_in(container)?
+        .iter()
+        .filter(|name| name.starts_with("dead."))
+    {
+        disk::remove_folder_in(container, name)?;
+    }
+    sync_folder(container)
+}
+
+/// Removes logs that nothing leads to, and frees the blocks that nothing leads to in those of removed
+/// generations. A damaged index leads to unknown places: then all stays.
+fn sweep_logs(container: &OwnedFd) -> io::Result<()> {
+    let logs = match disk::folder_in(container, "logs") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let generations = generation::numbers(container)?;
+    let mut used: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+    for number in &generations {
+        if !generation::is_sealed(container, *number)? {
+            continue;
+        }
+        for entry in generation::open_index(container, *number)?.iter() {
+            let entry = entry?;
+            if entry.place != 0 && !generations.contains(&entry.log) {
+                used.entry(entry.log)
+                    .or_default()
+                    .push(u64::from(entry.place));
+            }
+        }
+    }
+    for name in disk::list_in(&logs)? {
+        let Some(number) = name
+            .parse::<u32>()
+            .ok()
+            .filter(|number| !generations.contains(number))
+        else {
+            continue;
+        };
+        // A log is made before its generation is.
+        if generations.last().is_none_or(|newest| number > *newest) {
+            continue;
+        }
+        match used.get_mut(&number) {
+            None => disk::remove_in(&logs, &name)?,
+            Some(places) => punch_unused(&open_in(&logs, &name, OFlags::RDWR)?, places)?,
+        }
+    }
+    Ok(())
+}
+
+fn punch_unused(log: &File, used: &mut [u64]) -> io::Result<()> {
+    used.sort_unstable();
+    let end = log.metadata()?.size() / BLOCK;
+    let mut at = 0;
+    for place in used.iter().copied().chain([end]) {
+        if place > at {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            match rustix::fs::fallocate(log, flags, at * BLOCK, (place - at) * BLOCK) {
+                Ok(()) => {}
+                // Some file systems can't: then the space stays used.
+                Err(rustix::io::Errno::OPNOTSUPP) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        at = at.max(place + 1);
+    }
+    Ok(())
+}
+
+/// Whether more of the container was overwritten in some days than the policy allows. The alarm stays until
+/// the administrator has seen it.
+fn check_alarm(container: &OwnedFd, policy: &Policy, now: Now) -> io::Result<Option<String>> {
+    match disk::read_all(container, "alarm", 4096) {
+        Ok(text) => return Ok(Some(String::from_utf8_lossy(&text).trim_end().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let acked = disk::read_all(container, "acked", 64).unwrap_or_default();
+    let acked: i64 = number(&String::from_utf8_lossy(&acked), "acked").unwrap_or(i64::MIN);
+    let all = candidates(container)?;
+    let Some(newest) = all.last() else {
+        return Ok(None);
+    };
+    let used = ranges::count(&generation::read_map(generation::folder(
+        container,
+        newest.number,
+    )?)?)
+        * BLOCK;
+    for days in ALARM_DAYS {
+        let recent = |one: &&Candidate| {
+            one.counted_s > acked && now.counted_s - one.counted_s <= days * DAY_S
+        };
+        let recent: Vec<u32> = all.iter().filter(recent).map(|one| one.number).collect();
+        let bytes = overwritten(container, &recent)?.saturating_mul(BLOCK);
+        if bytes >= ALARM_BYTES_MIN && bytes / 100 >= used / 10_000 * policy.alarm_percent {
+            let text = format!("{bytes} of {used} bytes were overwritten in {days} days");
+            disk::replace_in(container, "alarm", format!("{text}\n").as_bytes())?;
+            return Ok(Some(text));
+        }
+    }
+    Ok(None)
+}
+
+/// How many blocks any of these generations has saved.
+pub fn overwritten(container: &OwnedFd, numbers: &[u32]) -> io::Result<u64> {
+    let scratch = || index::scratch(container);
+    let open = |n: usize| -> io::Result<Index> {
+        if generation::is_sealed(container, numbers[n])? {
+            generation::open_index(container, numbers[n])
+        } else {
+            Layer::open(container, numbers[n])?.index(scratch()?)
+        }
+    };
+    Ok(index::merge(numbers.len(), &open, &|_| true, &scratch, scratch()?)?.entries)
+}

@@ -1,0 +1,148 @@
+//! The administrator's commands.
+
+use std::fs;
+
+use crate::client::{BLOCK, EAGER, Served, blocks};
+
+fn code(served: &Served, words: &[&str]) -> (Option<i32>, String) {
+    let output = served.command(words).output().unwrap();
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    (output.status.code(), text)
+}
+
+fn three_states(policy: &str) -> Served {
+    let served = Served::with_container(policy, &blocks(16, 1));
+    for number in 0..3_u64 {
+        served.overwrite(&[(number * BLOCK as u64, vec![9; BLOCK])]);
+    }
+    served
+}
+
+#[test]
+fn past_states_are_listed_pinned_and_exported() {
+    let served = three_states(EAGER);
+    let name = served.head(2, "name");
+    let list = served.run(&["list"]);
+    assert_eq!(list.lines().count(), 3);
+    assert!(
+        list.contains(&name) && list.contains("saved 4.0 KiB"),
+        "{list}"
+    );
+    served.run(&["pin", "x.luks", name.trim_end_matches(".luks")]);
+    let (failed, text) = code(&served, &["expire", "x.luks", &name, "--yes"]);
+    assert!(failed == Some(1) && text.contains("pinned"), "{text}");
+    served.run(&["unpin", "x.luks", &name]);
+    let (failed, text) = code(&served, &["expire", "x.luks", &name]);
+    assert!(failed == Some(1) && text.contains("--yes"), "{text}");
+    let (failed, text) = code(
+        &served,
+        &["expire", "x.luks", &served.head(3, "name"), "--yes"],
+    );
+    assert!(failed == Some(1) && text.contains("newest"), "{text}");
+    let to = served.path("exported");
+    served.run(&["export", "x.luks", &name, to.to_str().unwrap()]);
+    assert!(fs::read(&to).unwrap() == served.past(2));
+    // Never over a file that is there.
+    assert_eq!(
+        code(&served, &["export", "x.luks", &name, to.to_str().unwrap()]).0,
+        Some(1)
+    );
+}
+
+#[test]
+fn check_names_the_damaged_state() {
+    let served = three_states(EAGER);
+    assert!(
+        served
+            .run(&["check", "--read-data"])
+            .ends_with("3 past states checked, 0 findings\n")
+    );
+    // The data block of the only record.
+    served.flip("logs/2", BLOCK as u64 + 5);
+    assert_eq!(code(&served, &["check"]).0, Some(0));
+    let (failed, text) = code(&served, &["check", "--read-data"]);
+    assert!(
+        failed == Some(1) && text.contains(&served.head(2, "name")) && text.contains("1 findings"),
+        "{text}"
+    );
+}
+
+/// Garbage over most of the container.
+#[test]
+fn an_alarm_holds_everything_until_it_is_confirmed() {
+    let policy = "keep = all 1s\nat_least = 0\nnew = burst 1000000, then 1 per 1s\nsecret = 6h\nfree_min = 0%\n";
+    let served = Served::with_container(policy, &blocks(20_000, 1));
+    served.overwrite(&[(0, vec![9; BLOCK])]);
+    served.run(&["tidy"]);
+    assert_eq!(code(&served, &["status"]).0, Some(0));
+    let garbage: Vec<_> = (0..20_000 / 50)
+        .map(|n| (n * 50 * BLOCK as u64, vec![7; 50 * BLOCK]))
+        .collect();
+    served.overwrite(&garbage);
+    served.overwrite(&[(0, vec![1; BLOCK])]);
+    std::thread::sleep(std::time::Duration::from_millis(2200));
+    let text = served.run(&["tidy"]);
+    assert!(text.contains("nothing expires"), "{text}");
+    let (status, text) = code(&served, &["status"]);
+    assert!(
+        status == Some(3) && text.contains("ALARM") && text.contains("sprat-agent ack x.luks"),
+        "{text}"
+    );
+    assert!(
+        code(&served, &["status", "--json"])
+            .1
+            .contains("\"alarm\":true")
+    );
+    assert_eq!(served.numbers().len(), 3);
+    served.run(&["hold", "x.luks"]);
+    served.run(&["ack", "x.luks"]);
+    assert!(served.run(&["tidy"]).contains("held by the administrator"));
+    served.run(&["release", "x.luks"]);
+    served.run(&["tidy"]);
+    assert_eq!(served.numbers(), [3]);
+    assert_eq!(code(&served, &["status"]).0, Some(0));
+}
+
+#[test]
+fn wrong_command_lines_and_policies_are_refused() {
+    let served = three_states(EAGER);
+    for words in [&["lst"][..], &["pin", "x.luks"], &["--what"]] {
+        assert_eq!(code(&served, words).0, Some(2), "{words:?}");
+    }
+    for words in [
+        &["pin", "x.luks", "never"][..],
+        &["hold", "y.luks"],
+        &["export", "../x.luks", "a", "b"],
+    ] {
+        assert_eq!(code(&served, words).0, Some(1), "{words:?}");
+    }
+    assert!(served.run(&["policy", "check"]).contains("at most about"));
+    served.run(&["clock", "accept"]);
+    fs::write(served.path(".sprat-agent/policy"), "kep = all 1d\n").unwrap();
+    for words in ["policy check", "serve", "tidy"] {
+        let (failed, text) = code(&served, &words.split(' ').collect::<Vec<_>>());
+        assert!(failed == Some(1) && text.contains("line 1"), "{text}");
+    }
+}
+
+#[test]
+fn adopting_twice_changes_nothing() {
+    let served = three_states(EAGER);
+    let first = fs::read(served.path(".sprat-agent/format")).unwrap();
+    served.run(&["adopt"]);
+    assert_eq!(fs::read(served.path(".sprat-agent/format")).unwrap(), first);
+    // A newer agent's folder is served, and nothing in it is changed.
+    fs::write(
+        served.path(".sprat-agent/format"),
+        "format 2\nid 0123456789abcdef\n",
+    )
+    .unwrap();
+    let mut client = served.connect();
+    assert_eq!(client.open("x.luks", crate::client::READ_WRITE), Err(3));
+    assert!(client.content("x.luks").is_ok());
+    client.end();
+}

@@ -1,0 +1,294 @@
+//! kill -9 at any moment: every generation reads as the container was when it began.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sprat_testkit::dice::{self, Dice};
+use sprat_testkit::{needs, requires};
+
+use crate::client::{BLOCK, Client, EAGER, READ_WRITE, RESTLESS, Served, agent, blocks};
+
+const BLOCKS: u64 = 192;
+
+fn block(number: u64) -> u64 {
+    number * BLOCK as u64
+}
+
+fn rounds(short: u64) -> u64 {
+    dice::number("SPRAT_TORTURE_ROUNDS").map_or(short, |rounds| rounds * 10)
+}
+
+/// The newest generation has this state, and so have all others that are known.
+fn check_all(served: &Served, states: &BTreeMap<u32, Vec<u8>>) {
+    let mut client = served.connect();
+    for (number, state) in states {
+        let content = client.content(&served.past_path(*number)).unwrap();
+        let differs = content
+            .chunks(BLOCK)
+            .zip(state.chunks(BLOCK))
+            .filter(|(a, b)| a != b)
+            .count();
+        assert!(
+            content == *state,
+            "generation {number}: {differs} blocks differ"
+        );
+    }
+    client.end();
+}
+
+/// Four processes write the same blocks and are killed; each round begins with a generation.
+#[test]
+fn killed_writers_of_the_same_blocks_leave_every_generation_exact() {
+    let mut dice = Dice::new(dice::seed());
+    let served = Served::with_container(EAGER, &blocks(usize::try_from(BLOCKS).unwrap(), 1));
+    let mut states = BTreeMap::new();
+    let wanted = rounds(12);
+    // On a busy machine many are killed before their first write.
+    for round in 0..wanted * 20 {
+        if states.len() as u64 == wanted {
+            break;
+        }
+        let before = served.live();
+        let first = served.numbers().last().map_or(1, |newest| newest + 1);
+        let delays: Vec<u64> = (0..4).map(|_| dice.below(150)).collect();
+        let seeds: Vec<u64> = (0..4).map(|_| dice.any()).collect();
+        std::thread::scope(|scope| {
+            for (seed, delay) in seeds.into_iter().zip(delays) {
+                let served = &served;
+                scope.spawn(move || {
+                    let mut dice = Dice::new(seed);
+                    let mut client = served.connect();
+                    let Ok(handle) = client.open("x.luks", READ_WRITE) else {
+                        return;
+                    };
+                    let pid = rustix::process::Pid::from_child(&client.child);
+                    let killer = scope.spawn(move || {
+                        std::thread::sleep(Duration::from_millis(delay));
+                        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                    });
+                    loop {
+                        let writes: Vec<_> = (0..1 + dice.below(6))
+                            .map(|_| {
+                                let len = usize::try_from(1 + dice.below(3)).unwrap();
+                                (block(dice.below(BLOCKS - 3)), blocks(len, dice.any()))
+                            })
+                            .collect();
+                        if client.write_all(&handle, &writes) < writes.len() {
+                            break;
+                        }
+                    }
+                    killer.join().unwrap();
+                    client.end_anyhow();
+                });
+            }
+        });
+        // The first that was begun in this round has the state from before it.
+        if served.numbers().contains(&first) {
+            states.insert(first, before);
+        } else {
+            // None of them came so far; or the last one's generation has this very state.
+            let same = states.values().next_back() == Some(&before);
+            assert!(same || served.live() == before, "round {round}");
+        }
+        let recent: BTreeMap<_, _> = states
+            .iter()
+            .rev()
+            .take(2)
+            .map(|(n, s)| (*n, s.clone()))
+            .collect();
+        check_all(&served, &recent);
+    }
+    assert_eq!(states.len() as u64, wanted);
+    check_all(&served, &states);
+}
+
+/// Generations begin while four processes write blocks of their own, one after another, and are killed.
+/// Each state has all writes of a process up to one of them, and none after it.
+#[test]
+fn a_generation_that_begins_between_writes_has_a_state_of_one_moment() {
+    const OWN: u64 = 24;
+    let len = usize::try_from(4 * OWN).unwrap() * BLOCK;
+    let served = Served::with_container(RESTLESS, &vec![0; len]);
+    let stop = AtomicBool::new(false);
+    let stamp = |count: u64| count.to_le_bytes().repeat(BLOCK / 8);
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let (served, stop) = (&served, &stop);
+            scope.spawn(move || {
+                let mut dice = Dice::new(writer);
+                let mut next = 1;
+                while !stop.load(Ordering::SeqCst) {
+                    let mut client = served.connect();
+                    let Ok(handle) = client.open("x.luks", READ_WRITE) else {
+                        continue;
+                    };
+                    for _ in 0..dice.below(40) {
+                        let group = 1 + dice.below(4);
+                        let place = |count: u64| block(writer * OWN + count * 7 % OWN);
+                        let writes: Vec<_> = (next..next + group)
+                            .map(|count| (place(count), stamp(count)))
+                            .collect();
+                        assert_eq!(client.write_all(&handle, &writes), writes.len());
+                        next += group;
+                    }
+                    // All was answered: the next process goes on behind it.
+                    client.kill();
+                }
+            });
+        }
+        let wanted = u32::try_from(rounds(6)).unwrap();
+        while served
+            .numbers()
+            .last()
+            .is_none_or(|newest| *newest < wanted)
+        {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    let mut client = served.connect();
+    for number in served.numbers() {
+        let content = client.content(&served.past_path(number)).unwrap();
+        for writer in 0..4 {
+            let value = |own: u64| {
+                let at = usize::try_from(block(writer * OWN + own)).unwrap();
+                let block = &content[at..at + BLOCK];
+                let count = u64::from_le_bytes(block[..8].try_into().unwrap());
+                assert!(
+                    block == stamp(count),
+                    "generation {number}: a block of two writes"
+                );
+                count
+            };
+            let values: Vec<u64> = (0..OWN).map(value).collect();
+            let last = values.iter().copied().max().unwrap();
+            let mut expected = vec![0; usize::try_from(OWN).unwrap()];
+            for count in 1..=last {
+                expected[usize::try_from(count * 7 % OWN).unwrap()] = count;
+            }
+            assert_eq!(values, expected, "generation {number}, writer {writer}");
+        }
+    }
+    client.end();
+}
+
+/// Every call that changes something, or locks.
+const STEPS: &str =
+    "pwrite64,fdatasync,fsync,ftruncate,mkdir,mkdirat,renameat,renameat2,unlinkat,flock";
+
+fn traced(served: &Served, arguments: &[&str]) -> Client {
+    let mut command = Command::new("strace");
+    command.args(["-qq", "-f"]).args(arguments);
+    command
+        .arg(agent())
+        .arg("serve")
+        .arg("--root")
+        .arg(served.path(""));
+    Client::start(command)
+}
+
+/// One session that begins a generation, saves, overwrites and ends.
+fn session(client: &mut Client, seed: u64) -> Option<()> {
+    let handle = client.open("x.luks", READ_WRITE).ok()?;
+    let mut dice = Dice::new(seed);
+    for _ in 0..3 {
+        let writes: Vec<_> = (0..3)
+            .map(|_| (block(dice.below(BLOCKS - 2)), blocks(2, dice.any())))
+            .collect();
+        if client.write_all(&handle, &writes) < 3 {
+            return None;
+        }
+    }
+    let body = [&[0, 0, 0, 4][..], &handle].concat();
+    client.ask(4, &body).map(drop)
+}
+
+#[test]
+fn killed_at_each_step_of_a_session_every_generation_stays_exact() {
+    requires!(needs::program("strace"));
+    let served = Served::with_container(EAGER, &blocks(usize::try_from(BLOCKS).unwrap(), 1));
+    // strace counts each kind of call by itself.
+    let calls = match dice::number("SPRAT_TORTURE_ROUNDS") {
+        Some(_) => format!(
+            "{STEPS},read,pread64,openat,newfstatat,fstat,lseek,write,getdents64,statx,clock_gettime"
+        ),
+        None => STEPS.to_owned(),
+    };
+    let mut states: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+    let mut killed = 0;
+    for call in calls.split(',') {
+        for step in 1.. {
+            let before = served.live();
+            let inject = format!("inject={call}:signal=KILL:when={step}");
+            let mut client = traced(
+                &served,
+                &[
+                    "-o",
+                    "/dev/null",
+                    "-e",
+                    &format!("trace={call}"),
+                    "-e",
+                    &inject,
+                ],
+            );
+            let done = session(&mut client, killed).is_some();
+            client.end_anyhow();
+            let newest = served.numbers().last().copied().unwrap_or(0);
+            if newest > states.keys().last().copied().unwrap_or(0) {
+                states.insert(newest, before);
+            } else {
+                // Killed before the generation was there, so nothing was written. Or the session before was
+                // killed when its generation was there and nothing was written.
+                let same = states.values().next_back() == Some(&before);
+                assert!(same || served.live() == before, "{call} {step}");
+            }
+            if let Some((number, state)) = states.iter().next_back() {
+                assert!(
+                    served.past(*number) == *state,
+                    "{call} {step}, generation {number}"
+                );
+            }
+            // The end of a session is not answered: it may be killed there, too.
+            if done && fs_done(&served) {
+                break;
+            }
+            killed += 1;
+        }
+    }
+    assert!(killed > 40, "only {killed} steps");
+    check_all(&served, &states);
+}
+
+/// Whether the last session ended in order.
+fn fs_done(served: &Served) -> bool {
+    served
+        .run(&["status", "--json"])
+        .contains("\"session_open\":false")
+}
+
+/// No write to the container lies between a write to the log and its fdatasync.
+#[test]
+fn a_saved_block_is_durable_before_it_is_overwritten() {
+    requires!(needs::program("strace"));
+    let served = Served::with_container(EAGER, &blocks(usize::try_from(BLOCKS).unwrap(), 1));
+    let trace = served.path("trace");
+    let calls = "trace=pwrite64,fdatasync,fsync";
+    let mut client = traced(&served, &["-y", "-o", trace.to_str().unwrap(), "-e", calls]);
+    session(&mut client, 1).unwrap();
+    client.end();
+    let (mut logged, mut written, mut dirty) = (0, 0, false);
+    for line in std::fs::read_to_string(trace).unwrap().lines() {
+        let is = |call: &str, file: &str| line.contains(call) && line.contains(file);
+        if is("pwrite64(", "/.sprat-agent/x.luks/logs/") {
+            (logged, dirty) = (logged + 1, true);
+        } else if is("fdatasync(", "/.sprat-agent/x.luks/logs/") {
+            dirty = false;
+        } else if is("pwrite64(", "/x.luks>") {
+            assert!(!dirty, "{line}");
+            written += 1;
+        }
+    }
+    assert!(logged >= 3 && written >= 9, "{logged} and {written}");
+}

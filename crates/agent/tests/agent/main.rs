@@ -1,0 +1,16 @@
+//! Tests of sprat-agent as a program: by raw requests, by sshd with stock clients, and under kill -9.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "tests fail by panicking and print to the terminal"
+)]
+
+mod client;
+mod commands;
+mod expiry;
+mod generations;
+mod kills;
+mod requests;
+mod stock;

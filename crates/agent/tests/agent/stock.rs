@@ -1,0 +1,224 @@
+//! Unchanged clients behind a real sshd with ForceCommand: sftp, sshfs, sprat.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use sprat_testkit::machine::{CHEAP, TestMachine};
+use sprat_testkit::ssh_server::{OpenSshOptions, SshServer, openssh};
+use sprat_testkit::{needs, requires};
+
+use crate::client::{BLOCK, EAGER, Served, agent, blocks};
+
+fn sshd(served: &Served) -> SshServer {
+    let command = format!(
+        "ForceCommand {} serve --root {}",
+        agent().display(),
+        served.path("").display()
+    );
+    let config_lines = vec![
+        command,
+        "DisableForwarding yes".to_owned(),
+        "PermitTTY no".to_owned(),
+    ];
+    SshServer::start_with(&OpenSshOptions {
+        config_lines,
+        ..OpenSshOptions::default()
+    })
+}
+
+fn sftp(server: &SshServer, batch: &str) -> (bool, String) {
+    let commands = server.path("batch");
+    fs::write(&commands, batch).unwrap();
+    let output = Command::new("sftp")
+        .arg("-F")
+        .arg(server.path("ssh_config"))
+        .arg("-b")
+        .arg(commands)
+        .arg("any.host")
+        .output()
+        .unwrap();
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    (output.status.success(), text)
+}
+
+#[test]
+fn sftp_lists_and_fetches_and_can_destroy_nothing() {
+    requires!(openssh::missing(), needs::program("sftp"));
+    let state = blocks(300, 1);
+    let served = Served::with_container(EAGER, &state);
+    served.overwrite(&[(0, vec![1; BLOCK])]);
+    let server = sshd(&served);
+    let (now, past) = (server.path("now"), server.path("past"));
+    let batch = format!(
+        "ls -la\nls -l .generations/x.luks\nget x.luks {}\nget {} {}\n",
+        now.display(),
+        served.past_path(1),
+        past.display()
+    );
+    let (done, text) = sftp(&server, &batch);
+    assert!(done, "{text}");
+    assert!(
+        text.contains("x.luks") && text.contains(".generations"),
+        "{text}"
+    );
+    assert!(fs::read(now).unwrap() == served.live());
+    assert!(fs::read(past).unwrap() == state);
+    fs::write(server.path("evil"), "evil").unwrap();
+    for evil in [
+        "rm x.luks".to_owned(),
+        "rename x.luks y.luks".to_owned(),
+        "chmod 777 x.luks".to_owned(),
+        "mkdir a".to_owned(),
+        "rmdir .generations".to_owned(),
+        "symlink /etc/passwd y.luks".to_owned(),
+        "ln x.luks y.luks".to_owned(),
+        format!("put {} x.luks", server.path("evil").display()),
+        format!("put {} evil", server.path("evil").display()),
+        format!("rm {}", served.past_path(1)),
+        "get /etc/passwd /dev/null".to_owned(),
+        "get .sprat-agent/format /dev/null".to_owned(),
+    ] {
+        let (done, text) = sftp(&server, &format!("{evil}\n"));
+        assert!(!done, "{evil}: {text}");
+    }
+    assert!(served.past(1) == state);
+    let names: Vec<_> = fs::read_dir(served.path(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+}
+
+#[test]
+fn the_forced_command_gives_no_shell() {
+    requires!(openssh::missing());
+    let served = Served::with_container(EAGER, &blocks(1, 1));
+    let server = sshd(&served);
+    let ssh = server.ssh_command();
+    for words in [
+        &["any.host", "id"][..],
+        &["any.host", "sh", "-c", "id"],
+        &["-W", "127.0.0.1:22", "any.host"],
+    ] {
+        let output = Command::new(&ssh[0])
+            .args(&ssh[1..])
+            .args(words)
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
+        assert!(
+            !output.status.success() && output.stdout.is_empty(),
+            "{words:?}: {output:?}"
+        );
+    }
+}
+
+/// Unmounts also when the test fails.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("fusermount").arg("-uz").arg(&self.0).output();
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn sshfs_shows_present_and_past() {
+    requires!(
+        openssh::missing(),
+        needs::program("sshfs"),
+        needs::devices()
+    );
+    let state = blocks(300, 1);
+    let served = Served::with_container(EAGER, &state);
+    served.overwrite(&[(0, vec![1; BLOCK])]);
+    let server = sshd(&served);
+    let at = tempfile::tempdir().unwrap();
+    let output = Command::new("sshfs")
+        .args(["-o", "ro", "-F"])
+        .arg(server.path("ssh_config"))
+        .arg("any.host:/")
+        .arg(at.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let _mounted = Mounted(at.path().to_owned());
+    assert!(fs::read(at.path().join("x.luks")).unwrap() == served.live());
+    assert!(fs::read(at.path().join(served.past_path(1))).unwrap() == state);
+}
+
+/// The `sprat` that was built beside the agent; in a run of one package it may be missing.
+fn sprat() -> PathBuf {
+    agent().with_file_name("sprat")
+}
+
+fn sprat_missing() -> Option<String> {
+    (!sprat().is_file()).then(|| {
+        format!(
+            "{} is not built: run the tests of the whole workspace",
+            sprat().display()
+        )
+    })
+}
+
+#[test]
+fn sprat_backs_up_and_restores_unchanged_and_the_past_too() {
+    requires!(
+        openssh::missing(),
+        needs::root(),
+        needs::devices(),
+        sprat_missing()
+    );
+    let served = Served::new(EAGER);
+    let server = sshd(&served);
+    let machine = TestMachine::new();
+    let ssh: Vec<_> = server
+        .ssh_command()
+        .into_iter()
+        .map(|word| word.into_string().unwrap())
+        .collect();
+    let target = format!("any.host:{}", served.path("x.luks").display());
+    let sprat = |words: &[&str]| {
+        let mut command = machine.command_of(sprat());
+        command.args(words).arg("--ssh-command").arg(ssh.join(" "));
+        machine.run(&mut command).succeeded()
+    };
+    sprat(&["init", "--json", CHEAP, &target, "--size", "64M"]);
+    let tree = |round: u32| {
+        for number in 0..8 {
+            machine.write(
+                &format!("src/{number}"),
+                format!("{round} {number}\n").repeat(2000),
+            );
+        }
+    };
+    for round in 1..=3 {
+        tree(round);
+        sprat(&["backup", &target, "--name", "home", "src"]);
+    }
+    let restored = |target: &str, name: &str, more: &[&str]| {
+        let to = machine.path(name);
+        let mut words = vec!["restore", target, "home", "--to", to.to_str().unwrap()];
+        words.extend(more);
+        sprat(&words);
+        let back = to.join(machine.path("src").strip_prefix("/").unwrap());
+        fs::read_to_string(back.join("5")).unwrap()
+    };
+    assert!(restored(&target, "now", &[]).starts_with("3 5"));
+    // The state that the last session began with has the snapshots of the first two.
+    let last = *served.numbers().last().unwrap();
+    let key = machine.path("config/keys/x.key");
+    let past = format!(
+        "any.host:{}",
+        served.path(&served.past_path(last)).display()
+    );
+    let more = ["--ignore-lock", "--key-file", key.to_str().unwrap()];
+    let text = restored(&past, "past", &more);
+    assert!(text.starts_with("2 5"), "{}", &text[..10]);
+}
