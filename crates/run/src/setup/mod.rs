@@ -218,7 +218,7 @@ impl Setup<'_> {
                  the same command again\n"
             ),
             (false, false) => format!("nothing to do: {name} is set up\n"),
-            (false, true) => format!("{name} is set up. `sprat status {name}` shows how it is\n"),
+            (false, true) => format!("{name} is set up. `sprat status {name}` shows its state\n"),
         };
         Outcome { exit, text }
     }

@@ -96,7 +96,8 @@ impl Setup<'_> {
         );
         let Some(file) = known.known_hosts.as_ref().filter(|_| known.proxy.is_none()) else {
             return Err(Failure::usage(format!("the host key of {} is not known", server.host))
-                .because("sprat can't ask for it: ssh's configuration leads through another host, or keeps no known_hosts".to_owned())
+                .because("sprat can't get it, because ssh uses a jump host, or keeps no \
+                          known_hosts file".to_owned())
                 .with_hint(format!("nothing was changed. {by_hand}")));
         };
         if self.request.yes && self.request.host_key.is_none() {
@@ -223,8 +224,9 @@ impl Setup<'_> {
         }
         if !survey.durable && !self.request.allow_no_fsync {
             return Err(Failure::failed("the server can't make writes durable").with_hint(
-                "nothing was made there. An OpenSSH server can (fsync@openssh.com). --allow-no-fsync uses \
-                 this one all the same, and a crash of it may then lose the container",
+                "nothing was made there. An OpenSSH server can (fsync@openssh.com). With \
+                 --allow-no-fsync sprat uses this server anyway. Then a crash of the server may \
+                 destroy the container",
             ));
         }
         match survey.available_bytes {

@@ -155,8 +155,8 @@ impl Setup<'_> {
             Failure::failed(format!("there is a container {} already, and this machine has no key for it", place.target))
                 .because(format!("{}: {error}", path.display()))
                 .with_hint(
-                    "nothing was changed. Put the key file there from where its copy is kept, or name another \
-                     container with --name",
+                    "nothing was changed. Copy the key file back from your copy of it, or name \
+                     another container with --name",
                 )
         })?;
         Ok(Some(Secret::key_file(bytes)))
@@ -203,7 +203,7 @@ impl Setup<'_> {
         header: &sprat_luks::Header,
     ) -> Result<(), Failure> {
         self.host
-            .show("the container is made, and nobody has checked its recovery sheet yet");
+            .show("the container is made, but its recovery sheet was not checked yet");
         for _ in 0..TRIES {
             let typed = self
                 .host
@@ -229,7 +229,7 @@ fn prove(
 
 fn wrong_sheet() -> Failure {
     Failure::new(Exit::WrongKey, "what was typed is not on the recovery sheet").with_hint(
-        "the container is made, and nothing is backed up yet. Run the same command again with the sheet at hand. \
-         If it is lost: `sprat key add TARGET --new-recovery` makes a new one",
+        "the container is made, but nothing is backed up yet. Run the same command again with the \
+         sheet at hand. If it is lost: `sprat key add TARGET --new-recovery` makes a new one",
     )
 }
