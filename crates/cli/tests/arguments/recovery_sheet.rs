@@ -118,7 +118,7 @@ fn commands_of_the_sheet_are_quoted_for_the_shell() {
     3. Restore everything to /restore; `--to /` restores it to the original paths
            sprat --ssh-command 'ssh -F /root/sprat-ssh.conf' --fingerprint 893B-F403-70A0-DA3E-1442 --key-file /etc/sprat/keys/x-y.key restore "sprat-server:/srv/it's here/x y.luks" 'büro 2' --to /restore
 
-    4. Continue the backups. If you restored your own sprat.toml, copy its patterns to this one
+    4. Continue the backups. This config has only the sources of each job. If you restored your own sprat.toml, copy all other settings from it
            printf '%s\n' \
              '[container."x-y"]' \
              "target = \"sprat-server:/srv/it's here/x y.luks\"" \
@@ -235,4 +235,33 @@ fn a_page_holds_everything_and_runs_nothing() {
     }
     let without = page(&sheet, None).unwrap();
     assert!(!without.contains("<svg") && !without.contains("aaaa-cccc"));
+}
+
+/// A job of a `command` has no sources. It is restored like the others, but a config with an empty list of
+/// sources would be refused.
+#[test]
+fn config_on_the_sheet_has_no_job_without_sources() {
+    let target = Target::parse("/mnt/usb/x.luks", Path::new("/")).unwrap();
+    let job = |name: &str, sources: &[&str]| SheetJob {
+        name: name.to_owned(),
+        sources: sources.iter().map(ToString::to_string).collect(),
+    };
+    let sheet = Sheet {
+        target: &target,
+        known: &Known::default(),
+        pins: &pins(),
+        recovery_key: "aaaa-cccc",
+        key_file: None,
+        jobs: &[job("home", &["/home"]), job("dump", &[])],
+        made_at: "2026-11-23",
+    };
+    let steps = sheet.steps_with_sprat();
+    let config = &steps.last().unwrap().commands[0];
+    assert!(config.contains("[job.\"home\"]"), "{config}");
+    assert!(
+        !config.contains("dump") && !config.contains("sources = []"),
+        "{config}"
+    );
+    let restored = format!("{:?}", steps[steps.len() - 2].commands);
+    assert!(restored.contains("dump"), "{restored}");
 }

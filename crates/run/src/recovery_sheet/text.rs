@@ -255,7 +255,8 @@ impl Sheet<'_> {
         if self.target.ssh().is_some() {
             config.push(format!("ssh_command = {}", text(&ssh)));
         }
-        for job in jobs {
+        // The config refuses a job without anything to back up, and the sheet has no `command` of a job.
+        for job in jobs.iter().filter(|job| !job.sources.is_empty()) {
             let sources: Vec<String> = job.sources.iter().map(|source| text(source)).collect();
             config.extend([
                 format!("[job.{}]", text(&job.name)),
@@ -264,7 +265,8 @@ impl Sheet<'_> {
             ]);
         }
         steps.push(step(
-            "Continue the backups. If you restored your own sprat.toml, copy its patterns to this one",
+            "Continue the backups. This config has only the sources of each job. If you restored your own sprat.toml, \
+             copy all other settings from it",
             vec![
                 write_file("/etc/sprat/sprat.toml", &config),
                 "sprat backup".to_owned(),

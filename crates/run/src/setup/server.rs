@@ -95,10 +95,15 @@ impl Setup<'_> {
             login(server)
         );
         let Some(file) = known.known_hosts.as_ref().filter(|_| known.proxy.is_none()) else {
-            return Err(Failure::usage(format!("the host key of {} is not known", server.host))
-                .because("sprat can't get it, because ssh uses a jump host, or keeps no \
-                          known_hosts file".to_owned())
-                .with_hint(format!("nothing was changed. {by_hand}")));
+            return Err(
+                Failure::usage(format!("the host key of {} is not known", server.host))
+                    .because(
+                        "sprat can't get it, because ssh uses a jump host, or keeps no \
+                          known_hosts file"
+                            .to_owned(),
+                    )
+                    .with_hint(format!("nothing was changed. {by_hand}")),
+            );
         };
         if self.request.yes && self.request.host_key.is_none() {
             return Err(Failure::usage(format!("the host key of {} is not known", server.host)).with_hint(
@@ -223,11 +228,13 @@ impl Setup<'_> {
             );
         }
         if !survey.durable && !self.request.allow_no_fsync {
-            return Err(Failure::failed("the server can't make writes durable").with_hint(
-                "nothing was made there. An OpenSSH server can (fsync@openssh.com). With \
+            return Err(
+                Failure::failed("the server can't make writes durable").with_hint(
+                    "nothing was made there. An OpenSSH server can (fsync@openssh.com). With \
                  --allow-no-fsync sprat uses this server anyway. Then a crash of the server may \
                  destroy the container",
-            ));
+                ),
+            );
         }
         match survey.available_bytes {
             Some(bytes) if bytes < LITTLE_BYTES => {

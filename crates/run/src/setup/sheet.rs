@@ -152,12 +152,15 @@ impl Setup<'_> {
             file.take(Secret::LEN_MAX as u64).read_to_end(&mut bytes)
         });
         read.map_err(|error| {
-            Failure::failed(format!("there is a container {} already, and this machine has no key for it", place.target))
-                .because(format!("{}: {error}", path.display()))
-                .with_hint(
-                    "nothing was changed. Copy the key file back from your copy of it, or name \
+            Failure::failed(format!(
+                "there is a container {} already, and this machine has no key for it",
+                place.target
+            ))
+            .because(format!("{}: {error}", path.display()))
+            .with_hint(
+                "nothing was changed. Copy the key file back from your copy of it, or name \
                      another container with --name",
-                )
+            )
         })?;
         Ok(Some(Secret::key_file(bytes)))
     }
@@ -228,7 +231,11 @@ fn prove(
 }
 
 fn wrong_sheet() -> Failure {
-    Failure::new(Exit::WrongKey, "what was typed is not on the recovery sheet").with_hint(
+    Failure::new(
+        Exit::WrongKey,
+        "what was typed is not on the recovery sheet",
+    )
+    .with_hint(
         "the container is made, but nothing is backed up yet. Run the same command again with the \
          sheet at hand. If it is lost: `sprat key add TARGET --new-recovery` makes a new one",
     )
