@@ -47,7 +47,7 @@ fn server_disk_full_during_init_leaves_nothing() {
     assert_snapshot!(without_numbers(&said), @r"
     exit #
     --- stderr
-    sprat: warning: only #.# MiB are left on the server
+    sprat: warning: only #.# MiB are free on the server
     sprat: the container can grow to #.# TiB, but the server has #.# MiB free. That is no problem: the file takes only the space of the data in it, and a backup stops safely before the disk is full
     sprat: creating the file system
     sprat: the server's disk is full
@@ -74,7 +74,7 @@ fn full_server_disk_damages_no_snapshot_and_next_run_succeeds() {
     assert_snapshot!(without_numbers(&ran.failed_with(1)), @r"
     exit #
     --- stderr
-    sprat: warning: x: only #.# MiB are left on the server
+    sprat: warning: x: only #.# MiB are free on the server
     sprat: job home failed
     Caused by:
       #: the server's disk is full

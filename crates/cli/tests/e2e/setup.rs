@@ -101,7 +101,7 @@ fn setup_takes_six_answers_to_the_first_backup_and_then_nothing() {
     machine.ok(&["config", "check"]);
     let status = machine.ok(&["status", "box"]);
     assert!(
-        !status.whole().contains("never rehearsed"),
+        !status.whole().contains("never tested here"),
         "{}",
         status.whole()
     );
@@ -224,7 +224,7 @@ fn setup_without_answers_accepts_no_unknown_host_and_shows_the_key_to_add() {
     assert!(ran.stdout.starts_with("nothing to do"), "{}", ran.whole());
     let status = machine.ok(&["status", "box"]);
     assert!(
-        status.whole().contains("never rehearsed"),
+        status.whole().contains("never tested here"),
         "{}",
         status.whole()
     );

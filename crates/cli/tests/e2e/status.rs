@@ -206,6 +206,6 @@ fn options_that_open_a_container_are_refused_by_a_status() {
         let all = [&["status", CONTAINER], &option[..]].concat();
         let said = machine.sprat(&all).failed_with(2);
         assert!(said.contains(option[0]), "{said}");
-        assert!(said.contains("nothing was asked"), "{said}");
+        assert!(said.contains("nothing was done"), "{said}");
     }
 }
