@@ -11,12 +11,12 @@ use rustix::fs::OFlags;
 use crate::disk::{self, bad};
 use crate::generation::{self, Head};
 use crate::index;
-use crate::keeper::mark;
+use crate::keeper::{Keeper, mark};
 use crate::log;
 use crate::names::{Kind, Name};
 use crate::past::{self, Past, has_mark};
 use crate::policy::{Bucket, Policy};
-use crate::ranges;
+use crate::ranges::{self, BLOCK};
 use crate::root::Root;
 use crate::tidy;
 use crate::time_text::{self, show_bytes};
@@ -65,7 +65,7 @@ pub fn list(root: &Root) -> io::Result<String> {
             continue;
         };
         for (number, name, head) in past::shown(&folder)? {
-            let saved = tidy::overwritten(&folder, &[number])? * ranges::BLOCK;
+            let saved = tidy::overwritten(&folder, &[number])? * BLOCK;
             let mut notes = vec![head.reason.clone()];
             for what in ["pinned", "expire"] {
                 if has_mark(&folder, number, what)? {
@@ -296,6 +296,87 @@ pub fn export(root: &Root, container: &str, time: &str, to: &Path) -> io::Result
         at += piece.len() as u64;
     }
     file.sync_all()
+}
+
+/// Writes a past state back into the container: only the blocks that differ. The present becomes a past state
+/// itself. After a crash it can be run again. Clients that are connected are refused. The length stays.
+pub fn revert(root: &Root, container: &str, time: &str) -> io::Result<String> {
+    let found = find(root, container, time)?;
+    let name = Name::parse(container).ok_or_else(|| bad("not a container"))?;
+    let file = root.open_file(&name, OFlags::RDWR)?;
+    let mut keeper = Keeper::open(
+        &root.agent,
+        container,
+        &root.clock,
+        &root.policy,
+        &root.space,
+    )?;
+    keeper.begin_session(&file, "revert")?;
+    let mut past = open_past(root, container, &found.container, found.number)?;
+    let changed = past.changed()?;
+    for range in &changed {
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min(at + PIECE as u64 / BLOCK);
+            let piece = past.read(
+                at * BLOCK,
+                PIECE.min(usize::try_from((end - at) * BLOCK).unwrap_or(PIECE)),
+            )?;
+            write_back(&mut keeper, &file, at, &piece)?;
+            at = end;
+        }
+    }
+    file.sync_all()?;
+    keeper.end(&file)?;
+    Ok(format!(
+        "{} written back\n",
+        show_bytes(ranges::count(&changed) * BLOCK)
+    ))
+}
+
+/// Writes blocks from the block `first` on; those that are all zeros become holes.
+fn write_back(keeper: &mut Keeper, file: &File, first: u64, piece: &[u8]) -> io::Result<()> {
+    let is_zero = |block: &[u8]| block.iter().all(|b| *b == 0);
+    let mut at = first;
+    for run in piece
+        .chunks(4096)
+        .collect::<Vec<_>>()
+        .chunk_by(|a, b| is_zero(a) == is_zero(b))
+    {
+        let next = at + run.len() as u64;
+        if is_zero(run[0]) {
+            keeper.punch(file, &(at..next))?;
+        } else {
+            keeper.write(file, &[(at * BLOCK, &run.concat())])?;
+        }
+        at = next;
+    }
+    Ok(())
+}
+
+/// Removes a container with everything that belongs to it, past states too.
+pub fn remove(root: &Root, container: &str) -> io::Result<()> {
+    let name = Name::parse(container).filter(|name| name.kind == Kind::Container);
+    let name = name.ok_or_else(|| bad(format!("{container} is not a container's name")))?;
+    let file = root.open_file(&name, OFlags::RDWR)?;
+    // Every client is refused from here on.
+    Keeper::open(
+        &root.agent,
+        container,
+        &root.clock,
+        &root.policy,
+        &root.space,
+    )?
+    .begin_session(&file, "remove")?;
+    for other in root
+        .files()?
+        .iter()
+        .filter(|other| other.container == container)
+    {
+        disk::remove_in(&root.folder, &other.text)?;
+    }
+    disk::sync_folder(&root.folder)?;
+    std::fs::remove_dir_all(root.path.join(crate::root::AGENT).join(container))
 }
 
 /// Checks that all past states can be read: heads, maps, indexes, with `read_data` every saved block.

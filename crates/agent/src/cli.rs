@@ -28,6 +28,8 @@ Commands:
   release NAME               Let the policy decide again
   ack NAME                   Confirm an alarm
   expire NAME TIME --yes     Remove a past state now
+  revert NAME TIME --yes     Write a past state back; the present becomes a past state
+  remove NAME --yes          Remove a container with all its past states
   tidy                       Remove what the policy does not keep any more (run it by cron every hour)
   check                      Check that past states can be read
   export NAME TIME FILE      Copy a past state to a file
@@ -40,7 +42,7 @@ Options:
   --read-only     serve: refuse every change
   --read-data     check: read every saved block
   --json          status: as JSON
-  --yes           expire: do it
+  --yes           expire, revert, remove: do it
 ";
 
 /// Arguments of any command.
@@ -137,6 +139,12 @@ fn administer(arguments: &Arguments, root: &Root, words: &[&str]) -> Option<io::
         ["ack", name] => quiet(admin::ack(root, name)),
         ["expire", name, time] if arguments.yes => shown(admin::expire(root, name, time)),
         ["expire", ..] => Err(bad("this removes a past state for ever; say --yes")),
+        ["revert", name, time] if arguments.yes => shown(admin::revert(root, name, time)),
+        ["remove", name] if arguments.yes => quiet(admin::remove(root, name)),
+        ["revert", ..] => Err(bad("this changes the container; say --yes")),
+        ["remove", ..] => Err(bad(
+            "this removes a container and its past states; say --yes",
+        )),
         ["tidy"] => shown(admin::tidy(root)),
         ["check"] => admin::check(root, arguments.read_data).and_then(|(damaged, states)| {
             let mut text: String = damaged.iter().map(|line| format!("{line}\n")).collect();

@@ -417,6 +417,11 @@ impl Layer {
         self.entries.get(&block).copied()
     }
 
+    /// The blocks that were saved.
+    pub fn blocks(&self) -> impl Iterator<Item = u64> {
+        self.entries.keys().copied()
+    }
+
     /// The sorted entries as an index in `file`.
     pub fn index(&self, file: File) -> io::Result<Index> {
         let mut sorted: Vec<Entry> = self.entries.values().copied().collect();

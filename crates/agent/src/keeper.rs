@@ -8,12 +8,13 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::rc::Rc;
 use std::sync::atomic::{Ordering, fence};
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::clock::{Clock, Now};
@@ -155,6 +156,8 @@ pub struct Keeper {
     /// A session was begun by this process, and no generation for it yet.
     is_new_session: bool,
     written_past: bool,
+    /// The next write begins a generation, whatever the policy allows.
+    forced: Option<&'static str>,
     /// Counted seconds minus seconds since the boot, when the clock was last read.
     counted_ahead_s: i64,
 }
@@ -181,7 +184,32 @@ impl Keeper {
             open: None,
             is_new_session: false,
             written_past: false,
+            forced: None,
             counted_ahead_s: 0,
+        })
+    }
+
+    /// Begins a session: every process of an earlier one is refused from now on. The first write begins a
+    /// generation.
+    pub fn begin_session(&mut self, file: &File, reason: &'static str) -> io::Result<()> {
+        let locks = Rc::clone(&self.locks);
+        let _gate = locks.gate.exclusive()?;
+        let mut state = read_state(&self.slots)?;
+        self.join(&mut state, file)?;
+        state.session += 1;
+        self.slots.write(&state.to_text())?;
+        self.session = Some(state.session);
+        self.forced = Some(reason);
+        Ok(())
+    }
+
+    /// Makes holes of whole blocks. They read as zeros afterwards.
+    pub fn punch(&mut self, file: &File, blocks: &Range<u64>) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let (offset, len) = (blocks.start * BLOCK, (blocks.end - blocks.start) * BLOCK);
+        self.change(file, &Blocks::from([blocks.clone()]), &|file| {
+            rustix::fs::fallocate(file, flags, offset, len)?;
+            Ok(0)
         })
     }
 
@@ -190,7 +218,21 @@ impl Keeper {
         let touched = writes
             .iter()
             .map(|(offset, data)| ranges::touched(*offset, data.len() as u64));
-        let touched = ranges::normal(touched.collect());
+        self.change(file, &ranges::normal(touched.collect()), &|file| {
+            for (offset, data) in writes {
+                file.write_all_at(data, *offset)?;
+            }
+            Ok(writes.iter().map(|(_, data)| data.len() as u64).sum())
+        })
+    }
+
+    /// Saves the old content of `touched`, then calls `change`, which returns the bytes that it wrote.
+    fn change(
+        &mut self,
+        file: &File,
+        touched: &Blocks,
+        change: &dyn Fn(&File) -> io::Result<u64>,
+    ) -> io::Result<()> {
         if touched.is_empty() {
             return Ok(());
         }
@@ -198,14 +240,10 @@ impl Keeper {
         for _ in 0..8 {
             let gate = locks.gate.shared()?;
             if self.is_ready()? {
-                self.save(file, &touched)?;
+                self.save(file, touched)?;
                 // No reader may see the new content and not yet the saved one.
                 fence(Ordering::SeqCst);
-                for (offset, data) in writes {
-                    file.write_all_at(data, *offset)?;
-                }
-                self.journal
-                    .count(writes.iter().map(|(_, data)| data.len() as u64).sum());
+                self.journal.count(change(file)?);
                 return Ok(());
             }
             drop(gate);
@@ -342,6 +380,7 @@ impl Keeper {
         let reason = match (newest, usable) {
             (None, _) => "first",
             _ if self.written_past => "written-past",
+            _ if self.forced.is_some() => self.forced.unwrap_or_default(),
             (_, None) => "restart",
             (_, Some(tail)) if tail >= LOG_BYTES_MAX => "size",
             _ if now.counted_s >= state.secret_due_s => "secret",
@@ -367,7 +406,7 @@ impl Keeper {
         if state != old {
             self.slots.write(&state.to_text())?;
         }
-        (self.is_new_session, self.written_past) = (false, false);
+        (self.is_new_session, self.written_past, self.forced) = (false, false, None);
         Ok(begins)
     }
 
@@ -523,7 +562,7 @@ fn free_name(container: &OwnedFd, state_s: i64) -> io::Result<String> {
 }
 
 /// The blocks that the file system does not know to be holes.
-fn data_blocks(file: &File, len: u64) -> io::Result<Blocks> {
+pub fn data_blocks(file: &File, len: u64) -> io::Result<Blocks> {
     let mut found = Vec::new();
     let mut at = 0;
     while at < len && found.len() <= ranges::RANGES_MAX * 2 {

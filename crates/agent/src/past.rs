@@ -138,6 +138,22 @@ impl Past {
         })
     }
 
+    /// The blocks that differ from the container, or may: what was saved since, and what was a hole.
+    pub fn changed(&self) -> io::Result<Blocks> {
+        let mut found = Vec::new();
+        for entry in self.view.iter() {
+            let block = entry?.block;
+            found.push(block..block + 1);
+        }
+        for layer in &self.layers {
+            found.extend(layer.blocks().map(|block| block..block + 1));
+        }
+        let found = ranges::both(&self.map, &ranges::normal(found));
+        let live = crate::keeper::data_blocks(&self.live, self.live.metadata()?.len())?;
+        let holes = ranges::without(&live, &self.map);
+        Ok(ranges::normal([found, holes].concat()))
+    }
+
     /// Reads at most `len` bytes at `offset`; fewer at the end.
     pub fn read(&mut self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         if self.layers.len() > LAYERS_MAX {

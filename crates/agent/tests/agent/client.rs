@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use tempfile::TempDir;
@@ -29,9 +29,14 @@ pub struct Served {
 
 impl Served {
     pub fn new(policy: &str) -> Self {
+        Self::in_folder(&std::env::temp_dir(), policy)
+    }
+
+    /// In a new folder below another one.
+    pub fn in_folder(folder: &Path, policy: &str) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("sprat-agent-")
-            .tempdir()
+            .tempdir_in(folder)
             .unwrap();
         let served = Self { folder };
         served.run(&["adopt"]);

@@ -108,6 +108,59 @@ fn an_alarm_holds_everything_until_it_is_confirmed() {
 }
 
 #[test]
+fn a_past_state_is_written_back_in_place() {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    let served = Served::new(EAGER);
+    let file = fs::File::create(served.path("x.luks")).unwrap();
+    file.set_len(400 * BLOCK as u64).unwrap();
+    file.write_all_at(&blocks(300, 1), 0).unwrap();
+    let good = served.live();
+    served.overwrite(&[(0, vec![9; BLOCK])]);
+    let used = fs::metadata(served.path("x.luks")).unwrap().blocks();
+    // Garbage over data and holes, by a client that stays connected.
+    let mut client = served.connect();
+    let handle = client.open("x.luks", crate::client::READ_WRITE).unwrap();
+    for number in (0..400_u64).step_by(20) {
+        assert_eq!(
+            client.write(&handle, number * BLOCK as u64, &[7; 20 * BLOCK]),
+            0
+        );
+    }
+    let garbage = served.live();
+    let name = served.head(1, "name");
+    assert_eq!(code(&served, &["revert", "x.luks", &name]).0, Some(1));
+    served.run(&["revert", "x.luks", &name, "--yes"]);
+    assert!(served.live() == good);
+    assert_eq!(client.write(&handle, 0, &[8; 10]), 3);
+    client.end_anyhow();
+    assert!(served.live() == good);
+    assert!(fs::metadata(served.path("x.luks")).unwrap().blocks() <= used + 8);
+    let last = *served.numbers().last().unwrap();
+    assert_eq!(served.head(last, "reason"), "revert");
+    assert!(served.past(last) == garbage && served.past(1) == good);
+    // The next session goes on.
+    served.overwrite(&[(5, vec![1; 10])]);
+    assert!(served.past(last) == garbage && served.past(1) == good);
+}
+
+#[test]
+fn a_container_is_removed_with_everything_that_belongs_to_it() {
+    let served = three_states(EAGER);
+    fs::write(served.path("xx.luks"), "other").unwrap();
+    fs::write(served.path("x.luks.lock.1000001"), "").unwrap();
+    assert_eq!(code(&served, &["remove", "x.luks"]).0, Some(1));
+    served.run(&["remove", "x.luks", "--yes"]);
+    let mut names: Vec<_> = fs::read_dir(served.path(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, [".sprat-agent", "xx.luks"]);
+    assert!(!served.path(".sprat-agent/x.luks").exists());
+    assert!(!served.run(&["list"]).contains("-00"));
+}
+
+#[test]
 fn wrong_command_lines_and_policies_are_refused() {
     let served = three_states(EAGER);
     for words in [&["lst"][..], &["pin", "x.luks"], &["--what"]] {

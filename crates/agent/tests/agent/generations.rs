@@ -272,6 +272,30 @@ fn a_lost_tail_loses_no_saved_block() {
     assert_eq!(served.numbers(), [1, 2]);
 }
 
+/// A map may be too wide (too many ranges, or a file system that does not know its holes): the next one is
+/// then as wide, until a block was saved. Else a write into the hole would show in the older state.
+#[test]
+fn a_map_that_is_too_wide_shows_nothing_newer() {
+    let served = Served::new(EAGER);
+    let file = fs::File::create(served.path("x.luks")).unwrap();
+    file.set_len(block(64)).unwrap();
+    file.write_all_at(&blocks(4, 1), 0).unwrap();
+    let state = served.live();
+    served.overwrite(&[(0, vec![1; BLOCK])]);
+    let wide = [0_u64.to_le_bytes(), 64_u64.to_le_bytes()].concat();
+    let crc = crc32fast::hash(&wide).to_le_bytes();
+    fs::write(
+        served.path(".sprat-agent/x.luks/g.1/map"),
+        [&wide[..], &crc].concat(),
+    )
+    .unwrap();
+    for number in 1..6 {
+        served.overwrite(&[(block(number * 10), vec![2; BLOCK])]);
+    }
+    assert_eq!(served.numbers().len(), 6);
+    assert!(served.past(1) == state);
+}
+
 /// A torn record at the end, as a kill leaves it.
 #[test]
 fn a_torn_record_is_cut_off_and_the_next_one_takes_its_place() {

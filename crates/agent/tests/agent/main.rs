@@ -12,5 +12,6 @@ mod commands;
 mod expiry;
 mod generations;
 mod kills;
+mod limits;
 mod requests;
 mod stock;

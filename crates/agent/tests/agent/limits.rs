@@ -1,0 +1,270 @@
+//! Memory, space, system calls, and the same answers as OpenSSH's server.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
+
+use sprat_testkit::dice::Dice;
+use sprat_testkit::{needs, requires};
+
+use crate::client::{BLOCK, CREATE_NEW, Client, EAGER, READ, READ_WRITE, Served, agent, blocks};
+
+fn block(number: u64) -> u64 {
+    number * BLOCK as u64
+}
+
+/// The most memory that a process ever had, in KiB.
+fn peak_kib(client: &Client) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", client.child.id())).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn memory_is_bounded_whatever_a_client_sends_and_reads() {
+    const BLOCKS: u64 = 9_000;
+    let served = Served::with_container(EAGER, &blocks(usize::try_from(BLOCKS).unwrap(), 1));
+    let mut client = served.connect();
+    let handle = client.open("x.luks", READ_WRITE).unwrap();
+    // All of it, in the worst order.
+    let mut dice = Dice::new(1);
+    let mut order: Vec<u64> = (0..BLOCKS).collect();
+    for at in (1..order.len()).rev() {
+        order.swap(at, usize::try_from(dice.below(at as u64 + 1)).unwrap());
+    }
+    for group in order.chunks(40) {
+        let writes: Vec<_> = group
+            .iter()
+            .map(|number| (block(*number), vec![3; BLOCK]))
+            .collect();
+        assert_eq!(client.write_all(&handle, &writes), writes.len());
+    }
+    // Many answers that nobody reads for a while.
+    let past = client.open(&served.past_path(1), READ).unwrap();
+    for number in 0..200 {
+        client.read(&past, block(number * 40), 255 * 1024).unwrap();
+    }
+    let peak = peak_kib(&client);
+    assert!(peak <= 32 * 1024, "{peak} KiB");
+    client.end();
+    assert!(served.past(1) == blocks(usize::try_from(BLOCKS).unwrap(), 1));
+}
+
+/// Unmounts also when the test fails.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new(options: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(folder.path())
+            .status()
+            .unwrap();
+        assert!(mounted.success());
+        Self(folder)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// The disk is full at every point where something is written; then there is space again.
+#[test]
+fn on_a_full_disk_writes_are_refused_and_nothing_older_is_lost() {
+    requires!(needs::root());
+    for filled_kib in (0..640).step_by(44) {
+        let disk = SmallDisk::new("size=2m");
+        let served = Served::in_folder(disk.0.path(), EAGER);
+        let mut state = blocks(256, 1);
+        fs::write(served.path("x.luks"), &state).unwrap();
+        served.overwrite(&[(0, vec![1; BLOCK])]);
+        let first = state.clone();
+        state[..BLOCK].fill(1);
+        // What is left of 2 MiB is between about 200 KiB and nothing.
+        let filler = served.path("filler");
+        fs::write(&filler, vec![1; (200 + filled_kib) * 1024]).unwrap_or_default();
+        let mut client = served.connect();
+        let Ok(handle) = client.open("x.luks", READ_WRITE) else {
+            continue;
+        };
+        let before = state.clone();
+        for number in 1..200 {
+            let status = client.write(&handle, block(number), &[2; BLOCK]);
+            if status == 0 {
+                let at = usize::try_from(block(number)).unwrap();
+                state[at..at + BLOCK].fill(2);
+            }
+        }
+        assert!(
+            served.live() == state,
+            "{filled_kib}: a refused write changed something"
+        );
+        fs::remove_file(&filler).unwrap();
+        assert_eq!(
+            client.write(&handle, block(230), &[4; BLOCK]),
+            0,
+            "{filled_kib}"
+        );
+        client.end();
+        assert!(served.past(1) == first, "{filled_kib}");
+        assert!(served.past(2) == before, "{filled_kib}");
+    }
+}
+
+/// Every path that is opened, renamed or removed is one name below a folder that is open already.
+#[test]
+fn no_system_call_of_a_client_leaves_the_folder() {
+    requires!(needs::program("strace"));
+    let served = Served::with_container(EAGER, &blocks(8, 1));
+    served.overwrite(&[(0, vec![1; 10])]);
+    let trace = served.path("trace");
+    let calls = "trace=open,openat,openat2,unlink,unlinkat,rename,renameat,renameat2,mkdir,mkdirat,symlink,\
+                 symlinkat,link,linkat,chmod,fchmodat,chown,fchownat,truncate,execve,connect,socket";
+    let mut command = Command::new("strace");
+    command
+        .args(["-qq", "-o", trace.to_str().unwrap(), "-e", calls])
+        .arg(agent());
+    command.arg("serve").arg("--root").arg(served.path(""));
+    let mut client = Client::start(command);
+    for path in [
+        "../a.luks",
+        "/etc/passwd",
+        "x.luks",
+        "a/b.luks",
+        ".generations/x.luks/../../a",
+        "y.luks.new",
+        "/../x.luks",
+    ] {
+        for flags in [READ, READ_WRITE, CREATE_NEW, 0x1a] {
+            let _ = client.open(path, flags);
+        }
+        for kind in [7, 11, 13, 14, 15, 16, 17] {
+            client.path_request(kind, path);
+        }
+        client.rename("y.luks.new", path);
+    }
+    let handle = client.open("x.luks", READ_WRITE).unwrap();
+    assert_eq!(client.write(&handle, 0, &[5; 5000]), 0);
+    let _ = client.content(&served.past_path(1));
+    client.end();
+    let text = fs::read_to_string(trace).unwrap();
+    // What comes before the root is open belongs to the program's start.
+    let root = served.path("");
+    let start = format!(
+        "\"{}\", O_RDONLY",
+        root.to_str().unwrap().trim_end_matches('/')
+    );
+    let start = text.find(&start).unwrap();
+    let mut seen = 0;
+    for line in text[start..]
+        .lines()
+        .skip(1)
+        .filter(|line| line.contains('"'))
+    {
+        seen += 1;
+        if line.contains("\"/proc/sys/kernel/random/boot_id\"") {
+            continue;
+        }
+        for quoted in line.split('"').skip(1).step_by(2) {
+            assert!(!quoted.contains('/') && quoted != "..", "{line}");
+        }
+        assert!(!line.contains("AT_FDCWD"), "{line}");
+    }
+    assert!(seen > 30, "{seen}");
+}
+
+/// The same requests to OpenSSH's server: the same answers, and the same bytes.
+#[test]
+fn allowed_requests_are_answered_as_openssh_answers_them() {
+    requires!(needs::sftp_server_missing());
+    let content = blocks(32, 1);
+    let served = Served::with_container(EAGER, &content);
+    let other = tempfile::tempdir().unwrap();
+    fs::write(other.path().join("x.luks"), &content).unwrap();
+    let mut openssh = Command::new(needs::sftp_server().unwrap());
+    openssh.arg("-d").arg(other.path());
+    let mut clients = [served.connect(), Client::start(openssh)];
+    let mut dice = Dice::new(3);
+    let names = [
+        "x.luks",
+        "x.luks.new-0123456789abcdef",
+        "x.luks.reserve",
+        "x.luks.lock.1000001",
+    ];
+    let mut handles: Vec<[Vec<u8>; 2]> = Vec::new();
+    for step in 0..600 {
+        let name = names[usize::try_from(dice.below(4)).unwrap()];
+        let (kind, draw) = (dice.below(8), dice.any());
+        let flags = [READ, READ_WRITE, CREATE_NEW][usize::try_from(draw % 3).unwrap()];
+        let chosen =
+            (!handles.is_empty()).then(|| usize::try_from(draw % handles.len() as u64).unwrap());
+        let offset = draw / 7 % block(31);
+        let mut opened = Vec::new();
+        let mut answers = Vec::new();
+        for (index, client) in clients.iter_mut().enumerate() {
+            let handle = chosen
+                .map(|chosen| handles[chosen][index].clone())
+                .unwrap_or_default();
+            answers.push(match kind {
+                0 if handles.len() < 50 => match client.open(name, flags) {
+                    Ok(handle) => {
+                        opened.push(handle);
+                        (0, Vec::new())
+                    }
+                    Err(status) => (status, Vec::new()),
+                },
+                1 => client
+                    .read(&handle, offset, 9000)
+                    .map_or_else(|status| (status, Vec::new()), |data| (0, data)),
+                // A lease is at most 4,096 bytes here.
+                2 if !name.contains("lock") => {
+                    let status = client.write(&handle, offset % 1000, &draw.to_le_bytes());
+                    (u32::from(status != 0), Vec::new())
+                }
+                3 => (client.path_request(17, name), Vec::new()),
+                4 if chosen.is_some() && draw % 5 == 0 => (client.close(&handle), Vec::new()),
+                5 if chosen.is_some() => {
+                    (client.extended("fsync@openssh.com", &[&handle]), Vec::new())
+                }
+                6 if name.contains("reserve") => (client.path_request(13, name), Vec::new()),
+                7 => {
+                    let mut list = client.list(".");
+                    list.retain(|name| !name.starts_with('.'));
+                    (0, list.join(" ").into_bytes())
+                }
+                _ => (0, Vec::new()),
+            });
+        }
+        assert_eq!(
+            answers[0], answers[1],
+            "step {step}, request {kind} {name} {flags}"
+        );
+        if let [one, two] = opened.as_slice() {
+            handles.push([one.clone(), two.clone()]);
+        }
+        if let Some(chosen) = chosen.filter(|_| kind == 4 && draw % 5 == 0) {
+            handles.remove(chosen);
+        }
+    }
+    for client in clients {
+        client.end();
+    }
+    let own: BTreeSet<_> = fs::read_dir(served.path(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    for entry in fs::read_dir(other.path()).unwrap() {
+        let entry = entry.unwrap();
+        assert!(own.contains(&entry.file_name()));
+        let same = fs::read(entry.path()).unwrap()
+            == fs::read(served.path(entry.file_name().to_str().unwrap())).unwrap();
+        assert!(same, "{}", entry.path().display());
+    }
+}
