@@ -166,7 +166,7 @@ impl SftpFile {
         }
         let first = &self.session.first;
         if first.is_full(len) {
-            self.session.want_further(&self.file);
+            self.session.found_first_full(&self.file, len);
             first.wait_while_full(len, || self.file.has_joined());
             if let Some((_, channel, handle)) = self.least_busy() {
                 return (channel, handle);

@@ -1,12 +1,14 @@
 //! Further connections: logged in and joined in the background, used only once they are joined.
 //!
-//! The first connection carries everything until it is full: then more is queued than it carries in
-//! one round trip, and only then further logins are worth it. Nothing waits for them. A further
+//! The first connection carries everything until it was full for a while: then more is queued than
+//! it carries in the time of a login, and only then further logins are worth it. Nothing waits for
+//! them. A further
 //! connection joins an open file: it shows that it leads to the same folder, and opens the same
 //! file again. Only then it gets requests for that file. Before its first request its loss costs
 //! nothing. After that, the session can't tell what it carried, and ends with it.
 
 use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
@@ -20,10 +22,17 @@ use crate::IgnorePoison;
 /// How long the threads may take to end, before their connections are cut.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Further logins begin once so many bytes have found the first connection full. A login takes about
+/// eight round trips and the work of both ends. A daily run that sends a few MiB of metadata ends
+/// before that.
+const WORTH_LOGINS_BYTES: usize = 8 << 20;
+
 /// The further connections of one session.
 pub(super) struct FurtherConnections {
     connections: Vec<FurtherConnection>,
     work: Mutex<Work>,
+    /// Bytes that found the first connection full.
+    found_full_bytes: AtomicUsize,
     /// There is a file to join, a thread has ended, or all must.
     changed: Condvar,
 }
@@ -64,6 +73,7 @@ impl FurtherConnections {
         Self {
             connections: (0..number).map(|_| FurtherConnection::default()).collect(),
             work: Mutex::default(),
+            found_full_bytes: AtomicUsize::new(0),
             changed: Condvar::new(),
         }
     }
@@ -187,11 +197,15 @@ impl SharedSession {
         Arc::new(Self(Arc::new(session)))
     }
 
-    /// Joins further connections to this file in the background. The first call begins their
-    /// logins.
-    pub(super) fn want_further(&self, file: &Arc<OpenFile>) {
+    /// So many bytes for this file found the first connection full. Once that was much, further
+    /// connections join the file in the background, and their logins begin.
+    pub(super) fn found_first_full(&self, file: &Arc<OpenFile>, bytes: usize) {
         let further = &self.0.further;
-        if further.connections.is_empty() || !file.begin_to_want() {
+        let before = further.found_full_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before.saturating_add(bytes) < WORTH_LOGINS_BYTES
+            || further.connections.is_empty()
+            || !file.begin_to_want()
+        {
             return;
         }
         let mut work = further.work();

@@ -17,7 +17,7 @@ use crate::part::scripted::{
 };
 
 /// More than one connection carries at once.
-const MUCH_BYTES: usize = 8 << 20;
+const MUCH_BYTES: usize = 24 << 20;
 
 /// What each connection but the first does.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -133,8 +133,10 @@ fn small_writes_and_flushes_make_one_login() {
     let ahead = file.read_at(0, &mut [0; 65_536], ReadClass::Ahead);
     assert!(ahead.is_err());
     assert_eq!(server.logins.load(Ordering::SeqCst), 1);
-    server.write_much();
-    crate::part::eventually(|| (server.store.further_connections().0 == 3).then_some(()));
+    crate::part::eventually(|| {
+        server.write_much();
+        (server.store.further_connections().0 == 3).then_some(())
+    });
     assert_eq!(server.logins.load(Ordering::SeqCst), 4);
 }
 
