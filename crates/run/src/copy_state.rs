@@ -62,8 +62,12 @@ pub struct CopyState {
     pub pruned_by: Option<KeepPolicy>,
     /// It waits for `sprat accept`.
     pub held: Option<Held>,
-    /// A person accepted then what held it: the next attempt passes, and removes this.
+    /// A person accepted then that much is pruned: the next prune passes, and removes this.
     pub released: Option<Timestamp>,
+    /// A person accepted then that much is uploaded: the next success removes this.
+    pub growth_accepted: Option<Timestamp>,
+    /// Far more files changed than usual: older snapshots are kept until `sprat accept`.
+    pub changed: Option<Changed>,
     /// The last run skipped it.
     pub skipped: Option<Skipped>,
     /// The hooks of the attempt that is under way, or that was killed.
@@ -108,6 +112,17 @@ pub enum HeldWhat {
     Copy,
     /// Only the removal of old snapshots.
     Prune,
+}
+
+/// A snapshot has far more changes than usual.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// When it was found.
+    pub since: Timestamp,
+    /// The name of the snapshot as a time. Older ones are kept.
+    pub kept_before: Timestamp,
+    /// What changed, in one line.
+    pub reason: String,
 }
 
 /// A run did not try a copy.
@@ -168,6 +183,7 @@ impl CopyState {
                 self.not_reached_since = None;
                 self.found_overdue = None;
                 self.ahead_seen = None;
+                self.growth_accepted = None;
                 return;
             }
             // The attempts before it count as they did.
@@ -190,6 +206,16 @@ impl CopyState {
         if pruned || !has_rules {
             self.released = None;
         }
+    }
+
+    /// A person accepts what holds back the copy, or its prune.
+    pub fn accept(&mut self, now: Timestamp) {
+        match self.held.take().map(|held| held.what) {
+            Some(HeldWhat::Prune) => self.released = Some(now),
+            Some(HeldWhat::Copy) => self.growth_accepted = Some(now),
+            None => {}
+        }
+        self.changed = None;
     }
 
     /// A person pruned the copy by these rules.

@@ -25,7 +25,7 @@ pub struct PastUpload {
     pub sent_bytes: u64,
 }
 
-/// From when an upload is too large.
+/// `growth_limit`: from when an upload is too large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GrowthLimit {
     /// More than so many times the usual, and more than [`GROWTH_BYTES_MIN`].
@@ -95,18 +95,17 @@ impl Covered {
     }
 }
 
-/// Whether an upload of so many bytes is too large. Nothing is, before the usual is known.
+/// The most bytes that are no alarm. `None`: nothing is one, before the usual is known.
 #[must_use]
-pub fn is_growth(upload_bytes: u64, usual: Option<u64>, limit: GrowthLimit) -> bool {
-    let Some(usual) = usual else {
-        return false;
-    };
-    match limit {
+pub fn most_bytes(usual: Option<u64>, limit: GrowthLimit) -> Option<u64> {
+    let usual = usual?;
+    Some(match limit {
         GrowthLimit::Times(times) => {
-            upload_bytes > usual.saturating_mul(u64::from(times)) && upload_bytes > GROWTH_BYTES_MIN
+            let most = usual.saturating_mul(u64::from(times));
+            most.max(GROWTH_BYTES_MIN)
         }
-        GrowthLimit::Bytes(most) => upload_bytes > most,
-    }
+        GrowthLimit::Bytes(most) => most,
+    })
 }
 
 /// Whether so many files that changed or went are too many: more than `limit_percent` of the last
@@ -116,12 +115,6 @@ pub fn is_change(changed_or_gone: u64, files_before: u64, limit_percent: u32) ->
     let over =
         u128::from(changed_or_gone) * 100 > u128::from(files_before) * u128::from(limit_percent);
     over && changed_or_gone > CHANGED_FILES_MIN
-}
-
-/// Whether a dump is suspiciously small: less than half of the last one.
-#[must_use]
-pub fn is_shrunk_dump(bytes: u64, bytes_before: u64) -> bool {
-    bytes < bytes_before.div_ceil(2)
 }
 
 #[cfg(test)]
@@ -222,8 +215,9 @@ mod tests {
             (GIB, Some(0), GrowthLimit::Bytes(GIB), false),
             (GIB + 1, Some(500 * GIB), GrowthLimit::Bytes(GIB), true),
         ] {
+            let most = most_bytes(usual, limit);
             assert_eq!(
-                is_growth(upload, usual, limit),
+                most.is_some_and(|most| upload > most),
                 is,
                 "{upload} {usual:?} {limit:?}"
             );
@@ -248,20 +242,6 @@ mod tests {
                 is,
                 "{changed} of {before}"
             );
-        }
-    }
-
-    #[test]
-    fn dump_of_less_than_half_is_shrunk() {
-        for (now, before, is) in [
-            (50, 100, false),
-            (49, 100, true),
-            (50, 101, true),
-            (51, 101, false),
-            (0, 0, false),
-            (0, 1, true),
-        ] {
-            assert_eq!(is_shrunk_dump(now, before), is, "{now} after {before}");
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::config::{Dump, Job};
 use crate::hooks::Context;
 use crate::hooks::pipeline::{self, Pipeline, PipelineReport};
 
-pub use preview_text::preview_text;
+pub use preview_text::{census_text, preview_text};
 
 /// How much of what a command wrote to stderr is shown with its failure.
 const LOG_LINES_SHOWN: usize = 5;

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use sprat_luks::Secret;
 use sprat_snapshot::{
-    JobName, LocalContainer, NameList, PinReport, PinSpec, PruneReport, PruneSpec, RemoveReport,
-    RemoveSpec, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec,
-    StagedFile,
+    Census, JobName, LocalContainer, NameList, PinReport, PinSpec, PruneReport, PruneSpec,
+    RemoveReport, RemoveSpec, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotError,
+    SnapshotReport, SnapshotSpec, StagedFile,
 };
 
 use crate::address::Target;
@@ -38,6 +38,7 @@ pub struct Session {
     supervisor: Supervisor,
     facts: ContainerFacts,
     settings: SessionSettings,
+    too_much: Option<Census>,
 }
 
 impl Session {
@@ -112,6 +113,7 @@ impl Session {
             supervisor,
             facts,
             settings,
+            too_much: None,
         })
     }
 
@@ -132,11 +134,19 @@ impl Session {
     ) -> Result<SnapshotReport, Failure> {
         exclude_own(&self.settings, &mut spec);
         spec.suspects = Some(self.suspects());
-        self.ask(
-            &WorkerOrder::TakeSnapshot(Box::new(spec)),
-            observer,
-            interrupt,
-        )
+        self.too_much = None;
+        let order = WorkerOrder::TakeSnapshot(Box::new(spec));
+        let taken: Result<SnapshotReport, Box<Census>> = self.ask(&order, observer, interrupt)?;
+        taken.map_err(|census| {
+            self.too_much = Some((*census).clone());
+            Failure::from(SnapshotError::TooMuchNew { census })
+        })
+    }
+
+    /// Why the last [`Self::take_snapshot`] copied nothing, if it was because of
+    /// [`CensusSpec::stop_over_bytes`](sprat_snapshot::CensusSpec).
+    pub fn too_much(&mut self) -> Option<Census> {
+        self.too_much.take()
     }
 
     /// Writes a file's content for the job's next snapshot, up to the end of `content`. With `first`, removes

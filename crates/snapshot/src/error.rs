@@ -4,6 +4,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
+use crate::census::Census;
 use crate::name::NameError;
 use crate::name_list::NameList;
 use crate::zone::ZoneError;
@@ -90,6 +91,9 @@ pub enum SnapshotError {
         /// The file that it waited for, if the kernel shows that.
         at: Option<String>,
     },
+    /// More is new in the sources than [`crate::CensusSpec`] allows. Nothing was copied.
+    #[error("{} bytes are new or changed in the sources", census.bytes)]
+    TooMuchNew { census: Box<Census> },
     /// The volume has no space left. Older snapshots are complete.
     #[error("{}", no_space("the volume", *kind, *free_bytes, object.as_deref()))]
     VolumeFull {
@@ -337,6 +341,7 @@ impl SnapshotError {
             Self::RsyncFailed { .. } | Self::RestoreFailed { .. } | Self::StoodStill { .. } => {
                 Kind::RsyncFailed
             }
+            Self::TooMuchNew { .. } => Kind::Source,
             Self::VolumeFull { .. } => Kind::VolumeFull,
             Self::Volume { source, .. } if is_damage(source) => Kind::Damaged,
             Self::Volume { .. } | Self::Layout { .. } => Kind::Volume,

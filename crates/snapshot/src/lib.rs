@@ -20,6 +20,7 @@ mod attempts;
 mod automounts;
 mod begun;
 mod cancel;
+mod census;
 mod check;
 mod checkpoint;
 mod choice;
@@ -79,6 +80,7 @@ mod wrong_dates;
 mod zone;
 
 pub use cancel::Cancel;
+pub use census::{Census, CensusSpec, keep_list};
 pub use check::{CheckReport, CheckSpec, CheckWhat, FilesOn, begin_known_from, check, files_on};
 pub use choice::SnapshotChoice;
 pub use disks::JobSources;

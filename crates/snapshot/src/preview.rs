@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::cancel::Cancel;
+use crate::census::Census;
 use crate::error::SnapshotError;
 use crate::name_list::NameList;
 use crate::progress::Progress;
@@ -41,6 +42,8 @@ pub struct Preview {
     pub unread: NameList,
     /// What the user should know.
     pub warnings: Vec<Warning>,
+    /// What is new since the last snapshot, if [`SnapshotSpec::census`] asked for it.
+    pub census: Option<Census>,
 }
 
 /// Patterns as rsync prints them.
@@ -136,6 +139,9 @@ pub fn preview(
     listed.exclude_all("exclude_caches, exclude_if_present", &sources.found.folders);
     listed.exclude_all("exclude_larger_than", &sources.found.large);
     let mut preview = from_listed(listed);
+    let partly = sources.walked_partly || !sources.missing.is_empty();
+    let walk = sources.walk.take();
+    preview.census = walk.map(|walk| walk.finish(&sources.found.paths, partly).0);
     preview.unread = outcome.unread;
     for missing in &sources.missing {
         preview.unread.push(missing.clone());

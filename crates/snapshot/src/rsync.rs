@@ -22,7 +22,9 @@ pub(crate) use invocation::{COPY_OPTIONS, Invocation, Side};
 pub use listed::Excluded;
 pub(crate) use listed::{Listed, Lists};
 pub(crate) use met::Met;
-pub(crate) use output::{Difference, ITEM_FORMAT, parse_difference};
+#[cfg(test)]
+pub(crate) use output::parse_entry;
+pub(crate) use output::{Difference, Entry, ITEM_FORMAT, parse_difference};
 pub(crate) use program::Rsync;
 pub(crate) use room::volume_full_or;
 pub(crate) use run::{Ended, ITEMS_MAX, Obstacle, Outcome, SeveralNames};

@@ -1,5 +1,5 @@
 //! Finds in the sources what rsync's patterns can't express, and excludes it: tagged caches, folders with a
-//! marker file, and large files.
+//! marker file, and large files. Counts on the same walk what is new.
 //!
 //! A dry run of rsync walks the sources. So the scan sees exactly what the run will see: it enters no folder
 //! that the job's patterns exclude, and a source that does not answer stops it as it stops the run.
@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use crate::cancel::Cancel;
+use crate::census::{FileList, Walk};
 use crate::error::SnapshotError;
 use crate::found::Found;
 use crate::progress::{Phase, Progress};
@@ -33,7 +34,7 @@ pub(crate) fn apply(
     progress: &mut dyn FnMut(Progress),
     cancel: &Cancel,
 ) -> Result<(), SnapshotError> {
-    if spec.scan.is_empty() {
+    if sources.list.is_empty() || (spec.scan.is_empty() && spec.census.is_none()) {
         return Ok(());
     }
     let mut arguments: Vec<OsString> = ["-nrlD", "--relative", ITEM_FORMAT, "--outbuf=L"]
@@ -43,17 +44,29 @@ pub(crate) fn apply(
     arguments.push(NOWHERE.into());
     let mut invocation = Invocation::new(arguments, folder, folder, Side::IntoVolume);
     invocation.scan = Some(spec.scan.clone());
+    invocation.census = spec
+        .census
+        .as_ref()
+        .map(|census| Walk::new(FileList::read(&census.list), spec.scan.larger_than));
     let mut checking = |now: Progress| {
         progress(Progress {
             still_s: now.still_s,
             ..Progress::begin(Phase::Checking)
         });
     };
-    let outcome = rsync.run(&invocation, &mut checking, cancel)?;
+    let mut outcome = rsync.run(&invocation, &mut checking, cancel)?;
+    sources.walk = outcome.met.walk.take();
+    sources.walked_partly = !outcome.unread.is_empty();
     match outcome.ended {
         // The run reports what can't be read.
         Ended::Whole | Ended::WithUnread => {}
         Ended::Cancelled => return Err(SnapshotError::Cancelled),
+        // It excludes nothing, and the run itself reports what is wrong.
+        other if spec.scan.is_empty() => {
+            tracing::warn!(ended = ?other, "what is new can't be counted");
+            sources.walk = None;
+            return Ok(());
+        }
         Ended::Failed { ended, message } => {
             sources.check_again()?;
             return Err(SnapshotError::RsyncFailed {

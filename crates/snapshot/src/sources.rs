@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::automounts;
+use crate::census::Walk;
 use crate::disks::Disks;
 use crate::error::{SnapshotError, SnapshotErrorKind};
 use crate::file_system::FileSystem;
@@ -46,6 +47,10 @@ pub(crate) struct Sources {
     pub(crate) left_out: Vec<OsString>,
     /// What the rules of [`SnapshotSpec::scan`] exclude.
     pub(crate) found: Found,
+    /// What the scan counted, if that was asked for.
+    pub(crate) walk: Option<Walk>,
+    /// The scan could not read everything.
+    pub(crate) walked_partly: bool,
     pub(crate) warnings: Vec<Warning>,
     /// Sources that are skipped because they are missing, empty or unreadable. Escaped.
     pub(crate) missing: Vec<String>,
@@ -94,6 +99,8 @@ impl Sources {
             list,
             left_out: Vec::new(),
             found: Found::default(),
+            walk: None,
+            walked_partly: false,
             warnings: Vec::new(),
             missing: missing.iter().map(|(path, _)| path.clone()).collect(),
             mounts: Vec::new(),

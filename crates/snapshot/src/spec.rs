@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::census::{Census, CensusSpec};
 use crate::choice::SnapshotChoice;
 use crate::name::{JobName, SnapshotName};
 use crate::name_list::NameList;
@@ -30,6 +31,9 @@ pub struct SnapshotSpec {
     /// What is excluded by what the sources have in them.
     #[serde(default)]
     pub scan: ScanRules,
+    /// Count what is new before anything is copied.
+    #[serde(default)]
+    pub census: Option<CensusSpec>,
     /// Files that come from no source. Their content waits on the volume.
     #[serde(default)]
     pub staged: Vec<StagedFile>,
@@ -80,6 +84,7 @@ impl SnapshotSpec {
             excludes: Vec::new(),
             exclude_from: Vec::new(),
             scan: ScanRules::default(),
+            census: None,
             staged: Vec::new(),
             required: Vec::new(),
             never_enter: Vec::new(),
@@ -105,6 +110,9 @@ pub struct SnapshotReport {
     /// How many finished snapshots the job has now; `None`: not known.
     #[serde(default)]
     pub snapshots: Option<u64>,
+    /// What was new in the sources, if [`SnapshotSpec::census`] asked for it.
+    #[serde(default)]
+    pub census: Option<Census>,
 }
 
 /// What to restore, and where to.

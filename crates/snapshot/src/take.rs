@@ -16,6 +16,7 @@ use crate::aside::Aside;
 use crate::attempts::Attempts;
 use crate::automounts;
 use crate::begun::{self, Begun};
+use crate::census::{Census, FileList};
 use crate::checkpoint::{self, Checkpoints};
 use crate::disks::{self, Disks};
 use crate::error::SnapshotError;
@@ -108,6 +109,10 @@ fn take_or_fail(
     if cancel.is_cancelled() {
         return Err(SnapshotError::Cancelled);
     }
+    if let Some(asked) = &spec.census {
+        // The snapshot of an earlier one may not be durable.
+        FileList::forget_new(&asked.list);
+    }
     let at = &folder.job.path;
     source_scan::apply(&rsync, &mut sources, spec, at, progress, cancel)?;
     let chosen = choose_name(now, &folder.taken()?);
@@ -123,6 +128,7 @@ fn take_or_fail(
     let holders = disks::holders(&folder.job, now)?;
     let disks = Disks::find(&holders, &sources.file_systems, &paths, spec);
     sources::forget_known_automounts(&mut warnings, &disks);
+    let census = counted(&mut sources, &disks, spec)?;
     let mut recent = Recent::default();
     for (linked, _) in &linked_from {
         recent.read(&folder.state, linked.name());
@@ -149,7 +155,42 @@ fn take_or_fail(
         sources,
         disks,
     };
-    run.carry_out(warnings, progress, cancel, checkpoint_every)
+    let mut report = run.carry_out(warnings, progress, cancel, checkpoint_every)?;
+    if let (Some((census, list)), Some(asked)) = (census, &spec.census) {
+        // Without it the next run counts nothing.
+        if let Err(error) = list.write_new(&asked.list) {
+            tracing::warn!(%error, "the list of the snapshot's files can't be kept");
+            FileList::forget_new(&asked.list);
+        }
+        report.census = Some(census);
+    }
+    Ok(report)
+}
+
+/// What is new in the sources, if the scan counted it.
+///
+/// # Errors
+/// It is more than `spec` allows.
+fn counted(
+    sources: &mut Sources,
+    disks: &Disks,
+    spec: &SnapshotSpec,
+) -> Result<Option<(Census, FileList)>, SnapshotError> {
+    let Some(walk) = sources.walk.take() else {
+        return Ok(None);
+    };
+    let partly = sources.walked_partly || !sources.missing.is_empty() || !disks.missing.is_empty();
+    let (census, list) = walk.finish(&sources.found.paths, partly);
+    let max = spec.census.as_ref().and_then(|asked| asked.stop_over_bytes);
+    match max {
+        // Without a list of the last snapshot every file counts as new.
+        Some(max) if census.files_before.is_some() && census.bytes > max => {
+            Err(SnapshotError::TooMuchNew {
+                census: Box::new(census),
+            })
+        }
+        _ => Ok(Some((census, list))),
+    }
 }
 
 /// An adopted copy that a first run links from.
@@ -530,6 +571,7 @@ impl Run<'_> {
             name: self.name,
             record,
             snapshots: folders.map(|all| all.iter().filter(finished).count() as u64),
+            census: None,
         })
     }
 

@@ -1,9 +1,11 @@
 //! `sprat backup --dry-run`: what would be copied and excluded. Opens no container.
 
 use serde_json::json;
-use sprat_run::runner::ContainerWork;
+use sprat_run::runner::{ContainerWork, file_list};
 use sprat_run::sources::preview_text;
-use sprat_session::Access;
+use sprat_session::state::paths::StatePaths;
+use sprat_session::{Access, IdentityPolicy};
+use sprat_snapshot::CensusSpec;
 
 use super::context::{Context, Resolved};
 use crate::output::result_json;
@@ -20,7 +22,14 @@ pub(super) fn show(
     for (resolved, group) in resolved.iter().zip(groups) {
         let settings = context.session_options(resolved, Access::ReadOnly)?;
         for copy in &group.copies {
-            let spec = copy.spec.clone();
+            let mut spec = copy.spec.clone();
+            if let IdentityPolicy::Known(pins) = &settings.pins {
+                let paths = StatePaths::new(&settings.state_dir, &pins.uuid, &resolved.target);
+                spec.census = Some(CensusSpec {
+                    list: file_list(&paths, &copy.name.job),
+                    stop_over_bytes: None,
+                });
+            }
             let preview = sprat_session::preview(&settings, spec, all, &context.interrupt)?;
             exits.push(match preview.unread.is_empty() {
                 true => Exit::Done,

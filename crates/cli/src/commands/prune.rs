@@ -139,6 +139,11 @@ impl CommandArgs for PruneArgs {
         let known = context.config.job(&self.job).ok();
         let known = known.filter(|job| job.is_in(&prepared.resolved.name));
         spec.sources = known.map(Job::kept_sources);
+        let state = copy
+            .as_ref()
+            .map(|copy| copy_file(&context.state_dir(), copy).read());
+        let changed = state.and_then(|state| state.changed);
+        spec.changed_at = changed.map(|changed| changed.kept_before);
         spec.drop_interrupted = self.drop_interrupted;
         spec.dry_run = self.dry_run;
         let (report, closed) =

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use serde_json::Value;
 use sprat_testkit::machine::{CONTAINER, TestMachine};
 use sprat_testkit::notice_servers::{NoticeServer, Wire, python_module_missing};
-use sprat_testkit::{needs, requires};
+use sprat_testkit::{needs, program, requires};
 
 /// Kind and state of each notice that the server received.
 fn notices(server: &NoticeServer) -> Vec<String> {
@@ -73,6 +73,138 @@ fn damage_that_a_restore_finds_is_reported_once_until_it_is_accepted() {
     machine.ok(&alert);
     machine.ok(&status);
     assert_eq!(notices(&server), ["damage opened", "recovered closed"]);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn failed_run_is_reported_by_mail_over_smtp() {
+    requires!(needs::root(), python_module_missing("aiosmtpd"));
+    let server = NoticeServer::smtp(Wire::Tls, Some(("me", "hush hush")));
+    let machine = TestMachine::new();
+    let certificate = machine.write("cert.pem", server.certificate());
+    machine.write("password", "hush hush\n");
+    machine.write("x.key", "key");
+    machine.write("src/a", "alpha");
+    let config = format!(
+        "[container.nas]\ntarget = \"{}\"\nkey_file = \"{}\"\n\
+         [job.home]\ncontainer = \"nas\"\nsources = \"{}\"\n\
+         [notify]\nmail = {{ to = [\"anna@example.org\", \"bob@example.org\"], \
+         from = \"sprat@example.org\", smtp = \"smtps://me@localhost:{}\", \
+         password_file = \"{}\" }}\n",
+        machine.path(CONTAINER).display(),
+        machine.path("x.key").display(),
+        machine.path("src").display(),
+        server.port,
+        machine.path("password").display(),
+    );
+    machine.write("config/sprat.toml", &config);
+    let sprat = |trusts: bool, arguments: &[&str]| {
+        let mut command = machine.command_of(program::sprat());
+        // OpenSSL reads it in place of the system's certificates.
+        if trusts {
+            command.env("SSL_CERT_FILE", &certificate);
+        }
+        machine.run(command.args(arguments))
+    };
+    let refused = sprat(false, &["notify", "test"]);
+    assert_eq!(refused.code, 1, "{}", refused.whole());
+    assert!(!refused.whole().contains("hush"), "{}", refused.whole());
+    assert!(server.received().is_empty());
+    // There is no container.
+    assert_eq!(sprat(true, &["run", "--now"]).code, 10);
+    let received = server.received();
+    let to: Vec<&Value> = received.iter().map(|mail| &mail["to"][0]).collect();
+    assert_eq!(to, ["anna@example.org", "bob@example.org"]);
+    let content = received[0]["content"].as_str().unwrap();
+    assert!(
+        content.contains("home@nas: the backup failed (code 10)"),
+        "{content}"
+    );
+    assert_eq!(sprat(true, &["notify", "flush"]).code, 0);
+    assert_eq!(server.received().len(), 2, "a mail came twice");
+    machine.nothing_is_left();
+}
+
+/// Far more to upload waits for a person, and so does the removal of what was there before far more changed.
+#[test]
+fn growth_and_change_are_alarms_before_it_is_too_late() {
+    requires!(needs::root(), python_module_missing("http.server"));
+    let server = NoticeServer::http(Wire::Plain);
+    let machine = TestMachine::with_container();
+    let config = format!(
+        "[container.nas]\ntarget = \"{}\"\nkey_file = \"{}\"\n\
+         [job.home]\ncontainer = \"nas\"\nsources = \"{}\"\n\
+         growth = \"stop\"\ngrowth_limit = \"1 MiB\"\nkeep_last = 2\nprune_every = \"0 s\"\n\
+         [notify]\nwebhook = \"http://127.0.0.1:{}/hook\"\n",
+        machine.path(CONTAINER).display(),
+        machine.path("config/keys/x.key").display(),
+        machine.path("src").display(),
+        server.port,
+    );
+    machine.write("config/sprat.toml", &config);
+    for number in 0..1200 {
+        machine.write(&format!("src/many/{number}"), "before");
+    }
+    let run = || machine.ok(&["run", "--now"]);
+    let snapshots = || {
+        let listed = machine.ok(&["snapshots", "nas", "--json"]).json();
+        listed["snapshots"].as_array().unwrap().len()
+    };
+    for _ in 0..5 {
+        run();
+    }
+    assert_eq!(snapshots(), 2);
+    assert!(notices(&server).is_empty());
+
+    // Twice the limit: nothing is copied, and the dry run shows what it is.
+    std::fs::write(machine.path("src/video"), vec![7; 2 << 20]).unwrap();
+    let preview = machine.ok(&["backup", "home", "--dry-run"]).stdout;
+    let what = "since the last snapshot: 1 file with 2.0 MiB are new or changed";
+    assert!(preview.contains(what), "{preview}");
+    for _ in 0..2 {
+        let held = run();
+        assert!(held.whole().contains("held"), "{}", held.whole());
+    }
+    assert_eq!(notices(&server), ["growth opened"]);
+    let status = machine
+        .ok(&["status", "home@nas", "--offline", "--json"])
+        .json();
+    let held = &status["containers"][0]["jobs"]["home"]["held"]["reason"];
+    let reason = held.as_str().unwrap();
+    assert!(reason.contains("video (2.0 MiB)"), "{reason}");
+    machine.ok(&["accept", "home@nas"]);
+    run();
+    let files = machine.ok(&[
+        "restore",
+        "nas",
+        "home",
+        "--to",
+        machine.path("back").to_str().unwrap(),
+    ]);
+    let back = machine
+        .path("back")
+        .join(machine.path("src/video").strip_prefix("/").unwrap());
+    assert!(back.exists(), "{}", files.whole());
+    run();
+    assert_eq!(notices(&server), ["growth opened", "recovered closed"]);
+
+    // Nearly every file is another one, as after ransomware. The copy is made, and the old ones stay.
+    for number in 0..1100 {
+        machine.write(&format!("src/many/{number}"), "encrypted");
+    }
+    for _ in 0..3 {
+        run();
+    }
+    assert_eq!(notices(&server)[2..], ["change opened"]);
+    // The two from before, and of the three later ones the two that the rules keep.
+    assert_eq!(snapshots(), 4);
+    machine.ok(&["prune", "nas", "--job", "home"]);
+    assert_eq!(snapshots(), 4);
+    let accepted = machine.ok(&["accept", "home@nas"]).stdout;
+    assert!(accepted.contains("1,100 of the 1,203 files"), "{accepted}");
+    run();
+    assert_eq!(snapshots(), 2);
+    assert_eq!(notices(&server)[3..], ["recovered closed"]);
     machine.nothing_is_left();
 }
 

@@ -12,10 +12,7 @@ const NOT_IN_EFFECT: &[(&str, &[&str])] = &[
             "trim",
         ],
     ),
-    (
-        "job",
-        &["change_limit", "growth", "growth_limit", "rsync_path"],
-    ),
+    ("job", &["rsync_path"]),
 ];
 
 /// Begins the warning about a key without effect.

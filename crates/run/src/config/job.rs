@@ -16,6 +16,7 @@ use super::values::{self, Source, Words};
 use super::{samples, schedule};
 use crate::conditions::Conditions;
 use crate::due::Schedule;
+use crate::growth::GrowthLimit;
 use crate::hooks::Hook;
 use crate::notify::PrivateText;
 use crate::notify::channels::check_url;
@@ -158,15 +159,6 @@ pub enum Growth {
     Stop,
     /// Nothing.
     Off,
-}
-
-/// `growth_limit`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GrowthLimit {
-    /// So many bytes.
-    Bytes(u64),
-    /// So many times the usual.
-    Times(u32),
 }
 
 impl Dump {

@@ -30,9 +30,7 @@ use sprat_session::address::Target;
 
 pub use container::Container;
 pub use files::{default_files, files_of};
-pub use job::{
-    Dump, Filters, Growth, GrowthLimit, GrowthRules, Job, SYSTEM_FOLDER, Sample, job_name,
-};
+pub use job::{Dump, Filters, Growth, GrowthRules, Job, SYSTEM_FOLDER, Sample, job_name};
 pub use mistake::{Mistake, Stops};
 pub use notify::{Digest, Notify, Watch};
 pub use show::{Origin, Setting};

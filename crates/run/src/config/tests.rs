@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::due::{AtTime, Schedule};
+use crate::growth::GrowthLimit;
 use crate::notify::channels::MailRoute;
 
 const HOUR: Duration = Duration::from_secs(3600);

@@ -169,8 +169,6 @@ pub struct Attempt {
     pub failed_hook: Option<Words>,
     /// Of a success: why its size is not as usual.
     pub growth: Option<Words>,
-    /// Of a success: why its changes are not as usual.
-    pub change: Option<Words>,
 }
 
 impl Attempt {
@@ -312,8 +310,6 @@ impl Events {
                 None => close.push(copy(Kind::Growth)),
                 Some(growth) => open.push((copy(Kind::Growth), growth.finding(Exit::Done))),
             }
-            let change = attempt.change.iter();
-            open.extend(change.map(|change| (copy(Kind::Change), change.finding(Exit::Done))));
         }
         // Every other attempt was begun by a config that is right.
         if attempt.exit != Exit::Usage {

@@ -244,6 +244,7 @@ impl<'a> Runner<'a> {
                 }
             }
         };
+        self.note_alarms(draft, work);
         if let Some(around) = &mut draft.around {
             let failed = around.after(&draft.outcome.end);
             draft.outcome.failed_later.extend(failed);
@@ -264,7 +265,8 @@ impl<'a> Runner<'a> {
             inner: front.observer(&format!("{}: ", copy.shown)),
             sent,
         };
-        let spec = copy.spec.clone();
+        let mut spec = copy.spec.clone();
+        spec.census = self.census_spec(copy, work, &session.facts().uuid);
         let about = hooks::Context {
             job: Some(copy.name.job.clone()),
             container: copy.name.container.clone(),
@@ -282,9 +284,12 @@ impl<'a> Runner<'a> {
         let taken = while_allowed(self.interrupt, CHECK_INTERVAL, check, |interrupt| {
             take(&mut observer, interrupt)
         });
-        match taken {
-            Ok((taken, reason)) => End::of(taken, reason.filter(|_| !self.interrupt.requested())),
-            Err(failure) => End::Failed(failure),
+        match (session.too_much(), taken) {
+            (Some(census), _) => self.hold(Copy { job, container }, &census),
+            (None, Ok((taken, reason))) => {
+                End::of(taken, reason.filter(|_| !self.interrupt.requested()))
+            }
+            (None, Err(failure)) => End::Failed(failure),
         }
     }
 
@@ -338,6 +343,7 @@ impl<'w> Draft<'w> {
             sent_bytes: 0,
             failed_later: Vec::new(),
             notes: Vec::new(),
+            growth: None,
             pruned: None,
         };
         Self {

@@ -38,6 +38,7 @@ use crate::copy_state::{CopyState, copy_file};
 use crate::notify::By;
 use crate::state_file::StateFile;
 
+pub use alarms::file_list;
 pub use outcome::{
     ContainerDone, End, Outcome, attempts, hooks_of_containers, outcome_json, with_states,
 };

@@ -8,7 +8,6 @@ use sprat_session::json::{exit_json, failure_json};
 use sprat_session::{ClosedReport, Exit, Failure, text};
 use sprat_snapshot::SnapshotReport;
 
-use super::alarms;
 use crate::copy_name::CopyName;
 use crate::hooks;
 use crate::notify::{Attempt, By, Words};
@@ -102,6 +101,8 @@ pub struct Outcome {
     pub failed_later: Vec<Failure>,
     /// What a person may want to know.
     pub notes: Vec<String>,
+    /// Why the size of the snapshot is not as usual.
+    pub growth: Option<Words>,
     /// How many snapshots its prune removed.
     pub pruned: Option<usize>,
 }
@@ -163,8 +164,7 @@ pub fn attempts<'o>(outcomes: impl Iterator<Item = &'o Outcome>, by: By) -> Vec<
             exit,
             what,
             failed_hook: outcome.failed_later.first().map(Words::of_hook),
-            growth: outcome.end.report().and_then(alarms::growth),
-            change: None,
+            growth: outcome.growth.clone(),
         })
     };
     outcomes.filter_map(attempt).collect()

@@ -5,8 +5,9 @@ use sprat_session::state::history::{History, MadeSnapshot, Run};
 use sprat_session::state::identity;
 use sprat_session::state::paths::StatePaths;
 use sprat_session::{ClosedReport, Exit, Failure, IdentityPolicy};
-use sprat_snapshot::{FileSystem, RunRecord, RunStats, Warning};
+use sprat_snapshot::{FileSystem, RunRecord, RunStats, Warning, keep_list};
 
+use super::alarms::file_list;
 use super::container::Draft;
 use super::outcome::{End, Outcome};
 use super::selection::{digest, inputs};
@@ -161,6 +162,7 @@ impl Runner<'_> {
         };
         let at = Timestamp::now();
         let paths = StatePaths::new(&self.state_dir, &pins.uuid, &work.target);
+        self.keep_lists(&paths, drafts);
         let noted = History::update(&paths, |history| {
             history.saw(closed.and_then(|closed| closed.room));
             for draft in drafts {
@@ -197,6 +199,24 @@ impl Runner<'_> {
             self.report_problems(vec![format!(
                 "the result can't be saved for `sprat status`: {error}"
             )]);
+        }
+    }
+}
+
+impl Runner<'_> {
+    /// The session has ended, so what was made is durable: the lists of its files count from now on.
+    fn keep_lists(&self, paths: &StatePaths, drafts: &[Draft<'_>]) {
+        for outcome in drafts.iter().map(|draft| &draft.outcome) {
+            let made = outcome.end.report();
+            if made.is_none_or(|report| report.census.is_none()) {
+                continue;
+            }
+            if let Err(error) = keep_list(&file_list(paths, &outcome.copy.job)) {
+                let job = &outcome.copy.job;
+                self.report_problems(vec![format!(
+                    "the list of the files of job {job} can't be kept: {error}"
+                )]);
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use sprat_session::text;
-use sprat_snapshot::Preview;
+use sprat_snapshot::{Census, Preview};
 
 use crate::config::Job;
 
@@ -30,6 +30,21 @@ pub fn preview_text(name: &str, job: Option<&Job>, preview: &Preview) -> String 
         .filter(|job| job.dump.is_some() || job.system_state);
     for _ in commands {
         let _ = writeln!(out, "commands of the job are not run now, and not counted");
+    }
+    if let Some(census) = preview
+        .census
+        .as_ref()
+        .filter(|one| one.files_before.is_some())
+    {
+        let gone = match census.gone {
+            0 => String::new(),
+            gone => format!("; {} are gone", text::count(gone)),
+        };
+        let _ = writeln!(
+            out,
+            "since the last snapshot: {}{gone}",
+            census_text(census)
+        );
     }
     for path in preview.paths.iter().flatten() {
         let _ = writeln!(out, "  {path}");
@@ -67,4 +82,26 @@ pub fn preview_text(name: &str, job: Option<&Job>, preview: &Preview) -> String 
         }
     }
     out
+}
+
+/// What is new in the sources, in one line.
+#[must_use]
+pub fn census_text(census: &Census) -> String {
+    let named = |what: &str, all: &[(String, u64)]| {
+        let named = all
+            .iter()
+            .map(|(path, bytes)| format!("{path} ({})", text::bytes(*bytes)));
+        let named: Vec<String> = named.collect();
+        match named.is_empty() {
+            true => String::new(),
+            false => format!("; {what}: {}", named.join(", ")),
+        }
+    };
+    format!(
+        "{} with {} are new or changed{}{}",
+        text::counted(census.new + census.changed, "file", "files"),
+        text::bytes(census.bytes),
+        named("most in", &census.folders),
+        named("largest", &census.largest),
+    )
 }

@@ -53,11 +53,7 @@ impl Watch<'_> {
             };
             if subjects.iter().any(is_meant) {
                 let mut file = copy_file(&self.watched.state_dir, &name);
-                file.change(|state| {
-                    if state.held.take().is_some() {
-                        state.released = Some(at);
-                    }
-                });
+                file.change(|state| state.accept(at));
                 problems.extend(file.take_problems());
             }
         }

@@ -152,6 +152,18 @@ impl Observed {
             if let Some((HeldWhat::Copy, found)) = &held {
                 events.observe(at, &Key::new(Kind::Growth, subject.clone()), Some(found));
             }
+            if let Some(changed) = &view.state.changed {
+                let found = Finding {
+                    cause: Cause::new(0, "changed"),
+                    text: changed.reason.clone(),
+                    hint: format!(
+                        "Backups go on, and older snapshots are kept. If the changes are right, run                          `sprat accept {}`. If not, restore from a snapshot before {}.",
+                        view.copy,
+                        changed.kept_before.strftime("%Y-%m-%d %H:%M UTC")
+                    ),
+                };
+                events.observe(at, &Key::new(Kind::Change, subject.clone()), Some(&found));
+            }
             heal(events, &view.state, &subject, at);
             let is_new = |attempt: &Attempt| {
                 let made = matches!(attempt.exit, Exit::Done | Exit::Unread);

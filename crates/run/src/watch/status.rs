@@ -128,6 +128,10 @@ impl CopyView {
                 "since": held.since,
                 "reason": held.reason,
             })),
+            "changed": state.changed.as_ref().map(|changed| json!({
+                "since": changed.since,
+                "reason": changed.reason,
+            })),
             "skipped": state.skipped.as_ref().map(|skipped| json!({
                 "at": skipped.at,
                 "reason": skipped.reason,

@@ -183,6 +183,14 @@ fn copy_text(copy: &CopyView, noted: Option<&JobHistory>, shown: &Shown) -> Stri
             held.reason, copy.copy
         ));
     }
+    if let Some(changed) = &state.changed {
+        parts.push(format!(
+            "older snapshots are kept since {}: {}; `sprat accept {}`",
+            shown.time(changed.since),
+            changed.reason,
+            copy.copy
+        ));
+    }
     if let Some(skipped) = &state.skipped {
         parts.push(format!(
             "skipped {}: {}",

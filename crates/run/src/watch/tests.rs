@@ -142,7 +142,6 @@ impl Machine {
             },
             failed_hook: None,
             growth: None,
-            change: None,
         }];
         self.watching(|watch| {
             watch.begins(&copy, RUN, at(minutes));
@@ -440,7 +439,6 @@ fn state_that_can_not_be_written_is_a_problem_and_the_notice_is_sent() {
         what: Words::default(),
         failed_hook: None,
         growth: None,
-        change: None,
     }];
     let ended = Ended {
         run: RUN,

@@ -523,6 +523,10 @@ fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
             "older snapshots are complete. What was copied is kept, and the next run continues from \
              there. Repair the connection of that file system, unmount it, or exclude it from the job"
         }
+        SnapshotError::TooMuchNew { .. } => {
+            "nothing was copied, and the last snapshot is complete. If this much is right, run \
+             `sprat accept` with the copy"
+        }
         SnapshotError::VolumeFull { .. } => {
             "older snapshots are complete, and what was copied is kept for the next run. Enlarge the \
              volume with `sprat grow`, or free space with `sprat prune`. If interrupted runs fill the \

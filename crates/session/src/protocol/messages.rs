@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use sprat_attach::CryptMapping;
 use sprat_luks::SlotKind;
 use sprat_snapshot::{
-    CheckReport, CheckSpec, JobName, PinReport, PinSpec, PruneReport, PruneSpec, RemoveReport,
-    RemoveSpec, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec,
-    StagedFile,
+    Census, CheckReport, CheckSpec, JobName, PinReport, PinSpec, PruneReport, PruneSpec,
+    RemoveReport, RemoveSpec, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport,
+    SnapshotSpec, StagedFile,
 };
 
 use crate::Failure;
@@ -231,6 +231,8 @@ pub(crate) enum WorkerReply {
     Notice(Notice),
     FileStaged(StagedFile),
     SnapshotTaken(Box<SnapshotReport>),
+    /// No snapshot was taken: too much is new.
+    TooMuchNew(Box<Census>),
     Listed(Vec<SnapshotEntry>),
     Restored(Box<RestoreReport>),
     Pruned(Box<PruneReport>),

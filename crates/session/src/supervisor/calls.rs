@@ -3,8 +3,8 @@
 use serde::Serialize;
 use sprat_attach::CryptMapping;
 use sprat_snapshot::{
-    CheckReport, NameList, PinReport, PruneReport, RemoveReport, RestoreReport, SnapshotEntry,
-    SnapshotReport, StagedFile,
+    Census, CheckReport, NameList, PinReport, PruneReport, RemoveReport, RestoreReport,
+    SnapshotEntry, SnapshotReport, StagedFile,
 };
 
 use crate::file_system::FileSystemCheck;
@@ -99,6 +99,16 @@ pub(crate) trait Answer: Sized {
     fn of(reply: Reply) -> Option<Self>;
 }
 
+impl Answer for Result<SnapshotReport, Box<Census>> {
+    fn of(reply: Reply) -> Option<Self> {
+        match reply {
+            Reply::Worker(WorkerReply::SnapshotTaken(report)) => Some(Ok(*report)),
+            Reply::Worker(WorkerReply::TooMuchNew(census)) => Some(Err(census)),
+            _ => None,
+        }
+    }
+}
+
 macro_rules! answers {
     ($($answer:ty: $reply:pat => $value:expr;)+) => {
         $(impl Answer for $answer {
@@ -120,7 +130,6 @@ answers! {
     TrimReport: Reply::Volume(VolumeReply::Trimmed(report)) => *report;
     (ClosedReport, bool): Reply::Volume(VolumeReply::Closed(report, reserve_missing)) => (report, reserve_missing);
     StagedFile: Reply::Worker(WorkerReply::FileStaged(file)) => file;
-    SnapshotReport: Reply::Worker(WorkerReply::SnapshotTaken(report)) => *report;
     Vec<SnapshotEntry>: Reply::Worker(WorkerReply::Listed(entries)) => entries;
     RestoreReport: Reply::Worker(WorkerReply::Restored(report)) => *report;
     PruneReport: Reply::Worker(WorkerReply::Pruned(report)) => *report;

@@ -239,11 +239,17 @@ impl Worker {
                     .chain(&spec.never_enter);
                 let containers = spec.containers.iter().map(|container| &container.path);
                 let needed = paths.chain(containers).map(|path| &**path).collect();
-                let report = self.with_mounts(needed, &spec.rsync, |events| {
-                    sprat_snapshot::take(root, &spec, now, events, &cancel)
+                let taken = self.with_mounts(needed, &spec.rsync, |events| {
+                    match sprat_snapshot::take(root, &spec, now, events, &cancel) {
+                        Err(SnapshotError::TooMuchNew { census }) => Ok(Err(census)),
+                        taken => taken.map(Ok),
+                    }
                 })?;
                 self.warn_if_nearly_full();
-                WorkerReply::SnapshotTaken(Box::new(report))
+                match taken {
+                    Ok(report) => WorkerReply::SnapshotTaken(Box::new(report)),
+                    Err(census) => WorkerReply::TooMuchNew(census),
+                }
             }
             WorkerOrder::List => WorkerReply::Listed(sprat_snapshot::list(self.root()?)?),
             WorkerOrder::Restore(spec) => {

@@ -64,7 +64,12 @@ impl FileList {
         if !rest.is_empty() {
             return None;
         }
-        let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte));
+        let number = |bytes: &[u8]| {
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |n, byte| n << 8 | u64::from(*byte))
+        };
         let files = entries
             .iter()
             .map(|entry| (number(&entry[..8]), number(&entry[8..])));

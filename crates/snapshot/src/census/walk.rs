@@ -1,12 +1,12 @@
 //! The files that a dry run of rsync meets in the sources, and what is new among them.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::Census;
 use super::file_list::{FileList, Listed, hash};
-use crate::found::Found;
 use crate::rsync::Entry;
 use crate::text::{escape_path, unescape_path};
 
@@ -18,7 +18,7 @@ const NAMED_MAX: usize = 5;
 /// What was met so far.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Walk {
-    before: Option<FileList>,
+    before: Option<Arc<FileList>>,
     /// Larger files are excluded.
     larger_than: Option<u64>,
     /// As rsync prints them, relative to the root.
@@ -43,7 +43,7 @@ impl Walk {
     /// Compares with the files of the last snapshot.
     pub(crate) fn new(before: Option<FileList>, larger_than: Option<u64>) -> Self {
         Self {
-            before,
+            before: before.map(Arc::new),
             larger_than,
             ..Self::default()
         }
@@ -103,9 +103,14 @@ impl Walk {
     }
 
     /// What is new, and the list of the files for the next run. `partly`: something of the sources could not
-    /// be walked, so what was not met is not gone.
-    pub(crate) fn finish(mut self, found: &Found, partly: bool) -> (Census, FileList) {
-        let excluded = self.excluded(found);
+    /// be walked, so what was not met is not gone. `excluded` names the folders that the walk found to be
+    /// excluded.
+    pub(crate) fn finish(
+        mut self,
+        excluded: &BTreeSet<PathBuf>,
+        partly: bool,
+    ) -> (Census, FileList) {
+        let excluded = self.excluded(excluded);
         self.files.retain(|met| !excluded[met.folder]);
         let mut census = Census {
             files: self.files.len() as u64,
@@ -115,7 +120,10 @@ impl Walk {
         let mut by_folder = vec![0; self.folders.len()];
         let mut known = 0;
         for met in &self.files {
-            let stamp = self.before.as_ref().and_then(|before| before.stamp(met.path));
+            let stamp = self
+                .before
+                .as_ref()
+                .and_then(|before| before.stamp(met.path));
             known += u64::from(stamp.is_some());
             if stamp == Some(met.stamp) {
                 continue;
@@ -135,7 +143,7 @@ impl Walk {
             .collect();
         census.folders = top_folders(&self.folders, &by_folder);
         let mut list: Vec<Listed> = self.files.iter().map(|met| (met.path, met.stamp)).collect();
-        let before = self.before.iter().flat_map(FileList::iter);
+        let before = self.before.iter().flat_map(|before| before.iter());
         if partly {
             // What was met comes first, and counts.
             let met = FileList::of(list.clone());
@@ -147,10 +155,10 @@ impl Walk {
     }
 
     /// Whether each folder is excluded, because of what the walk met.
-    fn excluded(&self, found: &Found) -> Vec<bool> {
+    fn excluded(&self, paths: &BTreeSet<PathBuf>) -> Vec<bool> {
         let is_in = |folder: &String| {
             let path = Path::new("/").join(unescape_path(folder));
-            !found.paths.is_empty() && path.ancestors().any(|above| found.paths.contains(above))
+            !paths.is_empty() && path.ancestors().any(|above| paths.contains(above))
         };
         self.folders.iter().map(is_in).collect()
     }
@@ -176,7 +184,9 @@ fn top_folders(folders: &[String], bytes: &[u64]) -> Vec<(String, u64)> {
     }
     let all: u64 = bytes.iter().sum();
     let is_inside = |inner: &str, outer: &str| {
-        inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'))
+        inner
+            .strip_prefix(outer)
+            .is_some_and(|rest| rest.starts_with('/'))
     };
     let large = sums.iter().filter(|(_, sum)| **sum * 10 >= all);
     let large: Vec<(&str, u64)> = large.map(|(folder, sum)| (*folder, *sum)).collect();
@@ -195,7 +205,6 @@ fn top_folders(folders: &[String], bytes: &[u64]) -> Vec<(String, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rsync::Met as Marks;
     use crate::rsync::parse_entry;
 
     fn walk(before: Option<FileList>, lines: &[(&str, u64, u32)]) -> Walk {
@@ -221,8 +230,13 @@ mod tests {
 
     #[test]
     fn new_changed_and_gone_files_are_counted() {
-        let nothing = Found::default();
-        let first = [("a/x", 10, 1), ("a/y", 20, 1), ("b/z", 30, 1), ("big", 1001, 1)];
+        let nothing = BTreeSet::new();
+        let first = [
+            ("a/x", 10, 1),
+            ("a/y", 20, 1),
+            ("b/z", 30, 1),
+            ("big", 1001, 1),
+        ];
         let (census, list) = walk(None, &first).finish(&nothing, false);
         assert_eq!(count(&census), [3, 3, 0, 0, 60]);
         assert_eq!(census.files_before, None);
@@ -230,8 +244,14 @@ mod tests {
         let (census, next) = walk(Some(list.clone()), &second).finish(&nothing, false);
         assert_eq!(count(&census), [3, 1, 1, 1, 60]);
         assert_eq!(census.files_before, Some(3));
-        assert_eq!(census.largest, [("/c/n".to_owned(), 40), ("/a/y".to_owned(), 20)]);
-        assert_eq!(census.folders, [("/c".to_owned(), 40), ("/a".to_owned(), 20)]);
+        assert_eq!(
+            census.largest,
+            [("/c/n".to_owned(), 40), ("/a/y".to_owned(), 20)]
+        );
+        assert_eq!(
+            census.folders,
+            [("/c".to_owned(), 40), ("/a".to_owned(), 20)]
+        );
         let (census, _) = walk(Some(next), &second).finish(&nothing, false);
         assert_eq!(count(&census), [3, 0, 0, 0, 0]);
         // A disk that is away is not gone, and is no news when it is back.
@@ -243,11 +263,12 @@ mod tests {
 
     #[test]
     fn what_a_mark_excludes_is_not_counted() {
-        let found = Found::of(Marks {
-            markers: [Path::new("/a/cache/.nobackup").to_owned()].into(),
-            ..Marks::default()
-        });
-        let lines = [("a/cache/p", 500, 1), ("a/cache/deep/q", 400, 1), ("a/x", 1, 1)];
+        let found = BTreeSet::from([PathBuf::from("/a/cache")]);
+        let lines = [
+            ("a/cache/p", 500, 1),
+            ("a/cache/deep/q", 400, 1),
+            ("a/x", 1, 1),
+        ];
         let (census, _) = walk(None, &lines).finish(&found, false);
         assert_eq!(count(&census), [1, 1, 0, 0, 1]);
         assert_eq!(census.largest, [("/a/x".to_owned(), 1)]);
@@ -261,7 +282,7 @@ mod tests {
             ("home/anna/Mail/c", 300, 1),
             ("home/bob/d", 20, 1),
         ];
-        let (census, _) = walk(None, &lines).finish(&Found::default(), false);
+        let (census, _) = walk(None, &lines).finish(&BTreeSet::new(), false);
         let names: Vec<&str> = census.folders.iter().map(|(name, _)| &**name).collect();
         assert_eq!(names, ["/home/anna/Videos/2026", "/home/anna/Mail"]);
     }

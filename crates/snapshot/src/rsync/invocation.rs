@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::listed::Lists;
 use super::stillness::STILL_MAX;
+use crate::census::Walk;
 use crate::mounts::pattern_for;
 use crate::scan_rules::ScanRules;
 
@@ -49,6 +50,8 @@ pub(crate) struct Invocation {
     pub(crate) lists_names: bool,
     /// The rules by which a dry run fills [`super::Outcome::met`].
     pub(crate) scan: Option<ScanRules>,
+    /// Counts the files that such a dry run meets.
+    pub(crate) census: Option<Walk>,
     /// With what a dry run fills [`super::Outcome::listed`].
     pub(crate) lists: Option<Lists>,
     /// Whether the lines of [`super::ITEM_FORMAT`] are listed in [`super::Outcome::changes`] as they
@@ -75,6 +78,7 @@ impl Invocation {
             input: None,
             lists_names: false,
             scan: None,
+            census: None,
             lists: None,
             lists_changes: false,
         }

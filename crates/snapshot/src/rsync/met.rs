@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::output::Entry;
+use crate::census::Walk;
 use crate::scan_rules::ScanRules;
 use crate::text::unescape_path;
 
@@ -17,11 +18,16 @@ pub(crate) struct Met {
     pub(crate) tags: BTreeSet<PathBuf>,
     pub(crate) markers: BTreeSet<PathBuf>,
     pub(crate) large: BTreeSet<PathBuf>,
+    /// Counts the files, if that was asked for.
+    pub(crate) walk: Option<Walk>,
 }
 
 impl Met {
     /// Notes what a listed object means for `rules`.
     pub(super) fn meet(&mut self, rules: &ScanRules, entry: &Entry<'_>) {
+        if let Some(walk) = &mut self.walk {
+            walk.meet(entry);
+        }
         let path = || Path::new("/").join(unescape_path(entry.named.name));
         if entry.is_file && rules.larger_than.is_some_and(|max| entry.named.bytes > max) {
             self.large.insert(path());

@@ -315,7 +315,10 @@ impl<'a> Running<'a> {
             copied: NameList::default(),
             warnings: Vec::new(),
             several_names: SeveralNames::new(),
-            met: Met::default(),
+            met: Met {
+                walk: invocation.census.clone(),
+                ..Met::default()
+            },
             listed: Listed::default(),
             asked: Asked::default(),
             older_not_read: 0,

@@ -8,6 +8,7 @@
 )]
 
 mod adopted;
+mod census;
 mod checked;
 mod excluded;
 mod folder;

@@ -69,7 +69,6 @@ fn ended(job: &str, exit: Exit) -> Attempt {
         },
         failed_hook: None,
         growth: None,
-        change: None,
     }
 }
 

@@ -42,7 +42,6 @@ fn attempt(by: By, exit: Exit) -> Attempt {
         },
         failed_hook: None,
         growth: None,
-        change: None,
     }
 }
 
