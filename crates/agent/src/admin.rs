@@ -67,6 +67,9 @@ pub fn list(root: &Root) -> io::Result<String> {
         for (number, name, head) in past::shown(&folder)? {
             let saved = tidy::overwritten(&folder, &[number])? * BLOCK;
             let mut notes = vec![head.reason.clone()];
+            if head.clean {
+                notes.push("clean".to_owned());
+            }
             for what in ["pinned", "expire"] {
                 if has_mark(&folder, number, what)? {
                     notes.push(what.to_owned());
@@ -113,7 +116,7 @@ fn report(root: &Root, name: &str, wall_s: i64) -> io::Result<Report> {
     if let Some(folder) = root.kept(name)? {
         report.states = generation::numbers(&folder)?.len();
         report.session_open =
-            crate::keeper::read_state(&disk::Slots::open(&folder, "state")?)?.writing;
+            crate::state::read_state(&disk::Slots::open(&folder, "state")?)?.writing;
         report.hold = disk::exists_in(&folder, "hold")?;
         if disk::exists_in(&folder, "alarm")? {
             report.alarm = Some(
@@ -311,7 +314,7 @@ pub fn revert(root: &Root, container: &str, time: &str) -> io::Result<String> {
         &root.policy,
         &root.space,
     )?;
-    keeper.begin_session(&file, "revert")?;
+    keeper.begin_session(&file, Some("revert"))?;
     let mut past = open_past(root, container, &found.container, found.number)?;
     let changed = past.changed()?;
     for range in &changed {
@@ -367,7 +370,7 @@ pub fn remove(root: &Root, container: &str) -> io::Result<()> {
         &root.policy,
         &root.space,
     )?
-    .begin_session(&file, "remove")?;
+    .begin_session(&file, Some("remove"))?;
     for other in root
         .files()?
         .iter()

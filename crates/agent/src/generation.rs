@@ -47,6 +47,8 @@ pub struct Head {
     pub bucket_s: i64,
     /// How long the state stood, from its last write to the next one.
     pub stood_s: i64,
+    /// The client said so at the end of its session: a file system in it needs no repair.
+    pub clean: bool,
     /// `first`, `session`, `secret`, `day`, `size`, `restart` or `written-past`.
     pub reason: String,
     /// The name of the past state, as the client sees it.
@@ -57,7 +59,7 @@ impl Head {
     pub fn to_text(&self) -> String {
         let text = format!(
             "secret {:016x}\nlength {}\nstate {}\nstate-ns {}\nbegun {}\ncounted {}\nbucket {}\nstood {}\n\
-             reason {}\nname {}\nversion {}\n",
+             clean {}\nreason {}\nname {}\nversion {}\n",
             self.secret,
             self.length,
             self.state_s,
@@ -66,6 +68,7 @@ impl Head {
             self.counted_s,
             self.bucket_s,
             self.stood_s,
+            self.clean,
             self.reason,
             self.name,
             env!("CARGO_PKG_VERSION"),
@@ -90,6 +93,7 @@ impl Head {
             counted_s: number(text, "counted")?,
             bucket_s: number(text, "bucket")?,
             stood_s: number(text, "stood")?,
+            clean: number(text, "clean").unwrap_or(false),
             reason: field(text, "reason")?.to_owned(),
             name: name.to_owned(),
         })

@@ -13,132 +13,34 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::rc::Rc;
 use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::clock::{Clock, Now};
-use crate::disk::{self, Flock, Slots, bad, number};
+use crate::disk::{self, Locked, Slots, bad};
 use crate::generation::{self, Head, Newest};
 use crate::journal::Journal;
 use crate::policy::Policy;
 use crate::ranges::{self, BLOCK, Blocks};
 use crate::space::Space;
+use crate::state::{FileId, Locks, State, read_state};
 use crate::time_text;
+use crate::writers::{self, Slot};
 
+/// So long a new session waits for batches of an older one before it ends their processes, and then for
+/// them to end.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE_AFTER_KILL: Duration = Duration::from_secs(30);
+/// Blocks of one batch of punches or announced writes: others wait no longer than for these.
+const BATCH_BLOCKS: u64 = 1024;
+/// Blocks of one request.
+const REQUEST_BLOCKS: u64 = 16_384;
 /// A longer log takes too much memory and time to read: the next generation begins.
 const LOG_BYTES_MAX: u64 = 1 << 30;
 /// A session that lasts longer than this gets a further generation.
 const SESSION_GENERATION_S: i64 = 86_400;
-
-/// What the file `state` says; written only under `gate`, exclusive.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct State {
-    /// The session that may write. Processes of an earlier one are refused.
-    pub session: u64,
-    /// A session writes, or ended without an orderly end.
-    pub writing: bool,
-    /// The container at the last orderly end: inode, length, times of data and of inode.
-    pub file: Option<FileId>,
-    /// Generations that sessions may begin, in thousandths, and when they were counted.
-    pub tokens_milli: u64,
-    pub tokens_at_s: i64,
-    /// When the next secret moment is, by the counted clock.
-    pub secret_due_s: i64,
-    /// When the newest generation was begun, by the counted clock.
-    pub begun_s: i64,
-}
-
-/// What shows that a file is the same and unchanged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FileId {
-    pub inode: u64,
-    pub len: u64,
-    pub modified: (i64, i64),
-}
-
-impl FileId {
-    fn of(file: &File) -> io::Result<Self> {
-        let found = file.metadata()?;
-        let modified = (found.mtime(), found.mtime_nsec());
-        Ok(Self {
-            inode: found.ino(),
-            len: found.size(),
-            modified,
-        })
-    }
-}
-
-impl State {
-    fn to_text(&self) -> String {
-        let mut text = format!(
-            "session {}\nwriting {}\ntokens {}\ntokens-at {}\nsecret-due {}\nbegun {}\n",
-            self.session,
-            self.writing,
-            self.tokens_milli,
-            self.tokens_at_s,
-            self.secret_due_s,
-            self.begun_s
-        );
-        if let Some(file) = self.file {
-            let (s, ns) = file.modified;
-            text += &format!(
-                "inode {}\nlen {}\nmodified {s}\nmodified-ns {ns}\n",
-                file.inode, file.len
-            );
-        }
-        text
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let file = || {
-            let modified = (number(text, "modified")?, number(text, "modified-ns")?);
-            Some(FileId {
-                inode: number(text, "inode")?,
-                len: number(text, "len")?,
-                modified,
-            })
-        };
-        Some(Self {
-            session: number(text, "session")?,
-            writing: number(text, "writing")?,
-            file: file(),
-            tokens_milli: number(text, "tokens")?,
-            tokens_at_s: number(text, "tokens-at")?,
-            secret_due_s: number(text, "secret-due")?,
-            begun_s: number(text, "begun")?,
-        })
-    }
-}
-
-/// The locks of a container. `writers` is shared by every process that writes.
-#[derive(Debug)]
-pub struct Locks {
-    pub gate: Flock,
-    save: Flock,
-    writers: Flock,
-    /// Exclusive while generations are sealed, merged or removed.
-    pub tidy: Flock,
-}
-
-impl Locks {
-    pub fn open(folder: &OwnedFd) -> io::Result<Self> {
-        Ok(Self {
-            gate: Flock::open(folder, "gate")?,
-            save: Flock::open(folder, "save")?,
-            writers: Flock::open(folder, "writers")?,
-            tidy: Flock::open(folder, "tidy")?,
-        })
-    }
-}
-
-/// The state's record of a container.
-pub fn read_state(slots: &Slots) -> io::Result<State> {
-    match slots.read()? {
-        Some((_, text)) => State::parse(&text).ok_or_else(|| bad("the state is damaged")),
-        None => Ok(State::default()),
-    }
-}
 
 /// One process's part in keeping a container's past states.
 #[derive(Debug)]
@@ -156,6 +58,12 @@ pub struct Keeper {
     /// A session was begun by this process, and no generation for it yet.
     is_new_session: bool,
     written_past: bool,
+    slot: Option<Slot>,
+    /// The last session that refused its predecessors, when this process opened the container. What a process
+    /// has in its pipe from before such a session must not arrive after it.
+    fence: u64,
+    /// The client said that it leaves the container in order.
+    says_clean: bool,
     /// The next write begins a generation, whatever the policy allows.
     forced: Option<&'static str>,
     /// Counted seconds minus seconds since the boot, when the clock was last read.
@@ -172,9 +80,11 @@ impl Keeper {
         space: &Rc<Space>,
     ) -> io::Result<Self> {
         let folder = disk::make_folder_in(agent, container)?;
+        let slots = Slots::open(&folder, "state")?;
         Ok(Self {
             locks: Rc::new(Locks::open(&folder)?),
-            slots: Slots::open(&folder, "state")?,
+            fence: read_state(&slots)?.fence,
+            slots,
             journal: Journal::open(&folder)?,
             folder,
             clock: Rc::clone(clock),
@@ -184,23 +94,102 @@ impl Keeper {
             open: None,
             is_new_session: false,
             written_past: false,
+            slot: None,
+            says_clean: false,
             forced: None,
             counted_ahead_s: 0,
         })
     }
 
-    /// Begins a session: every process of an earlier one is refused from now on. The first write begins a
-    /// generation.
-    pub fn begin_session(&mut self, file: &File, reason: &'static str) -> io::Result<()> {
+    /// Begins a session: every process of an earlier one is refused from now on, and no byte of it arrives any
+    /// more. With a reason the first write begins a generation whatever the policy allows.
+    pub fn begin_session(&mut self, file: &File, reason: Option<&'static str>) -> io::Result<u64> {
+        let locks = Rc::clone(&self.locks);
+        let _gate = self.close_gate(&locks)?;
+        let mut state = read_state(&self.slots)?;
+        self.fence = state.fence;
+        self.join(&mut state, file)?;
+        state.session += 1;
+        state.fence = state.session;
+        self.fence = state.fence;
+        state.writing = true;
+        self.slots.write(&state.to_text())?;
+        self.session = Some(state.session);
+        self.is_new_session = true;
+        self.forced = reason;
+        Ok(state.session)
+    }
+
+    /// Gets `gate` exclusively, if need be by killing those who have it. The kernel grants it only when no write
+    /// is under way.
+    fn close_gate<'a>(&self, locks: &'a Locks) -> io::Result<Locked<'a>> {
+        for (patience, kills) in [(PATIENCE, false), (PATIENCE_AFTER_KILL, true)] {
+            if kills {
+                writers::kill_others(&self.folder)?;
+            }
+            let until = Instant::now() + patience;
+            while Instant::now() < until {
+                if let Some(locked) = locks.gate.try_exclusive()? {
+                    return Ok(locked);
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        Err(bad("a process of an older session does not end"))
+    }
+
+    /// Makes this process one of a session that another one has begun.
+    pub fn join_session(&mut self, file: &File, session: u64) -> io::Result<()> {
         let locks = Rc::clone(&self.locks);
         let _gate = locks.gate.exclusive()?;
         let mut state = read_state(&self.slots)?;
-        self.join(&mut state, file)?;
-        state.session += 1;
-        self.slots.write(&state.to_text())?;
-        self.session = Some(state.session);
-        self.forced = Some(reason);
+        if state.session != session || self.session.is_some_and(|own| own != session) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.fence = state.fence;
+        if self.session.is_none() {
+            self.join(&mut state, file)?;
+        }
         Ok(())
+    }
+
+    /// What the client says of how it leaves the container. It is shown, and nothing else depends on it.
+    pub fn note_clean(&mut self, clean: bool) {
+        self.says_clean = clean;
+    }
+
+    /// Saves what announced writes will destroy, up to a limit. Returns behind which block nothing was done.
+    pub fn will_write(&mut self, file: &File, blocks: &[Range<u64>]) -> io::Result<u64> {
+        self.in_batches(blocks, &mut |keeper, batch| {
+            keeper.change(file, &Blocks::from([batch.clone()]), &|_| Ok(0))
+        })
+    }
+
+    /// Makes holes, up to a limit. Returns behind which block nothing was done.
+    pub fn punch_all(&mut self, file: &File, blocks: &[Range<u64>]) -> io::Result<u64> {
+        self.in_batches(blocks, &mut |keeper, batch| keeper.punch(file, batch))
+    }
+
+    fn in_batches(
+        &mut self,
+        blocks: &[Range<u64>],
+        step: &mut dyn FnMut(&mut Self, &Range<u64>) -> io::Result<()>,
+    ) -> io::Result<u64> {
+        let mut left = REQUEST_BLOCKS;
+        let mut done = 0;
+        for range in blocks {
+            let mut at = range.start;
+            while at < range.end {
+                if left == 0 {
+                    return Ok(done);
+                }
+                let end = range.end.min(at + BATCH_BLOCKS.min(left));
+                step(self, &(at..end))?;
+                left -= end - at;
+                (at, done) = (end, end);
+            }
+        }
+        Ok(done)
     }
 
     /// Makes holes of whole blocks. They read as zeros afterwards.
@@ -273,6 +262,7 @@ impl Keeper {
         let Some(session) = self.session.take() else {
             return Ok(());
         };
+        self.slot = None;
         let locks = Rc::clone(&self.locks);
         let _gate = locks.gate.exclusive()?;
         self.journal.flush(session)?;
@@ -282,6 +272,7 @@ impl Keeper {
             return Ok(());
         };
         if state.session == session {
+            state.clean = self.says_clean;
             file.sync_all()?;
             state.file = Some(FileId::of(file)?);
             state.writing = false;
@@ -392,7 +383,8 @@ impl Keeper {
         let begins = !reason.is_empty() && (!unchanged || !may_be_spared);
         if begins {
             let number = newest.map_or(1, |newest| newest + 1);
-            self.begin(file, number, reason, now, broken.is_some())?;
+            let is_clean = old.clean && reason == "session";
+            self.begin(file, number, reason, now, is_clean, broken.is_some())?;
             state.begun_s = now.counted_s;
             if reason == "session" {
                 state.tokens_milli -= 1000;
@@ -413,6 +405,12 @@ impl Keeper {
     /// Makes this process one of those that write, and begins a session if there is none. Finds out whether
     /// the container was changed by something else since the last session.
     fn join(&mut self, state: &mut State, file: &File) -> io::Result<()> {
+        if self.fence != state.fence {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        if self.slot.is_none() {
+            self.slot = Some(writers::enter(&self.folder)?);
+        }
         let alone = self.locks.writers.try_exclusive()?;
         let is_new = alone.is_some();
         // The shared lock replaces the exclusive one; `gate` keeps others from coming between.
@@ -469,6 +467,7 @@ impl Keeper {
         number: u32,
         reason: &str,
         now: Now,
+        is_clean: bool,
         lost_map: bool,
     ) -> io::Result<()> {
         file.sync_all()?;
@@ -498,6 +497,7 @@ impl Keeper {
             state_s: id.modified.0,
             state_ns: id.modified.1,
             begun_s: now.wall_s,
+            clean: is_clean,
             counted_s: now.counted_s,
             bucket_s: now.bucket_s - ago.min(since_last),
             stood_s: ago.min(since_last),

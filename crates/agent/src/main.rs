@@ -25,9 +25,11 @@ mod retention;
 mod root;
 mod serve;
 mod space;
+mod state;
 mod tidy;
 mod time_text;
 mod wire;
+mod writers;
 
 fn main() -> std::process::ExitCode {
     cli::run(std::env::args_os().skip(1).collect())

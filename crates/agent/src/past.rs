@@ -15,9 +15,10 @@ use rustix::fs::OFlags;
 use crate::disk::{self, bad, open_in};
 use crate::generation::{self, Head, Layer};
 use crate::index::{self, Index};
-use crate::keeper::{Locks, seal_all};
+use crate::keeper::seal_all;
 use crate::log::{self, Entry};
 use crate::ranges::{self, BLOCK, Blocks};
+use crate::state::Locks;
 
 /// Logs that are open at once.
 const LOGS_MAX: usize = 16;
@@ -32,7 +33,7 @@ pub struct Past {
     /// The container as it is now.
     live: File,
     pub head: Head,
-    map: Blocks,
+    pub map: Blocks,
     /// The entries of all sealed generations from this one on.
     view: Index,
     /// The generations behind the view, the oldest first. The last one takes old contents.

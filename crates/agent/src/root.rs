@@ -31,6 +31,8 @@ pub struct Root {
     pub space: Rc<Space>,
     /// A newer agent has written here.
     pub is_newer: bool,
+    /// Made by `adopt`; a copy of the root elsewhere has the same.
+    pub id: String,
     device: u64,
 }
 
@@ -56,6 +58,7 @@ impl Root {
             space: Rc::new(Space::new(&folder, &policy)?),
             policy,
             is_newer: version > FORMAT,
+            id: field(&format, "id").unwrap_or_default().to_owned(),
             device: File::from(folder.try_clone()?).metadata()?.dev(),
             path,
             folder,

@@ -1,5 +1,6 @@
 //! Serves one connection: the part of SFTP version 3 that a backup needs, on standard input and output.
 
+mod sessions;
 mod write;
 
 use std::collections::HashMap;
@@ -126,7 +127,7 @@ impl Server {
                         return Err(protocol());
                     }
                     greeted = true;
-                    answers.extend(wire::greeting());
+                    answers.extend(wire::greeting(&self.root.id));
                     continue;
                 }
                 let (id, request) = wire::parse(body);
@@ -208,6 +209,13 @@ impl Server {
                 let (available, total) = self.root.space.shown().map_err(refused)?;
                 Ok(wire::statvfs(id, total, available, self.read_only))
             }
+            Request::SessionBegin { path } => self.session_begin(id, path),
+            Request::SessionJoin { path, session } => done(self.session_join(path, session)?),
+            Request::SessionEnd { path, clean } => done(self.session_end(path, clean)?),
+            Request::WillWrite { handle, ref ranges } => self.will_write(id, handle, ranges),
+            Request::Punch { handle, ref ranges } => self.punch(id, handle, ranges),
+            Request::Map { handle, from } => self.map(id, handle, from),
+            Request::Generations { path } => self.generations(id, path),
             Request::Forbidden => Err(Status::Denied),
             Request::Unknown => Err(Status::Unsupported),
         }
@@ -267,11 +275,12 @@ impl Server {
                     0 => self.root.open_file(&name, OFlags::RDONLY),
                     _ => self.create(&name),
                 };
-                Handle::File {
-                    name,
-                    file: file.map_err(refused)?,
-                    writes,
+                let file = file.map_err(refused)?;
+                // From now on a session that begins refuses what comes through this handle.
+                if writes && name.kind == Kind::Container {
+                    self.keeper(&name.container)?;
                 }
+                Handle::File { name, file, writes }
             }
             Node::PastFile(container, state) => {
                 Handle::Past(Box::new(self.open_past(&container, &state)?))
@@ -336,16 +345,14 @@ impl Server {
         let number = wire::handle_number(handle).ok_or(Status::Failure)?;
         match self.handles.remove(&number).ok_or(Status::Failure)? {
             Handle::File {
-                name,
-                file,
-                writes: true,
-            } => Ok(self.closed(&name, &file)),
+                name, writes: true, ..
+            } => Ok(self.closed(&name)),
             _ => Ok(Ok(())),
         }
     }
 
     /// With the last handle the session of this process ends.
-    fn closed(&mut self, closed: &Name, file: &File) -> io::Result<()> {
+    fn closed(&mut self, closed: &Name) -> io::Result<()> {
         let same = |handle: &Handle| match handle {
             Handle::File { name, writes, .. } => *writes && name.container == closed.container,
             _ => false,
@@ -353,34 +360,31 @@ impl Server {
         if self.handles.values().any(same) {
             return Ok(());
         }
-        match self.keepers.remove(&closed.container) {
-            Some(mut keeper) if closed.kind == Kind::Container => keeper.end(file),
-            Some(mut keeper) => {
-                let name = Name {
-                    text: closed.container.clone(),
-                    kind: Kind::Container,
-                    ..closed.clone()
-                };
-                keeper.end(&self.root.open_file(&name, OFlags::RDWR)?)
-            }
-            None => Ok(()),
+        self.end_session(&closed.container)
+    }
+
+    fn end_session(&mut self, container: &str) -> io::Result<()> {
+        let Some(keeper) = self.keepers.get_mut(container) else {
+            return Ok(());
+        };
+        let Some(name) = Name::parse(container) else {
+            return Ok(());
+        };
+        match self.root.open_file(&name, OFlags::RDWR) {
+            Ok(file) => keeper.end(&file),
+            // Removed by the administrator.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
     fn end(&mut self) -> io::Result<()> {
-        let mut ended = Ok(());
-        let handles: Vec<u32> = self.handles.keys().copied().collect();
-        for number in handles {
-            if let Some(Handle::File {
-                name,
-                file,
-                writes: true,
-            }) = self.handles.remove(&number)
-            {
-                ended = ended.and(self.closed(&name, &file));
-            }
-        }
-        ended
+        self.handles.clear();
+        let containers: Vec<String> = self.keepers.keys().cloned().collect();
+        let ended = containers
+            .iter()
+            .map(|container| self.end_session(container));
+        ended.fold(Ok(()), io::Result::and)
     }
 
     fn remove(&self, path: &[u8]) -> Result<io::Result<()>, Status> {

@@ -15,11 +15,12 @@ use crate::clock::{DAY_S, Now};
 use crate::disk::{self, number, open_in, sync_folder};
 use crate::generation::{self, Layer};
 use crate::index::{self, Index};
-use crate::keeper::{Locks, mark, seal_all_locked};
+use crate::keeper::{mark, seal_all_locked};
 use crate::past::{self, has_mark};
 use crate::policy::Policy;
 use crate::ranges::{self, BLOCK};
 use crate::retention::{self, Candidate};
+use crate::state::Locks;
 
 /// Expiry waits so long for a client that reads a past state.
 const READING_MAX_S: i64 = DAY_S;

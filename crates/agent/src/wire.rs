@@ -20,6 +20,12 @@ const ATTR_UIDGID: u32 = 2;
 const ATTR_PERMISSIONS: u32 = 4;
 const ATTR_ACMODTIME: u32 = 8;
 
+/// The most ranges in one request.
+const RANGES_MAX: u32 = 8192;
+
+/// What the agent can do beyond OpenSSH's extensions; the root's id follows.
+const AGENT: (&str, &str) = ("sprat-agent@sprat", "1 log serial fence punch map will id=");
+
 /// The extensions that the greeting announces, with their versions.
 const EXTENSIONS: [(&str, &str); 5] = [
     ("posix-rename@openssh.com", "1"),
@@ -82,6 +88,38 @@ pub enum Request<'a> {
     },
     Limits,
     Statvfs,
+    /// Begins a session on a container: its predecessors are refused from then on.
+    SessionBegin {
+        path: &'a [u8],
+    },
+    /// Makes a further connection part of a session.
+    SessionJoin {
+        path: &'a [u8],
+        session: u64,
+    },
+    SessionEnd {
+        path: &'a [u8],
+        clean: bool,
+    },
+    /// Announces writes, in bytes: what they destroy is saved at once.
+    WillWrite {
+        handle: &'a [u8],
+        ranges: Vec<(u64, u64)>,
+    },
+    /// Makes holes.
+    Punch {
+        handle: &'a [u8],
+        ranges: Vec<(u64, u64)>,
+    },
+    /// Asks which parts have data.
+    Map {
+        handle: &'a [u8],
+        from: u64,
+    },
+    /// Asks for the past states of a container.
+    Generations {
+        path: &'a [u8],
+    },
     /// A request that changes what may not be changed: mode, owner, times, links, folders.
     Forbidden,
     /// A request that is not known.
@@ -142,12 +180,14 @@ pub fn is_init(body: &[u8]) -> bool {
 }
 
 /// The answer to INIT.
-pub fn greeting() -> Vec<u8> {
+pub fn greeting(root_id: &str) -> Vec<u8> {
     let mut out = vec![0, 0, 0, 0, 2, 0, 0, 0, 3];
     for (name, version) in EXTENSIONS {
         string(&mut out, name.as_bytes());
         string(&mut out, version.as_bytes());
     }
+    string(&mut out, AGENT.0.as_bytes());
+    string(&mut out, format!("{}{root_id}", AGENT.1).as_bytes());
     seal(out)
 }
 
@@ -225,10 +265,58 @@ fn parse_fields<'a>(kind: u8, fields: &mut Fields<'a>) -> Option<Request<'a>> {
                 fields.string()?;
                 Request::Statvfs
             }
+            b"session-begin@sprat" => Request::SessionBegin {
+                path: fields.path()?,
+            },
+            b"session-join@sprat" => Request::SessionJoin {
+                path: fields.path()?,
+                session: fields.u64()?,
+            },
+            b"session-end@sprat" => Request::SessionEnd {
+                path: fields.path()?,
+                clean: fields.u32()? != 0,
+            },
+            b"will-write@sprat" => Request::WillWrite {
+                handle: fields.string()?,
+                ranges: fields.ranges()?,
+            },
+            b"punch@sprat" => Request::Punch {
+                handle: fields.string()?,
+                ranges: fields.ranges()?,
+            },
+            b"map@sprat" => Request::Map {
+                handle: fields.string()?,
+                from: fields.u64()?,
+            },
+            b"generations@sprat" => Request::Generations {
+                path: fields.path()?,
+            },
             _ => Request::Unknown,
         },
         _ => Request::Unknown,
     })
+}
+
+/// An answer of numbers.
+pub fn numbers(id: u32, numbers: &[u64]) -> Vec<u8> {
+    let mut out = begin(201, id);
+    numbers
+        .iter()
+        .for_each(|number| out.extend(number.to_be_bytes()));
+    seal(out)
+}
+
+/// An answer of names with numbers.
+pub fn states(id: u32, states: &[(String, Vec<u64>)]) -> Vec<u8> {
+    let mut out = begin(201, id);
+    out.extend(u32::try_from(states.len()).unwrap_or(0).to_be_bytes());
+    for (name, numbers) in states {
+        string(&mut out, name.as_bytes());
+        numbers
+            .iter()
+            .for_each(|number| out.extend(number.to_be_bytes()));
+    }
+    seal(out)
 }
 
 pub fn status(id: u32, status: Status) -> Vec<u8> {
@@ -387,6 +475,19 @@ impl<'a> Fields<'a> {
         self.string().filter(|path| path.len() <= PATH_BYTES_MAX)
     }
 
+    /// At most [`RANGES_MAX`] pairs of offset and length, whose sums fit.
+    fn ranges(&mut self) -> Option<Vec<(u64, u64)>> {
+        let count = self.u32()?;
+        if count > RANGES_MAX {
+            return None;
+        }
+        let range = |fields: &mut Self| {
+            let (offset, len) = (fields.u64()?, fields.u64()?);
+            offset.checked_add(len).map(|_| (offset, len))
+        };
+        (0..count).map(|_| range(self)).collect()
+    }
+
     /// The flags and the size of attributes.
     fn attributes(&mut self) -> Option<(u32, u64)> {
         let flags = self.u32()?;
@@ -435,7 +536,11 @@ mod tests {
 
     #[test]
     fn the_greeting_is_not_taken_for_openssh_and_has_fsync() {
-        let text = String::from_utf8_lossy(&greeting()).into_owned();
-        assert!(text.contains("fsync@openssh.com") && !text.contains("hardlink"));
+        let text = String::from_utf8_lossy(&greeting("00ff")).into_owned();
+        assert!(
+            text.contains("id=00ff")
+                && text.contains("fsync@openssh.com")
+                && !text.contains("hardlink")
+        );
     }
 }

@@ -74,7 +74,7 @@ impl Server {
         }
     }
 
-    fn keeper(&mut self, container: &str) -> Result<&mut Keeper, Status> {
+    pub(super) fn keeper(&mut self, container: &str) -> Result<&mut Keeper, Status> {
         if !self.keepers.contains_key(container) {
             let root = &self.root;
             let keeper = Keeper::open(

@@ -160,7 +160,7 @@ pub struct Client {
     next_id: u32,
 }
 
-fn string(bytes: &[u8]) -> Vec<u8> {
+pub fn string(bytes: &[u8]) -> Vec<u8> {
     let mut out = u32::try_from(bytes.len()).unwrap().to_be_bytes().to_vec();
     out.extend(bytes);
     out
@@ -324,6 +324,17 @@ impl Client {
         body.extend([0, 0, 0, 1]);
         body.extend(len.to_be_bytes());
         self.status(10, &body)
+    }
+
+    /// The fields of an answer of the agent's own requests.
+    pub fn own(&mut self, name: &str, fields: &[u8]) -> Result<Vec<u8>, Status> {
+        let body = [string(name.as_bytes()), fields.to_vec()].concat();
+        let (kind, answer) = self.ask(200, &body).ok_or(u32::MAX)?;
+        match kind {
+            201 => Ok(answer),
+            _ if word(&answer, 0) == 0 => Ok(Vec::new()),
+            _ => Err(word(&answer, 0)),
+        }
     }
 
     pub fn rename(&mut self, from: &str, to: &str) -> Status {

@@ -14,4 +14,5 @@ mod generations;
 mod kills;
 mod limits;
 mod requests;
+mod sessions;
 mod stock;

@@ -1,0 +1,125 @@
+//! What all processes that write a container share: its state's record, and its locks.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+
+use crate::disk::{Flock, Slots, bad, number};
+
+/// What the file `state` says; written only under `gate`, exclusive.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    /// The session that may write. Processes of an earlier one are refused.
+    pub session: u64,
+    /// The last session that refused its predecessors.
+    pub fence: u64,
+    /// A session writes, or ended without an orderly end.
+    pub writing: bool,
+    /// The container at the last orderly end: inode, length, times of data and of inode.
+    pub file: Option<FileId>,
+    /// Generations that sessions may begin, in thousandths, and when they were counted.
+    pub tokens_milli: u64,
+    pub tokens_at_s: i64,
+    /// When the next secret moment is, by the counted clock.
+    pub secret_due_s: i64,
+    /// When the newest generation was begun, by the counted clock.
+    pub begun_s: i64,
+    /// The client said that it left the container in order.
+    pub clean: bool,
+}
+
+/// What shows that a file is the same and unchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId {
+    pub inode: u64,
+    pub len: u64,
+    pub modified: (i64, i64),
+}
+
+impl FileId {
+    pub fn of(file: &File) -> io::Result<Self> {
+        let found = file.metadata()?;
+        let modified = (found.mtime(), found.mtime_nsec());
+        Ok(Self {
+            inode: found.ino(),
+            len: found.size(),
+            modified,
+        })
+    }
+}
+
+impl State {
+    pub fn to_text(&self) -> String {
+        let mut text = format!(
+            "session {}\nfence {}\nwriting {}\ntokens {}\ntokens-at {}\nsecret-due {}\nbegun {}\nclean {}\n",
+            self.session,
+            self.fence,
+            self.writing,
+            self.tokens_milli,
+            self.tokens_at_s,
+            self.secret_due_s,
+            self.begun_s,
+            self.clean
+        );
+        if let Some(file) = self.file {
+            let (s, ns) = file.modified;
+            text += &format!(
+                "inode {}\nlen {}\nmodified {s}\nmodified-ns {ns}\n",
+                file.inode, file.len
+            );
+        }
+        text
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let file = || {
+            let modified = (number(text, "modified")?, number(text, "modified-ns")?);
+            Some(FileId {
+                inode: number(text, "inode")?,
+                len: number(text, "len")?,
+                modified,
+            })
+        };
+        Some(Self {
+            session: number(text, "session")?,
+            fence: number(text, "fence").unwrap_or(0),
+            writing: number(text, "writing")?,
+            file: file(),
+            tokens_milli: number(text, "tokens")?,
+            tokens_at_s: number(text, "tokens-at")?,
+            secret_due_s: number(text, "secret-due")?,
+            begun_s: number(text, "begun")?,
+            clean: number(text, "clean").unwrap_or(false),
+        })
+    }
+}
+
+/// The locks of a container. `writers` is shared by every process that writes.
+#[derive(Debug)]
+pub struct Locks {
+    pub gate: Flock,
+    pub save: Flock,
+    pub writers: Flock,
+    /// Exclusive while generations are sealed, merged or removed.
+    pub tidy: Flock,
+}
+
+impl Locks {
+    pub fn open(folder: &OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            gate: Flock::open(folder, "gate")?,
+            save: Flock::open(folder, "save")?,
+            writers: Flock::open(folder, "writers")?,
+            tidy: Flock::open(folder, "tidy")?,
+        })
+    }
+}
+
+/// The state's record of a container.
+pub fn read_state(slots: &Slots) -> io::Result<State> {
+    match slots.read()? {
+        Some((_, text)) => State::parse(&text).ok_or_else(|| bad("the state is damaged")),
+        None => Ok(State::default()),
+    }
+}

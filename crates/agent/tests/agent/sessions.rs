@@ -1,0 +1,205 @@
+//! Sessions that refuse their predecessors, holes, announced writes.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::client::{BLOCK, Client, EAGER, READ_WRITE, Served, blocks, string};
+
+const DENIED: u32 = 3;
+
+fn block(number: u64) -> u64 {
+    number * BLOCK as u64
+}
+
+fn number(answer: &[u8], place: usize) -> u64 {
+    u64::from_be_bytes(answer[place * 8..place * 8 + 8].try_into().unwrap())
+}
+
+fn begin(client: &mut Client) -> u64 {
+    let answer = client.own(
+        "session-begin@sprat",
+        &[string(b"x.luks"), string(b"token")].concat(),
+    );
+    number(&answer.unwrap(), 0)
+}
+
+fn join(client: &mut Client, session: u64) -> Result<(), u32> {
+    let fields = [string(b"x.luks"), session.to_be_bytes().to_vec()].concat();
+    client.own("session-join@sprat", &fields).map(drop)
+}
+
+fn ranges(handle: &[u8], ranges: &[(u64, u64)]) -> Vec<u8> {
+    let mut fields = string(handle);
+    fields.extend(u32::try_from(ranges.len()).unwrap().to_be_bytes());
+    for (offset, len) in ranges {
+        fields.extend([offset.to_be_bytes(), len.to_be_bytes()].concat());
+    }
+    fields
+}
+
+#[test]
+fn a_session_refuses_everything_from_before_it() {
+    let served = Served::with_container(EAGER, &blocks(16, 1));
+    let [mut old, mut idle, mut new] = [served.connect(), served.connect(), served.connect()];
+    let old_handle = old.open("x.luks", READ_WRITE).unwrap();
+    let idle_handle = idle.open("x.luks", READ_WRITE).unwrap();
+    assert_eq!(old.write(&old_handle, 0, &[1; BLOCK]), 0);
+    let session = begin(&mut new);
+    let state = served.live();
+    assert_eq!(old.write(&old_handle, 0, &[2; BLOCK]), DENIED);
+    // Nor through another handle of the same process, nor one that never wrote.
+    old.close(&old_handle);
+    let again = old.open("x.luks", READ_WRITE).unwrap();
+    assert_eq!(old.write(&again, 0, &[2; BLOCK]), DENIED);
+    assert_eq!(old.set_len(&again, block(99)), DENIED);
+    assert_eq!(idle.write(&idle_handle, 0, &[2; BLOCK]), DENIED);
+    assert_eq!(join(&mut old, session - 1), Err(DENIED));
+    assert!(served.live() == state);
+    // The session's own connections write, and one that joins it.
+    let handle = new.open("x.luks", READ_WRITE).unwrap();
+    assert_eq!(new.write(&handle, block(1), &[3; BLOCK]), 0);
+    join(&mut idle, session).unwrap();
+    assert_eq!(idle.write(&idle_handle, block(2), &[3; BLOCK]), 0);
+    let end = |clean: u32| [string(b"x.luks"), clean.to_be_bytes().to_vec()].concat();
+    idle.own("session-end@sprat", &end(1)).unwrap();
+    new.own("session-end@sprat", &end(1)).unwrap();
+    for client in [old, idle, new] {
+        client.end();
+    }
+    // The next state is one that the client left in order.
+    served.overwrite(&[(0, vec![7; 10])]);
+    let last = *served.numbers().last().unwrap();
+    assert_eq!(served.head(last, "clean"), "true");
+    let served_list = served.run(&["list"]);
+    assert!(served_list.contains("clean"), "{served_list}");
+}
+
+/// The predecessor is stopped in the middle of a batch, and has the lock that a new session needs.
+#[test]
+fn a_stopped_predecessor_is_ended_and_none_of_its_bytes_arrives() {
+    let served = Served::with_container(EAGER, &blocks(16, 1));
+    let mut old = served.connect();
+    let handle = old.open("x.luks", READ_WRITE).unwrap();
+    assert_eq!(old.write(&handle, 0, &[1; BLOCK]), 0);
+    let save = served.own_file("save");
+    rustix::fs::flock(&save, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let pid = Pid::from_child(&old.child);
+    let waiting = std::thread::spawn(move || {
+        let status = old.write(&handle, block(3), &[2; BLOCK]);
+        (old, status)
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    kill_process(pid, Signal::STOP).unwrap();
+    rustix::fs::flock(&save, rustix::fs::FlockOperation::Unlock).unwrap();
+    let state = served.live();
+    let mut new = served.connect();
+    begin(&mut new);
+    let (old, status) = waiting.join().unwrap();
+    assert_ne!(status, 0);
+    old.end_anyhow();
+    assert!(served.live() == state);
+    new.end();
+}
+
+#[test]
+fn announced_writes_are_saved_once_and_in_bounds() {
+    let state = blocks(20_000, 1);
+    let served = Served::with_container(EAGER, &state);
+    let mut client = served.connect();
+    let handle = client.open("x.luks", READ_WRITE).unwrap();
+    let fields = ranges(
+        &handle,
+        &[(block(5), 2 * BLOCK as u64), (block(6), 10), (100, 10)],
+    );
+    let done = client.own("will-write@sprat", &fields).unwrap();
+    assert_eq!(number(&done, 0), block(7));
+    let log = || served.own_file("logs/1").metadata().unwrap().len();
+    let saved = log();
+    assert!(
+        (5 * BLOCK as u64..=9 * BLOCK as u64).contains(&saved),
+        "{saved}"
+    );
+    assert_eq!(client.write(&handle, block(5), &[1; BLOCK]), 0);
+    assert_eq!(log(), saved);
+    // One request for everything saves 64 MiB and says so.
+    let done = client
+        .own("will-write@sprat", &ranges(&handle, &[(0, block(20_000))]))
+        .unwrap();
+    assert_eq!(number(&done, 0), 64 << 20);
+    assert!(log() < 70 << 20);
+    for wrong in [(block(19_999), block(2)), (u64::MAX, 2), (block(30_000), 1)] {
+        client
+            .own("will-write@sprat", &ranges(&handle, &[wrong]))
+            .unwrap_err();
+    }
+    let too_many = vec![(0, 1); 8193];
+    client
+        .own("will-write@sprat", &ranges(&handle, &too_many))
+        .unwrap_err();
+    client.end();
+    assert!(served.past(1) == state);
+}
+
+#[test]
+fn holes_are_made_and_the_past_keeps_what_was_there() {
+    let state = blocks(64, 1);
+    let served = Served::with_container(EAGER, &state);
+    let used = fs::metadata(served.path("x.luks")).unwrap().blocks();
+    let mut client = served.connect();
+    let handle = client.open("x.luks", READ_WRITE).unwrap();
+    for wrong in [(1, BLOCK as u64), (0, 100), (block(63), block(2))] {
+        assert_eq!(
+            client.own("punch@sprat", &ranges(&handle, &[wrong])),
+            Err(DENIED)
+        );
+    }
+    let fields = ranges(&handle, &[(block(8), block(16)), (block(40), block(8))]);
+    assert_eq!(
+        number(&client.own("punch@sprat", &fields).unwrap(), 0),
+        block(48)
+    );
+    let map = client
+        .own("map@sprat", &[string(&handle), vec![0; 8]].concat())
+        .unwrap();
+    let pairs: Vec<u64> = (0..map.len() / 8)
+        .map(|place| number(&map, place))
+        .collect();
+    assert_eq!(
+        pairs,
+        [0, block(8), block(24), block(40), block(48), block(64)]
+    );
+    client.end();
+    let mut expected = state.clone();
+    expected[8 * BLOCK..24 * BLOCK].fill(0);
+    expected[40 * BLOCK..48 * BLOCK].fill(0);
+    assert!(served.live() == expected && served.past(1) == state);
+    assert!(fs::metadata(served.path("x.luks")).unwrap().blocks() < used);
+    // A hole that is filled later stays a hole in the state between.
+    served.overwrite(&[(block(10), vec![5; BLOCK])]);
+    served.overwrite(&[(block(11), vec![5; BLOCK])]);
+    assert!(served.past(2) == expected && served.past(1) == state);
+}
+
+#[test]
+fn past_states_are_listed_for_the_client_with_their_times() {
+    let served = Served::with_container(EAGER, &blocks(4, 1));
+    for round in 0..3 {
+        served.overwrite(&[(0, vec![round; 10])]);
+    }
+    served.run(&["pin", "x.luks", &served.head(2, "name")]);
+    let mut client = served.connect();
+    let answer = client.own("generations@sprat", &string(b"x.luks")).unwrap();
+    assert_eq!(answer[..4], [0, 0, 0, 3]);
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    for number in 1..=3 {
+        assert!(text.contains(&served.head(number, "name")));
+    }
+    client.end();
+    let file = fs::File::open(served.path("x.luks")).unwrap();
+    let mut first = [0];
+    file.read_exact_at(&mut first, 0).unwrap();
+    assert_eq!(first, [2]);
+}
