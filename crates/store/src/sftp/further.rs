@@ -25,7 +25,7 @@ const END_PATIENCE: Duration = Duration::from_secs(2);
 /// Further logins begin once so many bytes have found the first connection full. A login takes about
 /// eight round trips and the work of both ends. A daily run that sends a few MiB of metadata ends
 /// before that.
-const WORTH_LOGINS_BYTES: usize = 8 << 20;
+const WORTH_LOGINS_BYTES: usize = 4 << 20;
 
 /// The further connections of one session.
 pub(super) struct FurtherConnections {
