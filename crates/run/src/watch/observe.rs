@@ -157,7 +157,8 @@ impl Observed {
                     cause: Cause::new(0, "changed"),
                     text: changed.reason.clone(),
                     hint: format!(
-                        "Backups go on, and older snapshots are kept. If the changes are right, run                          `sprat accept {}`. If not, restore from a snapshot before {}.",
+                        "Backups continue, and older snapshots are kept. If the changes are right, run \
+                         `sprat accept {}`. If not, restore from a snapshot before {}.",
                         view.copy,
                         changed.kept_before.strftime("%Y-%m-%d %H:%M UTC")
                     ),

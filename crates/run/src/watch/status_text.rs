@@ -185,7 +185,7 @@ fn copy_text(copy: &CopyView, noted: Option<&JobHistory>, shown: &Shown) -> Stri
     }
     if let Some(changed) = &state.changed {
         parts.push(format!(
-            "older snapshots are kept since {}: {}; `sprat accept {}`",
+            "older snapshots are kept since {}: {}. `sprat accept {}` ends that",
             shown.time(changed.since),
             changed.reason,
             copy.copy
