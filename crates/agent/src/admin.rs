@@ -18,6 +18,7 @@ use crate::past::{self, Past, has_mark};
 use crate::policy::{Bucket, Policy};
 use crate::ranges::{self, BLOCK};
 use crate::root::Root;
+use crate::state::{changed_outside, read_state};
 use crate::tidy;
 use crate::time_text::{self, show_bytes};
 
@@ -40,7 +41,7 @@ fn find(root: &Root, container: &str, time: &str) -> io::Result<Found> {
         .kept(container)?
         .ok_or_else(|| bad(format!("nothing is kept of {container}")))?;
     let wanted = |name: &str| name == time || name.trim_end_matches(".luks") == time;
-    let shown = past::shown(&folder)?;
+    let shown = past::shown(&folder, &root.live(container)?)?;
     let number = shown
         .iter()
         .find(|(_, name, _)| wanted(name))
@@ -64,7 +65,7 @@ pub fn list(root: &Root) -> io::Result<String> {
             text += &format!("{container}: nothing is kept yet\n");
             continue;
         };
-        for (number, name, head) in past::shown(&folder)? {
+        for (number, name, head) in past::shown(&folder, &root.live(&container)?)? {
             let saved = tidy::overwritten(&folder, &[number])? * BLOCK;
             let mut notes = vec![head.reason.clone()];
             if head.clean {
@@ -115,8 +116,11 @@ fn report(root: &Root, name: &str, wall_s: i64) -> io::Result<Report> {
     };
     if let Some(folder) = root.kept(name)? {
         report.states = generation::numbers(&folder)?.len();
-        report.session_open =
-            crate::state::read_state(&disk::Slots::open(&folder, "state")?)?.writing;
+        report.session_open = read_state(&disk::Slots::open(&folder, "state")?)?.writing;
+        if changed_outside(&folder, &root.live(name)?)? {
+            report.alarm =
+                Some("the container was changed by something else than sprat-agent".to_owned());
+        }
         report.hold = disk::exists_in(&folder, "hold")?;
         if disk::exists_in(&folder, "alarm")? {
             report.alarm = Some(
@@ -278,9 +282,7 @@ fn remove_old_leases(root: &Root, container: &str, wall_s: i64) -> io::Result<()
 }
 
 fn open_past(root: &Root, container: &str, folder: &OwnedFd, number: u32) -> io::Result<Past> {
-    let name = Name::parse(container).filter(|name| name.kind == Kind::Container);
-    let name = name.ok_or_else(|| bad(format!("{container} is not a container's name")))?;
-    Past::open(folder, root.open_file(&name, OFlags::RDONLY)?, number)
+    Past::open(folder, root.live(container)?, number)
 }
 
 /// Copies a past state to a new file; what is zero becomes a hole.
@@ -391,6 +393,12 @@ pub fn check(root: &Root, read_data: bool) -> io::Result<(Vec<String>, usize)> {
         let Some(folder) = root.kept(&container)? else {
             continue;
         };
+        if changed_outside(&folder, &root.live(&container)?)? {
+            damaged.push(format!(
+                "{container}: changed by something else than sprat-agent since the last session; all past states \
+                 may have lost blocks"
+            ));
+        }
         for (number, head) in past::list(&folder)? {
             states += 1;
             let name = head.as_ref().map_or_else(

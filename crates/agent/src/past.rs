@@ -18,7 +18,7 @@ use crate::index::{self, Index};
 use crate::keeper::seal_all;
 use crate::log::{self, Entry};
 use crate::ranges::{self, BLOCK, Blocks};
-use crate::state::Locks;
+use crate::state::{Locks, changed_outside};
 
 /// Logs that are open at once.
 const LOGS_MAX: usize = 16;
@@ -61,12 +61,12 @@ pub fn list(container: &OwnedFd) -> io::Result<Vec<(u32, Option<Head>)>> {
 ///
 /// The container was changed by something else than the agent while the marked generation was the newest
 /// one. What was overwritten then is lost, for all states up to this one: their names say so.
-pub fn shown(container: &OwnedFd) -> io::Result<Vec<(u32, String, Head)>> {
+pub fn shown(container: &OwnedFd, live: &File) -> io::Result<Vec<(u32, String, Head)>> {
     let all = list(container)?;
-    let mut marked = None;
+    let mut marked = changed_outside(container, live)?.then_some(u32::MAX);
     for (number, _) in &all {
         if has_mark(container, *number, "written-past")? {
-            marked = Some(*number);
+            marked = marked.max(Some(*number));
         }
     }
     let heads = all

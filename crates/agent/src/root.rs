@@ -100,6 +100,13 @@ impl Root {
         Ok(file)
     }
 
+    /// A container as it is now, for reading.
+    pub fn live(&self, container: &str) -> io::Result<File> {
+        let name = Name::parse(container).filter(|name| name.kind == Kind::Container);
+        let name = name.ok_or_else(|| bad(format!("{container} is not a container's name")))?;
+        self.open_file(&name, OFlags::RDONLY)
+    }
+
     /// The files that the client may see.
     pub fn files(&self) -> io::Result<Vec<Name>> {
         let names = disk::list_in(&self.folder)?;

@@ -18,6 +18,8 @@ use crate::root::Root;
 use crate::wire::{self, Attributes, Request, Status};
 
 const HANDLES_MAX: usize = 256;
+/// Past states that are open at once.
+const PAST_MAX: usize = 8;
 /// Requests are read in pieces of this size, so that many small writes are one batch.
 const INPUT_BYTES: usize = 1 << 20;
 /// Answers are sent when they reach this.
@@ -291,21 +293,25 @@ impl Server {
     }
 
     fn open_past(&self, container: &str, state: &str) -> Result<Past, Status> {
-        let name = Name::parse(container).ok_or(Status::NoSuchFile)?;
+        // Each has its part of a log in memory.
+        let open = self
+            .handles
+            .values()
+            .filter(|handle| matches!(handle, Handle::Past(_)));
+        if open.count() >= PAST_MAX {
+            return Err(Status::Failure);
+        }
         let kept = self
             .root
             .kept(container)
             .map_err(refused)?
             .ok_or(Status::NoSuchFile)?;
-        let shown = past::shown(&kept).map_err(refused)?;
+        let live = self.root.live(container).map_err(refused)?;
+        let shown = past::shown(&kept, &live).map_err(refused)?;
         let (number, ..) = shown
             .iter()
             .find(|(_, name, _)| name == state)
             .ok_or(Status::NoSuchFile)?;
-        let live = self
-            .root
-            .open_file(&name, OFlags::RDONLY)
-            .map_err(refused)?;
         Past::open(&kept, live, *number).map_err(refused)
     }
 
@@ -529,7 +535,8 @@ impl Server {
                     .kept(&container)
                     .map_err(refused)?
                     .ok_or(Status::NoSuchFile)?;
-                let all = past::shown(&kept).map_err(refused)?;
+                let live = self.root.live(&container).map_err(refused)?;
+                let all = past::shown(&kept, &live).map_err(refused)?;
                 Ok(all
                     .into_iter()
                     .map(|(_, name, head)| (name, past_attributes(&head)))

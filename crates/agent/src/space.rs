@@ -79,11 +79,16 @@ impl Space {
 
     /// Refuses what there is no room for: `new` bytes of new content, `saved` bytes of old content.
     pub fn check(&self, new: u64, saved: u64) -> io::Result<()> {
-        let (available, _) = self.available()?;
-        let fits = match (new, saved) {
+        let has_room = |available: u64| match (new, saved) {
             (0, saved) => saved <= available.saturating_add(OVERWRITE_RESERVE),
             (new, saved) => new + saved <= available,
         };
+        let mut fits = has_room(self.available()?.0);
+        if !fits && self.since.get() > 0 {
+            // What was written again took no space: count before anything is refused.
+            self.used.set(None);
+            fits = has_room(self.available()?.0);
+        }
         self.full.set(!fits);
         if !fits {
             return Err(io::ErrorKind::StorageFull.into());

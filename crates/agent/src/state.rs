@@ -123,3 +123,14 @@ pub fn read_state(slots: &Slots) -> io::Result<State> {
         None => Ok(State::default()),
     }
 }
+
+/// Whether something else than the agent changed the container since the last session ended in order.
+pub fn changed_outside(container: &OwnedFd, live: &File) -> io::Result<bool> {
+    let slots = Slots::open(container, "state")?;
+    let before = read_state(&slots)?;
+    let Some(left) = before.file.filter(|_| !before.writing) else {
+        return Ok(false);
+    };
+    // A session that begins meanwhile says so before it writes.
+    Ok(FileId::of(live)? != left && read_state(&slots)? == before)
+}

@@ -144,7 +144,8 @@ impl Server {
             return Ok(wire::states(id, &[]));
         };
         let mut states = Vec::new();
-        let all = past::shown(&folder).map_err(refused)?;
+        let live = self.root.live(&name.container).map_err(refused)?;
+        let all = past::shown(&folder, &live).map_err(refused)?;
         for (number, name, head) in all.into_iter().rev().take(STATES_MAX) {
             let pinned = past::has_mark(&folder, number, "pinned").map_err(refused)?;
             let seconds = |s: i64| u64::try_from(s).unwrap_or(0);

@@ -415,6 +415,19 @@ fn a_change_past_the_agent_is_noticed_and_shown() {
         .unwrap();
     file.write_all_at(&[7; 100], block(5)).unwrap();
     let third = served.live();
+    // At once, before any session.
+    assert_eq!(served.command(&["check"]).status().unwrap().code(), Some(1));
+    assert_eq!(
+        served.command(&["status"]).status().unwrap().code(),
+        Some(3)
+    );
+    let mut client = served.connect();
+    let names = client.list(".generations/x.luks");
+    assert!(
+        names.iter().all(|name| name.ends_with("-suspect.luks")),
+        "{names:?}"
+    );
+    client.end();
     served.overwrite(&[(block(2), vec![1; BLOCK])]);
     assert_eq!(served.head(3, "reason"), "written-past");
     let mut client = served.connect();
