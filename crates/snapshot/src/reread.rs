@@ -70,8 +70,10 @@ impl Plan {
         cancel: &Cancel,
     ) -> io::Result<Self> {
         let mut plan = Self::default();
-        // Inodes whose names in the tree are all needed.
+        // Inodes whose names in the tree are all needed. Those of suspects may be files of other
+        // snapshots.
         let mut inodes = BTreeMap::new();
+        let mut of_suspects = BTreeMap::new();
         for name in &copied_from_older.names {
             let path = crate::text::unescape_path(name);
             if let Some((_, about)) = open(tree.root, &path)? {
@@ -105,7 +107,7 @@ impl Plan {
                 Why::Missed
             };
             if suspect.several || tree.links_to_copy {
-                inodes.insert(suspect.inode, why);
+                of_suspects.insert(suspect.inode, why);
             } else if let Some(path) = suspect.below(tree.job)
                 && let Some((_, about)) = open(tree.root, path)?
             {
@@ -116,8 +118,8 @@ impl Plan {
                 }
             }
         }
-        if !inodes.is_empty() {
-            plan.add_names_of(tree.root, &inodes, suspects)?;
+        if !inodes.is_empty() || !of_suspects.is_empty() {
+            plan.add_names_of(tree.root, &inodes, &of_suspects, suspects)?;
         }
         Ok(plan)
     }
@@ -137,27 +139,30 @@ impl Plan {
         &mut self,
         root: &OwnedFd,
         inodes: &BTreeMap<u64, Why>,
+        of_suspects: &BTreeMap<u64, Why>,
         suspects: &Suspects,
     ) -> io::Result<()> {
         let chosen: BTreeSet<PathBuf> = self.paths.keys().cloned().collect();
         let mut failed = Ok(());
         each_file(root, &mut |path, stat| {
-            let Some(why) = inodes.get(&stat.st_ino) else {
+            let known = inodes.get(&stat.st_ino);
+            let Some(why) = known.or_else(|| of_suspects.get(&stat.st_ino)) else {
                 return;
             };
             if chosen.contains(path) {
                 return;
             }
             // Another file may have got the inode meanwhile.
-            let is_suspect = match open(root, path) {
-                Ok(Some((_, about))) => suspects.find(&about).is_some(),
-                Ok(None) => false,
-                Err(error) => {
-                    failed = Err(error);
-                    return;
-                }
-            };
-            if is_suspect || !suspects.files.contains_key(&stat.st_ino) {
+            let is_it = known.is_some()
+                || match open(root, path) {
+                    Ok(Some((_, about))) => suspects.find(&about).is_some(),
+                    Ok(None) => false,
+                    Err(error) => {
+                        failed = Err(error);
+                        return;
+                    }
+                };
+            if is_it {
                 self.paths.insert(path.to_owned(), *why);
             }
         })?;

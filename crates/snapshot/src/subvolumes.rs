@@ -1,5 +1,8 @@
-//! btrfs subvolumes inside a source. Each has its own device number without being mounted. So a job that
-//! stays on one file system excludes them, and their folders are empty in the snapshot.
+//! btrfs subvolumes. Each has its own device number without being mounted, and inode numbers of its own.
+//!
+//! In a source: a job that stays on one file system excludes them, and their folders are empty in the
+//! snapshot. In a volume: each snapshot is one, so its files have the same inode numbers as those of the
+//! others, whether they are the same files or not.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -13,6 +16,11 @@ use crate::walk::{is_folder, names_in, open_folder_at};
 const BTRFS: i128 = 0x9123_683E;
 /// `BTRFS_FIRST_FREE_OBJECTID` (linux/btrfs_tree.h): the inode number of each subvolume's folder.
 const ROOT_INODE: u64 = 256;
+
+/// Whether the folder at `root` is on a btrfs.
+pub(crate) fn is_btrfs(root: &Path) -> bool {
+    rustix::fs::statfs(root).is_ok_and(|about| i128::from(about.f_type) == BTRFS)
+}
 
 /// The folders below `source` that are subvolumes and not `mounted` (real paths) there. `in_tree`
 /// returns whether a path is in the snapshot: what patterns exclude is not searched.

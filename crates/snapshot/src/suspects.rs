@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::check::Key;
 use crate::local_file;
 use crate::long_path::{self, size_and_time};
+use crate::subvolumes;
 use crate::text::{escape_path, path_text};
 
 /// The longest list. A volume with more damaged files is not fit for backups.
@@ -40,19 +41,25 @@ pub(crate) struct Suspect {
     pub(crate) by_source: bool,
 }
 
-/// All suspects, by inode.
+/// All suspects.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Suspects {
-    pub(crate) files: BTreeMap<u64, Suspect>,
+    pub(crate) files: BTreeMap<Key, Suspect>,
 }
 
 impl Suspects {
     pub(crate) fn load(path: &Path) -> Self {
         let is_small = fs::metadata(path).is_ok_and(|about| about.len() <= FILE_BYTES_MAX);
         let text = is_small.then(|| fs::read(path).ok()).flatten();
-        text.and_then(|text| serde_json::from_slice(&text).ok())
-            .unwrap_or_default()
+        let listed: Self = text
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default();
+        // Older lists are by inode.
+        let files = listed.files.into_values();
+        Self {
+            files: files.map(|suspect| (suspect.key, suspect)).collect(),
+        }
     }
 
     /// Writes the list. An empty list is removed.
@@ -69,27 +76,24 @@ impl Suspects {
 
     /// Adds `suspect`, whose path is below `root`, where the volume is mounted.
     pub(crate) fn note(&mut self, root: &Path, mut suspect: Suspect) {
-        let inode = suspect.inode;
-        if self.files.len() >= SUSPECTS_MAX && !self.files.contains_key(&inode) {
+        let key = suspect.key;
+        if self.files.len() >= SUSPECTS_MAX && !self.files.contains_key(&key) {
             return;
         }
-        suspect.several = has_several_paths(root, &suspect.path, inode);
+        suspect.several = has_several_paths(root, &suspect.path, suspect.inode);
         if let Ok(below) = suspect.path.strip_prefix(root) {
             suspect.path = below.to_owned();
         }
-        if let Some(known) = self.files.get(&inode)
-            && known.key == suspect.key
-        {
+        if let Some(known) = self.files.get(&key) {
             suspect.damaged |= known.damaged;
             suspect.by_source |= known.by_source;
         }
-        self.files.insert(inode, suspect);
+        self.files.insert(key, suspect);
     }
 
     /// The suspect that is this file of the volume.
     pub(crate) fn find(&self, about: &fs::Metadata) -> Option<&Suspect> {
-        let suspect = self.files.get(&about.ino())?;
-        (suspect.key == Key::of(about)).then_some(suspect)
+        self.files.get(&Key::of(about))
     }
 
     /// Which snapshots of `job` must be kept because files in those of `kept` are damaged. For each
@@ -145,6 +149,10 @@ impl Suspect {
 /// Whether the file has other names than the same path in several snapshots of one job.
 fn has_several_paths(root: &Path, path: &Path, inode: u64) -> bool {
     let links = long_path::lstat(path).map_or(2, |about| about.nlink());
+    if subvolumes::is_btrfs(root) {
+        // The names in other snapshots don't count.
+        return links > 1;
+    }
     let others = crate::check::same_path_elsewhere(root, path);
     let found = others
         .iter()

@@ -1,12 +1,15 @@
-//! Finds every name of the damaged files: a file has a name in each snapshot that links it.
+//! Finds every name of the damaged files: a file has a name in each snapshot that links it, or, on a
+//! btrfs, shares it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::known::Key;
 use crate::long_path;
 use crate::name_list::NameList;
+use crate::subvolumes;
 use crate::text::escape_path;
 
 /// How many damaged files are searched for by their path in each snapshot, which is quick. With more of
@@ -20,43 +23,104 @@ pub(super) struct Affected {
     pub(super) links_left: u64,
 }
 
-/// Finds the names of `bad` (inodes with one name each) below `root`. A file has the same path in each
+/// Finds the names of `bad` (files with one name each) below `root`. A file has the same path in each
 /// snapshot, unless the source had several names for it. Only for such files is everything walked, until
 /// `stop` returns true.
-pub(super) fn find(root: &Path, bad: &BTreeMap<u64, PathBuf>, stop: &dyn Fn() -> bool) -> Affected {
-    let mut found = BTreeSet::new();
-    let mut left = BTreeMap::new();
-    for (inode, path) in bad {
-        let links = long_path::lstat(path).map_or(1, |stat| stat.nlink());
-        left.insert(*inode, links);
-    }
-    for (inode, path) in bad.iter().take(BY_PATH_MAX) {
+pub(super) fn find(root: &Path, bad: &BTreeMap<Key, PathBuf>, stop: &dyn Fn() -> bool) -> Affected {
+    let mut search = Search::begin(root, bad);
+    for (key, path) in bad.iter().take(BY_PATH_MAX) {
         // Its own name is known, even if it can't be examined.
-        meet(path, *inode, &mut found, &mut left);
+        search.meet(path, *key);
         for other in same_path_elsewhere(root, path) {
-            if long_path::lstat(&other).is_ok_and(|stat| stat.ino() == *inode) {
-                meet(&other, *inode, &mut found, &mut left);
+            if long_path::lstat(&other).is_ok_and(|about| Key::of(&about) == *key) {
+                search.meet(&other, *key);
             }
         }
     }
-    walk(root, &mut found, &mut left, stop);
+    if bad.len() <= BY_PATH_MAX {
+        search.all_paths_tried();
+    }
+    search.walk(root, stop);
     let mut names = NameList::default();
-    for path in &found {
+    for path in &search.found {
         names.push(escape_path(path.strip_prefix(root).unwrap_or(path)));
     }
     Affected {
         names,
-        links_left: left.values().sum(),
+        links_left: search.left.values().sum(),
     }
 }
 
-fn meet(path: &Path, inode: u64, found: &mut BTreeSet<PathBuf>, left: &mut BTreeMap<u64, u64>) {
-    if let Some(links) = left.get_mut(&inode)
-        && found.insert(path.to_owned())
-    {
-        *links -= 1;
-        if *links == 0 {
-            left.remove(&inode);
+struct Search {
+    found: BTreeSet<PathBuf>,
+    /// How many names of each file were not found yet. With subvolumes only whether it has others: the
+    /// number of links counts the names in one snapshot.
+    left: BTreeMap<Key, u64>,
+    by_subvolumes: bool,
+    /// The files that have several names in one snapshot.
+    several: BTreeSet<Key>,
+    /// The inode numbers of all files that are searched for: a cheap test before the key.
+    inodes: BTreeSet<u64>,
+}
+
+impl Search {
+    fn begin(root: &Path, bad: &BTreeMap<Key, PathBuf>) -> Self {
+        let mut search = Self {
+            found: BTreeSet::new(),
+            left: BTreeMap::new(),
+            by_subvolumes: subvolumes::is_btrfs(root),
+            several: BTreeSet::new(),
+            inodes: BTreeSet::new(),
+        };
+        for (key, path) in bad {
+            let about = long_path::lstat(path).ok();
+            let links = about.as_ref().map_or(1, Metadata::nlink);
+            search.inodes.extend(about.map(|about| about.ino()));
+            if links > 1 {
+                search.several.insert(*key);
+            }
+            let left = if search.by_subvolumes { 1 } else { links };
+            search.left.insert(*key, left);
+        }
+        search
+    }
+
+    fn meet(&mut self, path: &Path, key: Key) {
+        let Some(links) = self.left.get_mut(&key) else {
+            return;
+        };
+        if self.found.insert(path.to_owned()) && !self.by_subvolumes {
+            *links -= 1;
+            if *links == 0 {
+                self.left.remove(&key);
+            }
+        }
+    }
+
+    /// With subvolumes, a file with one name in its snapshot has the same path in each.
+    fn all_paths_tried(&mut self) {
+        if self.by_subvolumes {
+            self.left.retain(|key, _| self.several.contains(key));
+        }
+    }
+
+    fn walk(&mut self, root: &Path, stop: &dyn Fn() -> bool) {
+        if self.left.is_empty() || stop() {
+            return;
+        }
+        let mut stopped = false;
+        long_path::each(root, &mut |path, about| {
+            if let Ok(about) = about
+                && !about.is_dir()
+                && self.inodes.contains(&about.ino())
+            {
+                self.meet(path, Key::of(&about));
+            }
+            stopped = stop();
+            !self.left.is_empty() && !stopped
+        });
+        if self.by_subvolumes && !stopped {
+            self.left.clear();
         }
     }
 }
@@ -77,24 +141,4 @@ pub(crate) fn same_path_elsewhere(root: &Path, path: &Path) -> Vec<PathBuf> {
         .filter(|folder| folder.file_type().is_ok_and(|kind| kind.is_dir()))
         .map(|folder| folder.path().join(rest))
         .collect()
-}
-
-fn walk(
-    root: &Path,
-    found: &mut BTreeSet<PathBuf>,
-    left: &mut BTreeMap<u64, u64>,
-    stop: &dyn Fn() -> bool,
-) {
-    let goes_on = |left: &BTreeMap<u64, u64>| !left.is_empty() && !stop();
-    if !goes_on(left) {
-        return;
-    }
-    long_path::each(root, &mut |path, about| {
-        if let Ok(about) = about
-            && !about.is_dir()
-        {
-            meet(path, about.ino(), found, left);
-        }
-        goes_on(left)
-    });
 }

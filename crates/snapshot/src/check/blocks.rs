@@ -14,6 +14,7 @@ use super::known::Key;
 use crate::cancel::Cancel;
 use crate::long_path;
 use crate::name_list::NameList;
+use crate::subvolumes;
 use crate::suspects::{Suspect, Suspects};
 use crate::text::escape_path;
 
@@ -42,6 +43,10 @@ pub fn files_on(
     let mut found = BTreeMap::new();
     let mut list = Suspects::load(suspects);
     let mut seen = HashSet::new();
+    let by_subvolumes = subvolumes::is_btrfs(root);
+    let mut is_new = |about: &fs::Metadata| {
+        (about.nlink() == 1 && !by_subvolumes) || seen.insert(Key::of(about))
+    };
     let mut unknown = NameList::default();
     let mut unreadable = |path: &Path, error: &io::Error| {
         let name = escape_path(path.strip_prefix(root).unwrap_or(path));
@@ -50,14 +55,14 @@ pub fn files_on(
     long_path::each(root, &mut |path, about| {
         match about {
             Err(error) => unreadable(path, &error),
-            Ok(about) if about.is_file() && (about.nlink() == 1 || seen.insert(about.ino())) => {
+            Ok(about) if about.is_file() && is_new(&about) => {
                 let lies = lies_in(path, places, extents);
                 if let Err(error) = &lies {
                     unreadable(path, error);
                 }
                 if lies.unwrap_or(true) {
                     list.note(root, suspect(&about, path.to_owned()));
-                    found.insert(about.ino(), path.to_owned());
+                    found.insert(Key::of(&about), path.to_owned());
                 }
             }
             Ok(_) => {}

@@ -29,8 +29,9 @@ const ENTRY_BYTES: usize = 20;
 /// The largest file that is read. ext4 has at most 2^32 inodes; a hundred million entries take 2 GB.
 const FILE_BYTES_MAX: u64 = 4 << 30;
 
-/// Identifies a file, whatever its names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Identifies a file, whatever its names: also among the snapshots of a btrfs, where the inode numbers of
+/// one are those of the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Key(u64);
 
 /// The checksum of a file's content.

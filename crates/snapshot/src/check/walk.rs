@@ -21,6 +21,7 @@ use crate::long_path;
 use crate::name::{JobName, SnapshotName};
 use crate::progress::{Phase, Progress};
 use crate::staged;
+use crate::subvolumes;
 use crate::suspects::{Suspect, Suspects};
 use crate::text::escape_path;
 
@@ -43,10 +44,12 @@ pub(super) struct Run<'a> {
     pub(super) known: Known,
     /// Some file was not read.
     pub(super) left_any: bool,
-    /// Inodes with several names that this run has found.
-    seen: HashSet<u64>,
-    /// The damaged files.
-    bad_inodes: BTreeMap<u64, PathBuf>,
+    /// Files with several names that this run has found.
+    seen: HashSet<Key>,
+    /// Each snapshot has its own inode numbers, and the number of links counts the names in it alone.
+    by_subvolumes: bool,
+    /// The damaged files, each with one of its names.
+    bad: BTreeMap<Key, PathBuf>,
     /// The list of suspects, of this check and earlier ones.
     suspects: Suspects,
     /// Keys of suspects that this check has found.
@@ -84,7 +87,8 @@ impl<'a> Run<'a> {
             known,
             left_any: false,
             seen: HashSet::new(),
-            bad_inodes: BTreeMap::new(),
+            by_subvolumes: subvolumes::is_btrfs(root),
+            bad: BTreeMap::new(),
             suspects: Suspects::load(&spec.suspects),
             met: HashSet::new(),
             found: Vec::new(),
@@ -213,10 +217,13 @@ impl<'a> Run<'a> {
                 }
                 continue;
             }
-            if !stat.is_file() || (stat.nlink() > 1 && !self.seen.insert(stat.ino())) {
+            if !stat.is_file() {
                 continue;
             }
             let key = Key::of(&stat);
+            if (stat.nlink() > 1 || self.by_subvolumes) && !self.seen.insert(key) {
+                continue;
+            }
             if self.suspects.find(&stat).is_some() {
                 self.met.insert(key);
             }
@@ -391,12 +398,10 @@ impl<'a> Run<'a> {
     /// Its content is right. A matching checksum does not prove that if a comparison with the source
     /// found it wrong.
     fn healthy(&mut self, task: &Task) {
-        let suspect = self.suspects.files.get(&task.inode);
-        let is_it = suspect.is_some_and(|suspect| {
-            suspect.key == task.key && (task.source.is_some() || !suspect.by_source)
-        });
+        let suspect = self.suspects.files.get(&task.key);
+        let is_it = suspect.is_some_and(|suspect| task.source.is_some() || !suspect.by_source);
         if is_it {
-            self.suspects.files.remove(&task.inode);
+            self.suspects.files.remove(&task.key);
         }
     }
 
@@ -406,7 +411,7 @@ impl<'a> Run<'a> {
             // Suspects that were not found no longer exist.
             let met = &self.met;
             let files = &mut self.suspects.files;
-            files.retain(|_, suspect| met.contains(&suspect.key));
+            files.retain(|key, _| met.contains(key));
         }
         for suspect in std::mem::take(&mut self.found) {
             self.suspects.note(self.root, suspect);
@@ -415,14 +420,14 @@ impl<'a> Run<'a> {
     }
 
     fn damaged(&mut self, task: &Task, why: &str) {
-        self.bad_inodes.insert(task.inode, task.path.clone());
+        self.bad.insert(task.key, task.path.clone());
         self.suspect(task, true);
         let name = self.name(&task.path);
         self.report.damaged.push(format!("{name}: {why}"));
     }
 
     fn unreadable_file(&mut self, task: &Task, error: &io::Error) {
-        self.bad_inodes.insert(task.inode, task.path.clone());
+        self.bad.insert(task.key, task.path.clone());
         self.suspect(task, true);
         self.known.keep(task.key);
         self.unreadable(&task.path, error);
@@ -439,11 +444,11 @@ impl<'a> Run<'a> {
 
     /// Reports every name of the damaged files, as far as time allows.
     pub(super) fn report_affected(&mut self) {
-        if self.bad_inodes.is_empty() {
+        if self.bad.is_empty() {
             return;
         }
         let stop = || self.is_late() || self.cancel.is_cancelled();
-        let found = affected::find(self.root, &self.bad_inodes, &stop);
+        let found = affected::find(self.root, &self.bad, &stop);
         self.report.affected = found.names;
         self.report.affected_left = found.links_left;
     }
