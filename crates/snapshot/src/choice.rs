@@ -122,7 +122,7 @@ pub(crate) fn matching(
 ) -> Result<Vec<SnapshotName>, SnapshotError> {
     let finished = |folder: Folder| match folder {
         Folder::Named(name) => Some(name),
-        Folder::Inflight(_) | Folder::Partial(_) => None,
+        Folder::Inflight(_) | Folder::Partial(_) | Folder::Work(_) => None,
     };
     let is_complete = |name| job.kind(Folder::Named(name)).0 == EntryKind::Complete;
     let finished = Finished {

@@ -3,11 +3,12 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::disks::Disks;
 use crate::error::SnapshotError;
 use crate::file_system::FileSystem;
+use crate::job::WORK_PATH;
 use crate::listing;
 use crate::mounts_inside::asked_for;
 use crate::name_list::NAMES_MAX;
@@ -239,10 +240,14 @@ impl Made<'_> {
 /// The source file that rsync reported under `path`, where it wrote it in `tree`. Mostly that is its
 /// temporary name, `.NAME.XXXXXX`.
 pub(crate) fn source_of(tree: &Path, path: &Path) -> PathBuf {
-    let folder = tree.file_name().unwrap_or_default();
-    let mut parts = path.components().map(std::path::Component::as_os_str);
-    let below: PathBuf = match parts.by_ref().find(|part| *part == folder) {
-        Some(_) => parts.collect(),
+    let parts: Vec<&OsStr> = path.components().map(Component::as_os_str).collect();
+    let of_tree: Vec<&OsStr> = match tree.ends_with(WORK_PATH) {
+        true => Path::new(WORK_PATH).iter().collect(),
+        false => tree.file_name().into_iter().collect(),
+    };
+    let mut places = parts.windows(of_tree.len().max(1));
+    let below: PathBuf = match places.position(|part| part == of_tree) {
+        Some(at) => parts[at + of_tree.len()..].iter().collect(),
         None => path.strip_prefix("/").unwrap_or(path).to_owned(),
     };
     if crate::long_path::lstat(&tree.join(&below)).is_ok() {
@@ -263,6 +268,18 @@ pub(crate) fn final_name(name: &OsStr) -> Option<&OsStr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_on_the_volume_belongs_to_its_source() {
+        let seen = |tree: &str, path: &str| source_of(Path::new(tree), Path::new(path));
+        let inflight = "/run/volume/home/2026-01-01T00-00-00Z.inflight";
+        let written = format!("{inflight}/etc/.hosts.a1B2c3");
+        assert_eq!(seen(inflight, &written), Path::new("/etc/hosts"));
+        let work = "/srv/work/volume/home/.sprat/work";
+        let written = format!("{work}/etc/work/.hosts.a1B2c3");
+        assert_eq!(seen(work, &written), Path::new("/etc/work/hosts"));
+        assert_eq!(seen(work, "etc/hosts"), Path::new("/etc/hosts"));
+    }
 
     #[test]
     fn the_final_name_is_found_in_a_temporary_name() {

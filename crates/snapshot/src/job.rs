@@ -10,6 +10,7 @@
 //! | `.sprat/NAME.recent` | files that may have changed after they were read, see `recent` | write, rename |
 //! | `.sprat/NAME.checkpoint` | what of `NAME.inflight` is durable | see `checkpoint` |
 //! | `.sprat/deleting-*` | a tree being removed: a snapshot or an interrupted one | rename; the next run or prune finishes the removal |
+//! | `.sprat/work` | on a btrfs volume, the tree that rsync fills: see `work` | a subvolume; each snapshot is a read-only snapshot of it |
 //! | `.sprat/NAME.pin` | the snapshot is pinned; the content is the reason | write, rename; or a person makes it |
 
 use std::collections::BTreeSet;
@@ -29,6 +30,8 @@ use crate::text::{escape_name, escape_path};
 use crate::walk::{entry_is_folder, is_folder, names_in, open_folder, open_folder_at};
 
 pub(crate) const STATE_FOLDER: &str = ".sprat";
+/// The subvolume `work`, in the folder of the job.
+pub(crate) const WORK_PATH: &str = ".sprat/work";
 const INFLIGHT: &str = ".inflight";
 const PARTIAL: &str = ".partial";
 /// The size limit of a record. A record has some kilobytes, and about 300 with all its lists full.
@@ -46,6 +49,8 @@ pub(crate) enum Folder {
     Named(SnapshotName),
     Inflight(SnapshotName),
     Partial(SnapshotName),
+    /// On a btrfs volume, the tree of the run of that name.
+    Work(SnapshotName),
 }
 
 impl Folder {
@@ -61,7 +66,9 @@ impl Folder {
 
     pub(crate) fn name(self) -> SnapshotName {
         match self {
-            Self::Named(name) | Self::Inflight(name) | Self::Partial(name) => name,
+            Self::Named(name) | Self::Inflight(name) | Self::Partial(name) | Self::Work(name) => {
+                name
+            }
         }
     }
 }
@@ -72,6 +79,7 @@ impl std::fmt::Display for Folder {
             Self::Named(name) => write!(f, "{name}"),
             Self::Inflight(name) => write!(f, "{name}{INFLIGHT}"),
             Self::Partial(name) => write!(f, "{name}{PARTIAL}"),
+            Self::Work(_) => f.write_str(WORK_PATH),
         }
     }
 }
@@ -214,7 +222,7 @@ impl JobFolder {
         let record = self.record(folder.name());
         let kind = match (folder, &record) {
             (Folder::Inflight(_), _) => EntryKind::Inflight,
-            (Folder::Partial(_), _) => EntryKind::Partial,
+            (Folder::Partial(_) | Folder::Work(_), _) => EntryKind::Partial,
             (Folder::Named(_), Ok(record)) if record.finished_run && record.complete => {
                 EntryKind::Complete
             }

@@ -5,7 +5,8 @@
 //!
 //! Always true:
 //! - Nothing of an older snapshot is ever changed, not even an inode: rsync writes only into a new, empty
-//!   `.inflight`, and links to older files only if all attributes are equal.
+//!   `.inflight`, and links to older files only if all attributes are equal. On a btrfs volume, it writes
+//!   only into the subvolume `work`, and finished snapshots are read-only.
 //! - A folder whose name is a plain date was complete and durable when it got that name.
 //! - Every regular file in a `.partial` was covered by a `syncfs`, so that its files can be linked to
 //!   (`checkpoint`).
@@ -55,6 +56,7 @@ mod prune;
 mod recent;
 mod record;
 mod recover;
+mod reflink;
 mod remove;
 mod reread;
 mod restore;
@@ -69,6 +71,7 @@ mod spec;
 mod split;
 mod staged;
 mod staged_file;
+mod subvolume_ops;
 mod subvolumes;
 mod suspects;
 mod take;
@@ -76,6 +79,7 @@ mod text;
 mod unfit;
 mod unlinked;
 mod walk;
+mod work;
 mod wrong_dates;
 mod zone;
 
@@ -97,11 +101,11 @@ pub use patterns::pattern_mistake;
 pub use pin::{PIN_REASON_BYTES_MAX, PinReport, PinSpec, check_pin_reason, pin};
 pub use preview::{Preview, preview};
 pub use progress::{Phase, Progress};
-pub use prune::{Interrupted, PruneReport, PruneSpec, Pruned, prune};
+pub use prune::{Interrupted, PruneReport, PruneSpec, Pruned, prune, prune_subvolumes};
 pub use record::{
     EntryKind, GoneDisk, LinkedFrom, RECORD_FORMAT, RunRecord, RunStats, SnapshotEntry, Warning,
 };
-pub use remove::{Removal, RemoveReport, RemoveSpec, remove};
+pub use remove::{Removal, RemoveReport, RemoveSpec, remove, remove_subvolumes};
 pub use restore::restore;
 pub use rsync::Excluded;
 pub use scan_rules::ScanRules;
@@ -110,6 +114,7 @@ pub use sources::{check_source, mistakes};
 pub use spec::{RestoreReport, RestoreSpec, SnapshotReport, SnapshotSpec};
 pub use staged::{stage, unstage};
 pub use staged_file::StagedFile;
-pub use take::take;
+pub use subvolume_ops::Subvolumes;
+pub use take::{take, take_into_subvolume};
 pub use text::{escape_name, unescape_name};
 pub use zone::{LOCAL_ZONE, ZoneError, time_zone};

@@ -9,11 +9,12 @@ use rustix::fs::{AtFlags, statat};
 
 use crate::adopted::{Dated, is_copy, is_copy_in_job, root_unlisted};
 use crate::error::SnapshotError;
-use crate::job::{Folder, JobFolder};
+use crate::job::{Folder, JobFolder, WORK_PATH};
 use crate::name::{JobName, SnapshotName};
 use crate::record::{EntryKind, SnapshotEntry};
 use crate::text::escape_path;
 use crate::walk::{entry_is_folder, is_folder, names_in, open_folder_at};
+use crate::work;
 
 /// Lists all folders of all jobs on the volume mounted at `volume_root`: jobs by name, and within a job
 /// by time, newest last. Foreign folders come before ours. An adopted copy at the top is listed under
@@ -112,6 +113,19 @@ fn list_job(
     let first = entries.len();
     for name in folder.folders()? {
         entries.push(entry(folder, job, &name, latest));
+    }
+    if let Some(begun) = work::interrupted(folder) {
+        let (kind, record) = folder.kind(Folder::Work(begun));
+        entries.push(SnapshotEntry {
+            job: escape_path(job),
+            folder: WORK_PATH.to_owned(),
+            kind,
+            name: Some(begun),
+            is_latest: false,
+            pin: None,
+            record_error: record.as_ref().err().cloned(),
+            record: record.ok(),
+        });
     }
     entries[first..].sort_by(|a, b| (a.name, &a.folder).cmp(&(b.name, &b.folder)));
     Ok(())

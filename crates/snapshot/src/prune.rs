@@ -12,13 +12,15 @@ use serde::{Deserialize, Serialize};
 use crate::cancel::Cancel;
 use crate::disks::{JobSources, holders, kept_for_disks};
 use crate::error::SnapshotError;
-use crate::job::{Folder, JobFolder, RunFolder};
+use crate::job::{Folder, JobFolder, RunFolder, on_volume};
 use crate::keep::{Candidate, KeepBy, KeepDecision, KeepReason, decide};
 use crate::keep_rules::KeepRules;
-use crate::name::JobName;
+use crate::name::{JobName, SnapshotName};
 use crate::progress::{Phase, Progress};
 use crate::record::EntryKind;
+use crate::subvolume_ops::Subvolumes;
 use crate::suspects::Suspects;
+use crate::work;
 use crate::wrong_dates::{finished_records, misdated};
 use crate::zone::{LOCAL_ZONE, time_zone};
 
@@ -121,6 +123,28 @@ pub fn prune(
     progress: &mut dyn FnMut(Progress),
     cancel: &Cancel,
 ) -> Result<PruneReport, SnapshotError> {
+    prune_with(volume_root, spec, None, progress, cancel)
+}
+
+/// [`prune`] on a btrfs volume: a snapshot that is a subvolume is deleted as a whole. The kernel gives its
+/// space back later.
+pub fn prune_subvolumes(
+    volume_root: &Path,
+    spec: &PruneSpec,
+    subvolumes: &dyn Subvolumes,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
+) -> Result<PruneReport, SnapshotError> {
+    prune_with(volume_root, spec, Some(subvolumes), progress, cancel)
+}
+
+fn prune_with(
+    volume_root: &Path,
+    spec: &PruneSpec,
+    subvolumes: Option<&dyn Subvolumes>,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
+) -> Result<PruneReport, SnapshotError> {
     progress(Progress::begin(Phase::Checking));
     // A job that does not exist must not be created.
     let job = JobFolder::open(volume_root, Path::new(spec.job.as_str()))?;
@@ -140,7 +164,7 @@ pub fn prune(
         ..PruneReport::default()
     };
     report.snapshots = undone(decided(&run.job, spec)?);
-    let mut removals = Removals::new(progress);
+    let mut removals = Removals::new(progress, subvolumes);
     for away in run.half_removed()? {
         removals.remove(&run, &away, cancel)?;
     }
@@ -153,8 +177,7 @@ pub fn prune(
             if cancel.is_cancelled() {
                 return Err(SnapshotError::PruneCancelled);
             }
-            let away = run.rename_away(Folder::Named(snapshot.decision.name))?;
-            removals.remove(&run, &away, cancel)?;
+            removals.remove_snapshot(&run, snapshot.decision.name, cancel)?;
             snapshot.removed = true;
         }
     }
@@ -163,13 +186,22 @@ pub fn prune(
             if cancel.is_cancelled() {
                 return Err(SnapshotError::PruneCancelled);
             }
-            let away = run.rename_away(folder)?;
-            removals.remove(&run, &away, cancel)?;
+            match (folder, subvolumes) {
+                (Folder::Work(_), Some(subvolumes)) => {
+                    work::delete(&run, subvolumes)?;
+                    run.forget_record_of(folder.name());
+                }
+                _ => {
+                    let away = run.rename_away(folder)?;
+                    removals.remove(&run, &away, cancel)?;
+                }
+            }
             one.removed = true;
         }
         report.interrupted.push(one);
     }
     report.names_removed = removals.before;
+    removals.end(volume_root)?;
     report.free_bytes[1] = free();
     Ok(report)
 }
@@ -180,14 +212,57 @@ pub(crate) struct Removals<'t> {
     /// The names of the trees that are removed.
     pub(crate) before: u64,
     now: u64,
+    subvolumes: Option<&'t dyn Subvolumes>,
+    deleted: bool,
 }
 
 impl<'t> Removals<'t> {
-    pub(crate) fn new(progress: &'t mut dyn FnMut(Progress)) -> Self {
+    pub(crate) fn new(
+        progress: &'t mut dyn FnMut(Progress),
+        subvolumes: Option<&'t dyn Subvolumes>,
+    ) -> Self {
         Self {
             progress,
             before: 0,
             now: 0,
+            subvolumes,
+            deleted: false,
+        }
+    }
+
+    /// Removes a finished snapshot, and its record.
+    pub(crate) fn remove_snapshot(
+        &mut self,
+        run: &RunFolder,
+        name: SnapshotName,
+        cancel: &Cancel,
+    ) -> Result<(), SnapshotError> {
+        let path = run.job.path.join(Folder::Named(name).to_string());
+        if let Some(subvolumes) = self.subvolumes
+            && subvolumes
+                .is_subvolume(&path)
+                .map_err(on_volume("inspect", &name))?
+        {
+            // A read-only subvolume can't be renamed first. It is gone at once, or not at all.
+            subvolumes
+                .delete(&path)
+                .map_err(on_volume("delete", &name))?;
+            self.deleted = true;
+            work::forget_run(run, name);
+            run.forget_record_of(name);
+            return Ok(());
+        }
+        let away = run.rename_away(Folder::Named(name))?;
+        self.remove(run, &away, cancel)
+    }
+
+    /// Makes the kernel begin to give back the space of deleted subvolumes.
+    pub(crate) fn end(&self, volume_root: &Path) -> Result<(), SnapshotError> {
+        match self.subvolumes.filter(|_| self.deleted) {
+            Some(subvolumes) => subvolumes
+                .commit(volume_root)
+                .map_err(on_volume("commit", &"its root")),
+            None => Ok(()),
         }
     }
 
@@ -269,6 +344,7 @@ fn interrupted(job: &JobFolder) -> Result<Vec<(Folder, Interrupted)>, SnapshotEr
     let own = job.own_folders()?.into_iter();
     Ok(own
         .filter(|folder| !matches!(folder, Folder::Named(_)))
+        .chain(work::interrupted(job).map(Folder::Work))
         .map(|folder| {
             let (kind, record) = job.kind(folder);
             let record = record.ok();

@@ -157,10 +157,13 @@ impl RunFolder {
     pub(crate) fn forget_record(&self, away: &Path) {
         let folder = away.to_str().and_then(|name| name.strip_prefix(DELETING));
         let folder = folder.map(|name| name.split(NUMBERED).next().unwrap_or(name));
-        let Some(folder) = folder.and_then(Folder::parse) else {
-            return;
-        };
-        let name = folder.name();
+        if let Some(folder) = folder.and_then(Folder::parse) {
+            self.forget_record_of(folder.name());
+        }
+    }
+
+    /// Removes what the state folder has of a run whose tree is gone.
+    pub(crate) fn forget_record_of(&self, name: SnapshotName) {
         checkpoint::forget(&self.state, name);
         recent::forget(&self.state, name);
         begun::forget(&self.state, name);

@@ -19,6 +19,7 @@ use crate::name::{JobName, SnapshotName};
 use crate::progress::{Phase, Progress};
 use crate::prune::{PruneSpec, Removals, decided, free_bytes};
 use crate::record::EntryKind;
+use crate::subvolume_ops::Subvolumes;
 use crate::suspects::Suspects;
 use crate::wrong_dates::{finished_records, misdated};
 
@@ -89,6 +90,30 @@ pub fn remove(
     progress: &mut dyn FnMut(Progress),
     cancel: &Cancel,
 ) -> Result<RemoveReport, SnapshotError> {
+    remove_with(volume_root, spec, None, progress, cancel)
+}
+
+/// [`remove`] on a btrfs volume: see [`crate::prune_subvolumes`].
+///
+/// # Errors
+/// As [`remove`].
+pub fn remove_subvolumes(
+    volume_root: &Path,
+    spec: &RemoveSpec,
+    subvolumes: &dyn Subvolumes,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
+) -> Result<RemoveReport, SnapshotError> {
+    remove_with(volume_root, spec, Some(subvolumes), progress, cancel)
+}
+
+fn remove_with(
+    volume_root: &Path,
+    spec: &RemoveSpec,
+    subvolumes: Option<&dyn Subvolumes>,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
+) -> Result<RemoveReport, SnapshotError> {
     progress(Progress::begin(Phase::Checking));
     let mut jobs: BTreeMap<JobName, Vec<&SnapshotChoice>> = BTreeMap::new();
     for (job, choice) in &spec.snapshots {
@@ -107,7 +132,7 @@ pub fn remove(
         report.snapshots = plans.into_iter().flat_map(|(_, plan)| plan).collect();
         return Ok(report);
     }
-    let mut removals = Removals::new(progress);
+    let mut removals = Removals::new(progress, subvolumes);
     for (job, mut plan) in plans {
         let run = JobFolder::open_for_run(volume_root, &job)?;
         let going: Vec<SnapshotName> = plan.iter().map(|one| one.name).collect();
@@ -117,8 +142,7 @@ pub fn remove(
                 return Err(SnapshotError::PruneCancelled);
             }
             if !one.begun_before {
-                let away = run.rename_away(Folder::Named(one.name))?;
-                removals.remove(&run, &away, cancel)?;
+                removals.remove_snapshot(&run, one.name, cancel)?;
             }
             one.removed = true;
         }
@@ -128,6 +152,7 @@ pub fn remove(
         report.snapshots.extend(plan);
     }
     report.names_removed = removals.before;
+    removals.end(volume_root)?;
     report.free_bytes[1] = free_bytes(volume_root);
     Ok(report)
 }

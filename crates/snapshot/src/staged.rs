@@ -14,13 +14,15 @@ use std::time::Duration;
 use openssl::sha::Sha256;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
+use rustix::io::Errno;
 
 use crate::cancel::Cancel;
 use crate::error::SnapshotError;
 use crate::job::{DELETING, Folder, JobFolder, RunFolder, STATE_FOLDER, on_volume};
-use crate::long_path::lstat;
+use crate::long_path::{lstat, open_regular};
 use crate::name::JobName;
 use crate::record::{RunRecord, RunStats, Warning};
+use crate::reflink;
 use crate::rsync::volume_full_or;
 use crate::staged_file::StagedFile;
 use crate::suspects::Suspects;
@@ -123,7 +125,7 @@ fn read(from: &mut File, buffer: &mut [u8], cancel: &Cancel) -> io::Result<Optio
         let mut wanted = [PollFd::new(from, PollFlags::IN)];
         let patience = Timespec::try_from(POLL).ok();
         match poll(&mut wanted, patience.as_ref()) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => continue,
+            Ok(0) | Err(Errno::INTR) => continue,
             Ok(_) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -219,7 +221,7 @@ impl Placing<'_> {
             stats.bytes_total += file.bytes;
             if !(old == Some(file) && self.link(file, &to)) {
                 let from = waiting(self.folder).join(&file.path);
-                std::fs::rename(from, &to).map_err(failed("rename"))?;
+                move_file(&from, &to).map_err(failed("rename"))?;
                 placed.wrote = true;
                 stats.created += 1;
                 stats.transferred += 1;
@@ -257,8 +259,27 @@ impl Placing<'_> {
                 && about.nlink() < LINKS_MAX
                 && self.suspects.find(&about).is_none()
         });
-        fits && linkat(CWD, &old, CWD, to, AtFlags::empty()).is_ok()
+        fits && match linkat(CWD, &old, CWD, to, AtFlags::empty()) {
+            Ok(()) => true,
+            Err(Errno::XDEV) => share(&old, to).is_ok(),
+            Err(_) => false,
+        }
     }
+}
+
+/// Moves a file into the tree of the run.
+fn move_file(from: &Path, to: &Path) -> io::Result<()> {
+    match std::fs::rename(from, to) {
+        // The tree is another subvolume. What stays is removed with all that waits.
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => share(from, to),
+        other => other,
+    }
+}
+
+/// Makes `to` a file with the content of `from`, which is in another subvolume.
+fn share(from: &Path, to: &Path) -> io::Result<()> {
+    let (folder, name) = reflink::in_folder(to)?;
+    reflink::file(&open_regular(from)?, folder.as_fd(), name)
 }
 
 /// The folders at the top of a snapshot that these files are in.

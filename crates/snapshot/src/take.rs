@@ -2,6 +2,9 @@
 
 mod again;
 mod arguments;
+mod in_work;
+mod judge;
+mod linked_copy;
 mod new_record;
 
 use std::fs::File;
@@ -11,7 +14,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::adopted;
 use crate::aside::Aside;
 use crate::attempts::Attempts;
 use crate::automounts;
@@ -32,13 +34,16 @@ use crate::progress::{Phase, Progress};
 use crate::rsync::{Ended, Guard, Invocation, Outcome, Rsync, volume_full_or};
 use crate::scout::Scout;
 use crate::source_scan;
-use crate::sources::{self, Source, Sources};
+use crate::sources::{self, Sources};
 use crate::spec::{SnapshotReport, SnapshotSpec};
 use crate::staged::Placing;
+use crate::subvolume_ops::Subvolumes;
 use crate::suspects::Suspects;
 use crate::text::{escape_path, unescape_path};
 use crate::unfit::Unfit;
 use crate::unlinked;
+
+use linked_copy::LinkedCopy;
 
 /// Takes a snapshot of `spec.sources` into the job's folder on the volume that is mounted at
 /// `volume_root`.
@@ -66,6 +71,36 @@ pub fn take(
     )
 }
 
+/// [`take`] on a btrfs volume: rsync writes into the subvolume `work` of the job, and the snapshot is a
+/// read-only snapshot of it. When this returns `Ok`, the snapshot is committed.
+pub fn take_into_subvolume(
+    volume_root: &Path,
+    spec: &SnapshotSpec,
+    now: Timestamp,
+    subvolumes: &dyn Subvolumes,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
+) -> Result<SnapshotReport, SnapshotError> {
+    take_or_fail(
+        volume_root,
+        spec,
+        now,
+        progress,
+        cancel,
+        How::InWork(subvolumes),
+    )
+    .map_err(|error| volume_full_or(error, volume_root))
+}
+
+/// How the tree of a run is made.
+#[derive(Clone, Copy)]
+enum How<'a> {
+    /// A new tree, which links to older ones. Checkpoints of it are made so often.
+    Linked(Duration),
+    /// The subvolume `work`.
+    InWork(&'a dyn Subvolumes),
+}
+
 /// [`take`] with a checkpoint every `checkpoint_every`.
 pub(crate) fn take_with(
     volume_root: &Path,
@@ -75,8 +110,15 @@ pub(crate) fn take_with(
     cancel: &Cancel,
     checkpoint_every: Duration,
 ) -> Result<SnapshotReport, SnapshotError> {
-    take_or_fail(volume_root, spec, now, progress, cancel, checkpoint_every)
-        .map_err(|error| volume_full_or(error, volume_root))
+    take_or_fail(
+        volume_root,
+        spec,
+        now,
+        progress,
+        cancel,
+        How::Linked(checkpoint_every),
+    )
+    .map_err(|error| volume_full_or(error, volume_root))
 }
 
 fn take_or_fail(
@@ -85,8 +127,9 @@ fn take_or_fail(
     now: Timestamp,
     progress: &mut dyn FnMut(Progress),
     cancel: &Cancel,
-    checkpoint_every: Duration,
+    how: How<'_>,
 ) -> Result<SnapshotReport, SnapshotError> {
+    let in_work = matches!(how, How::InWork(_));
     progress(Progress::begin(Phase::Checking));
     let has = |path: &PathBuf| spec.staged.iter().any(|file| file.path == *path);
     if let Some(path) = spec.required.iter().find(|path| !has(path)) {
@@ -133,11 +176,14 @@ fn take_or_fail(
     for (linked, _) in &linked_from {
         recent.read(&folder.state, linked.name());
     }
+    if in_work {
+        in_work::read_recent_of_interrupted(&folder, &mut recent)?;
+    }
     let first = !linked_from
         .iter()
         .any(|(folder, _)| matches!(folder, Folder::Named(_)));
     // Only a first run links from an adopted copy.
-    let copy = match first {
+    let copy = match first && !in_work {
         true => LinkedCopy::find(volume_root, spec, &folder, &sources)?,
         false => None,
     };
@@ -154,8 +200,12 @@ fn take_or_fail(
         rsync,
         sources,
         disks,
+        in_work,
     };
-    let mut report = run.carry_out(warnings, progress, cancel, checkpoint_every)?;
+    let mut report = match how {
+        How::Linked(every) => run.carry_out(warnings, progress, cancel, every),
+        How::InWork(by) => run.carry_out_in_work(by, warnings, progress, cancel),
+    }?;
     if let (Some((census, list)), Some(asked)) = (census, &spec.census) {
         // Without it the next run counts nothing.
         if let Err(error) = list.write_new(&asked.list) {
@@ -193,38 +243,6 @@ fn counted(
     }
 }
 
-/// An adopted copy that a first run links from.
-struct LinkedCopy {
-    /// Its path on the volume.
-    copy: PathBuf,
-    /// The folder that shows it under the path of its source, relative to the job's folder.
-    link_dest: PathBuf,
-}
-
-impl LinkedCopy {
-    fn find(
-        volume_root: &Path,
-        spec: &SnapshotSpec,
-        folder: &RunFolder,
-        sources: &Sources,
-    ) -> Result<Option<Self>, SnapshotError> {
-        let found = adopted::to_link_from(volume_root, &spec.job, sources)?;
-        let Some((copy, source)) = found else {
-            return Ok(None);
-        };
-        match folder.link_to_copy(&copy, &source) {
-            Ok(link_dest) => Ok(Some(Self { copy, link_dest })),
-            // A foreign object has the name of the folder for links. All files are copied.
-            Err(SnapshotError::Volume { source, .. })
-                if source.kind() == std::io::ErrorKind::AlreadyExists =>
-            {
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-}
-
 struct Run<'a> {
     spec: &'a SnapshotSpec,
     name: SnapshotName,
@@ -240,6 +258,8 @@ struct Run<'a> {
     rsync: Rsync,
     sources: Sources,
     disks: Disks,
+    /// The tree is the subvolume `work`.
+    in_work: bool,
 }
 
 impl Run<'_> {
@@ -370,7 +390,7 @@ impl Run<'_> {
         (files > 0).then_some(Warning::UnchangedCopied { files })
     }
 
-    /// Starts a scout for the trees that rsync links from.
+    /// Starts a scout for the trees that rsync compares the sources with.
     fn scout(&self) -> Option<Scout> {
         let root = crate::walk::open_folder_at(&self.folder.job.path).ok()?;
         let in_tree = |folder: &Folder| {
@@ -381,11 +401,12 @@ impl Run<'_> {
                 .map(|source| below(&source.path))
                 .collect::<Vec<_>>()
         };
-        let mut trees: Vec<PathBuf> = self
-            .linked_from
-            .iter()
-            .flat_map(|(folder, _)| in_tree(folder))
-            .collect();
+        let linked_from = self.linked_from.iter().map(|(folder, _)| *folder);
+        let compared: Vec<Folder> = match self.in_work {
+            true => vec![Folder::Work(self.name)],
+            false => linked_from.collect(),
+        };
+        let mut trees: Vec<PathBuf> = compared.iter().flat_map(in_tree).collect();
         let copy = self.copy.iter();
         trees.extend(copy.map(|copy| Path::new("..").join(&copy.copy)));
         (!trees.is_empty()).then(|| Scout::begin(root, trees, None))
@@ -422,91 +443,6 @@ impl Run<'_> {
             outcome,
             tree: self.folder.job.path.join(inflight.to_string()),
         }
-    }
-
-    /// Whether the tree that rsync made may become a snapshot.
-    fn check_outcome(&self, outcome: &Outcome, inflight: Folder) -> Result<(), SnapshotError> {
-        match &outcome.ended {
-            Ended::Whole | Ended::WithUnread => {}
-            Ended::Cancelled => return Err(SnapshotError::Cancelled),
-            Ended::Full(full) => {
-                return Err(SnapshotError::VolumeFull {
-                    kind: full.kind,
-                    free_bytes: full.free_bytes,
-                    free_inodes: full.free_inodes,
-                    object: self.made(outcome, inflight).file_that_did_not_fit(),
-                });
-            }
-            Ended::Because(_) => {
-                return Err(SnapshotError::RsyncFailed {
-                    ended: "stopped".to_owned(),
-                    first_message: outcome.messages.names.first().cloned().unwrap_or_default(),
-                    messages: outcome.messages.clone(),
-                });
-            }
-            Ended::Conflict(folder) => {
-                return Err(SnapshotError::RsyncFailed {
-                    ended: "stopped".to_owned(),
-                    first_message: format!("the folder {folder} is at the place of a file"),
-                    messages: outcome.messages.clone(),
-                });
-            }
-            Ended::Failed { ended, message } => {
-                // A changed source explains the failure better than rsync's message.
-                self.sources.check_again()?;
-                return Err(SnapshotError::RsyncFailed {
-                    ended: ended.clone(),
-                    first_message: message.clone(),
-                    messages: outcome.messages.clone(),
-                });
-            }
-        }
-        self.sources.check_again()?;
-        self.check_sources_in_tree(outcome, inflight)
-    }
-
-    /// Checks that the tree has some of the sources, and each source unless it is reported as unread.
-    fn check_sources_in_tree(
-        &self,
-        outcome: &Outcome,
-        inflight: Folder,
-    ) -> Result<(), SnapshotError> {
-        let tree = self.folder.job.path.join(inflight.to_string());
-        let is_there = |source: &Source| {
-            let below = source.path.strip_prefix("/").unwrap_or(&source.path);
-            crate::long_path::lstat(&tree.join(below)).is_ok()
-        };
-        // A folder that could not be listed exists in the tree, and is empty.
-        let has_some = |source: &Source| {
-            let below = source.path.strip_prefix("/").unwrap_or(&source.path);
-            let path = escape_path(&source.path);
-            let is_empty =
-                || std::fs::read_dir(tree.join(below)).is_ok_and(|mut all| all.next().is_none());
-            is_there(source) && !(outcome.unread.names.contains(&path) && is_empty())
-        };
-        if outcome.ended == Ended::WithUnread && !self.sources.list.iter().any(has_some) {
-            // A snapshot of nothing must not look like a good one.
-            return Err(SnapshotError::RsyncFailed {
-                ended: "nothing was copied".to_owned(),
-                first_message: outcome.messages.names.first().cloned().unwrap_or_default(),
-                messages: outcome.messages.clone(),
-            });
-        }
-        for source in &self.sources.list {
-            let there = is_there(source);
-            // A source that could not be read is reported as unread.
-            let unread = &outcome.unread;
-            let mut names = unread.names.iter().map(|name| unescape_path(name));
-            let is_unread = names.any(|name| name.starts_with(&source.path))
-                || unread.count > unread.names.len() as u64;
-            if !there && !is_unread {
-                return Err(SnapshotError::SourceRefused {
-                    path: escape_path(&source.path),
-                    why: "the job's patterns exclude all of it".to_owned(),
-                });
-            }
-        }
-        Ok(())
     }
 
     fn sync(&self) -> Result<(), SnapshotError> {
@@ -565,14 +501,19 @@ impl Run<'_> {
                 reason: e.to_string(),
             });
         }
+        Ok(self.report(record))
+    }
+
+    /// The report of a snapshot that is finished.
+    fn report(&self, record: RunRecord) -> SnapshotReport {
         let folders = self.folder.job.own_folders().ok();
         let finished = |folder: &&Folder| matches!(folder, Folder::Named(_));
-        Ok(SnapshotReport {
+        SnapshotReport {
             name: self.name,
             record,
             snapshots: folders.map(|all| all.iter().filter(finished).count() as u64),
             census: None,
-        })
+        }
     }
 
     /// Keeps an interrupted tree for the next run. Its content is durable.

@@ -36,7 +36,11 @@ impl Run<'_> {
             linked_first: self
                 .linked_from
                 .first()
-                .map(|(folder, _)| folder.to_string()),
+                .map(|(folder, _)| match self.in_work {
+                    // `work` lies one folder deeper.
+                    true => format!("../{folder}"),
+                    false => folder.to_string(),
+                }),
         };
         let plan = Plan::make(
             &about,
@@ -57,7 +61,12 @@ impl Run<'_> {
                 outcome.ended = Ended::Cancelled;
             } else {
                 let run = self.run_into_volume(Vec::new());
-                let invocation = reread::copying(&run, plan.paths(), &inflight.to_string(), &[]);
+                let invocation = reread::copying(
+                    &run,
+                    plan.paths(),
+                    &inflight.to_string(),
+                    &self.attribute_filters(),
+                );
                 let second = self.attempt(&invocation, inflight, None, progress, cancel)?;
                 outcome.add(second);
                 for name in plan.missing(&root, &outcome.unread) {

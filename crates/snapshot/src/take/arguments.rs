@@ -36,8 +36,17 @@ impl Run<'_> {
             arguments.push("--checksum".into());
         }
         // A relative path is relative to the destination.
+        let linked_from = match self.in_work {
+            true => {
+                // Without it one unread folder would keep all files that are gone.
+                arguments.push("--ignore-errors".into());
+                arguments.extend(self.attribute_filters());
+                &[][..]
+            }
+            false => &self.linked_from,
+        };
         arguments.extend(
-            self.linked_from
+            linked_from
                 .iter()
                 .map(|(folder, _)| OsString::from(format!("--link-dest=../{folder}"))),
         );
@@ -51,6 +60,22 @@ impl Run<'_> {
         let mut invocation = self.run_into_volume(arguments);
         invocation.input = self.sources.input();
         invocation
+    }
+
+    /// Attributes that a btrfs volume must not get: `btrfs.compression` would change how the volume itself
+    /// stores a file. Any such filter switches off rsync's own rule against `system.*`, where ACLs are: they
+    /// are hidden and protected, because rsync copies ACLs by another way, and would remove them again.
+    pub(super) fn attribute_filters(&self) -> Vec<OsString> {
+        match self.in_work {
+            true => [
+                "--filter=Hx btrfs.*",
+                "--filter=Hx system.*",
+                "--filter=Px system.*",
+            ]
+            .map(OsString::from)
+            .to_vec(),
+            false => Vec::new(),
+        }
     }
 
     pub(super) fn run_into_volume(&self, arguments: Vec<OsString>) -> Invocation {

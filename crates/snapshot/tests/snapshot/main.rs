@@ -18,6 +18,7 @@ mod judged;
 mod listed;
 mod lives;
 mod mounted;
+mod on_btrfs;
 mod preserve;
 mod pruned;
 mod removed;

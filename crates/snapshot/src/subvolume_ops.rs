@@ -1,0 +1,25 @@
+//! The operations on subvolumes of a btrfs volume. The snapshots of such a volume are subvolumes.
+
+use std::io;
+use std::path::Path;
+
+/// What a btrfs volume can do with subvolumes. All paths are on the mounted volume.
+///
+/// The caller of this crate implements it with the kernel's ioctls.
+pub trait Subvolumes: Sync {
+    /// Makes an empty, writable subvolume.
+    fn make(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes `path` a snapshot of the subvolume `of`. All that was written to the volume before is durable
+    /// with it when this returns: it is one commit.
+    fn snapshot(&self, of: &Path, path: &Path, read_only: bool) -> io::Result<()>;
+
+    /// Deletes a subvolume, also a read-only one. Its name is gone at once, its space comes back later.
+    fn delete(&self, path: &Path) -> io::Result<()>;
+
+    /// Whether the folder is a subvolume.
+    fn is_subvolume(&self, path: &Path) -> io::Result<bool>;
+
+    /// Commits, and makes the kernel go on with the space of deleted subvolumes.
+    fn commit(&self, volume_root: &Path) -> io::Result<()>;
+}

@@ -1,0 +1,391 @@
+//! The writable subvolume `.sprat/work` of a job on a btrfs volume. rsync writes into it, and each finished
+//! snapshot is a read-only snapshot of it.
+//!
+//! rsync into an existing tree is not exact: what is here prepares the tree so that it becomes exact.
+//! Nothing needs to be prepared for a crash: each commit of the volume is whole, so a run goes on in
+//! what an interrupted one left.
+
+use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, renameat, unlinkat};
+
+use crate::cancel::Cancel;
+use crate::error::SnapshotError;
+use crate::job::{Folder, JobFolder, RunFolder, STATE_FOLDER, WORK_PATH, on_volume, replace_file};
+use crate::long_path::{self, lstat};
+use crate::name::SnapshotName;
+use crate::reflink;
+use crate::subvolume_ops::Subvolumes;
+use crate::suspects::Suspects;
+use crate::text::unescape_path;
+use crate::walk::{is_folder, open_folder, remove_content};
+
+/// Holds the name of the run that last began. If there is no snapshot of that name, the run was
+/// interrupted.
+const LAST_RUN: &str = "work.run";
+/// The name of a file while its content is separated from its links.
+const SEPARATED: &str = ".sprat-separated";
+
+/// The run that was interrupted in the job's `work`.
+pub(crate) fn interrupted(job: &JobFolder) -> Option<SnapshotName> {
+    let text = std::fs::read_to_string(job.path.join(STATE_FOLDER).join(LAST_RUN)).ok()?;
+    let name = SnapshotName::parse(text.trim_end()).ok()?;
+    let finished = Folder::Named(name).to_string();
+    (!job.is_folder(Path::new(&finished)) && job.is_folder(Path::new(WORK_PATH))).then_some(name)
+}
+
+/// The subvolume of one run.
+pub(crate) struct Work<'a> {
+    folder: &'a RunFolder,
+    subvolumes: &'a dyn Subvolumes,
+    path: PathBuf,
+}
+
+impl<'a> Work<'a> {
+    pub(crate) fn new(folder: &'a RunFolder, subvolumes: &'a dyn Subvolumes) -> Self {
+        Self {
+            folder,
+            subvolumes,
+            path: folder.job.path.join(WORK_PATH),
+        }
+    }
+
+    /// Opens it for the run `name`. If there is none, makes it from the snapshot `last`.
+    pub(crate) fn begin(
+        &self,
+        name: SnapshotName,
+        last: Option<Folder>,
+        cancel: &Cancel,
+    ) -> Result<(), SnapshotError> {
+        if lstat(&self.path).is_ok() {
+            let is_one = self.subvolumes.is_subvolume(&self.path);
+            if !is_one.map_err(on_volume("inspect", &WORK_PATH))? {
+                return Err(SnapshotError::Layout {
+                    object: format!("{}/{WORK_PATH}", self.folder.job.job),
+                    why: "is not a subvolume".to_owned(),
+                });
+            }
+        } else {
+            self.make(last, cancel)?;
+        }
+        let text = format!("{name}\n");
+        replace_file(&self.folder.state, LAST_RUN, text.as_bytes())
+            .map_err(on_volume("write", &LAST_RUN))
+    }
+
+    fn make(&self, last: Option<Folder>, cancel: &Cancel) -> Result<(), SnapshotError> {
+        let failed = || on_volume("make", &WORK_PATH);
+        let last = last.map(|folder| self.folder.job.path.join(folder.to_string()));
+        if let Some(last) = &last
+            && self.subvolumes.is_subvolume(last).map_err(failed())?
+        {
+            return self
+                .subvolumes
+                .snapshot(last, &self.path, false)
+                .map_err(failed());
+        }
+        self.subvolumes.make(&self.path).map_err(failed())?;
+        // A snapshot that somebody made by hand may be a plain folder.
+        if let Some(last) = last
+            && !reflink::tree(&last, &self.path, &|_| true, cancel).map_err(failed())?
+        {
+            return Err(SnapshotError::Cancelled);
+        }
+        Ok(())
+    }
+
+    /// Makes the finished tree the read-only snapshot `name`. Everything is durable when this returns.
+    pub(crate) fn becomes(&self, name: SnapshotName) -> Result<(), SnapshotError> {
+        let to = self.folder.job.path.join(Folder::Named(name).to_string());
+        self.subvolumes
+            .snapshot(&self.path, &to, true)
+            .map_err(on_volume("make the snapshot", &name))
+    }
+
+    /// Deletes it: its content can't be trusted.
+    pub(crate) fn distrust(&self) {
+        // If the volume is gone, the last commit counts, which is whole.
+        let _ = self.subvolumes.delete(&self.path);
+        let _ = self.subvolumes.commit(&self.folder.job.path);
+    }
+
+    /// Removes what belongs to none of the sources (absolute paths): rsync deletes only within a source.
+    pub(crate) fn keep_only(
+        &self,
+        sources: &[PathBuf],
+        cancel: &Cancel,
+    ) -> Result<(), SnapshotError> {
+        let failed = || on_volume("clear", &WORK_PATH);
+        let mut todo = vec![PathBuf::from("/")];
+        while let Some(folder) = todo.pop() {
+            if sources.contains(&folder) {
+                continue;
+            }
+            let at = self.in_tree(&folder);
+            let open = open_folder(rustix::fs::CWD, &at).map_err(failed())?;
+            for name in long_path::names(&at).map_err(failed())? {
+                let path = folder.join(&name);
+                let leads_to_source = sources.iter().any(|source| source.starts_with(&path));
+                if !leads_to_source {
+                    remove(open.as_fd(), Path::new(&name), cancel).map_err(failed())?;
+                } else if lstat(&self.in_tree(&path)).is_ok_and(|about| about.is_dir()) {
+                    todo.push(path);
+                }
+            }
+            if cancel.is_cancelled() {
+                return Err(SnapshotError::Cancelled);
+            }
+        }
+        Ok(())
+    }
+
+    /// Separates hard links that the source no longer has. rsync writes a changed file anew, but sets the
+    /// attributes of an unchanged one in place, and that would change its other names, too.
+    pub(crate) fn separate_links(
+        &self,
+        walked: &mut dyn FnMut(u64),
+        cancel: &Cancel,
+    ) -> Result<u64, SnapshotError> {
+        let mut linked: BTreeMap<u64, Vec<PathBuf>> = BTreeMap::new();
+        let mut failed = Ok(());
+        let mut entries = 0;
+        long_path::each(&self.path, &mut |path, about| {
+            entries += 1;
+            walked(entries);
+            match about {
+                Ok(about) if !about.is_dir() && about.nlink() > 1 => {
+                    linked.entry(about.ino()).or_default().push(path.to_owned());
+                }
+                Ok(_) => {}
+                Err(error) => failed = Err(error),
+            }
+            failed.is_ok() && !cancel.is_cancelled()
+        });
+        failed.map_err(on_volume("walk", &WORK_PATH))?;
+        let mut separated = 0;
+        for names in linked.values() {
+            if cancel.is_cancelled() {
+                return Err(SnapshotError::Cancelled);
+            }
+            for path in self.no_longer_linked(names) {
+                self.separate(path)
+                    .map_err(on_volume("separate", &WORK_PATH))?;
+                separated += 1;
+            }
+        }
+        Ok(separated)
+    }
+
+    /// The names of one file whose source is another file than that of the first name.
+    fn no_longer_linked<'n>(&self, names: &'n [PathBuf]) -> Vec<&'n PathBuf> {
+        let source = |path: &PathBuf| {
+            let below = path.strip_prefix(&self.path).ok()?;
+            let about = lstat(&Path::new("/").join(below)).ok()?;
+            Some((about.dev(), about.ino()))
+        };
+        // rsync deletes a name whose source is gone.
+        let mut present = names.iter().filter_map(|path| Some((path, source(path)?)));
+        let Some((_, kept)) = present.next() else {
+            return Vec::new();
+        };
+        present
+            .filter(|(_, source)| *source != kept)
+            .map(|(path, _)| path)
+            .collect()
+    }
+
+    /// Gives `path` a file of its own. rsync makes anything but a regular file again.
+    fn separate(&self, path: &Path) -> io::Result<()> {
+        let (folder, name) = reflink::in_folder(path)?;
+        if lstat(path)?.is_file() {
+            let _ = unlinkat(&folder, SEPARATED, AtFlags::empty());
+            let file = long_path::open_regular(path)?;
+            reflink::file(&file, folder.as_fd(), Path::new(SEPARATED))?;
+            return Ok(renameat(&folder, SEPARATED, &folder, name)?);
+        }
+        Ok(unlinkat(&folder, name, AtFlags::empty())?)
+    }
+
+    /// Takes back from older snapshots what the tree lacks of `wanted` (absolute paths): a disk that is
+    /// there again, a source that is back in the job, a folder that can be read again. Otherwise rsync
+    /// would send all of it again. Never takes a file whose content is known to be wrong.
+    pub(crate) fn take_back(
+        &self,
+        wanted: &[PathBuf],
+        suspects: &Suspects,
+        cancel: &Cancel,
+    ) -> Result<(), SnapshotError> {
+        let mut snapshots: Option<Vec<PathBuf>> = None;
+        for path in wanted {
+            let to = self.in_tree(path);
+            let Ok(live) = lstat(path) else { continue };
+            if !lacks(&to) {
+                continue;
+            }
+            if snapshots.is_none() {
+                snapshots = Some(self.newest_first()?);
+            }
+            let below = path.strip_prefix("/").unwrap_or(path);
+            let has = |snapshot: &PathBuf| {
+                let from = snapshot.join(below);
+                let same = lstat(&from).is_ok_and(|about| about.file_type() == live.file_type());
+                (same && !lacks(&from)).then_some(from)
+            };
+            let found = snapshots.iter().flatten().find_map(has);
+            let Some(from) = found else { continue };
+            let is_right = |about: &Metadata| suspects.find(about).is_none();
+            let copied = self.make_parents(path).and_then(|()| {
+                // An empty folder is filled.
+                reflink::tree(&from, &to, &is_right, cancel)
+            });
+            if !copied.map_err(on_volume("take back", &WORK_PATH))? {
+                return Err(SnapshotError::Cancelled);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back all that the tree lacks of a source (absolute path) that the last run did not have, or had
+    /// only a part of.
+    pub(crate) fn take_back_source(
+        &self,
+        source: &Path,
+        suspects: &Suspects,
+        cancel: &Cancel,
+    ) -> Result<(), SnapshotError> {
+        let own = self.folder.job.own_folders()?.into_iter().rev();
+        let had_it = own
+            .filter(|folder| matches!(folder, Folder::Named(_)))
+            .find(|folder| {
+                let record = self.folder.job.record(folder.name());
+                record.is_ok_and(|record| covers(&record.sources, source))
+            });
+        let Some(folder) = had_it else { return Ok(()) };
+        let below = source.strip_prefix("/").unwrap_or(source);
+        let from = self.folder.job.path.join(folder.to_string()).join(below);
+        if lstat(&from).is_err() {
+            return Ok(());
+        }
+        let is_right = |about: &Metadata| suspects.find(about).is_none();
+        let taken = self
+            .make_parents(source)
+            .and_then(|()| reflink::tree(&from, &self.in_tree(source), &is_right, cancel));
+        match taken.map_err(on_volume("take back", &WORK_PATH))? {
+            true => Ok(()),
+            false => Err(SnapshotError::Cancelled),
+        }
+    }
+
+    fn newest_first(&self) -> Result<Vec<PathBuf>, SnapshotError> {
+        let own = self.folder.job.own_folders()?.into_iter().rev();
+        Ok(own
+            .filter(|folder| matches!(folder, Folder::Named(_)))
+            .map(|folder| self.folder.job.path.join(folder.to_string()))
+            .collect())
+    }
+
+    /// Makes the folders above the absolute path `path` in the tree. rsync sets their attributes.
+    fn make_parents(&self, path: &Path) -> io::Result<()> {
+        let parent = path.parent().unwrap_or(path);
+        std::fs::create_dir_all(self.in_tree(parent))
+    }
+
+    /// Removes the names of files (absolute paths) that must not stay with their older content. Folders
+    /// stay.
+    pub(crate) fn drop_files(&self, paths: &[PathBuf]) -> Result<(), SnapshotError> {
+        for path in paths {
+            let at = self.in_tree(path);
+            if lstat(&at).is_ok_and(|about| !about.is_dir()) {
+                let removed = reflink::in_folder(&at)
+                    .and_then(|(folder, name)| Ok(unlinkat(folder, name, AtFlags::empty())?));
+                removed.map_err(on_volume("remove", &WORK_PATH))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes all files whose source is gone.
+    pub(crate) fn drop_vanished(&self, cancel: &Cancel) -> Result<(), SnapshotError> {
+        let mut gone = Vec::new();
+        let mut failed = Ok(());
+        long_path::each(&self.path, &mut |path, about| {
+            match about {
+                Ok(about) if !about.is_dir() => {
+                    let below = path.strip_prefix(&self.path).unwrap_or(path);
+                    let source = Path::new("/").join(below);
+                    if lstat(&source).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                        gone.push(source);
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => failed = Err(error),
+            }
+            failed.is_ok() && !cancel.is_cancelled()
+        });
+        failed.map_err(on_volume("walk", &WORK_PATH))?;
+        self.drop_files(&gone)
+    }
+
+    pub(crate) fn in_tree(&self, path: &Path) -> PathBuf {
+        match path.strip_prefix("/") {
+            Ok(below) if !below.as_os_str().is_empty() => self.path.join(below),
+            _ => self.path.clone(),
+        }
+    }
+}
+
+/// Whether one of the sources of a record (escaped paths) has `path` in it.
+pub(crate) fn covers(sources: &[String], path: &Path) -> bool {
+    let mut sources = sources.iter().map(|source| unescape_path(source));
+    sources.any(|source| path.starts_with(source))
+}
+
+/// Whether there is nothing at `path`, or an empty folder.
+fn lacks(path: &Path) -> bool {
+    match lstat(path) {
+        Ok(about) if about.is_dir() => long_path::names(path).is_ok_and(|names| names.is_empty()),
+        Ok(_) => false,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+fn remove(folder: BorrowedFd<'_>, name: &Path, cancel: &Cancel) -> io::Result<()> {
+    let about = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    if !is_folder(&about) {
+        return Ok(unlinkat(folder, name, AtFlags::empty())?);
+    }
+    let inside = open_folder(folder, name)?;
+    if remove_content(inside.as_fd(), cancel)? {
+        unlinkat(folder, name, AtFlags::REMOVEDIR)?;
+    }
+    Ok(())
+}
+
+/// Deletes the job's `work`. Returns whether there was one.
+pub(crate) fn delete(
+    folder: &RunFolder,
+    subvolumes: &dyn Subvolumes,
+) -> Result<bool, SnapshotError> {
+    let path = folder.job.path.join(WORK_PATH);
+    let _ = unlinkat(&folder.state, LAST_RUN, AtFlags::empty());
+    match lstat(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        _ => subvolumes
+            .delete(&path)
+            .map_err(on_volume("delete", &WORK_PATH))?,
+    }
+    Ok(true)
+}
+
+/// Forgets the last run if it made the snapshot `name`, which is being removed.
+pub(crate) fn forget_run(folder: &RunFolder, name: SnapshotName) {
+    let path = folder.job.path.join(STATE_FOLDER).join(LAST_RUN);
+    if std::fs::read_to_string(path).is_ok_and(|text| text.trim_end() == name.to_string()) {
+        let _ = unlinkat(&folder.state, LAST_RUN, AtFlags::empty());
+    }
+}

@@ -1,0 +1,464 @@
+//! Snapshots on a real btrfs: rsync into the subvolume `work`, and read-only snapshots of it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sprat_snapshot::{
+    Cancel, CheckSpec, CheckWhat, EntryKind, JobName, KeepCount, KeepRules, PruneReport, PruneSpec,
+    RestoreSpec, SnapshotError, SnapshotReport, SnapshotSpec, Subvolumes,
+};
+use sprat_testkit::compare::assert_same;
+use sprat_testkit::requires;
+use sprat_testkit::tree::{make_odd_tree, set_mode, set_time, set_xattr};
+
+use crate::folder::failing_source::FailingSource;
+use crate::folder::{Bench, job_name, now, run};
+
+fn missing() -> Option<String> {
+    sprat_testkit::needs::root()
+        .or_else(|| sprat_testkit::needs::program("mkfs.btrfs"))
+        .or_else(|| sprat_testkit::needs::program("btrfs"))
+        .or_else(|| {
+            let loops = Path::new("/dev/loop-control").exists();
+            (!loops).then(|| "no loop devices".to_owned())
+        })
+}
+
+/// Subvolumes by btrfs-progs.
+struct ByProgs;
+
+fn btrfs(arguments: &[&str], paths: &[&Path]) -> io::Result<String> {
+    let output = Command::new("btrfs").args(arguments).args(paths).output()?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(io::Error::other(
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )),
+    }
+}
+
+impl Subvolumes for ByProgs {
+    fn make(&self, path: &Path) -> io::Result<()> {
+        btrfs(&["subvolume", "create"], &[path]).map(drop)
+    }
+
+    fn snapshot(&self, of: &Path, path: &Path, read_only: bool) -> io::Result<()> {
+        let mut arguments = vec!["subvolume", "snapshot"];
+        arguments.extend(read_only.then_some("-r"));
+        btrfs(&arguments, &[of, path]).map(drop)
+    }
+
+    fn delete(&self, path: &Path) -> io::Result<()> {
+        btrfs(&["subvolume", "delete"], &[path]).map(drop)
+    }
+
+    fn is_subvolume(&self, path: &Path) -> io::Result<bool> {
+        Ok(btrfs(&["subvolume", "show"], &[path]).is_ok())
+    }
+
+    fn commit(&self, volume_root: &Path) -> io::Result<()> {
+        btrfs(&["filesystem", "sync"], &[volume_root]).map(drop)
+    }
+}
+
+/// A bench whose volume is a btrfs, with sprat's mount options.
+struct OnBtrfs(Bench);
+
+impl OnBtrfs {
+    fn new() -> Self {
+        let bench = Bench::new();
+        let image = bench.path("image");
+        run("truncate", &["-s", "512M", image.to_str().unwrap()]);
+        run("mkfs.btrfs", &["-q", "-f", image.to_str().unwrap()]);
+        let options = "loop,flushoncommit,notreelog,noatime,compress=zstd:3";
+        let (image, volume) = (image, bench.volume());
+        let paths = [image.to_str().unwrap(), volume.to_str().unwrap()];
+        run("mount", &[&["-o", options][..], &paths].concat());
+        Self(bench)
+    }
+
+    fn take(&self) -> SnapshotReport {
+        self.try_take(&self.0.spec()).unwrap()
+    }
+
+    fn try_take(&self, spec: &SnapshotSpec) -> Result<SnapshotReport, SnapshotError> {
+        let volume = self.0.volume();
+        let cancel = Cancel::new();
+        sprat_snapshot::take_into_subvolume(&volume, spec, now(), &ByProgs, &mut |_| {}, &cancel)
+    }
+
+    fn prune(&self, spec: &PruneSpec) -> PruneReport {
+        let cancel = Cancel::new();
+        sprat_snapshot::prune_subvolumes(&self.0.volume(), spec, &ByProgs, &mut |_| {}, &cancel)
+            .unwrap()
+    }
+
+    fn source(&self, name: &str) -> PathBuf {
+        self.0.source().join(name)
+    }
+
+    fn kept(&self, report: &SnapshotReport, name: &str) -> PathBuf {
+        self.0.in_snapshot(report.name).join(name)
+    }
+
+    fn work(&self) -> PathBuf {
+        self.0.job().join(".sprat/work")
+    }
+}
+
+impl Drop for OnBtrfs {
+    fn drop(&mut self) {
+        run("umount", &[self.0.volume().to_str().unwrap()]);
+    }
+}
+
+fn keep_last(snapshots: u32) -> PruneSpec {
+    let rules = KeepRules {
+        last: KeepCount::new(snapshots),
+        ..KeepRules::default()
+    };
+    PruneSpec::new(job_name(), rules)
+}
+
+#[test]
+fn each_snapshot_is_an_exact_copy_and_older_ones_stay_as_they_are() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    make_odd_tree(&volume.0.source()).unwrap();
+    fs::create_dir(volume.source("moved")).unwrap();
+    fs::write(volume.source("moved/file"), "content").unwrap();
+    fs::write(volume.source("becomes folder"), "content").unwrap();
+    let first = volume.take();
+    assert!(first.record.complete, "{:?}", first.record);
+    let before = volume.0.path("before");
+    let from = format!("{}/", volume.0.source().display());
+    run("rsync", &["-aHAXS", &from, before.to_str().unwrap()]);
+    assert_same(&volume.0.source(), &volume.0.in_snapshot(first.name));
+
+    fs::rename(volume.source("moved"), volume.source("elsewhere")).unwrap();
+    fs::remove_file(volume.source("becomes folder")).unwrap();
+    fs::create_dir(volume.source("becomes folder")).unwrap();
+    fs::write(volume.source("becomes folder/file"), "new").unwrap();
+    let second = volume.take();
+    assert_same(&volume.0.source(), &volume.0.in_snapshot(second.name));
+    assert_same(&before, &volume.0.in_snapshot(first.name));
+    let refused = fs::write(volume.kept(&first, "x"), "x").unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
+    let latest = fs::read_link(volume.0.job().join("latest")).unwrap();
+    assert_eq!(latest.to_str().unwrap(), second.name.to_string());
+    assert_eq!(volume.0.kinds(), [EntryKind::Complete; 2]);
+
+    let third = volume.take();
+    assert_eq!(third.record.stats.transferred, 0);
+    assert_same(&volume.0.source(), &volume.0.in_snapshot(third.name));
+    let place = volume.0.path("place");
+    volume
+        .0
+        .restore(&RestoreSpec::new(job_name(), place.clone()))
+        .unwrap();
+    assert_same(
+        &volume.0.source(),
+        &crate::folder::below(&place, &volume.0.source()),
+    );
+}
+
+/// rsync sets the attributes of an unchanged file in place: all its names get them.
+#[test]
+fn links_that_the_source_no_longer_has_are_separated() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    for name in ["mode", "content", "stays"] {
+        fs::write(volume.source(name), "content").unwrap();
+        fs::hard_link(volume.source(name), volume.source(&format!("{name}2"))).unwrap();
+    }
+    let first = volume.take();
+    for name in ["mode", "content"] {
+        let (path, other) = (volume.source(name), volume.source(&format!("{name}2")));
+        let time = fs::metadata(&path).unwrap();
+        fs::remove_file(&other).unwrap();
+        fs::write(&other, "content").unwrap();
+        set_time(&other, time.mtime(), time.mtime_nsec()).unwrap();
+    }
+    set_mode(&volume.source("mode2"), 0o600).unwrap();
+    fs::write(volume.source("content2"), "other content").unwrap();
+    let second = volume.take();
+    assert_same(&volume.0.source(), &volume.0.in_snapshot(second.name));
+    let inode = |name| fs::metadata(volume.kept(&second, name)).unwrap().ino();
+    assert_ne!(inode("mode"), inode("mode2"));
+    assert_eq!(inode("stays"), inode("stays2"));
+    // Only the changed file was read from the source.
+    assert_eq!(second.record.stats.transferred, 1, "{:?}", second.record);
+    let old = fs::metadata(volume.kept(&first, "mode")).unwrap();
+    assert_eq!((old.nlink(), old.mode() & 0o777), (2, 0o644));
+    let third = volume.take();
+    assert_eq!(
+        third.record.stats.created + third.record.stats.transferred,
+        0
+    );
+}
+
+#[test]
+fn what_no_longer_belongs_to_the_job_leaves_the_next_snapshot() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    for name in ["a/file", "b/file", "b/excluded"] {
+        fs::create_dir_all(volume.source(name).parent().unwrap()).unwrap();
+        fs::write(volume.source(name), "content").unwrap();
+    }
+    volume.take();
+    let mut spec = SnapshotSpec::new(job_name(), vec![volume.source("b")]);
+    spec.excludes = vec!["excluded".to_owned()];
+    let second = volume.try_take(&spec).unwrap();
+    assert!(volume.kept(&second, "b/file").exists());
+    assert!(!volume.kept(&second, "a").exists());
+    assert!(!volume.kept(&second, "b/excluded").exists());
+    // It comes back without being read again.
+    let third = volume.take();
+    assert_same(&volume.0.source(), &volume.0.in_snapshot(third.name));
+    assert_eq!(
+        third.record.stats.transferred, 0,
+        "{:?}",
+        third.record.stats
+    );
+}
+
+#[test]
+fn unread_file_is_absent_and_not_old() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    let folder = volume.source("fuse");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("open-13"), "old content").unwrap();
+    fs::write(volume.source("file"), "content").unwrap();
+    let first = volume.take();
+    let mounted = FailingSource::mount(&folder, vec!["open-13".to_owned(), "fine".to_owned()]);
+    let second = volume.take();
+    assert!(!second.record.complete);
+    assert_eq!(second.record.unread.count, 1, "{:?}", second.record.unread);
+    assert!(volume.kept(&second, "fuse/fine").exists());
+    assert!(!volume.kept(&second, "fuse/open-13").exists());
+    assert!(volume.kept(&first, "fuse/open-13").exists());
+    drop(mounted);
+    let third = volume.take();
+    assert_same(&volume.0.source(), &volume.0.in_snapshot(third.name));
+    assert_eq!(third.record.stats.transferred, 0, "it was taken back");
+}
+
+#[test]
+fn disk_that_was_away_is_not_read_again() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    let disk = volume.source("disk");
+    fs::create_dir(&disk).unwrap();
+    fs::write(volume.source("file"), "content").unwrap();
+    let mount = || {
+        run("mount", &["-t", "tmpfs", "disk", disk.to_str().unwrap()]);
+        fs::create_dir(disk.join("folder")).unwrap();
+        for name in ["large", "folder/small"] {
+            fs::write(disk.join(name), vec![7; 1 << 20]).unwrap();
+            set_time(&disk.join(name), 1_600_000_000, 5).unwrap();
+        }
+    };
+    let unmount = || run("umount", &[disk.to_str().unwrap()]);
+    mount();
+    volume.take();
+    unmount();
+    let second = volume.take();
+    assert!(!volume.kept(&second, "disk/large").exists());
+    mount();
+    let third = volume.take();
+    let copied = third.record.stats.bytes_transferred;
+    let same = fs::read(volume.kept(&third, "disk/folder/small")).unwrap() == vec![7; 1 << 20];
+    unmount();
+    assert!(same);
+    assert_eq!(copied, 0, "{:?}", third.record.stats);
+}
+
+#[test]
+fn interrupted_run_is_continued_and_shown_until_then() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    fs::write(volume.source("file"), "content").unwrap();
+    let first = volume.take();
+    fs::write(volume.source("new"), "new content").unwrap();
+    let mut spec = volume.0.spec();
+    // Copies everything, and fails then.
+    spec.rsync = volume
+        .0
+        .rsync_script("rsync \"$@\" >/dev/null; exit 12", "rsync");
+    volume.try_take(&spec).unwrap_err();
+    assert!(volume.work().exists());
+    assert_eq!(volume.0.kinds(), [EntryKind::Complete, EntryKind::Partial]);
+    let shown = volume.0.list().remove(1);
+    assert_eq!(shown.folder, ".sprat/work");
+    assert!(shown.record.unwrap().stopped_by.is_some());
+    let latest = fs::read_link(volume.0.job().join("latest")).unwrap();
+    assert_eq!(latest.to_str().unwrap(), first.name.to_string());
+    let second = volume.take();
+    assert_eq!(volume.0.kinds(), [EntryKind::Complete; 2]);
+    assert_same(&volume.0.source(), &volume.0.in_snapshot(second.name));
+    let records = fs::read_dir(volume.0.job().join(".sprat"))
+        .unwrap()
+        .flatten();
+    let records = records.filter(|one| one.file_name().to_str().unwrap().ends_with(".json"));
+    assert_eq!(records.count(), 2);
+
+    volume.try_take(&spec).unwrap_err();
+    let mut drop_it = keep_last(5);
+    drop_it.drop_interrupted = true;
+    let report = volume.prune(&drop_it);
+    assert!(report.interrupted[0].removed);
+    assert!(!volume.work().exists());
+    assert_eq!(volume.0.kinds(), [EntryKind::Complete; 2]);
+    assert!(volume.take().record.complete);
+}
+
+/// A file whose time does not show whether it changed after it was read: also in an interrupted run.
+#[test]
+fn file_that_changed_within_its_time_step_is_compared_after_an_interrupted_run() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    fs::write(volume.source("file"), "content 1").unwrap();
+    let mut spec = volume.0.spec();
+    spec.rsync = volume
+        .0
+        .rsync_script("rsync \"$@\" >/dev/null; exit 12", "rsync");
+    volume.try_take(&spec).unwrap_err();
+    // As after kill -9: the run has left no list of its own.
+    for entry in fs::read_dir(volume.0.job().join(".sprat"))
+        .unwrap()
+        .flatten()
+    {
+        if entry.file_name().to_str().unwrap().ends_with(".recent") {
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    let before = fs::metadata(volume.source("file")).unwrap();
+    fs::write(volume.source("file"), "content 2").unwrap();
+    set_time(&volume.source("file"), before.mtime(), before.mtime_nsec()).unwrap();
+    let report = volume.take();
+    assert_eq!(
+        fs::read_to_string(volume.kept(&report, "file")).unwrap(),
+        "content 2"
+    );
+}
+
+#[test]
+fn prune_deletes_subvolumes_and_nothing_else() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    fs::write(volume.source("file"), "content").unwrap();
+    let reports: Vec<SnapshotReport> = (0..3).map(|_| volume.take()).collect();
+    let report = volume.prune(&keep_last(1));
+    let removed: Vec<bool> = report.snapshots.iter().map(|one| one.removed).collect();
+    assert_eq!(removed, [true, true, false]);
+    let names = btrfs(&["subvolume", "list", "-o"], &[&volume.0.volume()]).unwrap();
+    for (report, gone) in reports.iter().zip(removed) {
+        let name = report.name.to_string();
+        assert_eq!(!names.contains(&name), gone, "{names}");
+        let record = volume.0.job().join(format!(".sprat/{name}.json"));
+        assert_eq!(!record.exists(), gone);
+    }
+    assert_same(&volume.0.source(), &volume.0.in_snapshot(reports[2].name));
+    assert_eq!(volume.take().record.stats.transferred, 0);
+}
+
+#[test]
+fn snapshots_made_by_hand_are_continued() {
+    requires!(missing());
+    for by_subvolume in [true, false] {
+        let volume = OnBtrfs::new();
+        fs::write(volume.source("file"), vec![9; 1 << 20]).unwrap();
+        set_time(&volume.source("file"), 1_600_000_000, 0).unwrap();
+        let by_hand = volume.0.job().join("2026-01-01T00-00-00Z");
+        fs::create_dir(volume.0.job()).unwrap();
+        match by_subvolume {
+            true => ByProgs.make(&by_hand).unwrap(),
+            false => fs::create_dir(&by_hand).unwrap(),
+        }
+        let to = crate::folder::below(&by_hand, &volume.0.source());
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        run(
+            "cp",
+            &[
+                "-a",
+                volume.0.source().to_str().unwrap(),
+                to.to_str().unwrap(),
+            ],
+        );
+        let report = volume.take();
+        assert_eq!(report.record.stats.transferred, 0, "{by_subvolume}");
+        assert_same(&volume.0.source(), &volume.0.in_snapshot(report.name));
+        assert_same(&volume.0.source(), &to);
+    }
+}
+
+#[test]
+fn btrfs_attributes_of_a_source_do_not_reach_the_volume() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    let other = OnBtrfs::new();
+    let source = other.0.volume().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("file"), "content").unwrap();
+    set_xattr(&source.join("file"), "btrfs.compression", b"lzo").unwrap();
+    set_xattr(&source.join("file"), "user.name", b"value").unwrap();
+    let spec = SnapshotSpec::new(job_name(), vec![source.clone()]);
+    let report = volume.try_take(&spec).unwrap();
+    assert!(report.record.complete, "{:?}", report.record);
+    let tree = volume.0.job().join(report.name.to_string());
+    let kept = crate::folder::below(&tree, &source.join("file"));
+    let mut names = vec![0; 1024];
+    let bytes = rustix::fs::llistxattr(&kept, &mut names[..]).unwrap();
+    assert_eq!(&names[..bytes], b"user.name\0");
+}
+
+/// Inode numbers repeat in every subvolume.
+#[test]
+fn check_reads_each_file_of_each_job_once() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    fs::write(volume.source("file"), "content").unwrap();
+    fs::hard_link(volume.source("file"), volume.source("link")).unwrap();
+    volume.take();
+    volume.take();
+    let mut spec = volume.0.spec();
+    spec.job = JobName::new("other").unwrap();
+    fs::write(volume.source("file"), "other content").unwrap();
+    volume.try_take(&spec).unwrap();
+    let check = CheckSpec {
+        what: CheckWhat::Everything,
+        known: volume.0.path("checks/x.sums"),
+        suspects: volume.0.path("checks/x.json"),
+        duration_max: None,
+        duration_over: std::time::Duration::ZERO,
+        note_interval: std::time::Duration::from_secs(60),
+        never_enter: Vec::new(),
+        containers: Vec::new(),
+    };
+    let root = volume.0.volume();
+    let report = sprat_snapshot::check(&root, &check, &mut |_| {}, &Cancel::new()).unwrap();
+    let kept = walkdir(&root);
+    assert_eq!(report.files_read, kept, "{report:?}");
+    assert!(report.finished && !report.is_damaged());
+}
+
+/// How many regular files there are, those with the same number and birth once.
+fn walkdir(root: &Path) -> u64 {
+    let mut files = std::collections::BTreeSet::new();
+    let mut todo = vec![root.to_owned()];
+    while let Some(folder) = todo.pop() {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            let about = entry.metadata().unwrap();
+            if about.is_dir() {
+                todo.push(entry.path());
+            } else if about.is_file() {
+                files.insert((about.ino(), about.created().unwrap(), about.len()));
+            }
+        }
+    }
+    files.len() as u64
+}
