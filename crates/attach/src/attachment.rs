@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::crypt_map::CryptMap;
 use crate::fuse_file::DetachedMount;
 use crate::loop_device::LoopDevice;
-use crate::{AttachError, BLOCK_BYTES, CryptMapping, MountOptions, ext4, mounts, sys};
+use crate::{AttachError, BLOCK_BYTES, CryptMapping, MountOptions, btrfs, ext4, mounts, sys};
 
 /// How long an unmount waits for the last user of the file system. A program that was just killed is
 /// still closing its files.
@@ -134,8 +134,21 @@ impl Attachment {
         }
     }
 
-    /// Mounts the file system on `dir`, an existing folder on which nothing is mounted yet.
+    /// Mounts the ext4 file system on `dir`, an existing folder on which nothing is mounted yet.
     pub fn mount(&mut self, dir: &Path, options: &MountOptions) -> Result<(), AttachError> {
+        self.mount_by(dir, |device| ext4::mount(device, dir, options))
+    }
+
+    /// Mounts the btrfs on `dir`, an existing folder on which nothing is mounted yet.
+    pub fn mount_btrfs(&mut self, dir: &Path, options: &MountOptions) -> Result<(), AttachError> {
+        self.mount_by(dir, |device| btrfs::mount(device, dir, options))
+    }
+
+    fn mount_by(
+        &mut self,
+        dir: &Path,
+        mount: impl FnOnce(&Path) -> Result<(), AttachError>,
+    ) -> Result<(), AttachError> {
         let Stage::Looped {
             device,
             map,
@@ -149,7 +162,7 @@ impl Attachment {
         };
         mounts::require_unmounted(dir)?;
         let device = map.as_ref().map_or(device.path(), CryptMap::path);
-        ext4::mount(device, dir, options)?;
+        mount(device)?;
         *mounted_on = Some(dir.into());
         Ok(())
     }
@@ -169,6 +182,12 @@ impl Attachment {
         let (folder, shown) = self.mounted_folder("grow")?;
         sys::resize_ext4(folder.as_fd(), bytes / BLOCK_BYTES)
             .map_err(|e| AttachError::io("grow", shown, e))
+    }
+
+    /// Grows the mounted btrfs to `bytes`. A crash at any moment leaves the old or the new size.
+    pub fn grow_btrfs(&self, bytes: u64) -> Result<(), AttachError> {
+        let (folder, shown) = self.mounted_folder("grow")?;
+        btrfs::resize(folder.as_fd(), bytes).map_err(|e| AttachError::io("grow", shown, e))
     }
 
     fn mounted_folder(&self, op: &'static str) -> Result<(OwnedFd, String), AttachError> {
@@ -213,6 +232,17 @@ impl Attachment {
         }
         drop(map);
         device.release()
+    }
+
+    /// Unmounts the file system, and keeps the device.
+    pub fn unmount_file_system(&mut self) -> Result<(), AttachError> {
+        if let Stage::Looped { mounted_on, .. } = &mut self.stage
+            && let Some(dir) = mounted_on
+        {
+            mounts::unmount_patiently(dir, BUSY_WAIT_MAX)?;
+            *mounted_on = None;
+        }
+        Ok(())
     }
 
     /// Closes our handles and leaves the file system mounted. [`unmount_at`](crate::unmount_at) unmounts

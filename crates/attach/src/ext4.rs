@@ -83,7 +83,7 @@ pub fn make_file_system(device: &Path, options: &MkfsOptions) -> Result<(), Atta
     command
         .args(["-q", "-F", "-b", "4096", "-I", "256", "-m", "0"])
         .args(["-O", FEATURES, "-E", EXTENDED])
-        .args(["-L", cut_label(&options.label)]);
+        .args(["-L", cut_label(&options.label, LABEL_BYTES_MAX)]);
     let bytes = File::open(device)
         .and_then(|mut device| device.seek(SeekFrom::End(0)))
         .map_err(|error| AttachError::io("measure", device.display().to_string(), error))?;
@@ -97,8 +97,9 @@ pub fn make_file_system(device: &Path, options: &MkfsOptions) -> Result<(), Atta
     program::run("mkfs.ext4", command)
 }
 
-fn cut_label(label: &str) -> &str {
-    let mut end = label.len().min(LABEL_BYTES_MAX);
+/// The label, cut to its longest part of whole characters that has at most so many bytes.
+pub(crate) fn cut_label(label: &str, bytes_max: usize) -> &str {
+    let mut end = label.len().min(bytes_max);
     while !label.is_char_boundary(end) {
         end -= 1;
     }
@@ -175,6 +176,7 @@ mod tests {
 
     #[test]
     fn a_label_is_cut_at_a_character_boundary() {
+        let cut_label = |label| cut_label(label, LABEL_BYTES_MAX);
         assert_eq!(cut_label("laptop"), "laptop");
         assert_eq!(cut_label("0123456789abcdef-more"), "0123456789abcdef");
         assert_eq!(cut_label("0123456789abcdeü"), "0123456789abcde");

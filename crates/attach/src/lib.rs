@@ -1,7 +1,8 @@
-//! Attaches a volume to the local kernel: FUSE file, loop device, dm-crypt, ext4, mounts and namespaces.
+//! Attaches a volume to the local kernel: FUSE file, loop device, dm-crypt, ext4 or btrfs, mounts and
+//! namespaces.
 //!
 //! Above: the worker and volume processes of `session`.
-//! Below: the kernel (FUSE, loop, dm-crypt, ext4, namespaces), libcryptsetup, `mkfs.ext4`, and a [`BlockDevice`] given by the caller.
+//! Below: the kernel (FUSE, loop, dm-crypt, ext4, btrfs, namespaces), libcryptsetup, `mkfs`, and a [`BlockDevice`] given by the caller.
 //!
 //! Always true:
 //! - The process that serves the device never mounts it, uses no file on it, and is never the last one in a
@@ -12,6 +13,7 @@
 #![deny(unsafe_code)]
 
 mod attachment;
+mod btrfs;
 mod crypt_map;
 mod current_mounts;
 mod descriptor;
@@ -29,6 +31,7 @@ mod mount_table;
 mod mounts;
 mod process;
 mod program;
+mod scrub;
 mod serve;
 #[allow(unsafe_code)]
 mod sys;
@@ -37,6 +40,10 @@ mod users;
 mod write_queue;
 
 pub use attachment::{AttachOptions, Attachment};
+pub use btrfs::{
+    BtrfsSpace, ChunkSpace, btrfs_space, commit_btrfs, delete_subvolume, kernel_has_btrfs,
+    make_btrfs, make_subvolume, snapshot_subvolume, subvolume_is_read_only,
+};
 pub use crypt_map::{CryptMapping, kernel_mode_works};
 pub use current_mounts::{keep_only, with_current_mounts};
 pub use descriptor::{receive_fd, send_fd};
@@ -55,5 +62,6 @@ pub use process::{
     set_child_identity,
 };
 pub use program::find_system_programs;
+pub use scrub::{ChunkMap, ScrubReport, ScrubWhat, scrub_btrfs};
 pub use serve::{ServeOptions, Serving, serve};
 pub use users::holders_of;

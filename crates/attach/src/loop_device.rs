@@ -186,6 +186,20 @@ fn reset_leftover_limits(ours: &Path) {
     }
 }
 
+/// The nodes of all loop devices that no file is set on.
+pub(crate) fn free_devices() -> Vec<PathBuf> {
+    let Ok(devices) = std::fs::read_dir("/sys/block") else {
+        return Vec::new();
+    };
+    let names = devices.flatten().filter(|entry| {
+        let is_loop = entry.file_name().as_encoded_bytes().starts_with(b"loop");
+        is_loop && !entry.path().join("loop/backing_file").exists()
+    });
+    names
+        .map(|entry| Path::new("/dev").join(entry.file_name()))
+        .collect()
+}
+
 /// Waits until the loop device at `path` no longer has `name`.
 pub(crate) fn wait_until_free(path: &Path, name: LoopName) -> Result<(), AttachError> {
     let started = Instant::now();

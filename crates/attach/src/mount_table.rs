@@ -1,8 +1,8 @@
 //! Reads the kernel's list of mounts (`/proc/PID/mountinfo`).
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::AttachError;
@@ -18,6 +18,31 @@ pub(crate) struct MountLine {
     pub(crate) minor: u32,
     pub(crate) mount_point: PathBuf,
     pub(crate) kind: Vec<u8>,
+    /// The device, as the file system names it.
+    pub(crate) source: Vec<u8>,
+}
+
+impl MountLine {
+    /// The number of the device that the file system is on. `None`: not known.
+    pub(crate) fn device(&self) -> Option<(u32, u32)> {
+        // The number in the table is one of btrfs's own.
+        match &self.kind[..] {
+            b"btrfs" => device_at(&self.source),
+            _ => Some((self.major, self.minor)),
+        }
+    }
+}
+
+/// The number of the device at a path.
+fn device_at(source: &[u8]) -> Option<(u32, u32)> {
+    let about = rustix::fs::stat(OsStr::from_bytes(source)).ok()?;
+    let is_block = rustix::fs::FileType::from_raw_mode(about.st_mode).is_block_device();
+    is_block.then(|| {
+        (
+            rustix::fs::major(about.st_rdev),
+            rustix::fs::minor(about.st_rdev),
+        )
+    })
 }
 
 pub(crate) fn read_mounts() -> Result<Vec<MountLine>, AttachError> {
@@ -44,7 +69,8 @@ fn parse_mount_line(line: &[u8]) -> Option<MountLine> {
     let device = std::str::from_utf8(fields.next()?).ok()?;
     let (major, minor) = device.split_once(':')?;
     let mount_point = unescape(fields.nth(1)?);
-    let kind = fields.skip_while(|&field| field != b"-").nth(1)?;
+    let mut behind = fields.skip_while(|&field| field != b"-").skip(1);
+    let (kind, source) = (behind.next()?, behind.next()?);
     Some(MountLine {
         id,
         parent,
@@ -52,6 +78,7 @@ fn parse_mount_line(line: &[u8]) -> Option<MountLine> {
         minor: minor.parse().ok()?,
         mount_point: OsString::from_vec(mount_point).into(),
         kind: kind.to_owned(),
+        source: unescape(source),
     })
 }
 
@@ -99,6 +126,7 @@ mod tests {
             minor: 12,
             mount_point: "/mnt/a b\\c".into(),
             kind: b"ext4".to_vec(),
+            source: b"/dev/loop12".to_vec(),
         };
         assert_eq!(parse_mount_line(line), Some(expected));
     }

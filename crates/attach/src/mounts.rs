@@ -141,12 +141,12 @@ fn volume_at(dir: &Path) -> Result<Option<MountedVolume>, AttachError> {
 }
 
 fn as_volume(mount: MountLine) -> Result<Option<MountedVolume>, AttachError> {
-    if mount.kind != b"ext4" {
+    let (b"ext4" | b"btrfs", Some((major, minor))) = (&mount.kind[..], mount.device()) else {
         return Ok(None);
-    }
-    let device = if mount.major == loop_name::LOOP_MAJOR {
-        PathBuf::from(format!("/dev/loop{}", mount.minor))
-    } else if let Some(device) = crypt_map::loop_below(mount.major, mount.minor) {
+    };
+    let device = if major == loop_name::LOOP_MAJOR {
+        PathBuf::from(format!("/dev/loop{minor}"))
+    } else if let Some(device) = crypt_map::loop_below(major, minor) {
         device
     } else {
         return Ok(None);

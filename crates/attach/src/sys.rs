@@ -268,6 +268,298 @@ pub(crate) fn resize_ext4(folder: BorrowedFd<'_>, blocks: u64) -> io::Result<()>
     checked(result).map(drop)
 }
 
+/// `struct btrfs_ioctl_vol_args` (include/uapi/linux/btrfs.h).
+#[repr(C)]
+pub(crate) struct VolumeArgs {
+    fd: i64,
+    name: [u8; 4088],
+}
+
+impl VolumeArgs {
+    /// With this name, path or size.
+    pub(crate) fn named(name: &[u8]) -> io::Result<Box<Self>> {
+        let mut args = Box::new(Self {
+            fd: 0,
+            name: [0; 4088],
+        });
+        fill_name(&mut args.name, name)?;
+        Ok(args)
+    }
+}
+
+/// `struct btrfs_ioctl_vol_args_v2`.
+#[repr(C)]
+pub(crate) struct SubvolumeArgs {
+    fd: i64,
+    transid: u64,
+    flags: u64,
+    unused: [u64; 4],
+    name: [u8; 4040],
+}
+
+impl SubvolumeArgs {
+    /// For the subvolume of this name.
+    pub(crate) fn named(name: &[u8]) -> io::Result<Box<Self>> {
+        let mut args = Box::new(Self {
+            fd: 0,
+            transid: 0,
+            flags: 0,
+            unused: [0; 4],
+            name: [0; 4040],
+        });
+        fill_name(&mut args.name, name)?;
+        Ok(args)
+    }
+
+    /// What a snapshot is made of.
+    pub(crate) fn set_source(&mut self, source: BorrowedFd<'_>, read_only: bool) {
+        self.fd = i64::from(source.as_raw_fd());
+        self.flags = if read_only { SUBVOLUME_READ_ONLY } else { 0 };
+    }
+}
+
+/// Copies a name that must have an end.
+fn fill_name(to: &mut [u8], name: &[u8]) -> io::Result<()> {
+    if name.len() >= to.len() || name.contains(&0) {
+        return Err(io::ErrorKind::InvalidFilename.into());
+    }
+    to[..name.len()].copy_from_slice(name);
+    Ok(())
+}
+
+const _: () = assert!(size_of::<VolumeArgs>() == 4096);
+const _: () = assert!(size_of::<SubvolumeArgs>() == 4096);
+
+/// `BTRFS_SUBVOL_RDONLY`.
+pub(crate) const SUBVOLUME_READ_ONLY: u64 = 2;
+
+// `_IOW(0x94, …, struct btrfs_ioctl_vol_args)`, `…_v2` and so on.
+const BTRFS_SPACE_INFO: libc::Ioctl = 0xC010_9414_u32 as libc::Ioctl;
+const BTRFS_SUBVOL_GETFLAGS: libc::Ioctl = 0x8008_9419_u32 as libc::Ioctl;
+const BTRFS_TREE_SEARCH: libc::Ioctl = 0xD000_9411_u32 as libc::Ioctl;
+const BTRFS_SCRUB: libc::Ioctl = 0xC400_941B_u32 as libc::Ioctl;
+const BTRFS_DEV_INFO: libc::Ioctl = 0xD000_941E_u32 as libc::Ioctl;
+
+/// What has no argument. The numbers are those of the ioctls.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub(crate) enum PlainCall {
+    /// Commits, and wakes the kernel's thread that deletes subvolumes.
+    Sync = 0x9408,
+    /// Ends the scrub that runs. ENOTCONN if none does.
+    CancelScrub = 0x941C,
+}
+
+/// What is done with a [`VolumeArgs`].
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub(crate) enum VolumeCall {
+    /// Resizes the mounted btrfs to the size that is named, in bytes.
+    Resize = 0x5000_9403,
+    /// On `/dev/btrfs-control`: forgets a device that the kernel has seen and that is not mounted.
+    Forget = 0x5000_9405,
+}
+
+/// What is done with a [`SubvolumeArgs`] in the folder that the subvolume is in.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub(crate) enum SubvolumeCall {
+    /// Makes a snapshot, and commits. The source's descriptor is only looked up.
+    Snapshot = 0x5000_9417,
+    /// Makes an empty subvolume.
+    Make = 0x5000_9418,
+    /// Deletes a subvolume.
+    Delete = 0x5000_943F,
+}
+
+/// Carries out a call on a mounted btrfs.
+pub(crate) fn btrfs_plain(folder: BorrowedFd<'_>, call: PlainCall) -> io::Result<()> {
+    // SAFETY: these ioctls take no argument and touch no memory of ours.
+    let result = unsafe { libc::ioctl(folder.as_raw_fd(), call as u32 as libc::Ioctl) };
+    checked(result).map(drop)
+}
+
+/// Carries out a call on a mounted btrfs, or on `/dev/btrfs-control`.
+pub(crate) fn btrfs_volume(
+    file: BorrowedFd<'_>,
+    call: VolumeCall,
+    args: &VolumeArgs,
+) -> io::Result<()> {
+    let number = call as u32 as libc::Ioctl;
+    // SAFETY: these ioctls read one `struct btrfs_ioctl_vol_args`, which `args` is and outlives the call.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), number, &raw const *args) };
+    checked(result).map(drop)
+}
+
+/// Carries out a call in the folder `parent`.
+pub(crate) fn btrfs_subvolume(
+    parent: BorrowedFd<'_>,
+    call: SubvolumeCall,
+    args: &SubvolumeArgs,
+) -> io::Result<()> {
+    let number = call as u32 as libc::Ioctl;
+    // SAFETY: these ioctls read one `struct btrfs_ioctl_vol_args_v2`, which `args` is and outlives the
+    // call.
+    let result = unsafe { libc::ioctl(parent.as_raw_fd(), number, &raw const *args) };
+    checked(result).map(drop)
+}
+
+/// The flags of a subvolume. EINVAL if the folder is not the root of one.
+pub(crate) fn btrfs_subvolume_flags(folder: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut flags = 0_u64;
+    // SAFETY: the ioctl writes one u64, which `flags` is.
+    let result = unsafe { libc::ioctl(folder.as_raw_fd(), BTRFS_SUBVOL_GETFLAGS, &raw mut flags) };
+    checked(result).map(|_| flags)
+}
+
+/// `struct btrfs_ioctl_space_info`: chunks of one kind.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct SpaceInfo {
+    pub(crate) flags: u64,
+    pub(crate) total_bytes: u64,
+    pub(crate) used_bytes: u64,
+}
+
+/// There are data, metadata, system, and the global reserve; two of each while a balance converts them.
+const SPACES_MAX: usize = 16;
+
+/// `struct btrfs_ioctl_space_args`, with room for the answer.
+#[repr(C)]
+struct SpaceArgs {
+    slots: u64,
+    total: u64,
+    spaces: [SpaceInfo; SPACES_MAX],
+}
+
+/// The chunks of a mounted btrfs.
+pub(crate) fn btrfs_spaces(folder: BorrowedFd<'_>) -> io::Result<Vec<SpaceInfo>> {
+    let mut args = SpaceArgs {
+        slots: SPACES_MAX as u64,
+        total: 0,
+        spaces: [SpaceInfo::default(); SPACES_MAX],
+    };
+    // SAFETY: the ioctl reads `slots` and writes at most that many entries behind the head; any bytes
+    // are valid in their integer fields.
+    let result = unsafe { libc::ioctl(folder.as_raw_fd(), BTRFS_SPACE_INFO, &raw mut args) };
+    checked(result)?;
+    let found = usize::try_from(args.total).unwrap_or(SPACES_MAX);
+    Ok(args.spaces[..found.min(SPACES_MAX)].to_vec())
+}
+
+/// `struct btrfs_ioctl_dev_info_args`.
+#[repr(C)]
+struct DeviceInfo {
+    id: u64,
+    uuid: [u8; 16],
+    used_bytes: u64,
+    total_bytes: u64,
+    unused: [u64; 379],
+    path: [u8; 1024],
+}
+
+const _: () = assert!(size_of::<DeviceInfo>() == 4096);
+
+/// The length of the only device of a mounted btrfs, as the file system has it.
+pub(crate) fn btrfs_device_bytes(folder: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut info = Box::new(DeviceInfo {
+        id: 1,
+        uuid: [0; 16],
+        used_bytes: 0,
+        total_bytes: 0,
+        unused: [0; 379],
+        path: [0; 1024],
+    });
+    // SAFETY: the ioctl reads and writes one `struct btrfs_ioctl_dev_info_args`, which `info` is; any
+    // bytes are valid in its integer fields.
+    let result = unsafe { libc::ioctl(folder.as_raw_fd(), BTRFS_DEV_INFO, &raw mut *info) };
+    checked(result).map(|_| info.total_bytes)
+}
+
+/// `struct btrfs_ioctl_search_key`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct SearchKey {
+    /// The tree, then the first and last object, offset and generation.
+    bounds: [u64; 7],
+    types: [u32; 2],
+    items: u32,
+    unused: [u32; 9],
+}
+
+impl SearchKey {
+    /// The items of one type of `object`, from the offset `from` on.
+    pub(crate) fn items(tree: u64, object: u64, kind: u32, from: u64) -> Self {
+        Self {
+            bounds: [tree, object, object, from, u64::MAX, 0, u64::MAX],
+            types: [kind; 2],
+            items: u32::MAX,
+            unused: [0; 9],
+        }
+    }
+}
+
+const SEARCH_KEY_BYTES: usize = 104;
+const _: () = assert!(size_of::<SearchKey>() == SEARCH_KEY_BYTES);
+
+/// `struct btrfs_ioctl_search_args`.
+#[repr(C)]
+struct SearchArgs {
+    key: SearchKey,
+    found: [u8; 4096 - SEARCH_KEY_BYTES],
+}
+
+/// The first items of the trees that `key` selects: how many, and each with its head.
+pub(crate) fn btrfs_search(folder: BorrowedFd<'_>, key: SearchKey) -> io::Result<(u32, Vec<u8>)> {
+    let mut args = Box::new(SearchArgs {
+        key,
+        found: [0; 4096 - SEARCH_KEY_BYTES],
+    });
+    // SAFETY: the ioctl reads and writes one `struct btrfs_ioctl_search_args`, which `args` is; any bytes
+    // are valid in its fields.
+    let result = unsafe { libc::ioctl(folder.as_raw_fd(), BTRFS_TREE_SEARCH, &raw mut *args) };
+    checked(result).map(|_| (args.key.items, args.found.to_vec()))
+}
+
+/// `struct btrfs_scrub_progress`: what one scrub has found, as 15 counters.
+pub(crate) type ScrubProgress = [u64; 15];
+
+/// `struct btrfs_ioctl_scrub_args`.
+#[repr(C)]
+struct ScrubArgs {
+    device: u64,
+    start: u64,
+    end: u64,
+    flags: u64,
+    progress: ScrubProgress,
+    unused: [u64; 109],
+}
+
+const _: () = assert!(size_of::<ScrubArgs>() == 1024);
+
+/// `BTRFS_SCRUB_READONLY`.
+const SCRUB_READ_ONLY: u64 = 1;
+
+/// Scrubs the chunks that begin in a range of the only device. ECANCELED after
+/// [`PlainCall::CancelScrub`].
+pub(crate) fn btrfs_scrub(
+    folder: BorrowedFd<'_>,
+    range: std::ops::Range<u64>,
+) -> io::Result<ScrubProgress> {
+    let mut args = Box::new(ScrubArgs {
+        device: 1,
+        start: range.start,
+        end: range.end,
+        flags: SCRUB_READ_ONLY,
+        progress: [0; 15],
+        unused: [0; 109],
+    });
+    // SAFETY: the ioctl reads and writes one `struct btrfs_ioctl_scrub_args`, which `args` is; any bytes
+    // are valid in its fields.
+    let result = unsafe { libc::ioctl(folder.as_raw_fd(), BTRFS_SCRUB, &raw mut *args) };
+    checked(result).map(|_| args.progress)
+}
+
 /// Moves the calling thread (or, for pids, its later children) into new namespaces.
 /// Only `NEWNS` and `NEWPID` are accepted.
 pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {

@@ -43,7 +43,7 @@ pub(crate) fn users_of(dir: &Path) -> Vec<String> {
 #[must_use]
 pub fn holders_of(volume_id: &str) -> Vec<String> {
     let devices = devices_of(volume_id);
-    let holds = |line: &MountLine| devices.contains(&(line.major, line.minor));
+    let holds = |line: &MountLine| line.device().is_some_and(|it| devices.contains(&it));
     let here = mount_table::read_mounts().unwrap_or_default();
     let mut holders: Vec<String> = here
         .iter()

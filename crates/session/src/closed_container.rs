@@ -231,7 +231,7 @@ fn check_file_system(block: &[u8], header: &Header, file_bytes: u64) -> Result<(
         }
         Some(_) => Ok(()),
         None => Err(
-            Failure::new(Exit::Damaged, "the volume has no ext4 file system").with_hint(
+            Failure::new(Exit::Damaged, "the volume has no file system that sprat knows").with_hint(
                 "nothing was changed. The key is right, but the beginning of the volume was overwritten \
                  or damaged on the server. Search the server for another copy of the container, and \
                  check the server's disk",

@@ -45,7 +45,9 @@ pub mod worker;
 
 pub use failure::{Exit, Failure};
 pub use file_system::inodes::{default_inodes, files_on_disks_of};
-pub use file_system::{FileSystemCheck, FileSystemState, file_system_bytes, read_stamp_block};
+pub use file_system::{
+    FileSystemCheck, FileSystemKind, FileSystemState, file_system_bytes, read_stamp_block,
+};
 pub use limits::check_limits;
 pub use protocol::messages::TrimHow;
 pub use protocol::reports::{

@@ -80,7 +80,13 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<FileSystemCheck, Failure> {
         observer.phase(Phase::Working);
-        self.ask(&WorkerOrder::CheckFileSystem, observer, interrupt)
+        let at = self.settings.runtime_dir.join("volume");
+        make_private_folder(&at)?;
+        let order = WorkerOrder::CheckFileSystem {
+            file_system: self.facts.file_system,
+            at: OsString::from(at),
+        };
+        self.ask(&order, observer, interrupt)
     }
 
     /// Opens the container and attaches its volume as a block device, without mounting it.
@@ -398,6 +404,7 @@ pub(crate) fn mount_privately(
     let at = settings.runtime_dir.join("volume");
     make_private_folder(&at)?;
     let order = WorkerOrder::Mount {
+        file_system: supervisor.file_system,
         at: OsString::from(at),
         read_only: purpose == MountFor::Reading,
         browse: false,

@@ -9,6 +9,7 @@ use sprat_luks::{Header, LuksError, OpenedBy, Pins, Secret, SlotKind};
 
 use crate::Failure;
 use crate::address::Target;
+use crate::file_system::FileSystemKind;
 use crate::upload_rates::UploadRates;
 
 /// A takeover waits for this many quiet times.
@@ -240,7 +241,9 @@ pub struct CreateOptions {
     pub secrets: Vec<(Secret, SlotKind)>,
     /// A fixed UUID, else a random one.
     pub uuid: Option<String>,
-    /// ext4's label.
+    /// The kind of file system in the volume.
+    pub file_system: FileSystemKind,
+    /// The file system's label.
     pub label: Option<String>,
     /// See [`sprat_attach::MkfsOptions`].
     pub inodes: Option<u64>,

@@ -16,8 +16,8 @@ use sprat_session as session;
 use sprat_session::address::Target;
 use sprat_session::interrupt::Interrupt;
 use sprat_session::{
-    Access, ClosedReport, CreateOptions, Created, Exit, Failure, IdentityPolicy, Notice, Observer,
-    Phase, Session, SessionProgress, SessionSettings,
+    Access, ClosedReport, CreateOptions, Created, Exit, Failure, FileSystemKind, IdentityPolicy,
+    Notice, Observer, Phase, Session, SessionProgress, SessionSettings,
 };
 use sprat_snapshot::{JobName, RestoreSpec, SnapshotReport, SnapshotSpec};
 use sprat_testkit::client_and_server::HEADER_BYTES;
@@ -153,6 +153,7 @@ impl SessionHarness {
     #[must_use]
     pub fn create_options(&self) -> CreateOptions {
         CreateOptions {
+            file_system: FileSystemKind::DEFAULT,
             settings: self.options(Access::ReadWrite),
             size_bytes: self.size_bytes,
             secrets: vec![(self.secret.clone(), SlotKind::KeyFile)],

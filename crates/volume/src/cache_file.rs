@@ -17,7 +17,7 @@
 //! | 8 | 8 | length of the container file |
 //! | 16 | 8 | its time of modification, in seconds |
 //! | 24 | 8 | offset of the volume in it |
-//! | 32 | 4096 | the volume's first block (contains ext4's super block), as ciphertext |
+//! | 32 | 4096 | the file system's stamp block ([`CacheOptions::stamp_offset_bytes`](crate::CacheOptions)), as ciphertext |
 //! | 4128 | 8 | number of entries |
 //! | 4136 | 24 each | block 8, digest 8, slot 4, kept 4; the longest unused first |
 //! | at the end | 8 | digest of everything before it; last, because it is computed last |

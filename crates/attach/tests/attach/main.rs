@@ -6,6 +6,7 @@
     reason = "a failing test panics, and prints what it draws"
 )]
 
+mod btrfs;
 #[path = "../roles/chain.rs"]
 mod chain;
 mod file_system;

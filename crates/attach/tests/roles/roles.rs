@@ -152,6 +152,21 @@ fn act(attachment: &mut Attachment, command: &str, rest: &str) -> Result<String,
             sprat_attach::make_file_system(attachment.device(), &options)?;
             Ok(String::new())
         }
+        "mkfs-btrfs" => {
+            let options = MkfsOptions::labelled(rest);
+            sprat_attach::make_btrfs(attachment.device(), &options)?;
+            Ok(String::new())
+        }
+        "mount-btrfs" | "mount-btrfs-ro" => {
+            let mut options = MountOptions::default();
+            options.read_only = command == "mount-btrfs-ro";
+            attachment.mount_btrfs(Path::new(rest), &options)?;
+            Ok(String::new())
+        }
+        "grow-btrfs" => {
+            attachment.grow_btrfs(rest.parse().unwrap())?;
+            Ok(String::new())
+        }
         "mount" | "mount-ro" | "mount-browse" => {
             let mut options = MountOptions::default();
             options.read_only = command == "mount-ro";

@@ -11,7 +11,8 @@ use sprat_session::closed_container::check_free;
 use sprat_session::ssh_config::Known;
 use sprat_session::state::{identity, key_notes, reserved_names};
 use sprat_session::{
-    self as session, Access, ContainerFacts, CreateOptions, SIZE_BYTES_MIN, SessionSettings, text,
+    self as session, Access, ContainerFacts, CreateOptions, FileSystemKind, SIZE_BYTES_MIN,
+    SessionSettings, text,
 };
 use zeroize::Zeroizing;
 
@@ -143,6 +144,7 @@ impl InitArgs {
         let mut reporter = Reporter::new(context.output, "");
         let state_dir = session_options.state_dir.clone();
         let options = CreateOptions {
+            file_system: FileSystemKind::DEFAULT,
             settings: session_options,
             size_bytes: self.size,
             secrets: vec![(secret, kind), (recovery.secret(), SlotKind::Recovery)],

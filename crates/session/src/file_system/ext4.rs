@@ -9,17 +9,18 @@ mod used;
 use std::ops::Range;
 use std::path::Path;
 
-use sprat_attach::{AttachError, MkfsOptions};
+use sprat_attach::MkfsOptions;
 use sprat_store::hex;
 
-use crate::file_system::{FileSystemKind, FileSystemState, Read, STAMP_BLOCK_BYTES, Stamp};
-use crate::protocol::reports::VolumeRoom;
+use crate::Failure;
+use crate::file_system::{
+    FileSystemKind, FileSystemState, Read, STAMP_BLOCK_BYTES, Stamp, VolumeRoom,
+};
 
 /// The block that holds the super block, which each mount for writing changes.
 pub(super) const STAMP_RANGE: Range<u64> = 0..STAMP_BLOCK_BYTES as u64;
 /// ext4 with blocks of 4 KiB ends at 1 EiB.
 pub(super) const VOLUME_BYTES_MAX: u64 = 1 << 60;
-pub(super) const NOT_FOUND: &str = "no ext4 file system is on the volume";
 
 const BLOCK: u64 = 4096;
 /// Where the super block begins in block 0, and its length. Both in bytes.
@@ -42,14 +43,10 @@ const BG_BLOCK_UNINIT: u16 = 2;
 const BG_INODE_ZEROED: u16 = 4;
 
 /// Makes the file system.
-pub(super) fn make(
-    device: &Path,
-    label: Option<&str>,
-    inodes: Option<u64>,
-) -> Result<(), AttachError> {
+pub(super) fn make(device: &Path, label: Option<&str>, inodes: Option<u64>) -> Result<(), Failure> {
     let mut options = MkfsOptions::labelled(label.unwrap_or_default());
     options.inodes = inodes;
-    sprat_attach::make_file_system(device, &options)
+    Ok(sprat_attach::make_file_system(device, &options)?)
 }
 
 /// Free space and inodes, as `statvfs` has them.
@@ -117,6 +114,7 @@ impl SuperBlock {
                 digest: hex(&openssl::sha::sha256(&self.block)),
                 open: self.needs_recovery(),
             },
+            unsupported: None,
             errors: self.has_errors().then(|| self.u32(0x194).max(1)),
         }
     }
@@ -357,7 +355,7 @@ fn checksum_fits(descriptor: &[u8], seed: u32, group: u64) -> bool {
 }
 
 /// CRC-32C as ext4 uses it: no inversion at the end.
-fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
+pub(super) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
     bytes.iter().fold(seed, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
             if crc & 1 == 1 {

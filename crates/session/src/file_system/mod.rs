@@ -4,27 +4,35 @@
 //! this one. A second kind is one more file and one more variant; the compiler then names each
 //! question that it must answer. `attach` runs the programs and the system calls.
 
+mod btrfs;
 mod ext4;
 pub mod inodes;
 pub(crate) mod ranges;
+mod room;
 mod stamp;
+mod xxhash;
 
+use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sprat_attach::{AttachError, Attachment, MountOptions};
 use sprat_luks::{Header, SectorCipher};
-use sprat_snapshot::Cancel;
+use sprat_snapshot::{Cancel, Subvolumes};
 use sprat_store::{ReadClass, StoreFile};
 
-use crate::protocol::reports::VolumeRoom;
 use crate::{Exit, Failure};
 
+pub use room::VolumeRoom;
 pub use stamp::{Age, Stamp};
 
 /// Reads the volume's plaintext: fills the buffer from an offset in bytes.
 pub(crate) type Read<'r> = dyn FnMut(u64, &mut [u8]) -> Result<(), String> + 'r;
+
+/// See [`FileSystemKind::extents`].
+pub(crate) type Extents = dyn Fn(&File) -> io::Result<Vec<Range<u64>>>;
 
 /// Length of a stamp block: one block of the volume.
 pub(crate) const STAMP_BLOCK_BYTES: usize = sprat_volume::BLOCK_BYTES;
@@ -36,23 +44,28 @@ pub enum FileSystemKind {
     /// Counter of its stamp: `s_kbytes_written`, the KiB written in the file system's whole life,
     /// which the kernel never lowers. Time: `s_wtime`.
     Ext4,
+    /// Counter of its stamp: the generation, which grows with each commit. It has no time.
+    Btrfs,
 }
 
 impl FileSystemKind {
-    /// The kind that `init` makes. While it is the only kind, every container has it.
-    ///
-    /// A session reads the stamp block before it has the key. A second kind must therefore be known
-    /// from somewhere else than the volume, for example from the state folder.
-    pub(crate) const DEFAULT: Self = Self::Ext4;
+    /// The kinds that a volume is searched for, in this order. btrfs is not among them yet: snapshots
+    /// on it are not.
+    pub(crate) const ALL: [Self; 1] = [Self::Ext4];
+
+    /// The kind that `init` makes. A volume in which no kind is recognised counts as this one: its
+    /// mount then reports what is wrong.
+    pub const DEFAULT: Self = Self::Ext4;
 
     /// Where the stamp block lies in the volume, in bytes. It is one block of [`STAMP_BLOCK_BYTES`],
     /// and each session that writes changes it.
     ///
     /// The cache, the check of a read-only session and the memory of this machine compare this
-    /// block.
+    /// block. A session that does not yet know the kind reads the stamp blocks of all kinds.
     pub(crate) const fn stamp_range(self) -> Range<u64> {
         match self {
             Self::Ext4 => ext4::STAMP_RANGE,
+            Self::Btrfs => btrfs::STAMP_RANGE,
         }
     }
 
@@ -60,6 +73,7 @@ impl FileSystemKind {
     pub(crate) const fn volume_bytes_max(self) -> u64 {
         match self {
             Self::Ext4 => ext4::VOLUME_BYTES_MAX,
+            Self::Btrfs => btrfs::VOLUME_BYTES_MAX,
         }
     }
 
@@ -70,9 +84,10 @@ impl FileSystemKind {
         device: &Path,
         label: Option<&str>,
         inodes: Option<u64>,
-    ) -> Result<(), AttachError> {
+    ) -> Result<(), Failure> {
         match self {
             Self::Ext4 => ext4::make(device, label, inodes),
+            Self::Btrfs => btrfs::make(device, label),
         }
     }
 
@@ -85,14 +100,22 @@ impl FileSystemKind {
     ) -> Result<(), AttachError> {
         match self {
             Self::Ext4 => attachment.mount(dir, options),
+            Self::Btrfs => attachment.mount_btrfs(dir, options),
         }
     }
 
-    /// Checks the structures of the file system on `device`, which is not mounted. It repairs
-    /// nothing; a journal is replayed first. A cancel ends the check.
-    pub(crate) fn check(self, device: &Path, cancel: &Cancel) -> Result<FileSystemCheck, Failure> {
+    /// Checks the structures of the file system on the attached device, which is not mounted. It repairs
+    /// nothing; a journal is replayed first. A kind that must be mounted for it is mounted on `dir`
+    /// meanwhile. A cancel ends the check.
+    pub(crate) fn check(
+        self,
+        attachment: &mut Attachment,
+        dir: &Path,
+        cancel: &Cancel,
+    ) -> Result<FileSystemCheck, Failure> {
         match self {
-            Self::Ext4 => ext4::fsck::check(device, cancel),
+            Self::Ext4 => ext4::fsck::check(attachment.device(), cancel),
+            Self::Btrfs => btrfs::check(attachment, dir, cancel),
         }
     }
 
@@ -100,6 +123,7 @@ impl FileSystemKind {
     pub(crate) fn may_grow(self) -> bool {
         match self {
             Self::Ext4 => sprat_attach::may_grow(),
+            Self::Btrfs => true,
         }
     }
 
@@ -111,6 +135,28 @@ impl FileSystemKind {
     ) -> Result<(), AttachError> {
         match self {
             Self::Ext4 => attachment.grow(volume_bytes),
+            Self::Btrfs => attachment.grow_btrfs(volume_bytes),
+        }
+    }
+
+    /// What returns the byte ranges of the device that contain the content of a file of the file system
+    /// that is mounted on `root`.
+    pub(crate) fn extents(self, root: &Path) -> Result<Box<Extents>, AttachError> {
+        Ok(match self {
+            Self::Ext4 => Box::new(sprat_attach::extents),
+            Self::Btrfs => {
+                let map = sprat_attach::ChunkMap::read(root)?;
+                Box::new(move |file| map.extents(file))
+            }
+        })
+    }
+
+    /// How snapshots are made in a volume of this kind, if they are subvolumes. `None`: they share files by
+    /// hard links.
+    pub(crate) fn subvolumes(self) -> Option<&'static dyn Subvolumes> {
+        match self {
+            Self::Ext4 => None,
+            Self::Btrfs => Some(&btrfs::ByIoctl),
         }
     }
 
@@ -119,13 +165,16 @@ impl FileSystemKind {
     pub(crate) fn room(self, root: &Path) -> Option<VolumeRoom> {
         match self {
             Self::Ext4 => ext4::room(root),
+            Self::Btrfs => btrfs::room(root),
         }
     }
 
     /// What a stamp's counter means in bytes that were written in the file system's whole life.
-    const fn life_bytes(self, counter: u64) -> u64 {
+    /// `None`: the kind does not count them.
+    const fn life_bytes(self, counter: u64) -> Option<u64> {
         match self {
-            Self::Ext4 => ext4::life_bytes(counter),
+            Self::Ext4 => Some(ext4::life_bytes(counter)),
+            Self::Btrfs => None,
         }
     }
 }
@@ -134,27 +183,42 @@ impl FileSystemKind {
 #[derive(Debug, Clone)]
 pub(crate) enum SuperBlock {
     Ext4(ext4::SuperBlock),
+    Btrfs(btrfs::SuperBlock),
 }
 
 impl SuperBlock {
     /// The super block in the stamp block `block`, in plaintext. `None`: there is no file system of
     /// a known kind.
     pub(crate) fn recognise(block: &[u8]) -> Option<Self> {
-        ext4::SuperBlock::parse(block).map(Self::Ext4)
+        // btrfs first: its super block also names its own place.
+        btrfs::SuperBlock::parse(block)
+            .map(Self::Btrfs)
+            .or_else(|| ext4::SuperBlock::parse(block).map(Self::Ext4))
     }
 
     /// Reads the super block. An error: there is no file system of a known kind.
     pub(crate) fn read(read: &mut Read<'_>) -> Result<Self, String> {
-        let range = FileSystemKind::DEFAULT.stamp_range();
-        let mut block = vec![0; STAMP_BLOCK_BYTES];
-        read(range.start, &mut block)?;
-        Self::recognise(&block).ok_or_else(|| ext4::NOT_FOUND.to_owned())
+        let found = find_stamp_block(|kind| {
+            let mut block = vec![0; STAMP_BLOCK_BYTES];
+            read(kind.stamp_range().start, &mut block).map(|()| block)
+        })?;
+        found
+            .and_then(|found| Self::recognise(&found.block))
+            .ok_or_else(|| NOT_FOUND.to_owned())
+    }
+
+    const fn kind(&self) -> FileSystemKind {
+        match self {
+            Self::Ext4(_) => FileSystemKind::Ext4,
+            Self::Btrfs(_) => FileSystemKind::Btrfs,
+        }
     }
 
     /// The length of the file system in bytes. `None`: the super block has an impossible length.
     pub(crate) fn len_bytes(&self) -> Option<u64> {
         match self {
             Self::Ext4(block) => block.len_bytes(),
+            Self::Btrfs(block) => Some(block.len_bytes()),
         }
     }
 
@@ -162,6 +226,7 @@ impl SuperBlock {
     pub(crate) fn has_errors(&self) -> bool {
         match self {
             Self::Ext4(block) => block.has_errors(),
+            Self::Btrfs(_) => false,
         }
     }
 
@@ -169,6 +234,7 @@ impl SuperBlock {
     pub(crate) fn needs_recovery(&self) -> bool {
         match self {
             Self::Ext4(block) => block.needs_recovery(),
+            Self::Btrfs(block) => block.has_log(),
         }
     }
 
@@ -177,6 +243,7 @@ impl SuperBlock {
     pub(crate) fn disposable_ranges(&self, read: &mut Read<'_>) -> Result<Vec<Range<u64>>, String> {
         match self {
             Self::Ext4(block) => block.disposable_ranges(read),
+            Self::Btrfs(_) => Ok(Vec::new()),
         }
     }
 
@@ -186,9 +253,48 @@ impl SuperBlock {
     pub(crate) fn used_ranges(&self, read: &mut Read<'_>) -> Result<Vec<Range<u64>>, String> {
         match self {
             Self::Ext4(block) => block.used_ranges(read),
+            Self::Btrfs(_) => Err(btrfs::USED_RANGES_UNKNOWN.to_owned()),
         }
     }
 }
+
+/// A stamp block that was found, in plaintext.
+#[derive(Debug, Clone)]
+pub(crate) struct FoundStamp {
+    pub kind: FileSystemKind,
+    pub block: Vec<u8>,
+}
+
+impl FoundStamp {
+    /// The block that a session which only reads shows to the kernel instead, if it must be another one.
+    pub(crate) fn for_reading(&self) -> Result<Option<Vec<u8>>, Failure> {
+        match SuperBlock::recognise(&self.block) {
+            Some(SuperBlock::Btrfs(found)) => {
+                let mut id = [0; 16];
+                openssl::rand::rand_bytes(&mut id)
+                    .map_err(|error| Failure::failed("no random bytes").caused_by(&error))?;
+                Ok(found.with_own_id(id))
+            }
+            Some(SuperBlock::Ext4(_)) | None => Ok(None),
+        }
+    }
+}
+
+/// Searches a volume for a file system. `read` returns the stamp block of a kind, in plaintext. It is
+/// called until a kind is recognised. `None`: there is no file system of a known kind.
+pub(crate) fn find_stamp_block<E>(
+    mut read: impl FnMut(FileSystemKind) -> Result<Vec<u8>, E>,
+) -> Result<Option<FoundStamp>, E> {
+    for kind in FileSystemKind::ALL {
+        let block = read(kind)?;
+        if SuperBlock::recognise(&block).is_some_and(|found| found.kind() == kind) {
+            return Ok(Some(FoundStamp { kind, block }));
+        }
+    }
+    Ok(None)
+}
+
+const NOT_FOUND: &str = "no file system that sprat knows is on the volume";
 
 /// Proof that blocks which the file system reports as free are free.
 pub(crate) struct FreeIsTrusted(());
@@ -225,15 +331,18 @@ pub struct FileSystemState {
     pub errors: Option<u32>,
     /// Bytes in use, as of the last unmount.
     pub used_bytes: u64,
+    /// Why a session must not write to it.
+    pub unsupported: Option<String>,
 }
 
 impl FileSystemState {
     /// Reads the stamp block `block`, in plaintext, of a container file of `file_bytes`. `None`:
-    /// there is no file system of a known kind.
+    /// there is no file system of a known kind, or the block does not match its checksum.
     pub fn read(block: &[u8], file_bytes: u64) -> Option<Self> {
-        SuperBlock::recognise(block).map(|found| match found {
-            SuperBlock::Ext4(block) => block.state(file_bytes),
-        })
+        match SuperBlock::recognise(block)? {
+            SuperBlock::Ext4(block) => Some(block.state(file_bytes)),
+            SuperBlock::Btrfs(block) => block.state(file_bytes),
+        }
     }
 }
 
@@ -253,19 +362,32 @@ pub fn file_system_bytes(block: &[u8]) -> Option<u64> {
 }
 
 /// Reads the stamp block of a container. Returns it in plaintext, with the length of the container
-/// file in bytes.
+/// file in bytes. If no kind is recognised, it is the block that the default kind would have.
 pub fn read_stamp_block(
     file: &dyn StoreFile,
     header: &Header,
     cipher: &SectorCipher,
 ) -> Result<(Vec<u8>, u64), Failure> {
     let file_bytes = file.len()?;
-    let range = FileSystemKind::DEFAULT.stamp_range();
-    let mut block = vec![0; STAMP_BLOCK_BYTES];
-    let at = header.geometry(file_bytes)?.offset_bytes + range.start;
-    file.read_at(at, &mut block, ReadClass::Demand)?;
-    cipher.decrypt(range.start, &mut block)?;
-    Ok((block, file_bytes))
+    let payload = header.geometry(file_bytes)?;
+    let mut first = None;
+    let found = find_stamp_block(|kind| {
+        let range = kind.stamp_range();
+        let mut block = vec![0; STAMP_BLOCK_BYTES];
+        // A volume that ends before has no file system of this kind.
+        if first.is_none() || range.end <= payload.len_bytes {
+            file.read_at(
+                payload.offset_bytes + range.start,
+                &mut block,
+                ReadClass::Demand,
+            )?;
+            cipher.decrypt(range.start, &mut block)?;
+        }
+        first.get_or_insert_with(|| block.clone());
+        Ok::<_, Failure>(block)
+    })?;
+    let block = found.map(|found| found.block).or(first);
+    Ok((block.unwrap_or_default(), file_bytes))
 }
 
 #[cfg(test)]
@@ -340,7 +462,7 @@ mod tests {
                 };
                 in_string ^= odd && (in_string || line.trim_end().ends_with('\\'));
                 let code = code.to_lowercase();
-                if ["ext4", "ext2", "0xef53", "e2fsck"]
+                if ["ext4", "ext2", "0xef53", "e2fsck", "btrfs"]
                     .iter()
                     .any(|it| code.contains(it))
                 {

@@ -18,7 +18,7 @@ pub struct Stamp {
     pub(super) written_s: u64,
     /// SHA-256 of the bytes that hold the counters, in hexadecimal digits.
     pub(super) digest: String,
-    /// The file system was not unmounted, so a journal must be replayed.
+    /// A mount must replay a journal: an ext4 was not unmounted, or a btrfs has an fsync log.
     #[serde(default)]
     pub(super) open: bool,
 }
@@ -41,6 +41,9 @@ impl Stamp {
         if self.file_system != known.file_system {
             return Age::Newer;
         }
+        if self.file_system == FileSystemKind::Btrfs {
+            return self.age_by_commits(known);
+        }
         let (found, before) = (
             (self.counter, self.written_s),
             (known.counter, known.written_s),
@@ -55,13 +58,29 @@ impl Stamp {
         }
     }
 
-    /// Bytes that the file system had written in its whole life.
-    pub fn life_bytes(&self) -> u64 {
+    /// btrfs: each commit has a generation of its own, and only a commit changes the super block. The
+    /// one exception is the fsync log of a program that has mounted the volume without sprat's options.
+    fn age_by_commits(&self, known: &Self) -> Age {
+        match self.counter.cmp(&known.counter) {
+            std::cmp::Ordering::Less => Age::Older,
+            std::cmp::Ordering::Greater => Age::Newer,
+            std::cmp::Ordering::Equal if self.file_bytes < known.file_bytes => Age::Older,
+            std::cmp::Ordering::Equal if self.digest == known.digest => Age::Same,
+            std::cmp::Ordering::Equal if self.open => Age::Newer,
+            std::cmp::Ordering::Equal => Age::Older,
+        }
+    }
+
+    /// Bytes that the file system had written in its whole life, if it counts them.
+    pub fn life_bytes(&self) -> Option<u64> {
         self.file_system.life_bytes(self.counter)
     }
 
     /// When the state was written, as text.
     pub fn written(&self) -> String {
+        if self.file_system == FileSystemKind::Btrfs {
+            return format!("as generation {}", self.counter);
+        }
         let seconds = i64::try_from(self.written_s).ok();
         let time = seconds.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
         time.map_or_else(|| "an unknown time".to_owned(), |time| time.to_string())

@@ -14,7 +14,7 @@ use sprat_snapshot::{
 };
 
 use crate::Failure;
-use crate::file_system::FileSystemCheck;
+use crate::file_system::{FileSystemCheck, FileSystemKind};
 use crate::protocol::reports::{
     ClosedReport, ContainerFacts, HeaderChanged, Notice, Phase, TrimReport, VolumeRoom, VolumeStats,
 };
@@ -78,6 +78,7 @@ pub(crate) struct VolumeStart {
 /// What is to be made.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct CreateStart {
+    pub file_system: FileSystemKind,
     pub size_bytes: u64,
     pub slots: Vec<SlotKind>,
     pub uuid: Option<String>,
@@ -169,10 +170,12 @@ pub(crate) enum WorkerOrder {
     /// dm-crypt decrypt the loop device.
     Map(CryptMapping),
     MakeFileSystem {
+        file_system: FileSystemKind,
         label: Option<String>,
         inodes: Option<u64>,
     },
     Mount {
+        file_system: FileSystemKind,
         at: OsString,
         read_only: bool,
         /// People look around in it: no device nodes, no set-uid.
@@ -197,8 +200,12 @@ pub(crate) enum WorkerOrder {
     Prune(Box<PruneSpec>),
     Remove(Box<RemoveSpec>),
     Pin(Box<PinSpec>),
-    /// Replays the journal and runs `e2fsck -fn` on the loop device; instead of Mount.
-    CheckFileSystem,
+    /// Checks the structures of the file system on the device; instead of Mount.
+    CheckFileSystem {
+        file_system: FileSystemKind,
+        /// Where it may be mounted meanwhile.
+        at: OsString,
+    },
     /// Reads files of the mounted volume.
     CheckFiles(Box<CheckSpec>),
     /// Finds the files of the mounted volume that have content in these blocks, ascending, and notes

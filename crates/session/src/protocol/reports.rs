@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sprat_luks::Pins;
 
+use crate::file_system::FileSystemKind;
+pub use crate::file_system::VolumeRoom;
+
 /// What a session does at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -240,6 +243,8 @@ pub type Newest = BTreeMap<String, String>;
 /// What the volume process found at the target.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ContainerFacts {
+    /// The kind of file system in the volume.
+    pub file_system: FileSystemKind,
     /// The header's UUID.
     pub uuid: String,
     /// What to pin.
@@ -268,31 +273,6 @@ pub struct NotCompared {
     pub host: String,
     /// When the container was taken over, by the server's clock, seconds since the epoch.
     pub since_s: u64,
-}
-
-/// Room in the file system in the volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VolumeRoom {
-    /// For files' content, in all.
-    pub total_bytes: u64,
-    /// For files' content, unused.
-    pub available_bytes: u64,
-    /// How many files and folders it can hold.
-    pub inodes: u64,
-    /// How many more.
-    pub free_inodes: u64,
-}
-
-/// Below this part of its blocks or inodes a volume counts as nearly full.
-const ROOM_LOW_PART: u64 = 20;
-
-impl VolumeRoom {
-    /// Whether the volume is nearly full.
-    #[must_use]
-    pub fn is_low(&self) -> bool {
-        self.available_bytes < self.total_bytes / ROOM_LOW_PART
-            || self.free_inodes < self.inodes / ROOM_LOW_PART
-    }
 }
 
 /// A session that ended in order: everything is durable on the server, the lock is released.

@@ -96,7 +96,7 @@ impl KnownState {
     /// Bytes that were written under the present volume key, when this machine last saw the container. All
     /// that the file system has ever written, where this machine knows of no other key.
     pub fn written_bytes(&self) -> Option<u64> {
-        let life_bytes = self.stamp.as_ref()?.life_bytes();
+        let life_bytes = self.stamp.as_ref()?.life_bytes()?;
         let under = self.new_key.as_ref().map_or(life_bytes, |new| {
             new.used_bytes + life_bytes.saturating_sub(new.life_bytes)
         });
@@ -122,9 +122,11 @@ impl KnownState {
             },
             slots: Some(slots),
             overwritten: self.overwritten.clone(),
-            new_key: found.map(|found| NewKey {
-                life_bytes: found.stamp.life_bytes(),
-                used_bytes: found.used_bytes,
+            new_key: found.and_then(|found| {
+                Some(NewKey {
+                    life_bytes: found.stamp.life_bytes()?,
+                    used_bytes: found.used_bytes,
+                })
             }),
             stamp,
             ..Self::default()

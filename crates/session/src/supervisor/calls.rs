@@ -75,7 +75,7 @@ impl Order for WorkerOrder {
             | Self::Prune(_)
             | Self::Remove(_)
             | Self::Pin(_)
-            | Self::CheckFileSystem
+            | Self::CheckFileSystem { .. }
             | Self::CheckFiles(_)
             | Self::NameBlocks { .. } => OnInterrupt::Cancel,
             // To stop in the middle of a mount gains nothing: a mount is short.

@@ -53,6 +53,7 @@ pub fn create_and_show(
     let mut watch = Watch::new(observer, interrupt);
     let slots = options.secrets.iter().map(|(_, kind)| *kind);
     let shape = Shape::Create(CreateStart {
+        file_system: options.file_system,
         size_bytes: options.size_bytes,
         slots: slots.collect(),
         uuid: options.uuid.clone(),
@@ -137,5 +138,10 @@ fn make_file_system(
 ) -> Result<(), Failure> {
     supervisor.attach(Role::Worker, watch)?;
     watch.observer.phase(Phase::MakingFileSystem);
-    supervisor.call(&WorkerOrder::MakeFileSystem { label, inodes }, watch)
+    let order = WorkerOrder::MakeFileSystem {
+        file_system: supervisor.file_system,
+        label,
+        inodes,
+    };
+    supervisor.call(&order, watch)
 }

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use sprat_luks::{OpenedBy, Secret};
 
+use crate::file_system::FileSystemKind;
 use crate::interrupt::Interrupt;
 use crate::protocol::messages::{
     AbortReport, ChangeStart, CreateStart, VolumeOrder, VolumeReply, VolumeStart, WorkerOrder,
@@ -105,6 +106,8 @@ pub(crate) struct Supervisor {
     reserve_missing: bool,
     /// The snapshots that must be there when the volume is mounted.
     pub(crate) expected: Newest,
+    /// The kind of file system in the volume.
+    pub(crate) file_system: FileSystemKind,
 }
 
 impl std::fmt::Debug for Supervisor {
@@ -128,6 +131,7 @@ impl Supervisor {
         let mut supervisor = Self::launch(settings, shape, secrets, watch)?;
         let facts: ContainerFacts = supervisor.wait(watch, OnInterrupt::GiveUp)?;
         supervisor.expected.clone_from(&facts.newest_known);
+        supervisor.file_system = facts.file_system;
         Ok((supervisor, facts))
     }
 
@@ -173,6 +177,7 @@ impl Supervisor {
             unmounted: (None, None),
             reserve_missing: false,
             expected: Newest::new(),
+            file_system: FileSystemKind::DEFAULT,
         };
         // A failure drops `supervisor`, which ends V.
         supervisor

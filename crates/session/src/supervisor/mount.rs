@@ -44,6 +44,7 @@ pub fn mount(
         Supervisor::start(settings, Shape::Background, &[secret], &mut watch)?;
     supervisor.attach(Role::Keeper, &mut watch)?;
     let order = WorkerOrder::Mount {
+        file_system: facts.file_system,
         at: OsString::from(&dir),
         read_only: settings.access == Access::ReadOnly,
         browse: true,

@@ -21,6 +21,7 @@ pub(super) fn cache_options(
     start: &VolumeStart,
     lease: &ContainerLease,
     seen: Option<Seen>,
+    kind: FileSystemKind,
 ) -> Option<CacheOptions> {
     start.settings.target.ssh()?;
     let dir = cache_dir(start, lease.uuid()?)?;
@@ -40,7 +41,7 @@ pub(super) fn cache_options(
         },
         seen,
         only_compare: start.settings.verify_cache,
-        stamp_offset_bytes: FileSystemKind::DEFAULT.stamp_range().start,
+        stamp_offset_bytes: kind.stamp_range().start,
     })
 }
 

@@ -22,6 +22,7 @@ pub(crate) struct CryptDevice {
     volume: Arc<Volume>,
     cipher: Option<SectorCipher>,
     flush: Flush,
+    kind: FileSystemKind,
     collected: Mutex<Option<Collected>>,
     refuses_writes: AtomicBool,
     /// The file system's stamp block as it was last written from above, before encryption here.
@@ -56,11 +57,17 @@ impl Collected {
 }
 
 impl CryptDevice {
-    pub(crate) fn new(volume: Arc<Volume>, cipher: Option<SectorCipher>, flush: Flush) -> Self {
+    pub(crate) fn new(
+        volume: Arc<Volume>,
+        cipher: Option<SectorCipher>,
+        flush: Flush,
+        kind: FileSystemKind,
+    ) -> Self {
         Self {
             volume,
             cipher,
             flush,
+            kind,
             collected: Mutex::new(None),
             refuses_writes: AtomicBool::new(false),
             stamp_block: Mutex::new(None),
@@ -95,7 +102,7 @@ impl CryptDevice {
     }
 
     fn note_stamp_block(&self, offset: u64, data: &[u8]) {
-        let range = FileSystemKind::DEFAULT.stamp_range();
+        let range = self.kind.stamp_range();
         let at = range.start.checked_sub(offset);
         let at = at.and_then(|at| usize::try_from(at).ok());
         if let Some(block) = at.and_then(|at| data.get(at..at.checked_add(STAMP_BLOCK_BYTES)?)) {

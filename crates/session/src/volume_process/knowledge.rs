@@ -109,6 +109,16 @@ impl Knowledge {
         {
             return Err(met_errors(errors).with_hint(format!("nothing was written. {REPAIR}")));
         }
+        let found = self.found.as_ref();
+        if start.settings.access == Access::ReadWrite
+            && let Some(why) = found.and_then(|found| found.unsupported.as_ref())
+        {
+            return Err(Failure::failed(
+                "sprat does not write to the file system in the container",
+            )
+            .because(why)
+            .with_hint("nothing was written. `restore` and `mount` still work"));
+        }
         Ok(())
     }
 
@@ -145,20 +155,20 @@ impl Knowledge {
     }
 
     /// Records the state in which the session leaves the container. All writes are durable, and the
-    /// file has this length. `stamp_block` is the block as it was last written: plaintext, unless the
-    /// kernel decrypts. An error: the file system has met errors in this session.
+    /// file has this length. `stamp_block` is the block as it was last written, of this kind:
+    /// plaintext, unless the kernel decrypts. An error: the file system has met errors in this
+    /// session.
     pub(super) fn end_writing(
         &mut self,
-        stamp_block: Option<Vec<u8>>,
+        stamp_block: Option<(FileSystemKind, Vec<u8>)>,
         file_bytes: u64,
         newest: Option<BTreeMap<String, String>>,
         events: &EventSender,
     ) -> Result<(), Failure> {
-        let written = stamp_block.and_then(|mut block| {
+        let written = stamp_block.and_then(|(kind, mut block)| {
             if let Some(cipher) = &self.cipher {
-                cipher
-                    .decrypt(FileSystemKind::DEFAULT.stamp_range().start, &mut block)
-                    .ok()?;
+                let at = kind.stamp_range().start;
+                cipher.decrypt(at, &mut block).ok()?;
             }
             FileSystemState::read(&block, file_bytes)
         });

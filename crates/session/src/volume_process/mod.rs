@@ -261,6 +261,7 @@ impl Served {
             Arc::clone(&opened.volume),
             cipher,
             opened.flush,
+            opened.facts.file_system,
         ));
         Self {
             access: start.settings.access,
@@ -442,7 +443,8 @@ impl Served {
             }
             return Ok(());
         }
-        let stamp_block = self.device.stamp_block();
+        let kind = self.facts.file_system;
+        let stamp_block = self.device.stamp_block().map(|block| (kind, block));
         let file_bytes = self.facts.file_bytes;
         self.knowledge
             .end_writing(stamp_block, file_bytes, newest, &self.events)

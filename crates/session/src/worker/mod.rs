@@ -67,6 +67,7 @@ fn converse(private: Result<(), AttachError>, keeps_mount: bool) -> Exit {
         cancel,
         attachment: None,
         mounted: None,
+        file_system: FileSystemKind::DEFAULT,
         writes: false,
     };
     while let Ok(order) = orders.recv() {
@@ -132,6 +133,8 @@ struct Worker {
     cancel: Cancel,
     attachment: Option<Attachment>,
     mounted: Option<PathBuf>,
+    /// What is mounted.
+    file_system: FileSystemKind,
     /// It is mounted for writing.
     writes: bool,
 }
@@ -179,12 +182,17 @@ impl Worker {
                 self.map(&mapping)?;
                 WorkerReply::Done
             }
-            WorkerOrder::MakeFileSystem { label, inodes } => {
+            WorkerOrder::MakeFileSystem {
+                file_system,
+                label,
+                inodes,
+            } => {
                 let device = self.attachment()?.device().to_owned();
-                FileSystemKind::DEFAULT.make(&device, label.as_deref(), inodes)?;
+                file_system.make(&device, label.as_deref(), inodes)?;
                 WorkerReply::Done
             }
             WorkerOrder::Mount {
+                file_system,
                 at,
                 read_only,
                 browse,
@@ -197,25 +205,28 @@ impl Worker {
                 options.browse = browse;
                 options.grow = grow;
                 sprat_attach::keep_only(&[&dir])?;
-                FileSystemKind::DEFAULT.mount(self.attachment()?, &dir, &options)?;
+                file_system.mount(self.attachment()?, &dir, &options)?;
                 let gone = sprat_snapshot::missing(&dir, &expected);
                 self.mounted = Some(dir);
+                self.file_system = file_system;
                 self.writes = !read_only;
                 if !gone.is_empty() {
                     return Err(newest_gone(&gone));
                 }
                 WorkerReply::Done
             }
-            WorkerOrder::CheckFileSystem => {
-                let device = self.attachment()?.device().to_owned();
-                WorkerReply::Checked(FileSystemKind::DEFAULT.check(&device, &self.cancel)?)
+            WorkerOrder::CheckFileSystem { file_system, at } => {
+                let cancel = self.cancel.clone();
+                let found = file_system.check(self.attachment()?, Path::new(&at), &cancel)?;
+                WorkerReply::Checked(found)
             }
             WorkerOrder::Trim => {
                 self.attachment()?.trim()?;
                 WorkerReply::Done
             }
             WorkerOrder::Grow { volume_bytes } => {
-                FileSystemKind::DEFAULT.grow(self.attachment()?, volume_bytes)?;
+                let file_system = self.file_system;
+                file_system.grow(self.attachment()?, volume_bytes)?;
                 WorkerReply::Done
             }
             WorkerOrder::StageFile { job, path, first } => {
@@ -239,8 +250,15 @@ impl Worker {
                     .chain(&spec.never_enter);
                 let containers = spec.containers.iter().map(|container| &container.path);
                 let needed = paths.chain(containers).map(|path| &**path).collect();
+                let subvolumes = self.file_system.subvolumes();
                 let taken = self.with_mounts(needed, &spec.rsync, |events| {
-                    match sprat_snapshot::take(root, &spec, now, events, &cancel) {
+                    let taken = match subvolumes {
+                        Some(by) => sprat_snapshot::take_into_subvolume(
+                            root, &spec, now, by, events, &cancel,
+                        ),
+                        None => sprat_snapshot::take(root, &spec, now, events, &cancel),
+                    };
+                    match taken {
                         Err(SnapshotError::TooMuchNew { census }) => Ok(Err(census)),
                         taken => taken.map(Ok),
                     }
@@ -265,22 +283,20 @@ impl Worker {
             }
             WorkerOrder::Prune(spec) => {
                 let cancel = self.cancel.clone();
-                let report = sprat_snapshot::prune(
-                    self.root()?,
-                    &spec,
-                    &mut |progress| self.progress(progress),
-                    &cancel,
-                )?;
+                let (root, events) = (self.root()?, &mut |progress| self.progress(progress));
+                let report = match self.file_system.subvolumes() {
+                    Some(by) => sprat_snapshot::prune_subvolumes(root, &spec, by, events, &cancel),
+                    None => sprat_snapshot::prune(root, &spec, events, &cancel),
+                }?;
                 WorkerReply::Pruned(Box::new(report))
             }
             WorkerOrder::Remove(spec) => {
                 let cancel = self.cancel.clone();
-                let report = sprat_snapshot::remove(
-                    self.root()?,
-                    &spec,
-                    &mut |progress| self.progress(progress),
-                    &cancel,
-                )?;
+                let (root, events) = (self.root()?, &mut |progress| self.progress(progress));
+                let report = match self.file_system.subvolumes() {
+                    Some(by) => sprat_snapshot::remove_subvolumes(root, &spec, by, events, &cancel),
+                    None => sprat_snapshot::remove(root, &spec, events, &cancel),
+                }?;
                 WorkerReply::Removed(Box::new(report))
             }
             WorkerOrder::Pin(spec) => {
@@ -300,10 +316,11 @@ impl Worker {
                     .iter()
                     .map(|block| block * BLOCK..(block + 1) * BLOCK)
                     .collect();
+                let extents = self.file_system.extents(self.root()?)?;
                 let found = sprat_snapshot::files_on(
                     self.root()?,
                     &places,
-                    &sprat_attach::extents,
+                    &*extents,
                     Path::new(&suspects),
                     &self.cancel,
                 );
@@ -364,7 +381,7 @@ impl Worker {
 
     /// What is left in the mounted volume. Needs only the kernel's memory, no read from the server.
     fn room(&self) -> Option<VolumeRoom> {
-        FileSystemKind::DEFAULT.room(self.mounted.as_deref()?)
+        self.file_system.room(self.mounted.as_deref()?)
     }
 
     fn progress(&self, progress: Progress) {

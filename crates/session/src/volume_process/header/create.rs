@@ -50,7 +50,7 @@ pub(crate) fn make(
     stop: &Arc<StopFlag>,
     events: &EventSender,
 ) -> Result<(Opened, NewContainer), Failure> {
-    check_size(create.size_bytes)?;
+    check_size(create.size_bytes, create.file_system)?;
     events.phase(Phase::Connecting);
     let (record, connection, store) = connect_store(start)?;
     stop.check()?;
@@ -102,14 +102,14 @@ pub(crate) fn make(
     })
 }
 
-fn check_size(size_bytes: u64) -> Result<(), Failure> {
+fn check_size(size_bytes: u64, kind: FileSystemKind) -> Result<(), Failure> {
     if size_bytes < SIZE_BYTES_MIN {
         return Err(Failure::usage(format!(
             "a container of {size_bytes} bytes is too small; the minimum is {SIZE_BYTES_MIN} bytes"
         )));
     }
     // No kind of file system has volumes as large as the largest file offset, 8 EiB.
-    if size_bytes > FileSystemKind::DEFAULT.volume_bytes_max() {
+    if size_bytes > kind.volume_bytes_max() {
         return Err(Failure::usage(format!(
             "a container of {size_bytes} bytes is too large"
         )));
@@ -182,6 +182,7 @@ fn fill(
         seen: None,
         // All of a new file except the header is a hole.
         hole_from_bytes: 0,
+        kind: create.file_system,
     };
     let volume = open_volume(start, lease, file, payload, known)?;
     stop.reaches(&volume);
@@ -191,7 +192,7 @@ fn fill(
         lease: Arc::clone(lease),
         volume,
         decryption,
-        facts: facts(new.pins.clone(), file_bytes, payload),
+        facts: facts(new.pins.clone(), file_bytes, payload, create.file_system),
         flush: crate::volume_process::flush_kind(start),
         durable: store.capabilities().durable_flush,
         // The content is small, and is removed if it does not fit.

@@ -13,7 +13,7 @@ use sprat_store::{Access, Store, StoreFile};
 use sprat_volume::{Fenced, SessionHooks as _};
 
 use crate::connect::HeaderBytes;
-use crate::file_system::{file_system_bytes, read_stamp_block};
+use crate::file_system::{FileSystemKind, file_system_bytes, read_stamp_block};
 use crate::protocol::messages::{ChangeStart, VolumeStart};
 use crate::protocol::reports::HeaderChanged;
 use crate::protocol::reports::{Notice, Phase};
@@ -204,7 +204,7 @@ impl<'w> HeaderEdit<'w> {
         {
             return Err(Failure::new(
                 Exit::Damaged,
-                "either the header's key does not fit the volume, or the volume has no ext4 file system",
+                "either the header's key does not fit the volume, or the volume has no file system that sprat knows",
             )
             .with_hint(
                 "nothing was changed, and this machine did not accept the header. Compare its \
@@ -463,7 +463,8 @@ impl<'w> HeaderEdit<'w> {
         let noted = KnownState::load(&paths).accept_slots(&paths, header.slot_digests());
         knowledge::report_unrecorded(noted, self.events);
         Ok(HeaderChanged {
-            facts: facts(header.pins(), file_bytes, payload),
+            // A change of keys opens no volume, so nothing depends on the kind.
+            facts: facts(header.pins(), file_bytes, payload, FileSystemKind::DEFAULT),
             slot: done.slot,
             mark: mark.unwrap_or_default(),
             as_before: done.as_before,

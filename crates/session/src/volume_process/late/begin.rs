@@ -128,6 +128,7 @@ pub(crate) fn explain_older(
     lease: &ContainerLease,
     file: &dyn StoreFile,
     (key, offset_bytes): (DigestKey, u64),
+    kind: FileSystemKind,
 ) -> Failure {
     let (lists, notes) = lease.late_records();
     if start.settings.ignore_lock || (lists.is_empty() && notes.is_empty()) {
@@ -137,7 +138,7 @@ pub(crate) fn explain_older(
         return older;
     };
     let overwritten = of_volume(&compared.overwritten, offset_bytes);
-    let stamp = FileSystemKind::DEFAULT.stamp_range().start / BLOCK;
+    let stamp = kind.stamp_range().start / BLOCK;
     if overwritten.binary_search(&stamp).is_err() {
         return older;
     }

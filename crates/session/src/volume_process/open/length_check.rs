@@ -3,28 +3,36 @@
 use sprat_luks::{Payload, SectorCipher};
 use sprat_store::{StoreError, StoreErrorKind};
 
-use crate::file_system::{FileSystemKind, file_system_bytes};
+use crate::file_system::{FileSystemKind, FoundStamp, file_system_bytes, find_stamp_block};
 use crate::volume_process::open::prefetch::InspectedFile;
 use crate::{Exit, Failure};
 
 /// A LUKS2 payload reaches to the end of the file, so a file that was cut short opens all the same.
 /// The file system inside knows its length. If its kind is not known, the mount reports that.
-/// Returns the file system's stamp block in plaintext.
+/// Returns the file system's stamp block.
 pub(super) fn check_not_truncated(
     inspected: &InspectedFile,
     payload: &Payload,
     cipher: &SectorCipher,
-) -> Result<Vec<u8>, Failure> {
+) -> Result<Option<FoundStamp>, Failure> {
     let file_bytes = inspected.file_bytes;
     let stamp = FileSystemKind::DEFAULT.stamp_range();
     if payload.len_bytes < stamp.end {
         return Err(truncated(file_bytes, payload.offset_bytes + stamp.end));
     }
-    let mut block = inspected
-        .stamp_block(payload.offset_bytes)
-        .map_err(|error| super_block_unread(&error))?;
-    cipher.decrypt(stamp.start, &mut block)?;
-    if let Some(needed) = file_system_bytes(&block)
+    let found = find_stamp_block(|kind| {
+        let range = kind.stamp_range();
+        // A volume that ends before has no file system of this kind.
+        if payload.len_bytes < range.end {
+            return Ok(Vec::new());
+        }
+        let mut block = inspected
+            .stamp_block(payload.offset_bytes, kind)
+            .map_err(|error| super_block_unread(&error))?;
+        cipher.decrypt(range.start, &mut block)?;
+        Ok::<_, Failure>(block)
+    })?;
+    if let Some(needed) = found.as_ref().and_then(|it| file_system_bytes(&it.block))
         && needed > payload.len_bytes
     {
         return Err(truncated(
@@ -32,7 +40,7 @@ pub(super) fn check_not_truncated(
             payload.offset_bytes.saturating_add(needed),
         ));
     }
-    Ok(block)
+    Ok(found)
 }
 
 /// A server that answers but can't return the block has a disk that lost it.

@@ -16,7 +16,7 @@ use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Seen, Volume, VolumeOptions
 
 use crate::Failure;
 use crate::connect::Connection;
-use crate::file_system::FileSystemKind;
+use crate::file_system::{FileSystemKind, FoundStamp};
 use crate::protocol::messages::VolumeStart;
 use crate::protocol::reports::{ContainerFacts, Notice, Phase};
 use crate::settings::{Access, IdentityPolicy};
@@ -420,14 +420,19 @@ fn unlock(
     let pins = header.pins();
     let cipher = SectorCipher::of_pins(&key, &pins)?;
     // Without the cipher the mount checks the length.
-    let stamp_block = match &cipher {
-        Some(cipher) => Some(check_not_truncated(&inspected, &payload, cipher)?),
+    let stamp = match &cipher {
+        Some(cipher) => check_not_truncated(&inspected, &payload, cipher)?,
         None => None,
     };
+    let kind = stamp
+        .as_ref()
+        .map_or(FileSystemKind::DEFAULT, |stamp| stamp.kind);
+    let stamp_block = stamp.as_ref().map(|stamp| &stamp.block[..]);
+    let shown = shown_to_the_kernel(start, stamp.as_ref(), cipher.as_ref())?;
     let digests = (DigestKey::of(&key)?, payload.offset_bytes);
-    if let Err(failure) = knowledge.compare(start, stamp_block.as_deref(), file_bytes, events) {
+    if let Err(failure) = knowledge.compare(start, stamp_block, file_bytes, events) {
         return Err(match knowledge.found_older() {
-            true => late::explain_older(failure, start, lease, &*inspected.file, digests),
+            true => late::explain_older(failure, start, lease, &*inspected.file, digests, kind),
             false => failure,
         });
     }
@@ -436,6 +441,7 @@ fn unlock(
     stop.check()?;
     let mut hole_from_bytes = u64::MAX;
     if let Some(wanted_bytes) = start.grow_to {
+        check_may_grow(kind)?;
         extend_file(&*inspected.file, lease, file_bytes, wanted_bytes)?;
         if wanted_bytes > file_bytes {
             hole_from_bytes = payload.len_bytes;
@@ -447,14 +453,18 @@ fn unlock(
     if start.settings.access == Access::ReadWrite {
         knowledge.begin_writing()?;
     }
-    note_initial_state(start, lease, &inspected, file_bytes, &payload);
-    let seen = inspected.seen(payload.offset_bytes);
+    note_initial_state(start, lease, &inspected, file_bytes, &payload, kind);
+    let seen = inspected.seen(payload.offset_bytes, kind);
     let known = VolumeHints {
         seen: seen.filter(|_| start.grow_to.is_none()),
         hole_from_bytes,
+        kind,
     };
     report_recovery(lease, events);
     let volume = open_volume(start, lease, inspected.file, payload, known)?;
+    if let Some(block) = shown {
+        volume.write_at(kind.stamp_range().start, &block)?;
+    }
     if volume.cache_was_outdated() {
         events.notice(Notice::CacheOutdated);
     } else if knowledge.written_elsewhere() {
@@ -470,13 +480,44 @@ fn unlock(
             file_system_errors: knowledge.errors(),
             overwritten: late.overwritten,
             not_compared: late.not_compared,
-            ..facts(pins, file_bytes, payload)
+            ..facts(pins, file_bytes, payload, kind)
         },
         knowledge,
         flush: crate::volume_process::flush_kind(start),
         durable: start.settings.access == Access::ReadWrite && store.capabilities().durable_flush,
         available_bytes: None,
     })
+}
+
+/// The stamp block, as ciphertext, that a session which only reads has in its overlay.
+fn shown_to_the_kernel(
+    start: &VolumeStart,
+    stamp: Option<&FoundStamp>,
+    cipher: Option<&SectorCipher>,
+) -> Result<Option<Vec<u8>>, Failure> {
+    let (Access::ReadOnly, Some(stamp), Some(cipher)) = (start.settings.access, stamp, cipher)
+    else {
+        return Ok(None);
+    };
+    let Some(mut block) = stamp.for_reading()? else {
+        return Ok(None);
+    };
+    cipher.encrypt(stamp.kind.stamp_range().start, &mut block)?;
+    Ok(Some(block))
+}
+
+/// Refuses before the file is extended: without this capability the kernel refuses the last step.
+fn check_may_grow(kind: FileSystemKind) -> Result<(), Failure> {
+    if kind.may_grow() {
+        return Ok(());
+    }
+    Err(Failure::failed(
+        "a mounted file system can't be grown here: sprat has no CAP_SYS_RESOURCE",
+    )
+    .with_hint(
+        "nothing was changed. Run the command as root outside of Docker and the like, or give that \
+         environment CAP_SYS_RESOURCE. Any machine that has the key and reaches the server can do this",
+    ))
 }
 
 /// Opens the file and reads what a session needs first.
@@ -498,13 +539,14 @@ fn note_initial_state(
     inspected: &InspectedFile,
     file_bytes: u64,
     payload: &Payload,
+    kind: FileSystemKind,
 ) {
     // With --ignore-lock the data may change while we read; nothing checks consistency.
     if start.settings.access == Access::ReadOnly
         && !start.settings.ignore_lock
-        && let Ok(stamp_block) = inspected.stamp_block(payload.offset_bytes)
+        && let Ok(stamp_block) = inspected.stamp_block(payload.offset_bytes, kind)
     {
-        let stamp_at = payload.offset_bytes + FileSystemKind::DEFAULT.stamp_range().start;
+        let stamp_at = payload.offset_bytes + kind.stamp_range().start;
         lease.begin_reading(file_bytes, stamp_at, stamp_block);
     }
 }
@@ -528,8 +570,14 @@ fn report_recovery(lease: &ContainerLease, events: &EventSender) {
 /// How often a takeover reports its progress.
 const RECOVERY_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
-pub(crate) fn facts(pins: Pins, file_bytes: u64, payload: Payload) -> ContainerFacts {
+pub(crate) fn facts(
+    pins: Pins,
+    file_bytes: u64,
+    payload: Payload,
+    file_system: FileSystemKind,
+) -> ContainerFacts {
     ContainerFacts {
+        file_system,
         uuid: pins.uuid.clone(),
         pins,
         file_bytes,
@@ -591,6 +639,7 @@ pub(crate) struct VolumeHints {
     pub seen: Option<Seen>,
     /// As in [`VolumeOptions`].
     pub hole_from_bytes: u64,
+    pub kind: FileSystemKind,
 }
 
 impl Default for VolumeHints {
@@ -598,6 +647,7 @@ impl Default for VolumeHints {
         Self {
             seen: None,
             hole_from_bytes: u64::MAX,
+            kind: FileSystemKind::DEFAULT,
         }
     }
 }
@@ -620,14 +670,14 @@ pub(crate) fn open_volume(
             // On a disk, not in memory: a journal may be large.
             let mut options = ReadOnlyOptions::new(start.settings.state_dir.clone());
             options.reconnect_max = reconnect_max;
-            options.cache = cache_options(start, lease, known.seen);
+            options.cache = cache_options(start, lease, known.seen, known.kind);
             Volume::open_read_only(file, geometry, session, options)?
         }
         Access::ReadWrite => {
             let options = VolumeOptions {
                 write_buffer_bytes_max: start.settings.write_buffer_bytes_max,
                 reconnect_max,
-                cache: cache_options(start, lease, known.seen),
+                cache: cache_options(start, lease, known.seen, known.kind),
                 quiet_time: start.settings.quiet_time,
                 in_doubt: lease.record().in_doubt(),
                 old_server_dead: true,

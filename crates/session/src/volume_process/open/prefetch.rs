@@ -172,8 +172,8 @@ pub(crate) struct InspectedFile {
     pub file_bytes: u64,
     stat: FileStat,
     copies: Vec<u8>,
-    /// The file system's stamp block, as ciphertext, and where the volume was assumed to begin.
-    stamp_block: Option<(u64, Vec<u8>)>,
+    /// The stamp blocks of all kinds of file systems, as ciphertext, by their offsets in the file.
+    stamp_blocks: Vec<(u64, Vec<u8>)>,
     /// Blocks of the persistent cache, read from the container.
     sample: Option<CacheSample>,
     /// Areas of key slots with their offsets.
@@ -225,23 +225,35 @@ impl InspectedFile {
     }
 
     /// The state that a volume which begins at `offset` would otherwise read again.
-    pub(crate) fn seen(&self, offset: u64) -> Option<Seen> {
-        let (at, stamp_block) = self.stamp_block.as_ref()?;
-        (*at == offset).then(|| Seen {
+    pub(crate) fn seen(&self, offset: u64, kind: FileSystemKind) -> Option<Seen> {
+        Some(Seen {
             stat: self.stat,
-            stamp_block: stamp_block.clone(),
+            stamp_block: self.kept_stamp_block(offset, kind)?.to_vec(),
             sample: self.sample.clone(),
         })
     }
 
     /// The stamp block of a volume that begins at `offset`, as ciphertext.
-    pub(crate) fn stamp_block(&self, offset: u64) -> Result<Vec<u8>, StoreError> {
-        if let Some((at, bytes)) = &self.stamp_block
-            && *at == offset
-        {
-            return Ok(bytes.clone());
+    pub(crate) fn stamp_block(
+        &self,
+        offset: u64,
+        kind: FileSystemKind,
+    ) -> Result<Vec<u8>, StoreError> {
+        match self.kept_stamp_block(offset, kind) {
+            Some(block) => Ok(block.to_vec()),
+            None => read_range(
+                &*self.file,
+                offset.saturating_add(kind.stamp_range().start),
+                STAMP_BLOCK_BYTES,
+            ),
         }
-        read_stamp_block(&*self.file, offset)
+    }
+
+    fn kept_stamp_block(&self, offset: u64, kind: FileSystemKind) -> Option<&[u8]> {
+        let wanted = offset.checked_add(kind.stamp_range().start)?;
+        let mut kept = self.stamp_blocks.iter();
+        kept.find(|(at, _)| *at == wanted)
+            .map(|(_, block)| &block[..])
     }
 }
 
@@ -270,13 +282,20 @@ impl Wanted {
     fn ranges(&self) -> Vec<(u64, usize)> {
         let mut ranges = vec![(0, COPIES_BYTES)];
         ranges.extend(&self.slot_areas);
+        ranges.extend(self.stamp_places().map(|at| (at, STAMP_BLOCK_BYTES)));
         if let Some(offset) = self.volume_at {
-            let stamp_at = FileSystemKind::DEFAULT.stamp_range().start;
             let sample = self.sample.iter().flat_map(CacheSample::ranges);
-            let of_volume = std::iter::once((stamp_at, STAMP_BLOCK_BYTES)).chain(sample);
-            ranges.extend(of_volume.map(|(at, len)| (offset.saturating_add(at), len)));
+            ranges.extend(sample.map(|(at, len)| (offset.saturating_add(at), len)));
         }
         ranges
+    }
+
+    /// Where the file may have a stamp block: the key may not be known yet, so neither is the kind.
+    fn stamp_places(&self) -> impl Iterator<Item = u64> {
+        let offset = self.volume_at;
+        FileSystemKind::ALL
+            .into_iter()
+            .filter_map(move |kind| offset?.checked_add(kind.stamp_range().start))
     }
 
     fn found(
@@ -290,13 +309,15 @@ impl Wanted {
         let areas = self.slot_areas.iter().zip(ranges.by_ref());
         let areas = areas.filter_map(|((offset, _), area)| Some((*offset, area?)));
         let slot_areas = areas.collect();
-        let stamp_block = ranges.next().flatten();
+        let stamp_blocks = self.stamp_places().zip(ranges.by_ref());
+        let stamp_blocks = stamp_blocks.filter_map(|(at, block)| Some((at, block?)));
+        let stamp_blocks = stamp_blocks.collect();
         InspectedFile {
             slot_areas,
             file_bytes: stat.len,
             stat,
             copies: copies.unwrap_or_default(),
-            stamp_block: self.volume_at.zip(stamp_block),
+            stamp_blocks,
             sample: self.sample.and_then(|sample| sample.read(ranges.flatten())),
             file,
         }
@@ -336,12 +357,6 @@ impl HeaderRead for InspectedFile {
             None => HeaderBytes(&*self.file).read_at(offset, buf),
         }
     }
-}
-
-/// Reads the stamp block of a volume that begins at `offset`, as ciphertext.
-fn read_stamp_block(file: &dyn StoreFile, offset: u64) -> Result<Vec<u8>, StoreError> {
-    let range = FileSystemKind::DEFAULT.stamp_range();
-    read_range(file, offset + range.start, STAMP_BLOCK_BYTES)
 }
 
 fn read_range(file: &dyn StoreFile, offset: u64, len: usize) -> Result<Vec<u8>, StoreError> {

@@ -3,7 +3,7 @@
 
 use sprat_store::lock;
 
-use crate::file_system::{FileSystemState, stamp_block};
+use crate::file_system::{FileSystemKind, FileSystemState, stamp_block};
 use crate::protocol::messages::ChangeStart;
 use crate::settings::IdentityPolicy;
 use crate::state::paths::StatePaths;
@@ -382,7 +382,12 @@ fn session_records_its_final_state_even_if_it_wrote_no_stamp_block() {
     assert_eq!(now(6, FILE_BYTES), Finding::OwnInterrupted);
     let longer = FILE_BYTES + 4096;
     knowledge
-        .end_writing(Some(stamped(6)), longer, None, &events())
+        .end_writing(
+            Some((FileSystemKind::DEFAULT, stamped(6))),
+            longer,
+            None,
+            &events(),
+        )
         .unwrap();
     assert_eq!(now(6, longer), Finding::Same);
     assert_eq!(now(7, longer), Finding::WrittenElsewhere);

@@ -1,0 +1,551 @@
+//! btrfs behind the seam. Its super block is read without mounting it.
+//!
+//! Layout: fs/btrfs/accessors.h and include/uapi/linux/btrfs_tree.h, `struct btrfs_super_block`. The
+//! bytes are foreign.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use sprat_attach::{AttachError, Attachment, MkfsOptions, MountOptions, ScrubReport, ScrubWhat};
+use sprat_snapshot::{Cancel, Subvolumes};
+use sprat_store::hex;
+
+use crate::Failure;
+use crate::file_system::ext4::crc32c;
+use crate::file_system::xxhash::xxhash64;
+use crate::file_system::{
+    FileSystemCheck, FileSystemKind, FileSystemState, STAMP_BLOCK_BYTES, Stamp, VolumeRoom,
+};
+
+/// Where the super block lies (`BTRFS_SUPER_INFO_OFFSET`).
+const SUPER_BLOCK_AT: u64 = 64 << 10;
+/// The block that is the super block. Each commit changes it.
+pub(super) const STAMP_RANGE: Range<u64> =
+    SUPER_BLOCK_AT..SUPER_BLOCK_AT + STAMP_BLOCK_BYTES as u64;
+/// A file's largest offset, which ends a volume before btrfs does.
+pub(super) const VOLUME_BYTES_MAX: u64 = 1 << 62;
+
+/// Why a copy reads everything.
+pub(super) const USED_RANGES_UNKNOWN: &str = "the chunks of a btrfs are not read";
+
+const MAGIC: &[u8; 8] = b"_BHRfS_M";
+/// The checksum's place, before everything that it covers.
+const CHECKSUM_BYTES: usize = 32;
+const CHECKSUM_CRC32C: u16 = 0;
+const CHECKSUM_XXHASH: u16 = 1;
+const CHECKSUM_SHA256: u16 = 2;
+const CHECKSUM_BLAKE2: u16 = 3;
+
+/// Features without which a kernel can't mount a volume, as mkfs makes them: `mixed_backref`,
+/// `extended_iref`, `skinny_metadata`, `no_holes`.
+const INCOMPAT_MADE: u64 = 0x1 | 0x40 | 0x100 | 0x200;
+/// Those that the kernel adds, or that another program may: `default_subvol`, `compress_lzo`,
+/// `compress_zstd`, `big_metadata`, `metadata_uuid`.
+const INCOMPAT_HARMLESS: u64 = 0x2 | 0x8 | 0x10 | 0x20 | INCOMPAT_METADATA_UUID;
+const INCOMPAT_METADATA_UUID: u64 = 0x400;
+/// The ID of the file system, and the place of that of its trees where they differ.
+const FSID: Range<usize> = 0x20..0x30;
+const METADATA_UUID_AT: usize = 0x23b;
+/// `free_space_tree` and its mark that it is valid.
+const COMPAT_RO_MADE: u64 = 0x1 | 0x2;
+/// `verity`, `block_group_tree`.
+const COMPAT_RO_HARMLESS: u64 = 0x4 | 0x8;
+/// Names of other features, for messages: bit, name.
+const INCOMPAT_NAMES: [(u64, &str); 7] = [
+    (0x4, "mixed-bg"),
+    (0x80, "raid56"),
+    (0x800, "raid1c34"),
+    (0x1000, "zoned"),
+    (0x2000, "extent-tree-v2"),
+    (0x4000, "raid-stripe-tree"),
+    (0x1_0000, "squota"),
+];
+
+const NODE_BYTES: u32 = 16 << 10;
+const SECTOR_BYTES: u32 = 4096;
+
+/// Makes the file system, and checks that it has the features that sprat asked for.
+pub(super) fn make(device: &Path, label: Option<&str>) -> Result<(), Failure> {
+    let options = MkfsOptions::labelled(label.unwrap_or_default());
+    sprat_attach::make_btrfs(device, &options)?;
+    let mut block = vec![0; STAMP_BLOCK_BYTES];
+    File::open(device)
+        .and_then(|device| device.read_exact_at(&mut block, SUPER_BLOCK_AT))
+        .map_err(|error| Failure::failed("can't read the new file system").caused_by(&error))?;
+    let made = SuperBlock::parse(&block)
+        .ok_or_else(|| Failure::failed("mkfs.btrfs reported success, but there is no btrfs"))?;
+    match made.differs_from_wanted() {
+        None => Ok(()),
+        Some(what) => Err(Failure::failed(
+            "mkfs.btrfs has made a file system with other features than sprat asked for",
+        )
+        .because(what)
+        .with_hint("install another version of btrfs-progs, or use ext4")),
+    }
+}
+
+/// Subvolumes of the mounted volume, by ioctls.
+pub(super) struct ByIoctl;
+
+impl Subvolumes for ByIoctl {
+    fn make(&self, path: &Path) -> io::Result<()> {
+        sprat_attach::make_subvolume(path).map_err(plain)
+    }
+
+    fn snapshot(&self, of: &Path, path: &Path, read_only: bool) -> io::Result<()> {
+        sprat_attach::snapshot_subvolume(of, path, read_only).map_err(plain)
+    }
+
+    fn delete(&self, path: &Path) -> io::Result<()> {
+        sprat_attach::delete_subvolume(path).map_err(plain)
+    }
+
+    fn is_subvolume(&self, path: &Path) -> io::Result<bool> {
+        let found = sprat_attach::subvolume_is_read_only(path).map_err(plain)?;
+        Ok(found.is_some())
+    }
+
+    fn commit(&self, volume_root: &Path) -> io::Result<()> {
+        sprat_attach::commit_btrfs(volume_root).map_err(plain)
+    }
+}
+
+/// The error of the system call, whose number says whether the volume is full or has failed.
+fn plain(error: AttachError) -> io::Error {
+    match error {
+        AttachError::Io { source, .. } | AttachError::NotRoot { source, .. } => source,
+        other => io::Error::other(other),
+    }
+}
+
+/// Lets the kernel read all trees, both copies of each node, and check checksum, address and generation.
+/// `btrfs check` would read them one by one, and needs memory for all of them.
+pub(super) fn check(
+    attachment: &mut Attachment,
+    dir: &Path,
+    cancel: &Cancel,
+) -> Result<FileSystemCheck, Failure> {
+    sprat_attach::keep_only(&[dir])?;
+    let mut options = MountOptions::default();
+    options.read_only = true;
+    match attachment.mount_btrfs(dir, &options) {
+        Ok(()) => {}
+        Err(error @ AttachError::MountRefused { damaged: true, .. }) => {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            return Ok(FileSystemCheck {
+                clean: false,
+                output: format!("{error}: {}\n", source.unwrap_or_default()),
+            });
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let goes_on = || !cancel.is_cancelled();
+    let scrubbed = sprat_attach::scrub_btrfs(dir, ScrubWhat::Metadata, &goes_on);
+    attachment.unmount_file_system()?;
+    match scrubbed? {
+        Some(found) => Ok(FileSystemCheck {
+            clean: found.is_clean(),
+            output: scrub_text(&found),
+        }),
+        None => Err(Failure::interrupted().with_hint("nothing was changed")),
+    }
+}
+
+fn scrub_text(found: &ScrubReport) -> String {
+    if found.is_clean() {
+        return String::new();
+    }
+    format!(
+        "{} places of the metadata can't be read, and {} don't match their checksum, address or \
+         generation. {} places have no right copy\n",
+        found.read_errors, found.wrong, found.lost
+    )
+}
+
+/// The room for files' content: the free part of its chunks, and what belongs to no chunk yet. Of the
+/// latter, as much as the metadata may need is left out: it is kept twice.
+pub(super) fn room(root: &Path) -> Option<VolumeRoom> {
+    let space = sprat_attach::btrfs_space(root).ok()?;
+    let free_metadata = space
+        .metadata
+        .total_bytes
+        .saturating_sub(space.metadata.used_bytes);
+    let total_bytes = space.data.total_bytes + space.unallocated_bytes;
+    let wanted = METADATA_ROOM_MAX.min(total_bytes / METADATA_ROOM_PART);
+    let kept_back = 2 * wanted.saturating_sub(free_metadata);
+    let free_data = space.data.total_bytes.saturating_sub(space.data.used_bytes);
+    Some(VolumeRoom {
+        total_bytes,
+        available_bytes: free_data + space.unallocated_bytes.saturating_sub(kept_back),
+        // It has no tables of inodes.
+        inodes: 0,
+        free_inodes: 0,
+    })
+}
+
+/// Metadata that a volume must still be able to take: 1 GiB, or this part of a smaller volume.
+const METADATA_ROOM_MAX: u64 = 1 << 30;
+const METADATA_ROOM_PART: u64 = 20;
+
+/// The super block: 4096 bytes with the right magic, which say that they belong at this place.
+#[derive(Debug, Clone)]
+pub(crate) struct SuperBlock {
+    block: Vec<u8>,
+}
+
+impl SuperBlock {
+    /// The super block in the stamp block. `None`: that is no btrfs.
+    pub(super) fn parse(block: &[u8]) -> Option<Self> {
+        let block = block.get(..STAMP_BLOCK_BYTES)?;
+        let found = Self {
+            block: block.to_vec(),
+        };
+        let here = &found.block[0x40..0x48] == MAGIC && found.u64(0x30) == SUPER_BLOCK_AT;
+        here.then_some(found)
+    }
+
+    /// `total_bytes`.
+    pub(super) fn len_bytes(&self) -> u64 {
+        self.u64(0x70)
+    }
+
+    /// Whether there is a log of fsyncs. Only a mount without `notreelog` makes one.
+    pub(super) fn has_log(&self) -> bool {
+        self.u64(0x60) != 0
+    }
+
+    /// The state, with the length of the container file. `None`: the block does not match its checksum,
+    /// and the kernel refuses it, too.
+    pub(super) fn state(&self, file_bytes: u64) -> Option<FileSystemState> {
+        if self.checksum_fits() == Some(false) {
+            return None;
+        }
+        Some(FileSystemState {
+            stamp: Stamp {
+                file_system: FileSystemKind::Btrfs,
+                file_bytes,
+                counter: self.u64(0x48),
+                written_s: 0,
+                digest: hex(&openssl::sha::sha256(&self.block)),
+                open: self.has_log(),
+            },
+            errors: None,
+            used_bytes: self.u64(0x78),
+            unsupported: self.unsupported(),
+        })
+    }
+
+    /// Whether the block matches its checksum. `None`: it is of a kind that is not computed here.
+    pub(super) fn checksum_fits(&self) -> Option<bool> {
+        let covered = &self.block[CHECKSUM_BYTES..];
+        Some(match self.u16(0xc4) {
+            CHECKSUM_CRC32C => self.u32(0) == !crc32c(!0, covered),
+            CHECKSUM_XXHASH => self.u64(0) == xxhash64(covered),
+            CHECKSUM_SHA256 => self.block[..CHECKSUM_BYTES] == openssl::sha::sha256(covered),
+            CHECKSUM_BLAKE2 => return None,
+            _ => return Some(false),
+        })
+    }
+
+    /// The block with another ID of the file system. Before Linux 6.7 the kernel mounts each ID once, so a
+    /// session that reads would keep another one on this machine from writing a backup. The trees keep
+    /// their ID, which the block then has as `metadata_uuid` (Linux 5.0). `None`: its checksum is of a
+    /// kind that is not computed here.
+    pub(super) fn with_own_id(&self, id: [u8; 16]) -> Option<Vec<u8>> {
+        let mut block = self.block.clone();
+        let incompat = self.u64(0xbc);
+        if incompat & INCOMPAT_METADATA_UUID == 0 {
+            block[METADATA_UUID_AT..METADATA_UUID_AT + 16].copy_from_slice(&self.block[FSID]);
+            let incompat = incompat | INCOMPAT_METADATA_UUID;
+            block[0xbc..0xc4].copy_from_slice(&incompat.to_le_bytes());
+        }
+        block[FSID].copy_from_slice(&id);
+        let covered = &block[CHECKSUM_BYTES..];
+        let checksum = match self.u16(0xc4) {
+            CHECKSUM_CRC32C => (!crc32c(!0, covered)).to_le_bytes().to_vec(),
+            CHECKSUM_XXHASH => xxhash64(covered).to_le_bytes().to_vec(),
+            CHECKSUM_SHA256 => openssl::sha::sha256(covered).to_vec(),
+            _ => return None,
+        };
+        block[..checksum.len()].copy_from_slice(&checksum);
+        Some(block)
+    }
+
+    /// Why a session must not write to this file system.
+    fn unsupported(&self) -> Option<String> {
+        if self.u64(0x88) != 1 {
+            return Some(format!("it has {} devices", self.u64(0x88)));
+        }
+        if self.u32(0x90) != SECTOR_BYTES {
+            return Some(format!("it has sectors of {} bytes", self.u32(0x90)));
+        }
+        let incompat = self.u64(0xbc) & !(INCOMPAT_MADE | INCOMPAT_HARMLESS);
+        let compat_ro = self.u64(0xb4) & !(COMPAT_RO_MADE | COMPAT_RO_HARMLESS);
+        let mut names: Vec<String> = INCOMPAT_NAMES
+            .iter()
+            .filter(|(bit, _)| incompat & bit != 0)
+            .map(|(_, name)| (*name).to_owned())
+            .collect();
+        let named: u64 = INCOMPAT_NAMES.iter().map(|(bit, _)| bit).sum();
+        if incompat & !named != 0 {
+            names.push(format!("incompat {:#x}", incompat & !named));
+        }
+        if compat_ro != 0 {
+            names.push(format!("compat_ro {compat_ro:#x}"));
+        }
+        (!names.is_empty()).then(|| {
+            format!(
+                "it has features that sprat does not use: {}",
+                names.join(", ")
+            )
+        })
+    }
+
+    /// In what a file system that was just made differs from what sprat asked for.
+    fn differs_from_wanted(&self) -> Option<String> {
+        // mkfs may set the marks that the first mount or the first compressed file would set.
+        let incompat = self.u64(0xbc) & !(0x10 | 0x20);
+        let found = [
+            ("incompat", incompat, INCOMPAT_MADE),
+            ("compat_ro", self.u64(0xb4), COMPAT_RO_MADE),
+            (
+                "checksum",
+                u64::from(self.u16(0xc4)),
+                u64::from(CHECKSUM_XXHASH),
+            ),
+            (
+                "sector size",
+                u64::from(self.u32(0x90)),
+                u64::from(SECTOR_BYTES),
+            ),
+            (
+                "node size",
+                u64::from(self.u32(0x94)),
+                u64::from(NODE_BYTES),
+            ),
+            ("devices", self.u64(0x88), 1),
+        ];
+        let differing = found.iter().find(|(_, found, wanted)| found != wanted);
+        let text = differing
+            .map(|(what, found, wanted)| format!("{what} is {found:#x} and must be {wanted:#x}"));
+        match self.checksum_fits() {
+            Some(true) => text,
+            _ => Some("its super block does not match its checksum".to_owned()),
+        }
+    }
+
+    fn u16(&self, at: usize) -> u16 {
+        u16::from_le_bytes(self.bytes(at))
+    }
+
+    fn u32(&self, at: usize) -> u32 {
+        u32::from_le_bytes(self.bytes(at))
+    }
+
+    fn u64(&self, at: usize) -> u64 {
+        u64::from_le_bytes(self.bytes(at))
+    }
+
+    /// Bytes of the block, which is long enough for every `at` here.
+    fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(&self.block[at..at + N]);
+        bytes
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::process::Command;
+
+    use sprat_testkit::{needs, requires};
+
+    use super::*;
+    use crate::file_system::stamp::Age;
+
+    /// A super block with this generation. Its checksum matches.
+    pub(crate) fn super_block(generation: u64) -> Vec<u8> {
+        let mut block = vec![0; STAMP_BLOCK_BYTES];
+        for (at, number) in [
+            (0x30, SUPER_BLOCK_AT),
+            (0x48, generation),
+            (0x70, 1 << 30),
+            (0x78, 5 << 20),
+            (0x88, 1),
+            (0xb4, COMPAT_RO_MADE),
+            (0xbc, INCOMPAT_MADE),
+        ] {
+            put(&mut block, at, &number.to_le_bytes());
+        }
+        put(&mut block, 0x40, MAGIC);
+        put(&mut block, 0x90, &SECTOR_BYTES.to_le_bytes());
+        put(&mut block, 0x94, &NODE_BYTES.to_le_bytes());
+        put(&mut block, 0xc4, &CHECKSUM_XXHASH.to_le_bytes());
+        seal(&mut block);
+        block
+    }
+
+    fn put(block: &mut [u8], at: usize, bytes: &[u8]) {
+        block[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn seal(block: &mut [u8]) {
+        let checksum = xxhash64(&block[CHECKSUM_BYTES..]);
+        put(block, 0, &checksum.to_le_bytes());
+    }
+
+    /// The super block with other bytes at one place.
+    fn with(generation: u64, at: usize, bytes: &[u8]) -> Vec<u8> {
+        let mut block = super_block(generation);
+        put(&mut block, at, bytes);
+        seal(&mut block);
+        block
+    }
+
+    fn state(block: &[u8]) -> FileSystemState {
+        FileSystemState::read(block, 1 << 31).unwrap()
+    }
+
+    #[test]
+    fn age_follows_from_generation_digest_and_log() {
+        let known = state(&super_block(7)).stamp;
+        let age = |block: &[u8]| state(block).stamp.age(&known);
+        assert_eq!(age(&super_block(7)), Age::Same);
+        assert_eq!(age(&super_block(8)), Age::Newer);
+        assert_eq!(age(&super_block(6)), Age::Older);
+        // The same generation with other content: the server mixes states.
+        assert_eq!(age(&with(7, 0x78, &1_u64.to_le_bytes())), Age::Older);
+        // An fsync of a program that has mounted it by hand.
+        assert_eq!(age(&with(7, 0x60, &1_u64.to_le_bytes())), Age::Newer);
+        let cut = FileSystemState::read(&super_block(7), 1 << 30).unwrap();
+        assert_eq!(cut.stamp.age(&known), Age::Older);
+        assert_eq!(known.life_bytes(), None);
+        assert_eq!(known.written(), "as generation 7");
+    }
+
+    #[test]
+    fn damaged_super_block_has_no_state() {
+        let mut block = super_block(7);
+        block[0x800] ^= 1;
+        assert!(SuperBlock::parse(&block).is_some());
+        assert_eq!(FileSystemState::read(&block, 1 << 31), None);
+        // A copy at another place, and no btrfs at all.
+        assert!(SuperBlock::parse(&with(7, 0x30, &(64_u64 << 20).to_le_bytes())).is_none());
+        assert!(SuperBlock::parse(&[0; STAMP_BLOCK_BYTES]).is_none());
+        assert!(SuperBlock::parse(&super_block(7)[..4095]).is_none());
+    }
+
+    #[test]
+    fn unknown_features_are_named() {
+        let reason = |at, number: u64| state(&with(7, at, &number.to_le_bytes())).unsupported;
+        assert_eq!(state(&super_block(7)).unsupported, None);
+        // What the kernel adds by itself, and a default subvolume that was set by hand.
+        assert_eq!(reason(0xbc, INCOMPAT_MADE | 0x3a), None);
+        assert_eq!(reason(0xb4, 0xb), None);
+        assert!(
+            reason(0xbc, INCOMPAT_MADE | 0x80)
+                .unwrap()
+                .contains("raid56")
+        );
+        assert!(reason(0xbc, 1 << 40).unwrap().contains("0x10000000000"));
+        assert!(reason(0xb4, 0x10).unwrap().contains("compat_ro 0x10"));
+        assert_eq!(reason(0x88, 2).unwrap(), "it has 2 devices");
+    }
+
+    fn image(folder: &Path, bytes: u64) -> std::path::PathBuf {
+        let path = folder.join("image");
+        File::create(&path).unwrap().set_len(bytes).unwrap();
+        path
+    }
+
+    fn super_block_of(image: &Path) -> SuperBlock {
+        let mut block = vec![0; STAMP_BLOCK_BYTES];
+        let file = File::open(image).unwrap();
+        file.read_exact_at(&mut block, SUPER_BLOCK_AT).unwrap();
+        SuperBlock::parse(&block).unwrap()
+    }
+
+    #[test]
+    fn new_file_system_has_the_wanted_features() {
+        requires!(needs::program("mkfs.btrfs"));
+        let folder = tempfile::tempdir().unwrap();
+        let image = image(folder.path(), 256 << 20);
+        make(&image, Some("home")).unwrap();
+        let found = super_block_of(&image);
+        assert_eq!(found.checksum_fits(), Some(true));
+        assert_eq!(found.len_bytes(), 256 << 20);
+        assert_eq!(&found.block[0x12b..0x130], b"home\0");
+        let state = found.state(1 << 30).unwrap();
+        assert_eq!(state.unsupported, None);
+        assert!(state.stamp.counter > 0 && !state.stamp.open);
+    }
+
+    #[test]
+    fn session_that_reads_sees_a_valid_file_system_with_another_id() {
+        requires!(
+            needs::program("mkfs.btrfs"),
+            needs::program("btrfs"),
+            needs::root()
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let image = image(folder.path(), 256 << 20);
+        make(&image, None).unwrap();
+        let before = super_block_of(&image);
+        let block = before.with_own_id([7; 16]).unwrap();
+        let file = File::options().write(true).open(&image).unwrap();
+        file.write_all_at(&block, SUPER_BLOCK_AT).unwrap();
+        let after = super_block_of(&image);
+        assert_eq!(after.checksum_fits(), Some(true));
+        assert_eq!(after.block[FSID], [7; 16]);
+        assert_eq!(
+            after.block[METADATA_UUID_AT..METADATA_UUID_AT + 16],
+            before.block[FSID]
+        );
+        assert_eq!(after.unsupported(), None);
+        // The kernel finds the trees by their own ID.
+        let at = folder.path().join("mounted");
+        std::fs::create_dir(&at).unwrap();
+        let run = |program: &str, arguments: &[&Path]| {
+            let done = Command::new(program).args(arguments).output().unwrap();
+            assert!(done.status.success(), "{program}: {done:?}");
+        };
+        run("mount", &[Path::new("-oloop,ro"), &image, &at]);
+        run("umount", &[&at]);
+        // A second change keeps the ID of the trees.
+        let again = after.with_own_id([8; 16]).unwrap();
+        assert_eq!(
+            again[METADATA_UUID_AT..METADATA_UUID_AT + 16],
+            before.block[FSID]
+        );
+    }
+
+    #[test]
+    fn other_checksums_are_verified_and_other_features_refused() {
+        requires!(needs::program("mkfs.btrfs"));
+        let folder = tempfile::tempdir().unwrap();
+        for (checksum, fits) in [
+            ("crc32c", Some(true)),
+            ("sha256", Some(true)),
+            ("blake2", None),
+        ] {
+            let image = image(folder.path(), 256 << 20);
+            let made = Command::new("mkfs.btrfs")
+                .args(["-q", "-f", "--csum", checksum])
+                .arg(&image)
+                .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+                .output()
+                .unwrap();
+            assert!(made.status.success());
+            let mut found = super_block_of(&image);
+            assert_eq!(found.checksum_fits(), fits, "{checksum}");
+            assert!(found.differs_from_wanted().is_some(), "{checksum}");
+            if fits.is_some() {
+                found.block[0xfff] ^= 1;
+                assert_eq!(found.checksum_fits(), Some(false), "{checksum}");
+            }
+        }
+    }
+}
