@@ -211,6 +211,12 @@ fn run_hooks_decide_and_are_owed_after_a_kill() {
         "finally @x 1",
     ];
     assert_eq!(scene.log(), around(&hooks));
+    // One that hangs is ended, and is a failure.
+    scene.config("sleep 1000", "hook_timeout = \"1 s\"\n");
+    let ran = scene.run(&["x", "--now"]);
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    assert!(ran.stderr.contains("did not end within"), "{}", ran.whole());
+    assert_eq!(scene.log(), around(&hooks));
     scene.config("exit 75", "");
     let copies = scene.copies(&["x", "--now"], 0);
     assert_eq!(copies("home@x")["attempted"], false);

@@ -67,9 +67,15 @@ impl<'i> Reader<'i> {
             match DeTable::parse(&file.text) {
                 Ok(table) => tables.push((index, table.into_inner())),
                 Err(error) => {
+                    let span = error.span().unwrap_or_default();
                     let message = error.message().lines().collect::<Vec<_>>().join("; ");
-                    let at = error.span().map_or(0, |span| span.start);
-                    self.mistake(&Spot::new(index, at, Stops::File), message);
+                    let what = match file.text.get(span.clone()) {
+                        Some(name) if message == "duplicate key" => {
+                            format!("`{name}` is in this file twice")
+                        }
+                        _ => message,
+                    };
+                    self.mistake(&Spot::new(index, span.start, Stops::File), what);
                 }
             }
         }

@@ -294,6 +294,7 @@ job | healthchecks = "http://hc-ping.com/x" | 6 | `healthchecks`: http:// is all
 job_defaults | container = "nas" | 7 | `container` belongs in each [job.NAME], not in [job_defaults]
 job_defaults | keep_dayly = 3 | 7 | unknown setting `keep_dayly` in [job_defaults]; did you mean "keep_daily"?
 job_defaults | window = "x" | 7 | `window` must be like 22:00-06:00
+job.b | sources = "/x" | 6 | [job.b] has no `container`
 job.b | container = "nas" | 6 | [job.b] has no `sources`
 job.b | container = ["nas", "nas"]\nsources = "/x" | 7 | `container`: "nas" is named twice
 job.b | container = "nass"\nsources = "/x" | 7 | there is no [container.nass]; did you mean "nas"?
@@ -484,6 +485,27 @@ fn a_file_that_is_not_toml_costs_only_what_stands_in_it() {
     );
     assert_eq!(loaded.mistakes[0].stops, Stops::File);
     assert_eq!(loaded.config.copies().count(), 1);
+}
+
+#[test]
+fn a_name_that_one_file_has_twice_is_reported() {
+    for (text, what) in [
+        (
+            "[job.home]\n[job.home]\n",
+            "2: `home` is in this file twice",
+        ),
+        (
+            "[container.nas]\n[container.nas]\n",
+            "2: `nas` is in this file twice",
+        ),
+        (
+            "[job.home]\nevery = \"1 h\"\nevery = \"2 h\"\n",
+            "3: `every` is in this file twice",
+        ),
+    ] {
+        let found = shown(&parsed(text).mistakes);
+        assert_eq!(found, [format!("sprat.toml:{what}")]);
+    }
 }
 
 #[test]
