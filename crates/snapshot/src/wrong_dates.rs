@@ -58,8 +58,11 @@ fn made_before(record: &RunRecord, records: &[RunRecord]) -> Vec<SnapshotName> {
 fn is_behind(record: &RunRecord, before: SnapshotName, records: &[RunRecord]) -> bool {
     let mut befores = records.iter().filter(|one| one.name == before);
     let follows_later = befores.any(|one| linked(one).iter().any(|name| *name > record.name));
+    // A name that only follows the newest one is not from the clock. One that is dated later still, by yet
+    // another wrong clock, says nothing.
     let is_next = |one: &RunRecord| {
-        one.name > before && linked(one).contains(&record.name) && warned(one).next().is_none()
+        let is_from_clock = warned(one).all(|newest| newest > one.name);
+        one.name > before && linked(one).contains(&record.name) && is_from_clock
     };
     follows_later && records.iter().any(is_next)
 }
@@ -161,6 +164,14 @@ mod tests {
         );
         one_behind.push(record(fourth, &[behind], Vec::new()));
         assert_eq!(Vec::from_iter(misdated(&one_behind)), [behind]);
+        // Long before that, another clock had run seven years ahead for one run.
+        let far = name("2033-11-01T01-30-00Z");
+        for one in &mut one_behind[2..] {
+            one.warnings.push(Warning::ClockBehind { newest: far });
+        }
+        one_behind.push(record(far, &[], Vec::new()));
+        let found = misdated(&one_behind);
+        assert_eq!(Vec::from_iter(found), [behind, far]);
         // It ran ahead for two runs. The next ones are dated before both.
         let two_ahead = [
             record(third, &[], Vec::new()),
