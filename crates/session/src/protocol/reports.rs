@@ -320,6 +320,8 @@ pub struct HeaderChanged {
     pub kept: Result<PathBuf, String>,
     /// Everything is done and durable, but the lock could not be given back, because of this.
     pub lock_left: Option<String>,
+    /// Another session took the container over meanwhile: it may have changed the header, too.
+    pub taken_over: Option<String>,
 }
 
 /// The way that was taken.

@@ -65,6 +65,12 @@ pub(super) fn change_header(
             "an interrupted change of keys had left one header copy incomplete; it was repaired",
         );
     }
+    if let Some(reason) = &changed.taken_over {
+        context.output.warning(&format!(
+            "the keys were changed, but another session took the container over meanwhile, and may have \
+             changed them, too ({reason}). Run `sprat key list` to see the present keys"
+        ));
+    }
     if let Some(reason) = &changed.lock_left {
         context.output.warning(&format!(
             "all is done and durable, but the lock could not be released ({reason}). The next command \

@@ -68,13 +68,19 @@ pub(crate) fn change(
         }
         HeaderEdit::begin(start, &lease, stop, events)?.carry_out(what, secrets)
     });
-    match (lease.release(), &mut changed) {
-        (Ok(true), Ok(changed)) => changed.lock_left = lease.left_locked(),
-        (_, Err(_)) => {}
-        (Ok(false), Ok(changed)) => changed.lock_left = Some("it was lost".to_owned()),
-        (Err(error), Ok(changed)) => changed.lock_left = Some(error.to_string()),
-    }
+    release(&lease, &mut changed);
     changed
+}
+
+/// Releases the lease after a change. It is done and durable, whatever becomes of the lease.
+pub(crate) fn release(lease: &ContainerLease, changed: &mut Result<HeaderChanged, Failure>) {
+    let released = lease.release();
+    let Ok(changed) = changed else { return };
+    changed.taken_over = lease.lost().map(|lost| lost.in_one_line());
+    if changed.taken_over.is_none() {
+        let left = released.err().map(|error| error.to_string());
+        changed.lock_left = left.or_else(|| lease.left_locked());
+    }
 }
 
 /// A container whose header is being changed.
@@ -472,6 +478,7 @@ impl<'w> HeaderEdit<'w> {
             replaced: done.replaced.clone(),
             kept: kept.map_err(|failure| failure.to_string()),
             lock_left: None,
+            taken_over: None,
         })
     }
 }

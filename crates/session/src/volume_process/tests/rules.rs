@@ -229,6 +229,27 @@ fn pending_writes_are_recovered_before_a_header_is_written() {
 }
 
 #[test]
+fn key_change_reports_a_session_that_came_before_its_release() {
+    for taken_over in [false, true] {
+        let mut session = TestSession::new();
+        session.start.settings.pins = IdentityPolicy::Known(session.header().pins());
+        let (add, secrets) = another_key();
+        let (stop, events) = (StopFlag::default(), events());
+        let work = edit::HeaderEdit::begin(&session.start, &session.lease, &stop, &events).unwrap();
+        let mut changed = work.carry_out(&add, &secrets);
+        if taken_over {
+            let (other, store) = session.taken_over_by_another();
+            other.close_by_word(3600);
+            other.confirm(&*store).unwrap();
+        }
+        edit::release(&session.lease, &mut changed);
+        let changed = changed.unwrap();
+        assert_eq!(changed.taken_over.is_some(), taken_over);
+        assert_eq!(changed.lock_left, None);
+    }
+}
+
+#[test]
 fn kept_header_is_restored_only_over_the_shown_one() {
     let mut session = TestSession::new();
     let what = session.kept_to_be_put_back();
