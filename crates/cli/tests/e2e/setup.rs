@@ -36,6 +36,14 @@ fn fingerprint(both: &ClientAndServer) -> String {
     said.split(' ').nth(1).unwrap().to_owned()
 }
 
+/// A command that asks nothing.
+fn unattended<'a>(target: &'a str, name: &'a str, notify: &'a str, what: &'a str) -> Vec<&'a str> {
+    let named = ["setup", target, "--name", name, "--what", what];
+    let asks_nothing = ["--yes", "--sheet", "sheet.txt", "--notify", notify];
+    let cheap = ["--no-schedule", CHEAP, SIZE[0], SIZE[1]];
+    [&named[..], &asks_nothing, &cheap].concat()
+}
+
 fn mode(path: &Path) -> u32 {
     path.metadata().unwrap().permissions().mode() & 0o777
 }
@@ -133,29 +141,14 @@ fn setup_takes_six_answers_to_the_first_backup_and_then_nothing() {
     // A second container, and what differs is left.
     fs::create_dir(machine.path("usb")).unwrap();
     let source = machine.path("src").display().to_string();
-    let second = [
-        "setup",
-        "usb",
-        "--name",
-        "usb",
-        "--yes",
-        "--sheet",
-        "usb.txt",
-        "--notify",
-        "desktop",
-        "--what",
-        &source,
-        "--no-schedule",
-        CHEAP,
-    ];
-    let second = [&second[..], &SIZE].concat();
+    let second = unattended("usb", "usb", "desktop", &source);
     let ran = machine.ok(&second);
     assert!(
         ran.stderr.contains("[notify] is in the config already"),
         "{}",
         ran.whole()
     );
-    assert_eq!(mode(&machine.path("usb.txt")), 0o600);
+    assert_eq!(mode(&machine.path("sheet.txt")), 0o600);
     restores(machine, "--quiet", "usb", "files-usb");
     let ran = machine.ok(&second);
     assert!(ran.stdout.starts_with("nothing to do"), "{}", ran.whole());
@@ -170,24 +163,8 @@ fn setup_without_answers_accepts_no_unknown_host_and_shows_the_key_to_add() {
     let ssh = stranger(&both, "none");
     let source = machine.path("src").display().to_string();
     let setup = |more: &[&str]| -> Ran {
-        let command = [
-            "setup",
-            "root@nas",
-            "--name",
-            "box",
-            "--yes",
-            "--sheet",
-            "sheet.txt",
-            "--notify",
-            "none",
-            "--what",
-            &source,
-            "--no-schedule",
-            "--no-first-run",
-            CHEAP,
-            &ssh,
-        ];
-        machine.sprat(&[&command[..], &SIZE, more].concat())
+        let command = unattended("root@nas", "box", "none", &source);
+        machine.sprat(&[&command[..], &["--no-first-run", &ssh], more].concat())
     };
     let ran = setup(&[]);
     assert!(
@@ -254,22 +231,7 @@ fn setup_goes_on_after_a_kill_at_any_step() {
     let machine = TestMachine::new();
     machine.write("src/a", "alpha\n");
     let source = machine.path("src").display().to_string();
-    let command = [
-        "setup",
-        "store",
-        "--name",
-        "box",
-        "--yes",
-        "--sheet",
-        "sheet.txt",
-        "--notify",
-        "none",
-        "--what",
-        &source,
-        "--no-schedule",
-        CHEAP,
-    ];
-    let command = [&command[..], &SIZE].concat();
+    let command = unattended("store", "box", "none", &source);
     for reached in [
         "sheet.txt",
         "store/box.luks",

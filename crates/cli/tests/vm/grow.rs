@@ -28,14 +28,6 @@ fn interrupted_grow_keeps_snapshots_and_the_next_grow_finishes() {
     let server = needs::sftp_server().unwrap();
     guest::give_program(&pair, &server);
     let (blows, limit) = number("SPRAT_STRIKES").map_or(SHORT, |_| LONG);
-    let script = format!(
-        "seed={seed}\nblows={blows}\nserver={}\n{}",
-        server.display(),
-        guest::script("guest-grow"),
-    );
-    let said = guest::run(&pair, &script, limit);
-    for line in said.lines().filter(|line| line.starts_with('=')) {
-        println!("{line}");
-    }
-    assert!(said.trim_end().ends_with("done"), "{said}");
+    let settings = format!("seed={seed}\nblows={blows}\nserver={}\n", server.display());
+    guest::run_until_done(&pair, &settings, "guest-grow", limit);
 }

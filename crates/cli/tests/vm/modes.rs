@@ -12,15 +12,6 @@ fn both_modes_work_on_a_stock_kernel_and_adopt_what_cryptsetup_made() {
     let pair = ClientAndServer::new();
     guest::give_keys(&pair);
     guest::give_sprat(&pair);
-    let script = format!(
-        "port={}\nfolder={}\n{}",
-        pair.sshd.port(),
-        pair.server().display(),
-        guest::script("guest-modes"),
-    );
-    let said = guest::run(&pair, &script, Duration::from_secs(1800));
-    for line in said.lines().filter(|line| line.starts_with('=')) {
-        println!("{line}");
-    }
-    assert!(said.trim_end().ends_with("done"), "{said}");
+    let limit = Duration::from_secs(1800);
+    guest::run_until_done(&pair, &guest::server(&pair), "guest-modes", limit);
 }

@@ -176,12 +176,7 @@ fn check_with_stock_tools(pair: &ClientAndServer, expected: &Expected, cuts: &[C
     }
     guest::give(pair, "cuts", lines, 0o600);
     guest::give(pair, "key", fs::read(pair.key_file()).unwrap(), 0o600);
-    let script = format!(
-        "port={}\nfolder={}\n{}",
-        pair.sshd.port(),
-        pair.server().display(),
-        guest::script("guest-check"),
-    );
+    let script = guest::server(pair) + &guest::script("guest-check");
     let said = guest::run(pair, &script, LIMIT);
     println!("{said}");
     let clean = said

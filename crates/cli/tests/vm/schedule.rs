@@ -12,15 +12,6 @@ fn timer_of_systemd_makes_backups_until_it_is_removed() {
     guest::give_keys(&pair);
     guest::give_sprat(&pair);
     guest::give_systemd(&pair);
-    let script = format!(
-        "port={}\nfolder={}\n{}",
-        pair.sshd.port(),
-        pair.server().display(),
-        guest::script("guest-schedule"),
-    );
-    let said = guest::run(&pair, &script, Duration::from_secs(900));
-    for line in said.lines().filter(|line| line.starts_with('=')) {
-        println!("{line}");
-    }
-    assert!(said.trim_end().ends_with("done"), "{said}");
+    let limit = Duration::from_secs(900);
+    guest::run_until_done(&pair, &guest::server(&pair), "guest-schedule", limit);
 }

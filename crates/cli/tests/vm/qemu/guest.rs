@@ -186,6 +186,22 @@ pub fn run(pair: &ClientAndServer, script: &str, limit: Duration) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Where the server is, for scripts.
+pub fn server(pair: &ClientAndServer) -> String {
+    let folder = pair.server();
+    format!("port={}\nfolder={}\n", pair.sshd.port(), folder.display())
+}
+
+/// Runs one of the scripts in `tests/vm` with these variables, and prints its headlines. The last word of
+/// its output must be "done".
+pub fn run_until_done(pair: &ClientAndServer, variables: &str, name: &str, limit: Duration) {
+    let said = run(pair, &(variables.to_owned() + &script(name)), limit);
+    for line in said.lines().filter(|line| line.starts_with('=')) {
+        println!("{line}");
+    }
+    assert!(said.trim_end().ends_with("done"), "{said}");
+}
+
 /// A guest that runs, and the output of its script.
 pub struct Booted {
     child: Child,
