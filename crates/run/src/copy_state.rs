@@ -155,6 +155,12 @@ pub struct ContainerState {
     /// The container's own hooks of a run that is under way, or that was killed. `after` is never
     /// set.
     pub begun: Option<BegunHooks>,
+    /// When the last slice of the check began that was read.
+    pub sliced: Option<Timestamp>,
+    /// When the last slice began, however it ended.
+    pub slice_tried: Option<Timestamp>,
+    /// When it was last trimmed, or a trim was found not to be worth it.
+    pub trimmed: Option<Timestamp>,
 }
 
 impl CopyState {

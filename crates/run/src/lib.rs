@@ -26,6 +26,7 @@ pub mod public_status;
 pub mod recovery_sheet;
 pub mod run_history;
 pub mod run_lock;
+pub mod run_loop;
 pub mod runner;
 pub mod schedule;
 pub mod setup;

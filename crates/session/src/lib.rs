@@ -49,7 +49,7 @@ pub use file_system::{
     FileSystemCheck, FileSystemKind, FileSystemState, file_system_bytes, read_stamp_block,
 };
 pub use limits::check_limits;
-pub use protocol::messages::TrimHow;
+pub use protocol::messages::{TrimHow, Worthwhile};
 pub use protocol::reports::{
     ClosedReport, ContainerFacts, Created, HeaderChanged, Measure, NotCompared, Notice, Observer,
     Phase, SessionProgress, TrimReport, TrimRoute, VolumeRoom, VolumeStats,

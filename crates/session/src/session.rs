@@ -382,6 +382,7 @@ fn no_room(available_bytes: u64) -> Failure {
         "finished snapshots are unharmed, and what was copied is kept. Free space on the server, or run \
          `sprat prune` and `sprat trim`. Then run the same command again: it continues where it stopped",
     )
+    .for_lack_of_room(true)
 }
 
 /// What a private mount is for.

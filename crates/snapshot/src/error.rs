@@ -314,6 +314,17 @@ fn is_damage(error: &io::Error) -> bool {
 }
 
 impl SnapshotError {
+    /// Whether the volume has too little room: a prune may help.
+    #[must_use]
+    pub fn lacks_room_in_volume(&self) -> bool {
+        let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        match self {
+            Self::VolumeFull { .. } => true,
+            Self::Volume { source, .. } => kinds.contains(&source.kind()),
+            _ => false,
+        }
+    }
+
     /// The kind of this failure.
     #[must_use]
     pub fn kind(&self) -> SnapshotErrorKind {

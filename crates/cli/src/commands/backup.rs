@@ -142,17 +142,14 @@ fn make(
     let of_config = groups.iter().flat_map(ContainerWork::of_config);
     let failed_owed = runner.pay_owed_hooks(&of_config.collect::<Vec<_>>());
     for failure in &failed_owed {
-        context.output.failure(failure);
+        context.output.failure(&failure.failure);
     }
     let (mut finished, mut sessions) = (Vec::new(), Vec::new());
     let mut exits: Vec<Exit> = failed_owed.iter().map(|_| Exit::Failed).collect();
     // If the results can't be printed, the jobs of the next container still run.
     let mut printed = Ok(());
     for group in groups {
-        if context.interrupt.requested() {
-            exits.push(Exit::Interrupted);
-            break;
-        }
+        // After an interrupt, too: the copies that did not begin are named.
         let done = runner.work_on(group, containers);
         for problem in runner.take_problems() {
             context.output.warning(&problem);
@@ -174,6 +171,8 @@ fn make(
             run: &runner.run,
             attempts: &attempts(outcomes(), By::Backup),
             container_hooks: &hooks_of_containers(&finished),
+            // A person saw it.
+            owed: &[],
         },
         &Now::read(context.environment.trust_clock),
     );

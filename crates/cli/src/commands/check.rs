@@ -7,6 +7,7 @@ use clap::{ArgGroup, Args};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sprat_session::check::{Checked, check};
+use sprat_session::interrupt::Interrupt;
 use sprat_session::state::checks::{self, KeptCheck, Kind};
 use sprat_session::state::paths::{CHECKS, SUSPECTS, StatePaths};
 use sprat_session::{Access, ContainerFacts, IdentityPolicy, text};
@@ -79,19 +80,58 @@ impl CommandArgs for CheckArgs {
             (None, true) => Some(CheckWhat::Everything),
             (None, false) => None,
         };
+        let prepared = context.prepare(&self.target, Access::ReadOnly)?;
+        let target = prepared.resolved.target.to_string();
+        let wanted = Wanted {
+            what,
+            file_system: true,
+            duration_max: self.max_duration,
+            bytes_max: None,
+        };
+        let mut reporter = Reporter::new(context.output, "");
+        let done = wanted.check(context, prepared, &mut reporter, &context.interrupt, begun);
+        reporter.clear();
+        let (checked, json) = done?;
+        let text = render(&target, self, &checked);
+        context.output.result(&text, &json)?;
+        Ok(exit_of(checked.is_damaged()))
+    }
+}
+
+/// What is checked.
+pub(super) struct Wanted {
+    /// The files; `None`: no file is read.
+    pub what: Option<CheckWhat>,
+    /// e2fsck is run.
+    pub file_system: bool,
+    /// As [`CheckSpec::duration_max`].
+    pub duration_max: Option<Duration>,
+    /// As [`CheckSpec::bytes_max`].
+    pub bytes_max: Option<u64>,
+}
+
+impl Wanted {
+    /// Checks a container, and keeps the result on this machine. Returns it as JSON, too.
+    pub(super) fn check(
+        self,
+        context: &Context,
+        prepared: Prepared,
+        reporter: &mut Reporter,
+        interrupt: &Interrupt,
+        begun: Instant,
+    ) -> Result<(Checked, Value), Failure> {
         let Prepared {
             resolved,
             secret,
             mut options,
-        } = context.prepare(&self.target, Access::ReadOnly)?;
+        } = prepared;
         // What is checked is what the server has.
         options.verify_cache = true;
         let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
-        let mut reporter = Reporter::new(context.output, "");
         // Called when files are to be read: `duration_over` counts what was done before.
         let spec = |facts: &ContainerFacts| {
             let paths = StatePaths::new(&state_dir, &facts.uuid, &resolved.target);
-            what.map(|what| {
+            self.what.clone().map(|what| {
                 let (known, error) = checks::sums(&paths, &what);
                 if let Some(error) = error {
                     context.output.warning(&format!(
@@ -104,7 +144,8 @@ impl CommandArgs for CheckArgs {
                     known,
                     what,
                     suspects: paths.file(CHECKS, SUSPECTS),
-                    duration_max: self.max_duration,
+                    duration_max: self.duration_max,
+                    bytes_max: self.bytes_max,
                     duration_over: begun.elapsed(),
                     note_interval: NOTE_INTERVAL,
                     never_enter: Vec::new(),
@@ -112,8 +153,14 @@ impl CommandArgs for CheckArgs {
                 }
             })
         };
-        let checked = check(options, &secret, spec, &mut reporter, &context.interrupt);
-        reporter.clear();
+        let checked = check(
+            options,
+            &secret,
+            self.file_system,
+            spec,
+            reporter,
+            interrupt,
+        );
         let checked = checked.inspect_err(|failure| {
             if let (Exit::Damaged, IdentityPolicy::Known(pins)) = (failure.exit, &policy) {
                 let paths = StatePaths::new(&state_dir, &pins.uuid, &resolved.target);
@@ -121,14 +168,18 @@ impl CommandArgs for CheckArgs {
             }
         })?;
         // A container that this machine does not know is trusted if its file system is clean.
-        if checked.file_system.clean || matches!(policy, IdentityPolicy::Known(_)) {
+        if checked
+            .file_system
+            .as_ref()
+            .is_some_and(|found| found.clean)
+            || matches!(policy, IdentityPolicy::Known(_))
+        {
             context.remember(&state_dir, &resolved, &policy, &checked.facts);
         }
-        let exit = exit_of(checked.is_damaged());
         let target = resolved.target.to_string();
         let json = result_json(
             "check",
-            exit,
+            exit_of(checked.is_damaged()),
             self.fields(&target, &checked, begun.elapsed()),
         );
         if let Some(Ok(report)) = &checked.files {
@@ -141,13 +192,17 @@ impl CommandArgs for CheckArgs {
         }
         let paths = StatePaths::new(&state_dir, &checked.facts.uuid, &resolved.target);
         self.keep(context, &paths, &checked, &json);
-        let text = render(&target, self, &checked);
-        context.output.result(&text, &json)?;
-        Ok(exit)
+        Ok((checked, json))
     }
-}
 
-impl CheckArgs {
+    /// The job that is compared with its source.
+    fn job(&self) -> Option<&str> {
+        match &self.what {
+            Some(CheckWhat::AgainstSource(job)) => Some(job.as_str()),
+            _ => None,
+        }
+    }
+
     fn fields(&self, target: &str, checked: &Checked, took: Duration) -> Value {
         json!({
             "target": target,
@@ -168,7 +223,7 @@ impl CheckArgs {
                 _ => json!(checked.overwritten),
             },
             "not_compared": checked.facts.not_compared,
-            "against_source": self.against_source,
+            "against_source": self.job(),
             "files": match &checked.files {
                 None => Value::Null,
                 Some(Ok(report)) => json!(report),
@@ -180,16 +235,17 @@ impl CheckArgs {
     /// Keeps the result on this machine, for `sprat status`.
     fn keep(&self, context: &Context, paths: &StatePaths, checked: &Checked, json: &Value) {
         let quick_exit = exit_of(checked.quick_is_damaged());
-        let mut quick = json.clone();
-        quick["result"] = exit_json(quick_exit);
-        (quick["files"], quick["against_source"]) = (Value::Null, Value::Null);
-        let mut kept = vec![(Kind::Quick, KeptCheck::now(quick_exit, true, quick))];
+        let mut kept = Vec::new();
+        // Without e2fsck only damage is news.
+        if self.file_system || quick_exit == Exit::Damaged {
+            let mut quick = json.clone();
+            quick["result"] = exit_json(quick_exit);
+            (quick["files"], quick["against_source"]) = (Value::Null, Value::Null);
+            kept.push((Kind::Quick, KeptCheck::now(quick_exit, true, quick)));
+        }
         if let Some(files) = &checked.files {
             let finished = files.as_ref().is_ok_and(|report| report.finished);
-            let kind = match self.against_source.as_deref() {
-                Some(job) => Kind::AgainstSource(job),
-                None => Kind::ReadData,
-            };
+            let kind = self.job().map_or(Kind::ReadData, Kind::AgainstSource);
             let exit = exit_of(checked.is_damaged());
             kept.push((kind, KeptCheck::now(exit, finished, json.clone())));
         }
@@ -248,12 +304,14 @@ fn render(target: &str, args: &CheckArgs, checked: &Checked) -> String {
              header-restore`\n",
         );
     }
-    if checked.file_system.clean {
-        out.push_str("file system: clean\n");
-    } else {
-        out.push_str("file system: DAMAGED; e2fsck reports:\n");
-        for line in checked.file_system.output.lines().take(NAMES_SHOWN) {
-            let _ = writeln!(out, "  {}", text::harmless(line));
+    match &checked.file_system {
+        None => {}
+        Some(found) if found.clean => out.push_str("file system: clean\n"),
+        Some(found) => {
+            out.push_str("file system: DAMAGED; e2fsck reports:\n");
+            for line in found.output.lines().take(NAMES_SHOWN) {
+                let _ = writeln!(out, "  {}", text::harmless(line));
+            }
         }
     }
     if let Some(errors) = checked.facts.file_system_errors {

@@ -559,7 +559,7 @@ impl Context {
     pub(crate) fn shown(&self) -> Shown {
         Shown {
             now: jiff::Timestamp::now(),
-            zone: time_zone(&self.config.time_zone).unwrap_or(jiff::tz::TimeZone::UTC),
+            zone: self.config.zone(),
         }
     }
 

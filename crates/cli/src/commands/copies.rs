@@ -1,14 +1,22 @@
 //! What `sprat backup` and `sprat run` share: how the runner opens containers, and how results are printed.
 
+use std::time::Instant;
+
 use serde_json::json;
 use sprat_luks::Secret;
 use sprat_run::copy_name::CopyName;
 use sprat_run::runner::{
-    ContainerDone, End, Front, Outcome, closed_text, content_names, outcome_text, warning_lines,
+    ContainerDone, End, Front, Outcome, Slice, closed_text, content_names, outcome_text,
+    upkeep_text, warning_lines,
 };
-use sprat_session::{Access, Observer, Session, text};
+use sprat_session::check::Checked;
+use sprat_session::interrupt::Interrupt;
+use sprat_session::{Access, Observer, Session, TrimHow, TrimReport, Worthwhile, text};
+use sprat_snapshot::CheckWhat;
 
-use super::context::{Context, Resolved};
+use super::check::Wanted;
+use super::context::{Context, Prepared, Resolved};
+use super::trim::trim;
 use crate::output::{Output, Reporter};
 use crate::{Exit, Failure};
 
@@ -52,8 +60,7 @@ impl Front for Containers<'_> {
     fn open(&mut self, container: &str) -> Result<Session, Failure> {
         let context = self.context;
         let found = self.all.iter_mut().find(|(one, _)| one.name == container);
-        let (resolved, fetched) = found
-            .ok_or_else(|| Failure::failed(format!("internal error: no container {container}")))?;
+        let (resolved, fetched) = found.ok_or_else(|| unknown(container))?;
         let secret = fetched.get_or_insert_with(|| context.secret(resolved));
         let secret = secret.as_ref().map_err(Clone::clone)?;
         self.reporter.about(format!("{container}: "));
@@ -70,10 +77,59 @@ impl Front for Containers<'_> {
         (self.begins)(copy);
     }
 
+    fn check_slice(
+        &mut self,
+        container: &str,
+        slice: &Slice,
+        interrupt: &Interrupt,
+    ) -> Result<Checked, Failure> {
+        let begun = Instant::now();
+        let prepared = self.prepare(container, Access::ReadOnly)?;
+        let wanted = Wanted {
+            what: Some(CheckWhat::Everything),
+            file_system: slice.file_system,
+            duration_max: Some(slice.duration_max),
+            bytes_max: Some(slice.bytes_max),
+        };
+        let checked = wanted.check(self.context, prepared, &mut self.reporter, interrupt, begun);
+        self.reporter.clear();
+        checked.map(|(checked, _)| checked)
+    }
+
+    fn trim(
+        &mut self,
+        container: &str,
+        worthwhile: Worthwhile,
+        interrupt: &Interrupt,
+    ) -> Result<TrimReport, Failure> {
+        let prepared = self.prepare(container, Access::ReadWrite)?;
+        trim(
+            self.context,
+            prepared,
+            TrimHow::PunchIf(worthwhile),
+            interrupt,
+        )
+    }
+
     fn observer(&mut self, subject: &str) -> &mut dyn Observer {
         self.reporter.about(subject);
         &mut self.reporter
     }
+}
+
+impl Containers<'_> {
+    /// For a session without a copy.
+    fn prepare(&mut self, container: &str, access: Access) -> Result<Prepared, Failure> {
+        self.reporter.about(format!("{container}: "));
+        let mut known = self.all.iter();
+        let found = known.find(|(one, _)| one.name == container);
+        let (resolved, _) = found.ok_or_else(|| unknown(container))?;
+        self.context.prepare_resolved(resolved.clone(), access)
+    }
+}
+
+fn unknown(container: &str) -> Failure {
+    Failure::failed(format!("internal error: no container {container}"))
 }
 
 /// How results are printed.
@@ -91,6 +147,9 @@ impl Printer {
         for outcome in &done.outcomes {
             printed = printed.and(self.outcome(outcome));
         }
+        for failure in &done.upkeep.failures {
+            self.output.failure(failure);
+        }
         for failure in &done.failed_hooks {
             self.output.failure(failure);
         }
@@ -98,7 +157,7 @@ impl Printer {
         if let (Some(closed), true) = (&done.closed, made) {
             printed = printed.and(self.result(&closed_text(closed)));
         }
-        printed
+        printed.and(self.result(&upkeep_text(&done.name, &done.upkeep)))
     }
 
     fn result(self, text: &str) -> Result<(), Failure> {
@@ -111,7 +170,7 @@ impl Printer {
     fn outcome(self, outcome: &Outcome) -> Result<(), Failure> {
         let shown = &outcome.shown;
         match &outcome.end {
-            End::Failed(failure) => self.failure(shown, failure),
+            End::Failed(failure) => self.failure(outcome, failure),
             End::Skipped { why, .. } => {
                 self.output.note(&format!("job {shown} was skipped: {why}"));
             }
@@ -145,11 +204,15 @@ impl Printer {
         self.result(&line)
     }
 
-    fn failure(self, shown: &str, failure: &Failure) {
+    fn failure(self, outcome: &Outcome, failure: &Failure) {
+        let shown = &outcome.shown;
         if self.silent && matches!(failure.exit, Exit::Unreachable | Exit::Locked) {
             return;
         }
         let what = match failure.exit {
+            Exit::Interrupted if outcome.started.is_none() => {
+                format!("job {shown} was interrupted before it began")
+            }
             Exit::Interrupted => format!("job {shown} was interrupted"),
             _ => format!("job {shown} failed"),
         };

@@ -1,5 +1,6 @@
 //! `sprat run`: makes the copies of the config that are due.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::Args;
@@ -10,15 +11,18 @@ use sprat_run::copy_name::CopyName;
 use sprat_run::hooks::refuse_inside_hook;
 use sprat_run::notify::By;
 use sprat_run::run_lock::RunLock;
+use sprat_run::run_loop::Calls;
 use sprat_run::runner::{
-    Plan, RunReport, Runner, attempts, hooks_of_containers, plan_table, with_states,
+    Plan, RunReport, Runner, attempts, hooks_of_containers, plan_table, slices_json, with_states,
 };
+use sprat_run::schedule::Places;
+use sprat_run::timer::Minute;
 use sprat_run::watch::{Ended, Now, Watch, event_json};
 use sprat_session::text;
 
 use super::context::{CommandArgs, Context};
 use super::copies::{Containers, Printer};
-use crate::output::result_json;
+use crate::output::{Output, result_json};
 use crate::{Exit, Failure};
 
 pub(super) const EXAMPLES: &str = "\
@@ -48,6 +52,10 @@ pub(super) struct RunArgs {
     /// Only show which copies are due, why, and when the next one is due
     #[arg(long)]
     dry_run: bool,
+    /// Make what is due every 15 minutes, and check each hour for overdue copies, until a signal ends it: for
+    /// containers without systemd and cron
+    #[arg(long = "loop", conflicts_with_all = ["scheduled", "now", "dry_run", "lock_wait"])]
+    repeat: bool,
     /// Wait up to TIME for another run, such as 90s, 10m, 2h
     #[arg(long, value_name = "TIME", value_parser = wait, conflicts_with = "dry_run")]
     lock_wait: Option<Duration>,
@@ -66,6 +74,9 @@ impl CommandArgs for RunArgs {
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         refuse_inside_hook(context.environment.run_variable.as_deref())?;
+        if self.repeat {
+            return self.calls(context)?.repeat(&context.interrupt);
+        }
         let copies = self.wanted(context)?;
         let runtime_dir = context.environment.absolute(&context.global.runtime_dir);
         let mut runner = Runner::new(
@@ -75,8 +86,9 @@ impl CommandArgs for RunArgs {
             &context.interrupt,
             By::Run,
         );
+        runner.anyway = self.now;
         if self.dry_run {
-            let plan = runner.plan(&copies, self.now, Timestamp::now());
+            let plan = runner.plan(&copies, Timestamp::now());
             return self.show(context, &runner, &plan);
         }
         let wait = self.lock_wait.unwrap_or_default();
@@ -94,12 +106,43 @@ impl CommandArgs for RunArgs {
 }
 
 impl RunArgs {
+    /// What `--loop` calls.
+    fn calls(&self, context: &Context) -> Result<Calls, Failure> {
+        let (global, environment) = (&context.global, &context.environment);
+        let program = std::env::current_exe().map_err(|error| {
+            Failure::failed("the path of the running sprat can't be found").caused_by(&error)
+        })?;
+        let run = std::env::args_os()
+            .skip(1)
+            .map(|word| match word == "--loop" {
+                true => "--scheduled".into(),
+                false => word,
+            });
+        // As the units of systemd call it.
+        let quiet = (!global.quiet && !global.verbose).then(|| "--quiet".into());
+        let run = run.chain(quiet);
+        let mut alert: Vec<OsString> = ["status", "--alert", "--offline"].map(Into::into).into();
+        let folders = [
+            ("--state-dir", Some(&global.state_dir)),
+            ("--runtime-dir", Some(&global.runtime_dir)),
+            ("--config", global.config.as_ref()),
+        ];
+        for (option, path) in folders {
+            if let Some(path) = path {
+                alert.extend([option.into(), environment.absolute(path).into()]);
+            }
+        }
+        Ok(Calls {
+            program,
+            run: run.collect(),
+            alert,
+            minute: Minute::of(&Places::of_this_machine().machine_id()),
+        })
+    }
+
     /// The copies that the run is about. A mistake in the config stops only what it concerns.
     fn wanted<'c>(&self, context: &'c Context) -> Result<Vec<Copy<'c>>, Failure> {
         let (config, mistakes) = (&context.config, &context.mistakes);
-        for mistake in mistakes {
-            context.output.warning(&mistake.to_string());
-        }
         let mut copies: Vec<Copy<'c>> = Vec::new();
         for word in &self.copies {
             let named = match config.named(word)? {
@@ -136,14 +179,16 @@ impl RunArgs {
         runner: &Runner<'_>,
         plan: &Plan<'_>,
     ) -> Result<Exit, Failure> {
+        warn_of(&context.mistakes, context.output);
         let report = RunReport { plan, done: None };
         let exit = exit_of(&context.mistakes);
         let fields = json!({
             "dry_run": true,
             "copies": runner.copies_json(&report, Timestamp::now()),
+            "checks": plan.checks_json(),
             "events": [],
         });
-        let text = plan_table(plan, &runner.zone());
+        let text = plan_table(plan, &runner.config.zone());
         context
             .output
             .listing(&text, &result_json("run", exit, fields))?;
@@ -166,13 +211,17 @@ impl RunArgs {
         let every: Vec<Copy<'_>> = context.config.copies().collect();
         let failed_owed = runner.pay_owed_hooks(&every);
         for failure in &failed_owed {
-            output.failure(failure);
+            output.failure(&failure.failure);
         }
-        let plan = runner.plan(copies, self.now, Timestamp::now());
+        let plan = runner.plan(copies, Timestamp::now());
         let resolved = context.config.containers.iter();
         let resolved = resolved.map(|container| context.resolve_container(container));
         let resolved = resolved.collect::<Result<Vec<_>, _>>()?;
         let mut watch = Watch::new(context.watched(), context.environment.network());
+        // A timer reports a mistake once.
+        if !self.scheduled || watch.are_new_mistakes() {
+            warn_of(&context.mistakes, output);
+        }
         let mut begins = |copy: &CopyName| watch.begins(copy, &runner.run, Timestamp::now());
         let mut containers = Containers::new(context, output, resolved, &mut begins);
         // If the results can't be printed, the copies of the next container are still made.
@@ -186,6 +235,7 @@ impl RunArgs {
                 run: &runner.run,
                 attempts: &attempts(done.outcomes(), By::Run),
                 container_hooks: &hooks_of_containers(&done.containers),
+                owed: &failed_owed,
             },
             &Now::read(context.environment.trust_clock),
         );
@@ -207,17 +257,27 @@ impl RunArgs {
             let fields = json!({
                 "dry_run": false,
                 "copies": runner.copies_json(&report, Timestamp::now()),
+                "checks": slices_json(&done.containers),
                 "events": ended.open.iter().map(event_json).collect::<Vec<_>>(),
             });
             printed = printed.and(output.result("", &result_json("run", exit, fields)));
         } else if plan.is_empty() && !printer.silent {
-            let text = format!("nothing to do now\n{}", plan_table(&plan, &runner.zone()));
+            let text = format!(
+                "nothing to do now\n{}",
+                plan_table(&plan, &runner.config.zone())
+            );
             printed = printed.and(output.result(&text, &json!(null)));
         }
         match printed {
             Ok(()) => Ok(exit),
             Err(failure) => Err(with_states(failure, exit, done.outcomes())),
         }
+    }
+}
+
+fn warn_of(mistakes: &[Mistake], output: Output) {
+    for mistake in mistakes {
+        output.warning(&mistake.to_string());
     }
 }
 

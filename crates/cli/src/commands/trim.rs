@@ -2,9 +2,10 @@
 
 use clap::Args;
 use serde_json::json;
+use sprat_session::interrupt::Interrupt;
 use sprat_session::{self as session, Access, TrimHow, TrimReport, TrimRoute, text};
 
-use super::context::{CommandArgs, Context};
+use super::context::{CommandArgs, Context, Prepared};
 use crate::args::TARGET_HELP;
 use crate::{Exit, Failure};
 
@@ -36,25 +37,34 @@ impl CommandArgs for TrimArgs {
     const NEEDS_ROOT: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
-        let mut prepared = context.prepare(&self.target, Access::ReadWrite)?;
-        // It makes room, and its lock needs some.
-        prepared.options.may_use_reserve = true;
+        let prepared = context.prepare(&self.target, Access::ReadWrite)?;
         let target = prepared.resolved.target.clone();
         let how = match (self.rewrite, self.through_client) {
             (false, _) => TrimHow::Punch,
             (true, false) => TrimHow::Rewrite,
             (true, true) => TrimHow::RewriteThroughClient,
         };
-        let (_, report) = context.in_own_session(
-            prepared,
-            |(facts, _)| facts,
-            |options, secret, reporter| {
-                session::trim(options, secret, how, reporter, &context.interrupt)
-            },
-        )?;
+        let report = trim(context, prepared, how, &context.interrupt)?;
         let fields = json!({ "trim": report });
         context.finish("trim", Exit::Done, &target, &render(&report), fields)
     }
+}
+
+/// Trims a container.
+pub(super) fn trim(
+    context: &Context,
+    mut prepared: Prepared,
+    how: TrimHow,
+    interrupt: &Interrupt,
+) -> Result<TrimReport, Failure> {
+    // It makes room, and its lock needs some.
+    prepared.options.may_use_reserve = true;
+    let (_, report) = context.in_own_session(
+        prepared,
+        |(facts, _)| facts,
+        |options, secret, reporter| session::trim(options, secret, how, reporter, interrupt),
+    )?;
+    Ok(report)
 }
 
 fn render(report: &TrimReport) -> String {
@@ -63,6 +73,7 @@ fn render(report: &TrimReport) -> String {
         TrimRoute::ShellPunch => "holes made with fallocate on the server",
         TrimRoute::Rewrite => "rewritten by the server",
         TrimRoute::RewriteThroughClient => "rewritten through this machine",
+        TrimRoute::NotWorthwhile => "nothing to do",
     };
     let given_back = match &report.measure {
         Some(measure) => format!(

@@ -243,6 +243,12 @@ fn failure_and_damage_are_reported_once_and_anybody_sees_the_status() {
         pings(&server),
         ["/ping/start", "/ping/fail", "/ping/start", "/ping"]
     );
+    // A hook that says "not now" is no attempt.
+    let not_now = config.replace("[notify]", "before = \"sh -c 'exit 75'\"\n[notify]");
+    machine.write("config/sprat.toml", not_now);
+    machine.ok(&["run", "--now"]);
+    machine.write("config/sprat.toml", &config);
+    assert_eq!(pings(&server).len(), 4);
     let metrics = std::fs::read_to_string(machine.path("sprat.prom")).unwrap();
     let code = "sprat_last_attempt_code{job=\"home\",container=\"nas\"} 0";
     assert!(metrics.contains(code), "{metrics}");

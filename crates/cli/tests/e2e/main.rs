@@ -35,6 +35,7 @@ mod reserve;
 mod restore;
 mod room;
 mod run;
+mod run_room;
 mod schedule;
 mod setup;
 mod sheet;

@@ -43,7 +43,7 @@ impl Scene {
             "config/sprat.toml",
             format!(
                 "[container.x]\ntarget = \"{}\"\nbefore = \"{log}\"\nfinally = \"{log}\"\n\
-                 [container.usb]\ntarget = \"{folder}/usb/y.luks\"\n\
+                 [container.usb]\ntarget = \"{folder}/usb/y.luks\"\nmin_free = \"1 MiB\"\n\
                  [job.home]\ncontainer = [\"x\", \"usb\"]\nsources = \"{folder}/src\"\n\
                  keep_last = 2\nprune_every = \"0 s\"\n\
                  before = \"{before}\"\nafter = \"{log}\"\nfailed = \"{log}\"\nfinally = \"{log}\"\n\
@@ -88,12 +88,14 @@ impl Scene {
         listed["snapshots"].as_array().unwrap().len()
     }
 
-    /// Starts a run, and waits until its `before` hook has made the file `begun`.
-    fn start(&self) -> Child {
+    /// Starts a run, and waits until a hook or a command has made the file `begun`.
+    fn start(&self, arguments: &[&str]) -> Child {
         let begun = self.remote.machine.path("begun");
         let _ = std::fs::remove_file(&begun);
-        let mut command = self.remote.command(&["run", "x", "--now"]);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut command = self
+            .remote
+            .command(&[&["run", "--now"], arguments].concat());
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
         let child = command.spawn().unwrap();
         let end = Instant::now() + Duration::from_secs(60);
         while !begun.exists() {
@@ -164,6 +166,11 @@ fn run_makes_what_is_due_with_its_hooks_and_prunes() {
     let copies = scene.copies(&["x", "--now"], 2);
     assert_eq!(copies("home@x")["result"]["code"], 0);
     assert_eq!(copies("bad@x")["result"]["code"], 2);
+    let scheduled = || scene.run(&["x", "--scheduled"]);
+    let said = scheduled().failed_with(2);
+    assert!(said.contains("did you mean \"sources\"?"), "{said}");
+    // A timer reports a mistake once.
+    assert_eq!(scheduled().whole(), "exit 2\n");
     scene.config("true", "");
 
     // No server: nothing is printed each time by a timer.
@@ -177,13 +184,73 @@ fn run_makes_what_is_due_with_its_hooks_and_prunes() {
         .machine
         .sprat(&[&away[..], &["--scheduled", "-q"]].concat());
     assert_eq!(ran.whole(), "exit 14\n");
-    let hooks = [
-        "before @x",
-        "failed home@x 14",
-        "finally home@x 14",
-        "finally @x 14",
-    ];
-    assert_eq!(scene.log(), hooks);
+    // The job's own hooks wait until a container opens.
+    assert_eq!(scene.log(), ["before @x", "finally @x 14"]);
+}
+
+/// Sends SIGTERM, and returns what was printed when it ended with 130.
+fn interrupted(run: Child) -> String {
+    let pid = rustix::process::Pid::from_child(&run);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let output = run.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    said
+}
+
+#[test]
+fn interrupted_killed_and_too_large_dumps_leave_no_application_stopped() {
+    requires!(openssh::missing(), needs::root());
+    let scene = Scene::new();
+    let folder = scene.remote.machine.folder().display().to_string();
+    let dump = |command: &str, after_s: u32| {
+        let hook = format!("sh -c 'sleep {after_s}; echo $SPRAT_HOOK $SPRAT_EXIT >> {folder}/log'");
+        let job = format!(
+            "[job.db]\ncontainer = [\"x\", \"usb\"]\ncommand = \"sh -c '{command}'\"\n\
+             after = \"{hook}\"\n"
+        );
+        scene.config("true", &job);
+    };
+    let of_job = || -> Vec<String> {
+        let log = scene.log().into_iter();
+        log.filter(|line| !line.contains('@')).collect()
+    };
+    // It does not end by SIGTERM.
+    let stubborn = format!(
+        "trap : TERM; echo x; touch {folder}/begun; for i in 1 2 3 4 5 6 7 8 9; do sleep 5; done"
+    );
+    // `after` takes longer than the 10 s in which the rest ends.
+    dump(&stubborn, 11);
+    let said = interrupted(scene.start(&["db"]));
+    assert!(said.contains("job db@x was interrupted"), "{said}");
+    assert!(
+        said.contains("job db@usb was interrupted before it began"),
+        "{said}"
+    );
+    assert_eq!(of_job(), ["after 130"]);
+    assert_eq!(scene.snapshots("x"), 0);
+
+    dump(&stubborn, 0);
+    let mut killed = scene.start(&["db@x"]);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    dump("echo small", 0);
+    let copies = scene.copies(&["db@x", "--now"], 0);
+    assert!(copies("db@x")["snapshot"].is_string());
+    assert_eq!(of_job(), ["after 137", "after 0"]);
+
+    // More than the volume has room for: the last snapshot stays, and the next one is made.
+    dump("head -c 100000000 /dev/urandom", 0);
+    let ran = scene.run(&["db@x", "--now"]);
+    let said = ran.failed_with(1);
+    assert!(said.contains("the volume is out of space"), "{said}");
+    assert_eq!(of_job(), ["after 1"]);
+    assert_eq!(scene.snapshots("x"), 1);
+    dump("echo small", 0);
+    let copies = scene.copies(&["db@x", "--now"], 0);
+    assert!(copies("db@x")["snapshot"].is_string());
+    assert_eq!(scene.snapshots("x"), 2);
+    scene.remote.machine.kill_all();
 }
 
 #[test]
@@ -238,15 +305,13 @@ fn run_hooks_decide_and_are_owed_after_a_kill() {
     // A second run while one works; then SIGTERM: the hooks after it still run.
     let folder = scene.remote.machine.folder().display().to_string();
     scene.config(&format!("touch {folder}/begun; exec sleep 100"), "");
-    let mut first = scene.start();
+    let first = scene.start(&["x"]);
     assert!(scene.run(&[]).failed_with(11).contains("already running"));
     assert_eq!(scene.run(&["--scheduled"]).whole(), "exit 0\n");
     let busy = scene.remote.sprat(&["backup", "home@usb"]);
     assert!(busy.failed_with(11).contains("runs the hooks of job home"));
     scene.remote.machine.sprat(&["--version"]);
-    let pid = rustix::process::Pid::from_child(&first);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    assert_eq!(first.wait().unwrap().code(), Some(130));
+    interrupted(first);
     let hooks = [
         "after home@x 130",
         "failed home@x 130",
@@ -256,7 +321,7 @@ fn run_hooks_decide_and_are_owed_after_a_kill() {
     assert_eq!(scene.log(), around(&hooks));
 
     // After kill -9 the next run first runs what is owed.
-    let mut first = scene.start();
+    let mut first = scene.start(&["x"]);
     first.kill().unwrap();
     first.wait().unwrap();
     scene.log();

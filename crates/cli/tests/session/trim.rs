@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use sprat_session::{Access, TrimHow, TrimReport, TrimRoute, Worthwhile};
 use sprat_testkit::ssh_server::OpenSshOptions;
 use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
-use sprat_testkit_session::session_harness::{SessionHarness, fill, missing, ssh_missing};
+use sprat_testkit_session::session_harness::{
+    Observed, SessionHarness, fill, missing, never, ssh_missing,
+};
 
 /// The container has a snapshot less than it had: the files of `source/gone` are in none any more.
 /// Returns how many bytes that frees.
@@ -115,6 +118,44 @@ fn a_local_container_gets_holes() {
 fn an_account_with_a_shell_makes_the_holes() {
     requires!(ssh_missing().or_else(|| needs::program("fallocate")));
     gives_back(&mut SessionHarness::ssh(), mib(), &[], "shell_punch");
+}
+
+/// The trim of `sprat run`: from a size on that is worth its session.
+fn trim_if(harness: &SessionHarness, bytes: u64, percent: u64) -> TrimReport {
+    let how = TrimHow::PunchIf(Worthwhile { bytes, percent });
+    let (options, secret) = (harness.options(Access::ReadWrite), &harness.secret);
+    let done = sprat_session::trim(options, secret, how, &mut Observed::default(), &never());
+    done.unwrap().1
+}
+
+#[test]
+fn trim_that_is_not_worth_it_changes_nothing() {
+    requires!(ssh_missing().or_else(|| needs::program("fallocate")));
+    for (mut harness, route) in [
+        (SessionHarness::local(), TrimRoute::LocalPunch),
+        (SessionHarness::ssh(), TrimRoute::ShellPunch),
+    ] {
+        let freed = delete_half(&mut harness, 20);
+        let before = harness.allocated();
+        for (bytes, percent) in [(freed * 2, 1), (1, 99)] {
+            let report = trim_if(&harness, bytes, percent);
+            assert_eq!(report.route, TrimRoute::NotWorthwhile);
+            assert!(report.measure.is_none());
+        }
+        assert!(harness.allocated() >= before);
+        let report = trim_if(&harness, freed / 2, 10);
+        assert_eq!(report.route, route);
+        assert!(report.measure.unwrap().given_back_bytes >= freed * 9 / 10);
+        assert!(harness.allocated() < before - freed * 9 / 10);
+        harness.assert_clean();
+        harness.restore_and_compare();
+        harness.assert_nothing_remains();
+    }
+    // Without a shell no hole can be made there, and nobody knows what the file takes.
+    let mut harness = sftp_only("");
+    delete_half(&mut harness, 5);
+    assert_eq!(trim_if(&harness, 1, 1).route, TrimRoute::NotWorthwhile);
+    assert_eq!(harness.server_files(), ["x.luks"]);
 }
 
 /// A server whose account has SFTP and nothing else.

@@ -25,6 +25,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use sprat_session::Failure;
 use sprat_session::address::Target;
 
@@ -37,6 +38,7 @@ pub use show::{Origin, Setting};
 pub use values::{Source, UploadLimit, Words, join_words, split_words};
 
 use crate::copy_name::CopyName;
+use crate::due::{Schedule, spread_part};
 use crate::suggest::near_miss;
 use reader::{Reader, Table, only_table};
 
@@ -97,6 +99,20 @@ impl Copy<'_> {
     #[must_use]
     pub fn name(&self) -> CopyName {
         CopyName::new(self.job.name.as_str(), &*self.container.name)
+    }
+
+    /// When it is made: the job's schedule, with the copy's part of `spread`. `machine_id` names this
+    /// machine.
+    #[must_use]
+    pub fn schedule(&self, machine_id: &str) -> Schedule {
+        let job = self.job;
+        let later = spread_part(
+            job.spread,
+            machine_id,
+            job.name.as_str(),
+            &self.container.name,
+        );
+        job.schedule.clone().later_by(later)
     }
 }
 
@@ -293,6 +309,14 @@ impl Config {
     /// It can't be read, or has mistakes: all of them are named, each with its line.
     pub fn load(named: Option<&Path>, places: &ConfigPlaces) -> Result<Self, Failure> {
         load(&files_of(named, places), places).without_mistakes()
+    }
+
+    /// `time_zone` with its rules.
+    #[must_use]
+    pub fn zone(&self) -> TimeZone {
+        let zone = sprat_snapshot::time_zone(&self.time_zone);
+        let zone = zone.or_else(|_| sprat_snapshot::time_zone(sprat_snapshot::LOCAL_ZONE));
+        zone.unwrap_or(TimeZone::UTC)
     }
 
     /// The warnings about keys that have no effect yet.

@@ -19,6 +19,9 @@ use crate::hooks::{Context, END_LIMIT, Kind, not_started};
 use crate::program::start::{NotStarted, Output, prepare, spawn};
 use crate::program::tail::Tail;
 
+/// How long all stages together may take to end after an interrupt: this process ends within 10 s then, and
+/// the hooks after the copy must still run.
+const INTERRUPTED_LIMIT: Duration = Duration::from_secs(2);
 /// How often the stages are looked after while no output comes.
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -64,6 +67,9 @@ pub(super) fn run_within(
     let end = start(pipeline, context, end_limit).and_then(|mut running| {
         let end = running.transfer(to, interrupt, pipeline.timeout, &mut log);
         let end = end.and_then(|bytes| running.judge().map(|()| bytes));
+        if interrupt.requested() {
+            running.end_limit = running.end_limit.min(INTERRUPTED_LIMIT);
+        }
         running.end_all();
         running.log.read_available(|bytes| log.push(bytes));
         end
@@ -240,10 +246,12 @@ impl Running {
 
     /// Ends what still runs.
     fn end_all(&mut self) {
+        let deadline = Instant::now() + self.end_limit;
         // The first ones first: the others may end by themselves then.
         for stage in &mut self.stages {
             if stage.status.is_none() {
-                stage.tree.end_within(self.end_limit);
+                let left = deadline.saturating_duration_since(Instant::now());
+                stage.tree.end_within(left);
                 stage.status = stage.tree.try_wait().ok().flatten();
             }
         }

@@ -12,6 +12,7 @@ use crate::config::{Container, Job};
 use crate::copy_name::CopyName;
 use crate::copy_state::{BegunHooks, container_file, copy_file};
 use crate::hooks::{Context, Hook, HookEnd, HookReport, Kind, Outcome, run_all, run_before};
+use crate::notify::Subject;
 use crate::run_lock::RunLock;
 
 /// How much of what a hook wrote last is shown where it failed, in characters.
@@ -56,6 +57,13 @@ impl<'r> Owner<'r> {
         match self {
             Self::Copy(job, _) => job.name.to_string(),
             Self::Container(container) => format!("@{}", container.name),
+        }
+    }
+
+    fn subject(self) -> Subject {
+        match self {
+            Self::Copy(_, name) => Subject::Copy(name.clone()),
+            Self::Container(container) => Subject::Container(container.name.clone()),
         }
     }
 
@@ -209,21 +217,33 @@ impl<'r> Around<'r> {
     }
 }
 
-/// Runs what runs that were killed owe for these copies, and for their containers. Returns what failed, with
-/// the name of the job or container.
+/// Hooks that a killed run owed, and that failed now. They are not run again.
+#[derive(Debug, Clone)]
+pub struct OwedFailed {
+    /// Whose hooks they are.
+    pub subject: Subject,
+    /// What failed.
+    pub failure: Failure,
+}
+
+/// Runs what runs that were killed owe for these copies, and for their containers. Returns what failed.
 pub(super) fn pay<'r>(
     runner: &'r Runner<'r>,
     copies: &[(&'r Job, CopyName)],
     containers: &[&'r Container],
-) -> Vec<Failure> {
+) -> Vec<OwedFailed> {
     let copies = copies.iter().map(|(job, name)| Owner::Copy(job, name));
     let containers = containers.iter().map(|one| Owner::Container(one));
     let mut failed = Vec::new();
     for owner in copies.chain(containers) {
-        match pay_one(runner, owner) {
-            Ok(more) => failed.extend(more),
-            Err(failure) => failed.push(failure),
-        }
+        let failures = pay_one(runner, owner).unwrap_or_else(|failure| vec![failure]);
+        failed.extend(failures.into_iter().map(|failure| OwedFailed {
+            subject: owner.subject(),
+            failure: failure.context(format!(
+                "the last run of {} was killed, and a hook that it owed failed",
+                owner.in_words()
+            )),
+        }));
     }
     failed
 }

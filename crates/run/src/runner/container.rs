@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use sprat_session::interrupt::Interrupt;
 use sprat_session::{
-    ClosedReport, Exit, Failure, Notice, Observer, Phase, Session, SessionProgress,
+    ClosedReport, Exit, Failure, Notice, Observer, Phase, Session, SessionProgress, text,
 };
 
 use super::around::Around;
 use super::checks::while_allowed;
 use super::outcome::{ContainerDone, End, Outcome};
 use super::selection::{conditions, disk_absent};
+use super::upkeep::Upkeep;
 use super::{ContainerWork, CopyWork, Front, Runner};
 use crate::config::Copy;
 use crate::copy_state::copy_file;
@@ -34,6 +35,15 @@ pub(super) struct Draft<'w> {
     pub(super) work: &'w CopyWork<'w>,
     pub(super) outcome: Outcome,
     around: Option<Around<'w>>,
+}
+
+/// What a session left.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// `None`: it was not opened, or did not end in order.
+    pub(super) closed: Option<ClosedReport>,
+    /// What was free on the server when it began, if the server reports it.
+    pub(super) server_free: Option<u64>,
 }
 
 /// Notes how much is sent.
@@ -69,6 +79,21 @@ impl<'a> Runner<'a> {
             .iter()
             .map(|copy| Draft::new(copy, &target))
             .collect();
+        if self.interrupt.requested() {
+            return ContainerDone::not_begun(&work.name, drafts);
+        }
+        // The copies before them may have taken hours.
+        let stops = drafts
+            .iter()
+            .map(|draft| self.stop_beginning(draft.work, work));
+        let stops = stops.collect::<Option<Vec<_>>>();
+        if let Some(stops) = stops.filter(|stops| !stops.is_empty()) {
+            for (draft, end) in drafts.iter_mut().zip(stops) {
+                draft.outcome.end = end;
+            }
+            self.record(work, &drafts, &Seen::default());
+            return ContainerDone::not_begun(&work.name, drafts);
+        }
         let around = match work.container {
             Some(container) => Around::of_container(self, container, started),
             None => Ok(None),
@@ -79,18 +104,36 @@ impl<'a> Runner<'a> {
             Ok(None) => Ok(()),
             Err(failure) => Err(End::Failed(failure.clone())),
         };
-        let closed = match begun {
+        let mut upkeep = Upkeep::default();
+        let may_begin = begun.is_ok();
+        let seen = match begun {
+            Ok(()) if drafts.is_empty() => Seen::default(),
             Ok(()) => self.in_session(work, &mut drafts, front),
+            Err(end) if drafts.is_empty() => {
+                let failure = match end {
+                    End::Failed(failure) => Some(failure),
+                    End::Made(_) | End::Skipped { .. } => None,
+                };
+                upkeep = self.no_slice(work, failure);
+                Seen::default()
+            }
             Err(end) => {
                 end_all(&mut drafts, &end);
-                None
+                Seen::default()
             }
         };
-        self.record(work, &drafts, closed.as_ref());
+        for draft in drafts.iter().filter(|draft| draft.outcome.is_attempt()) {
+            front.begins(&draft.work.name);
+        }
+        self.record(work, &drafts, &seen);
         let outcomes: Vec<Outcome> = drafts.into_iter().map(|one| self.end_copy(one)).collect();
+        if may_begin {
+            upkeep = self.upkeep(work, seen.closed.is_some(), front);
+        }
         let mut failed_hooks = Vec::new();
         if let Ok(Some(around)) = around {
-            let exit = Exit::worst(outcomes.iter().map(Outcome::exit));
+            let exits = outcomes.iter().map(Outcome::exit);
+            let exit = Exit::worst(exits.chain(upkeep.exits()));
             let result = hooks::Outcome {
                 code: exit.code(),
                 ..hooks::Outcome::default()
@@ -101,7 +144,8 @@ impl<'a> Runner<'a> {
             name: work.name.clone(),
             has_hooks,
             outcomes,
-            closed,
+            closed: seen.closed,
+            upkeep,
             failed_hooks,
         }
     }
@@ -113,13 +157,11 @@ impl<'a> Runner<'a> {
             mut outcome,
             around,
         } = draft;
-        // One that a person interrupted before it began is none.
-        let is_none = outcome.started.is_none() && self.interrupt.requested();
         let is_failure = matches!(outcome.end, End::Failed(_));
         let around = match (around, work.job) {
             (Some(around), _) => Some(around),
             // The container was not opened.
-            (None, Some(job)) if is_failure && outcome.started.is_none() && !is_none => {
+            (None, Some(job)) if outcome.started.is_none() && outcome.end.is_reported_at_once() => {
                 let begun = Around::of_copy(self, job, &work.name, Timestamp::now());
                 begun.unwrap_or_default()
             }
@@ -138,25 +180,33 @@ impl<'a> Runner<'a> {
         work: &'d ContainerWork<'_>,
         drafts: &mut [Draft<'d>],
         front: &mut dyn Front,
-    ) -> Option<ClosedReport> {
+    ) -> Seen {
         if let Some(absent) = self.absent(work) {
             end_all(drafts, &absent);
-            return None;
-        }
-        for draft in drafts.iter() {
-            front.begins(&draft.work.name);
+            return Seen::default();
         }
         let mut session = match self.open(work, front) {
             Ok(session) => session,
             Err(failure) => {
                 end_all(drafts, &End::Failed(failure));
-                return None;
+                return Seen::default();
             }
         };
+        let server_free = session.facts().available_bytes;
+        let low = self.too_little_room(work, server_free);
         let sent = AtomicU64::new(0);
         for draft in drafts.iter_mut() {
+            if let Some(low) = &low {
+                draft.outcome.end = low.clone();
+                self.prune_if_due(draft, &mut session, front);
+                continue;
+            }
             let before = sent.load(Ordering::Relaxed);
             self.make(draft, work, &mut session, front, &sent);
+            let may_prune = self.by == By::Run && draft.outcome.end.lacks_room();
+            if may_prune && self.make_room(draft, &mut session, front) {
+                self.make(draft, work, &mut session, front, &sent);
+            }
             draft.outcome.sent_bytes = sent.load(Ordering::Relaxed).saturating_sub(before);
         }
         if self.by == By::Run {
@@ -168,14 +218,20 @@ impl<'a> Runner<'a> {
         match session.close(observer, self.interrupt) {
             Ok(closed) => {
                 share(drafts, closed.volume.written_bytes);
-                Some(closed)
+                Seen {
+                    closed: Some(closed),
+                    server_free,
+                }
             }
             Err(failure) => {
                 let failure = not_interrupted(failure, self.interrupt.requested());
                 for draft in drafts {
                     draft.lose(&failure);
                 }
-                None
+                Seen {
+                    closed: None,
+                    server_free,
+                }
             }
         }
     }
@@ -183,13 +239,42 @@ impl<'a> Runner<'a> {
     /// The disk of a local container is away, now that the container's hooks could mount it.
     fn absent(&self, work: &ContainerWork<'_>) -> Option<End> {
         let container = work.container.filter(|_| self.by == By::Run)?;
-        work.copies.iter().find_map(|copy| {
-            let job = copy.job?;
-            let why = disk_absent(Copy { job, container }, &self.state(&copy.name))?;
-            Some(End::Skipped {
-                why,
-                stopped: false,
-            })
+        let seen = self.disk_seen(&container.name);
+        let why = disk_absent(container, seen.as_ref())?;
+        Some(End::Skipped {
+            why,
+            stopped: false,
+        })
+    }
+
+    /// No copy of a run begins while less than `min_free` is free on the server.
+    fn too_little_room(&self, work: &ContainerWork<'_>, free: Option<u64>) -> Option<End> {
+        let min = work.container.filter(|_| self.by == By::Run)?.min_free;
+        let free = free.filter(|free| *free < min)?;
+        Some(End::Skipped {
+            why: format!(
+                "{} are free on the server, less than min_free, {}",
+                text::bytes(free),
+                text::bytes(min)
+            ),
+            stopped: false,
+        })
+    }
+
+    /// Why a copy of a run may not begin now.
+    fn stop_beginning(&self, copy: &CopyWork<'_>, work: &ContainerWork<'_>) -> Option<End> {
+        let (Some(job), Some(container), By::Run) = (copy.job, work.container, self.by) else {
+            return None;
+        };
+        if self.anyway {
+            return None;
+        }
+        let conditions = conditions(Copy { job, container });
+        let (zone, now) = (self.config.zone(), Timestamp::now());
+        let why = conditions.stop_beginning(&self.machine, &zone, now)?;
+        Some(End::Skipped {
+            why,
+            stopped: false,
         })
     }
 
@@ -227,11 +312,18 @@ impl<'a> Runner<'a> {
             draft.outcome.end = End::Failed(failure);
             return;
         }
+        // The copies before it may have taken hours.
+        if let Some(stopped) = self.stop_beginning(draft.work, work) {
+            draft.outcome.end = stopped;
+            return;
+        }
         let (started, began) = (Timestamp::now(), Instant::now());
         draft.outcome.started = Some(started);
-        let around = match draft.work.job {
-            Some(job) => Around::of_copy(self, job, &draft.work.name, started),
-            None => Ok(None),
+        let around = match (draft.around.take(), draft.work.job) {
+            // The second try.
+            (Some(around), _) => Ok(Some(around)),
+            (None, Some(job)) => Around::of_copy(self, job, &draft.work.name, started),
+            (None, None) => Ok(None),
         };
         draft.outcome.end = match around {
             Err(failure) => End::Failed(failure),
@@ -240,7 +332,10 @@ impl<'a> Runner<'a> {
                 draft.around = around;
                 match begun {
                     Err(end) => end,
-                    Ok(()) => self.snapshot(draft.work, work, session, front, sent),
+                    Ok(()) => {
+                        front.begins(&draft.work.name);
+                        self.snapshot(draft.work, work, session, front, sent)
+                    }
                 }
             }
         };
@@ -249,7 +344,7 @@ impl<'a> Runner<'a> {
             let failed = around.after(&draft.outcome.end);
             draft.outcome.failed_later.extend(failed);
         }
-        draft.outcome.took = began.elapsed();
+        draft.outcome.took += began.elapsed();
     }
 
     /// Takes the snapshot, as long as the conditions of the copy are met.
@@ -300,7 +395,7 @@ impl<'a> Runner<'a> {
         sent: &'c AtomicU64,
     ) -> impl FnMut() -> Option<String> + Send + 'c {
         let conditions = conditions(copy);
-        let zone = self.zone();
+        let zone = self.config.zone();
         let (began, mut moved_at, mut known) = (Instant::now(), None::<Instant>, 0);
         move || {
             let now = Timestamp::now();
@@ -310,7 +405,8 @@ impl<'a> Runner<'a> {
                 let mut file = copy_file(&self.state_dir, &copy.name());
                 file.change(|state| state.bytes_moved_at = Some(now));
             }
-            if let Some(reason) = conditions.stop_running(&self.machine, &zone, now) {
+            let reason = conditions.stop_running(&self.machine, &zone, now);
+            if let Some(reason) = reason.filter(|_| !self.anyway) {
                 return Some(reason);
             }
             let waits = began.elapsed() >= TURN_MAX && self.another_is_due(copy, now);
@@ -319,13 +415,13 @@ impl<'a> Runner<'a> {
     }
 
     fn another_is_due(&self, copy: Copy<'_>, now: Timestamp) -> bool {
-        let zone = self.zone();
+        let zone = self.config.zone();
         let selecting = self.selecting(&zone, false, now);
         let others = self.config.copies();
         let mut others = others.filter(|other| other.container.name != copy.container.name);
         others.any(|other| {
             selecting
-                .select(other, &self.state(&other.name()))
+                .select(other, &self.state_with_disk(&other))
                 .is_tried()
         })
     }
@@ -355,12 +451,27 @@ impl<'w> Draft<'w> {
 
     /// The session did not end in order: nothing of it counts.
     fn lose(&mut self, failure: &Failure) {
+        self.outcome.pruned = None;
         let end = &mut self.outcome.end;
         *end = match end {
             End::Made(_) => End::Failed(failure.clone()),
             End::Failed(first) => End::Failed(first.clone().merge(failure.clone())),
             End::Skipped { .. } => return,
         };
+    }
+}
+
+impl ContainerDone {
+    /// Neither a hook nor a session began.
+    fn not_begun(name: &str, drafts: Vec<Draft<'_>>) -> Self {
+        Self {
+            name: name.to_owned(),
+            has_hooks: false,
+            outcomes: drafts.into_iter().map(|draft| draft.outcome).collect(),
+            closed: None,
+            upkeep: Upkeep::default(),
+            failed_hooks: Vec::new(),
+        }
     }
 }
 
@@ -382,14 +493,7 @@ impl End {
 /// The container was not opened: all its copies end so.
 fn end_all(drafts: &mut [Draft<'_>], end: &End) {
     for draft in drafts {
-        draft.outcome.end = match end {
-            End::Skipped { why, stopped } => End::Skipped {
-                why: why.clone(),
-                stopped: *stopped,
-            },
-            End::Failed(failure) => End::Failed(failure.clone()),
-            End::Made(_) => unreachable!("nothing was made without a session"),
-        };
+        draft.outcome.end = end.clone();
     }
 }
 
@@ -415,3 +519,6 @@ fn not_interrupted(failure: Failure, interrupted: bool) -> Failure {
         _ => failure,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,7 @@ mod request;
 mod run;
 mod selection;
 mod text;
+mod upkeep;
 mod warnings;
 
 use std::path::PathBuf;
@@ -27,9 +28,10 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sprat_session::address::Target;
+use sprat_session::check::Checked;
 use sprat_session::interrupt::Interrupt;
-use sprat_session::{Failure, Observer, Session};
-use sprat_snapshot::{LOCAL_ZONE, SnapshotSpec, time_zone};
+use sprat_session::{Failure, Observer, Session, TrimReport, Worthwhile};
+use sprat_snapshot::{FileSystem, SnapshotSpec};
 
 use crate::conditions::Machine;
 use crate::config::{Config, Container, Copy, Job};
@@ -39,13 +41,16 @@ use crate::notify::By;
 use crate::state_file::StateFile;
 
 pub use alarms::file_list;
+pub use around::OwedFailed;
 pub use outcome::{
-    ContainerDone, End, Outcome, attempts, hooks_of_containers, outcome_json, with_states,
+    ContainerDone, End, Outcome, attempts, hooks_of_containers, outcome_json, slices_json,
+    with_states,
 };
 pub use request::{check_sources, source_path};
 pub use run::{Plan, RunDone, RunReport};
 pub use selection::{Selected, Selecting, inputs};
 pub use text::{closed_text, content_names, outcome_text, plan_table};
+pub use upkeep::{Slice, SliceDone, Upkeep, upkeep_text};
 pub use warnings::warning_lines;
 
 /// What the command line does for the runner.
@@ -58,6 +63,28 @@ pub trait Front {
 
     /// An attempt at a copy begins.
     fn begins(&mut self, copy: &CopyName);
+
+    /// Reads a slice of a container's files in a session of its own, and keeps the result.
+    ///
+    /// # Errors
+    /// It could not be checked. Damage is no error.
+    fn check_slice(
+        &mut self,
+        container: &str,
+        slice: &Slice,
+        interrupt: &Interrupt,
+    ) -> Result<Checked, Failure>;
+
+    /// Releases unused space in a session of its own, if that is worth it.
+    ///
+    /// # Errors
+    /// It failed, or no holes can be made there.
+    fn trim(
+        &mut self,
+        container: &str,
+        worthwhile: Worthwhile,
+        interrupt: &Interrupt,
+    ) -> Result<TrimReport, Failure>;
 
     /// Shows progress and notices, about `subject` from now on.
     fn observer(&mut self, subject: &str) -> &mut dyn Observer;
@@ -84,6 +111,8 @@ pub struct Runner<'a> {
     pub machine_id: String,
     /// Nothing is pruned.
     pub clock_in_doubt: bool,
+    /// A person asked: as if due and all conditions met.
+    pub anyway: bool,
     problems: Mutex<Vec<String>>,
 }
 
@@ -165,6 +194,7 @@ impl<'a> Runner<'a> {
             machine: Machine::default(),
             machine_id: crate::schedule::Places::of_this_machine().machine_id(),
             clock_in_doubt: false,
+            anyway: false,
             problems: Mutex::default(),
         }
     }
@@ -172,7 +202,7 @@ impl<'a> Runner<'a> {
     /// Runs the hooks that a run owes which was killed, for these copies and their containers. Returns what
     /// failed.
     #[must_use]
-    pub fn pay_owed_hooks(&self, copies: &[Copy<'_>]) -> Vec<Failure> {
+    pub fn pay_owed_hooks(&self, copies: &[Copy<'_>]) -> Vec<OwedFailed> {
         let mut containers: Vec<&Container> = Vec::new();
         for copy in copies {
             if !containers
@@ -193,13 +223,6 @@ impl<'a> Runner<'a> {
         std::mem::take(&mut problems)
     }
 
-    /// The time zone of the config.
-    #[must_use]
-    pub fn zone(&self) -> TimeZone {
-        let zone = time_zone(&self.config.time_zone).or_else(|_| time_zone(LOCAL_ZONE));
-        zone.unwrap_or(TimeZone::UTC)
-    }
-
     fn selecting<'s>(&'s self, zone: &'s TimeZone, anyway: bool, now: Timestamp) -> Selecting<'s> {
         Selecting {
             zone,
@@ -210,10 +233,28 @@ impl<'a> Runner<'a> {
         }
     }
 
+    /// The file system on which a local container lay at the last success of any of its copies.
+    fn disk_seen(&self, container: &str) -> Option<FileSystem> {
+        let copies = self.config.copies();
+        let of_it = copies.filter(|copy| copy.container.name == container);
+        let states = of_it.map(|copy| self.state(&copy.name()));
+        let seen = states.filter(|state| state.file_system.is_some());
+        seen.max_by_key(|state| state.last_success)?.file_system
+    }
+
     fn state(&self, copy: &CopyName) -> CopyState {
         let mut file = copy_file(&self.state_dir, copy);
         let state = file.read();
         self.report_problems(problems_of(&mut file));
+        state
+    }
+
+    /// What is known of a copy, and the disk on which any copy last saw its container.
+    fn state_with_disk(&self, copy: &Copy<'_>) -> CopyState {
+        let mut state = self.state(&copy.name());
+        if copy.container.target.local_path().is_some() {
+            state.file_system = self.disk_seen(&copy.container.name);
+        }
         state
     }
 

@@ -8,6 +8,7 @@ use sprat_session::json::{exit_json, failure_json};
 use sprat_session::{ClosedReport, Exit, Failure, text};
 use sprat_snapshot::SnapshotReport;
 
+use super::upkeep::{SliceDone, Upkeep};
 use crate::copy_name::CopyName;
 use crate::hooks;
 use crate::notify::{Attempt, By, Words};
@@ -16,7 +17,7 @@ use crate::notify::{Attempt, By, Words};
 const NOT_NOW: u8 = 75;
 
 /// How one copy ended.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum End {
     /// It left a snapshot.
     Made(Box<SnapshotReport>),
@@ -55,6 +56,18 @@ impl End {
             Self::Made(report) => Some(report),
             _ => None,
         }
+    }
+
+    /// A failure that is reported when it happens. A server that is away and a lock are tried again at each
+    /// run: such a copy becomes overdue.
+    pub(super) fn is_reported_at_once(&self) -> bool {
+        let later = [Exit::Unreachable, Exit::Locked, Exit::Interrupted];
+        matches!(self, Self::Failed(failure) if !later.contains(&failure.exit))
+    }
+
+    /// It failed for lack of room, in the volume or on the server.
+    pub(super) fn lacks_room(&self) -> bool {
+        matches!(self, Self::Failed(failure) if failure.lacks_room)
     }
 
     /// What the hooks after it learn.
@@ -108,6 +121,15 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// It was tried: not skipped, and not interrupted before it began.
+    pub(super) fn is_attempt(&self) -> bool {
+        match &self.end {
+            End::Made(_) => true,
+            End::Failed(failure) => failure.exit != Exit::Interrupted || self.started.is_some(),
+            End::Skipped { stopped, .. } => *stopped,
+        }
+    }
+
     /// Its part of the exit code of the run.
     #[must_use]
     pub fn exit(&self) -> Exit {
@@ -127,6 +149,8 @@ pub struct ContainerDone {
     pub outcomes: Vec<Outcome>,
     /// The session; `None`: it was not opened, or did not end in order.
     pub closed: Option<ClosedReport>,
+    /// What was done beside the copies.
+    pub upkeep: Upkeep,
     /// The container's own hooks that failed.
     pub failed_hooks: Vec<Failure>,
 }
@@ -136,11 +160,12 @@ impl ContainerDone {
     #[must_use]
     pub fn exit(&self) -> Exit {
         let hooks = self.failed_hooks.iter().map(|_| Exit::Failed);
-        Exit::worst(hooks.chain(self.outcomes.iter().map(Outcome::exit)))
+        let copies = self.outcomes.iter().map(Outcome::exit);
+        Exit::worst(hooks.chain(copies).chain(self.upkeep.exits()))
     }
 }
 
-/// The attempts, for events and notices. What was skipped is none.
+/// The attempts, for events and notices. What was skipped, or interrupted before it began, is none.
 #[must_use]
 pub fn attempts<'o>(outcomes: impl Iterator<Item = &'o Outcome>, by: By) -> Vec<Attempt> {
     let attempt = |outcome: &Outcome| {
@@ -152,22 +177,22 @@ pub fn attempts<'o>(outcomes: impl Iterator<Item = &'o Outcome>, by: By) -> Vec<
                 (Exit::Unread, Words::of(&lacks))
             }
             End::Failed(failure) => (failure.exit, Words::of(failure)),
-            End::Skipped { stopped: false, .. } => return None,
             End::Skipped { why, .. } => {
                 let stopped = Failure::new(Exit::Interrupted, why.clone());
                 (Exit::Interrupted, Words::of(&stopped))
             }
         };
-        Some(Attempt {
+        Attempt {
             copy: outcome.copy.clone(),
             by,
             exit,
             what,
             failed_hook: outcome.failed_later.first().map(Words::of_hook),
             growth: outcome.growth.clone(),
-        })
+        }
     };
-    outcomes.filter_map(attempt).collect()
+    let tried = outcomes.filter(|outcome| outcome.is_attempt());
+    tried.map(attempt).collect()
 }
 
 /// The containers whose own hooks ran, and what failed of them.
@@ -176,6 +201,24 @@ pub fn hooks_of_containers(done: &[ContainerDone]) -> Vec<(String, Option<Words>
     let ran = done.iter().filter(|one| one.has_hooks);
     let failed = |one: &ContainerDone| one.failed_hooks.first().map(Words::of_hook);
     ran.map(|one| (one.name.clone(), failed(one))).collect()
+}
+
+/// The slices that were read, as JSON.
+#[must_use]
+pub fn slices_json(done: &[ContainerDone]) -> Value {
+    let slices = done
+        .iter()
+        .filter_map(|one| Some((&one.name, one.upkeep.slice?)));
+    let json = |(name, slice): (&String, SliceDone)| {
+        json!({
+            "container": name,
+            "files_read": slice.files,
+            "bytes_read": slice.bytes,
+            "finished": slice.finished,
+            "result": exit_json(slice.exit),
+        })
+    };
+    slices.map(json).collect()
 }
 
 /// Adds the result of each job to the failure to print the results.

@@ -41,22 +41,59 @@ impl Runner<'_> {
         session: &mut Session,
         front: &mut dyn Front,
     ) {
+        if draft.outcome.end.is_made() {
+            self.prune_if_due(draft, session, front);
+        }
+    }
+
+    /// Prunes a copy, if its job has rules and it is time.
+    pub(super) fn prune_if_due(
+        &self,
+        draft: &mut Draft<'_>,
+        session: &mut Session,
+        front: &mut dyn Front,
+    ) {
+        let Some(job) = draft.work.job else { return };
+        let state = self.state(&draft.outcome.copy);
+        if is_due(&state, job.prune_every, Timestamp::now()) {
+            self.prune_by_rules(draft, &state, session, front);
+        }
+    }
+
+    /// A copy failed for lack of room: prunes it, whenever it was last pruned. True if that removed a
+    /// snapshot.
+    pub(super) fn make_room(
+        &self,
+        draft: &mut Draft<'_>,
+        session: &mut Session,
+        front: &mut dyn Front,
+    ) -> bool {
+        let state = self.state(&draft.outcome.copy);
+        if is_due(&state, Duration::ZERO, Timestamp::now()) {
+            self.prune_by_rules(draft, &state, session, front);
+        }
+        draft.outcome.pruned.is_some_and(|removed| removed > 0)
+    }
+
+    fn prune_by_rules(
+        &self,
+        draft: &mut Draft<'_>,
+        state: &CopyState,
+        session: &mut Session,
+        front: &mut dyn Front,
+    ) {
         let outcome = &mut draft.outcome;
         let Some(job) = draft.work.job else { return };
         let Some(rules) = job.keep else { return };
-        if !outcome.end.is_made() || self.clock_in_doubt || self.interrupt.requested() {
+        if self.clock_in_doubt || self.interrupt.requested() {
             return;
         }
         let now = Timestamp::now();
-        let state = self.state(&outcome.copy);
-        if !is_due(&state, job.prune_every, now) {
-            return;
-        }
         let policy = self.policy(rules);
-        match self.prune_now(job, &policy, &state, session, front) {
+        match self.prune_now(job, &policy, state, session, front) {
             Ok(Some(report)) => {
                 let removed = report.snapshots.iter().filter(|one| one.removed);
-                outcome.pruned = Some(removed.count());
+                outcome.pruned = Some(outcome.pruned.unwrap_or(0) + removed.count());
             }
             Ok(None) => outcome.notes.push(format!(
                 "{}: the prune was stopped after 30 min; the next run continues it",

@@ -4,11 +4,11 @@ use jiff::Timestamp;
 use sprat_session::state::history::{History, MadeSnapshot, Run};
 use sprat_session::state::identity;
 use sprat_session::state::paths::StatePaths;
-use sprat_session::{ClosedReport, Exit, Failure, IdentityPolicy};
+use sprat_session::{Exit, Failure, IdentityPolicy};
 use sprat_snapshot::{FileSystem, RunRecord, RunStats, Warning, keep_list};
 
 use super::alarms::file_list;
-use super::container::Draft;
+use super::container::{Draft, Seen};
 use super::outcome::{End, Outcome};
 use super::selection::{digest, inputs};
 use super::{ContainerWork, Runner};
@@ -21,13 +21,8 @@ use crate::run_history::{RunHistory, RunLine};
 
 impl Runner<'_> {
     /// Records the results of a session.
-    pub(super) fn record(
-        &self,
-        work: &ContainerWork<'_>,
-        drafts: &[Draft<'_>],
-        closed: Option<&ClosedReport>,
-    ) {
-        self.note(work, drafts, closed);
+    pub(super) fn record(&self, work: &ContainerWork<'_>, drafts: &[Draft<'_>], seen: &Seen) {
+        self.note(work, drafts, seen);
         let now = Timestamp::now();
         for draft in drafts {
             if let (Some(job), Some(container)) = (draft.work.job, work.container) {
@@ -38,14 +33,11 @@ impl Runner<'_> {
 
     fn record_copy(&self, copy: Copy<'_>, outcome: &Outcome, now: Timestamp) {
         let name = &outcome.copy;
-        let failure = match &outcome.end {
-            End::Failed(failure) => Some(failure),
-            _ => None,
-        };
-        // A person interrupted the run before it began.
-        let interrupted = failure.is_some_and(|failure| failure.exit == Exit::Interrupted);
-        if interrupted && outcome.started.is_none() {
-            return;
+        if let (Some(_), Some(rules)) = (outcome.pruned, copy.job.keep) {
+            self.change(name, |state| {
+                state.last_prune = Some(now);
+                state.pruned_by = Some(self.policy(rules));
+            });
         }
         let (exit, reason) = match &outcome.end {
             End::Skipped {
@@ -58,6 +50,7 @@ impl Runner<'_> {
                 return;
             }
             End::Skipped { why, .. } => (Exit::Interrupted, Some(why.clone())),
+            End::Failed(_) if !outcome.is_attempt() => return,
             End::Failed(failure) => (failure.exit, Some(failure.in_one_line())),
             End::Made(_) => (outcome.end.exit(), None),
         };
@@ -88,10 +81,6 @@ impl Runner<'_> {
                 state.passed(outcome.pruned.is_some(), copy.job.keep.is_some());
                 let file = copy.container.target.local_path();
                 state.file_system = file.and_then(|file| FileSystem::holding(&file));
-            }
-            if let (Some(_), Some(rules)) = (outcome.pruned, copy.job.keep) {
-                state.last_prune = Some(now);
-                state.pruned_by = Some(self.policy(rules));
             }
         });
         let report = outcome.end.report();
@@ -155,7 +144,7 @@ impl Runner<'_> {
     }
 
     /// Notes the results of the jobs for `sprat status`, if this machine knows the container.
-    fn note(&self, work: &ContainerWork<'_>, drafts: &[Draft<'_>], closed: Option<&ClosedReport>) {
+    fn note(&self, work: &ContainerWork<'_>, drafts: &[Draft<'_>], seen: &Seen) {
         let policy = identity::policy(&self.state_dir, &work.target, None);
         let Ok(IdentityPolicy::Known(pins)) = policy else {
             return;
@@ -164,7 +153,10 @@ impl Runner<'_> {
         let paths = StatePaths::new(&self.state_dir, &pins.uuid, &work.target);
         self.keep_lists(&paths, drafts);
         let noted = History::update(&paths, |history| {
-            history.saw(closed.and_then(|closed| closed.room));
+            history.saw(seen.closed.and_then(|closed| closed.room));
+            if seen.server_free.is_some() {
+                history.saw_server(at, seen.server_free);
+            }
             for draft in drafts {
                 let (job, end) = (&draft.outcome.copy.job, &draft.outcome.end);
                 let failure = match end {
@@ -172,8 +164,11 @@ impl Runner<'_> {
                     End::Made(_) => None,
                     End::Skipped { .. } => continue,
                 };
+                if !draft.outcome.is_attempt() {
+                    continue;
+                }
                 // The run that holds the lock notes its own results.
-                if closed.is_none() && end.exit() == Exit::Locked {
+                if seen.closed.is_none() && end.exit() == Exit::Locked {
                     continue;
                 }
                 // The name of a job without a snapshot may be a typing error.

@@ -2,22 +2,24 @@
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use sprat_session::Exit;
 use sprat_session::json::exit_json;
-use sprat_session::{Exit, Failure};
 
 use super::outcome::{ContainerDone, End, Outcome};
 use super::selection::Selected;
 use super::{ContainerWork, CopyWork, Front, Runner};
 use crate::clock::{Moment, clock_file};
-use crate::config::{Copy, Mistake};
+use crate::config::{Container, Copy, Mistake};
 use crate::copy_name::CopyName;
-use crate::copy_state::{copy_file, known_copies};
+use crate::copy_state::known_copies;
 
 /// What a run does with each copy that it is about, in the order of the config.
 #[derive(Debug)]
 pub struct Plan<'c> {
     /// The copies.
     pub copies: Vec<Selected<'c>>,
+    /// The containers of which a slice of the check is due.
+    pub slices: Vec<&'c Container>,
 }
 
 /// What a run did.
@@ -27,8 +29,6 @@ pub struct RunDone {
     pub containers: Vec<ContainerDone>,
     /// The copies that mistakes in the config stopped.
     pub stopped: Vec<CopyName>,
-    /// Hooks of a run that was killed, and that failed now.
-    pub failed_owed: Vec<Failure>,
     /// The exit code, without what the notices add.
     pub exit: Exit,
 }
@@ -72,15 +72,20 @@ impl<'a> Runner<'a> {
 
     /// Decides about each of `copies`.
     #[must_use]
-    pub fn plan<'c>(&self, copies: &[Copy<'c>], anyway: bool, now: Timestamp) -> Plan<'c> {
-        let zone = self.zone();
-        let selecting = self.selecting(&zone, anyway, now);
-        let select = |copy: &Copy<'c>| {
-            let state = copy_file(&self.state_dir, &copy.name()).read();
-            selecting.select(*copy, &state)
-        };
+    pub fn plan<'c>(&self, copies: &[Copy<'c>], now: Timestamp) -> Plan<'c> {
+        let zone = self.config.zone();
+        let selecting = self.selecting(&zone, self.anyway, now);
+        let select = |copy: &Copy<'c>| selecting.select(*copy, &self.state_with_disk(copy));
+        let mut slices: Vec<&'c Container> = Vec::new();
+        for container in copies.iter().map(|copy| copy.container) {
+            let is_new = slices.iter().all(|known| known.name != container.name);
+            if is_new && self.slice_due(container, now).is_some() {
+                slices.push(container);
+            }
+        }
         Plan {
             copies: copies.iter().map(select).collect(),
+            slices,
         }
     }
 
@@ -104,23 +109,17 @@ impl<'a> Runner<'a> {
             });
         }
         let mut containers = Vec::new();
-        let mut interrupted = false;
+        // After an interrupt, too: the copies that did not begin are named.
         for work in plan.work() {
-            if self.interrupt.requested() {
-                interrupted = true;
-                break;
-            }
             let done = self.work_on(&work, front);
             each(&done);
             containers.push(done);
         }
         let mut exits: Vec<Exit> = containers.iter().map(ContainerDone::exit).collect();
-        exits.extend(interrupted.then_some(Exit::Interrupted));
         exits.extend((!mistakes.is_empty()).then_some(Exit::Usage));
         RunDone {
             containers,
             stopped: self.config.stopped.clone(),
-            failed_owed: Vec::new(),
             exit: Exit::worst(exits.into_iter()),
         }
     }
@@ -128,7 +127,7 @@ impl<'a> Runner<'a> {
     /// The copies of a run as JSON.
     #[must_use]
     pub fn copies_json(&self, report: &RunReport<'_, '_>, now: Timestamp) -> Value {
-        let zone = self.zone();
+        let zone = self.config.zone();
         let selecting = self.selecting(&zone, false, now);
         let copies = report.plan.copies.iter().map(|selected| {
             let name = selected.copy.name();
@@ -146,26 +145,35 @@ impl<'c> Plan<'c> {
     /// Nothing is to be done.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.copies.iter().any(Selected::is_tried)
+        self.slices.is_empty() && !self.copies.iter().any(Selected::is_tried)
     }
 
     /// The sessions, in the order of the config.
     fn work(&self) -> Vec<ContainerWork<'c>> {
         let mut all: Vec<ContainerWork<'c>> = Vec::new();
-        for selected in self.copies.iter().filter(|copy| copy.is_tried()) {
+        for selected in &self.copies {
             let container = selected.copy.container;
-            let copy = CopyWork::of(selected.copy);
+            let copy = selected.is_tried().then(|| CopyWork::of(selected.copy));
+            let has_slice = self.slices.iter().any(|one| one.name == container.name);
             match all.iter_mut().find(|work| work.name == container.name) {
-                Some(work) => work.copies.push(copy),
+                Some(work) => work.copies.extend(copy),
+                None if copy.is_none() && !has_slice => {}
                 None => all.push(ContainerWork {
                     name: container.name.clone(),
                     target: container.target.clone(),
                     container: Some(container),
-                    copies: vec![copy],
+                    copies: copy.into_iter().collect(),
                 }),
             }
         }
         all
+    }
+
+    /// The slices of the check that are due, as JSON.
+    #[must_use]
+    pub fn checks_json(&self) -> Value {
+        let slices = self.slices.iter();
+        slices.map(|one| json!({ "container": one.name })).collect()
     }
 }
 
@@ -186,7 +194,7 @@ fn copy_json(selected: &Selected<'_>, outcome: Option<&Outcome>, next: Option<Ti
         "due": selected.decision.due,
         "reason": skipped.clone().unwrap_or_else(|| selected.reason()),
         "next": next,
-        "attempted": outcome.is_some_and(|_| skipped.is_none()),
+        "attempted": outcome.is_some_and(Outcome::is_attempt),
         "result": exit.map(exit_json),
         "snapshot": snapshot,
         "seconds": outcome.map(|outcome| outcome.took.as_secs_f64()),

@@ -6,11 +6,12 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use sprat_snapshot::FileSystem;
 
 use crate::conditions::{Conditions, Machine};
-use crate::config::{Copy, Source};
+use crate::config::{Container, Copy, Source};
 use crate::copy_state::{CopyState, HeldWhat};
-use crate::due::{self, Decision, Schedule, spread_part};
+use crate::due::{self, Decision};
 use crate::target_disk::{self, LocalTarget};
 
 /// What a run does with a copy.
@@ -80,7 +81,7 @@ impl Selecting<'_> {
     /// Whether the copy is due by its schedule and its last attempts.
     #[must_use]
     pub fn decide(&self, copy: Copy<'_>, state: &CopyState) -> Decision {
-        let schedule = schedule(copy, self.machine_id);
+        let schedule = copy.schedule(self.machine_id);
         due::decide(&schedule, self.zone, state, &inputs(copy), self.now)
     }
 
@@ -91,7 +92,7 @@ impl Selecting<'_> {
         }
         // A `before` hook of the container may mount the disk.
         if copy.container.before.is_empty()
-            && let Some(absent) = disk_absent(copy, state)
+            && let Some(absent) = disk_absent(copy.container, state.file_system.as_ref())
         {
             return Some(absent);
         }
@@ -102,21 +103,13 @@ impl Selecting<'_> {
     }
 }
 
-/// Says that the disk of a local container is away, if it is.
-pub(super) fn disk_absent(copy: Copy<'_>, state: &CopyState) -> Option<String> {
-    let file = copy.container.target.local_path()?;
-    match target_disk::find(&file, state.file_system.as_ref()) {
+/// Says that the disk of a local container is away, if it is. `seen` is the disk of the last success.
+pub(super) fn disk_absent(container: &Container, seen: Option<&FileSystem>) -> Option<String> {
+    let file = container.target.local_path()?;
+    match target_disk::find(&file, seen) {
         LocalTarget::DiskAbsent { disk } => Some(format!("the disk {disk} is not there")),
         LocalTarget::There | LocalTarget::NoContainer => None,
     }
-}
-
-/// When the copy is made: the job's schedule, with the copy's part of `spread`.
-fn schedule(copy: Copy<'_>, machine_id: &str) -> Schedule {
-    let job = copy.job;
-    let name = copy.name();
-    let later = spread_part(job.spread, machine_id, &name.job, &name.container);
-    job.schedule.clone().later_by(later)
 }
 
 /// The conditions of a copy. What needs no network does not depend on its cost.

@@ -119,7 +119,14 @@ pub fn plan_table(plan: &Plan<'_>, zone: &TimeZone) -> String {
             next,
         ]);
     }
-    text::table(&rows, &[])
+    let mut said = text::table(&rows, &[]);
+    for container in &plan.slices {
+        said.push_str(&format!(
+            "{}: a slice of the check is due\n",
+            container.name
+        ));
+    }
+    said
 }
 
 /// `2026-11-28 14:00`.

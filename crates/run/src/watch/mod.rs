@@ -44,6 +44,7 @@ use crate::notify::{
     Attempt, By, Channel, Delivery, Event, FoundBy, Key, Network, Notifier, Sender, Subject, Tick,
     Wanted, Words,
 };
+use crate::runner::OwedFailed;
 use crate::state_file::StateFile;
 
 /// The check of healthchecks of all runs, in [`Delivery::checks`].
@@ -98,6 +99,8 @@ pub struct Ended<'e> {
     pub attempts: &'e [Attempt],
     /// The containers whose own hooks ran, and what failed.
     pub container_hooks: &'e [(String, Option<Words>)],
+    /// Hooks of a run that was killed, and that failed.
+    pub owed: &'e [OwedFailed],
 }
 
 /// What a check found.
@@ -125,6 +128,8 @@ pub(crate) struct WatchState {
     pub(crate) last_run: Option<Timestamp>,
     /// The last digest; before the first one, the first check.
     pub(crate) last_digest: Option<Timestamp>,
+    /// The mistakes of the config that a timer has printed.
+    pub(crate) mistakes: Vec<String>,
     /// The files of `[watch.NAME]`, by NAME: as if each write were a success.
     pub(crate) files: BTreeMap<String, CopyState>,
 }
@@ -158,7 +163,7 @@ impl<'w> Watch<'w> {
     pub fn new(watched: Watched<'w>, network: Network) -> Self {
         let mut problems = Vec::new();
         let notify = kept_notify::in_effect(&watched, &mut problems);
-        let zone = zone_of(watched.config);
+        let zone = watched.config.zone();
         Self {
             delivery: delivery(watched.config, &notify, &watched.host, network),
             notify,
@@ -170,6 +175,21 @@ impl<'w> Watch<'w> {
             problems,
             watched,
         }
+    }
+
+    /// Whether the config has other mistakes than at the last call of any process.
+    pub fn are_new_mistakes(&mut self) -> bool {
+        let now: Vec<String> = self
+            .watched
+            .mistakes
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        self.state.change(|state| {
+            let is_new = state.mistakes != now;
+            state.mistakes = now;
+            is_new
+        })
     }
 
     /// The events and the channels.
@@ -341,11 +361,6 @@ impl<'w> Watch<'w> {
     }
 }
 
-/// The zone of times in notices.
-fn zone_of(config: &Config) -> TimeZone {
-    sprat_snapshot::time_zone(&config.time_zone).unwrap_or(TimeZone::UTC)
-}
-
 fn job_check(job: &str) -> String {
     format!("job {job}")
 }
@@ -370,7 +385,7 @@ pub(crate) fn delivery(config: &Config, notify: &Notify, host: &str, network: Ne
         checks: of_runs.into_iter().chain(of_jobs).collect(),
         sender: Sender {
             host: host.to_owned(),
-            zone: zone_of(config),
+            zone: config.zone(),
         },
         network,
     }

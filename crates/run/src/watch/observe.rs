@@ -13,7 +13,9 @@ use crate::config::{Mistake, Stops};
 use crate::copy_name::CopyName;
 use crate::copy_state::{self, HeldWhat};
 use crate::notify::events::HOOK;
-use crate::notify::{Attempt, By, Cause, Event, Events, Finding, FoundBy, Key, Kind, Subject};
+use crate::notify::{
+    Attempt, By, Cause, Event, Events, Finding, FoundBy, Key, Kind, Subject, Words,
+};
 use crate::overdue;
 use crate::state_file::StateFile;
 
@@ -88,6 +90,11 @@ impl Observed {
         watched: &Watched<'_>,
         at: Timestamp,
     ) {
+        for owed in ended.owed {
+            let key = Key::new(Kind::Failure, owed.subject.clone());
+            let found = Words::of_hook(&owed.failure).finding(Exit::Failed);
+            events.observe(at, &key, Some(&found));
+        }
         let is_stopped = |copy: &CopyName| watched.config.stopped.contains(copy);
         for attempt in ended.attempts {
             // Its event is opened by the config below.

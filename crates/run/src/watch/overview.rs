@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use sprat_session::Exit;
 use sprat_session::state::checks::KeptCheck;
@@ -12,7 +11,7 @@ use super::{WatchView, Watched};
 use crate::config::Copy;
 use crate::copy_name::CopyName;
 use crate::copy_state::{self, CopyState};
-use crate::due::{self, Decision, spread_part};
+use crate::due::{self, Decision};
 use crate::notify::{Event, Kind};
 use crate::overdue::{is_overdue, overdue_at};
 
@@ -188,20 +187,24 @@ impl ContainerView {
     /// The check of all data is not through after 1.5 times its period.
     #[must_use]
     pub fn is_check_late(&self, now: Timestamp) -> bool {
-        let (Some(every), Some(check)) = (self.check_every, self.check()) else {
+        let since = self
+            .known
+            .as_ref()
+            .and_then(|known| known.checks.read_data_since);
+        // The first one may never be through.
+        let from = self.check().map(|check| check.at).or(since);
+        let (Some(every), Some(from)) = (self.check_every, from) else {
             return false;
         };
-        let ago = now.duration_since(check.at);
+        let ago = now.duration_since(from);
         SignedDuration::try_from(every.saturating_mul(3) / 2).is_ok_and(|late| ago > late)
     }
 }
 
 /// When a copy is due, as if its config and its key file had not changed since its last attempt.
 fn decide(copy: &Copy<'_>, watched: &Watched<'_>, state: &CopyState, now: Timestamp) -> Decision {
-    let zone = sprat_snapshot::time_zone(&watched.config.time_zone).unwrap_or(TimeZone::UTC);
-    let (job, container) = (copy.job.name.as_str(), &copy.container.name);
-    let later = spread_part(copy.job.spread, &watched.machine_id, job, container);
-    let schedule = copy.job.schedule.clone().later_by(later);
+    let zone = watched.config.zone();
+    let schedule = copy.schedule(&watched.machine_id);
     let last = state.last_attempt.as_ref();
     let inputs = last.map_or("", |last| &last.inputs);
     due::decide(&schedule, &zone, state, inputs, now)

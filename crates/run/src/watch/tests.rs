@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
-use sprat_session::Exit;
+use sprat_session::{Exit, Failure};
 use sprat_testkit::notice_servers::{NoticeServer, Wire, python_module_missing};
 use sprat_testkit::requires;
 use tempfile::TempDir;
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::{self, Loaded};
 use crate::copy_state;
-use crate::notify::{Cause, Finding};
+use crate::notify::{Cause, Finding, Subject};
 use crate::public_status::PublicStatus;
 use crate::run_history::{RunHistory, RunLine};
 
@@ -450,4 +450,44 @@ fn state_that_can_not_be_written_is_a_problem_and_the_notice_is_sent() {
     assert_eq!(findings.exit, Exit::Failed);
     assert!(!findings.problems.is_empty());
     assert_eq!(machine.taken(), ["failure opened home@nas"]);
+}
+
+#[test]
+fn owed_hook_that_fails_is_reported_until_the_next_success() {
+    let machine = Machine::new("");
+    machine.run(0, Exit::Done);
+    let owed = [OwedFailed {
+        subject: Subject::Copy(CopyName::new("home", "nas")),
+        failure: Failure::failed("the after hook failed"),
+    }];
+    machine.watching(|watch| {
+        let ended = Ended {
+            run: RUN,
+            owed: &owed,
+            ..Ended::default()
+        };
+        watch.ended(&ended, &now(15))
+    });
+    machine.check(30);
+    assert_eq!(machine.taken(), ["failure opened home@nas"]);
+    machine.run(DAY, Exit::Done);
+    assert_eq!(machine.taken(), ["recovered closed home@nas"]);
+}
+
+#[test]
+fn mistakes_are_new_once() {
+    let machine = Machine::new("");
+    let are_new = || {
+        let mut is_new = false;
+        machine.watching(|watch| is_new = watch.are_new_mistakes());
+        is_new
+    };
+    assert!(!are_new());
+    machine.configure("[job.home]\nevry = \"1 day\"", "");
+    assert!(are_new());
+    assert!(!are_new());
+    machine.configure("[job.home]\nevery = \"1 day\"", "");
+    assert!(are_new());
+    machine.configure("[job.home]\nevry = \"1 day\"", "");
+    assert!(are_new());
 }

@@ -78,7 +78,8 @@ impl From<&StoreError> for Failure {
             ),
             kind => store_hint(kind),
         };
-        Self::of(error, exit, hint)
+        let lacks_room = error.kind() == StoreErrorKind::NoSpace;
+        Self::of(error, exit, hint).for_lack_of_room(lacks_room)
     }
 }
 
@@ -490,7 +491,7 @@ impl From<&SnapshotError> for Failure {
         // The first is in the message already.
         let messages = error.messages().iter().skip(1).take(10);
         failure.causes.extend(messages.cloned());
-        failure
+        failure.for_lack_of_room(error.lacks_room_in_volume())
     }
 }
 

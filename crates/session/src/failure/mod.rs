@@ -126,6 +126,9 @@ pub struct Failure {
     pub causes: Vec<String>,
     /// The state of the data and the next step.
     pub hint: Option<String>,
+    /// The volume or the server has too little room. A prune may help.
+    #[serde(default)]
+    pub lacks_room: bool,
 }
 
 impl Failure {
@@ -137,6 +140,7 @@ impl Failure {
             what: what.into(),
             causes: Vec::new(),
             hint: None,
+            lacks_room: false,
         }
     }
 
@@ -189,6 +193,13 @@ impl Failure {
         text
     }
 
+    /// Marks it as one for lack of room, if `lacks` is true.
+    #[must_use]
+    pub fn for_lack_of_room(mut self, lacks: bool) -> Self {
+        self.lacks_room = lacks;
+        self
+    }
+
     /// Sets the hint.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
@@ -236,6 +247,7 @@ impl Failure {
         main.causes.push(format!("also: {}", other.what));
         main.causes.extend(other.causes);
         main.hint = main.hint.or(other.hint);
+        main.lacks_room |= other.lacks_room;
         main
     }
 

@@ -20,12 +20,33 @@ use crate::protocol::reports::{
 };
 use crate::settings::SessionSettings;
 
+/// From when on a trim is worth it: both must be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Worthwhile {
+    /// So much is released.
+    pub bytes: u64,
+    /// So much of what the container takes.
+    pub percent: u64,
+}
+
+impl Worthwhile {
+    /// Whether it is worth it to make a container smaller.
+    #[must_use]
+    pub fn is_reached(self, allocated_bytes: u64, needed_bytes: u64) -> bool {
+        let gain = allocated_bytes.saturating_sub(needed_bytes);
+        let share = u128::from(allocated_bytes) * u128::from(self.percent);
+        gain >= self.bytes && u128::from(gain) * 100 >= share
+    }
+}
+
 /// Which ways of trimming may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TrimHow {
     /// Holes are made in the file; nothing else will do.
     Punch,
+    /// The same, but nothing is done where it releases less, or where that can't be found out.
+    PunchIf(Worthwhile),
     /// The file is rewritten on the server, which copies by itself.
     Rewrite,
     /// The file is rewritten. All that is used of it is downloaded and uploaded.

@@ -263,6 +263,9 @@ pub struct ContainerFacts {
     pub overwritten: Vec<u64>,
     /// Sessions whose writes may have been overwritten late, and can't be compared.
     pub not_compared: Vec<NotCompared>,
+    /// What the account could still write on the server at the beginning of a session that writes, if the
+    /// server reports it.
+    pub available_bytes: Option<u64>,
 }
 
 /// A session that wrote while an earlier one could still overwrite it, and whose writes can't be
@@ -336,6 +339,8 @@ pub enum TrimRoute {
     Rewrite,
     /// A new file in the place of the old one, copied through this machine.
     RewriteThroughClient,
+    /// Nothing was done: it would have released too little.
+    NotWorthwhile,
 }
 
 /// What the container took on the server's disk, before and after.

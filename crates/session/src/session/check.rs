@@ -23,8 +23,8 @@ pub struct Checked {
     pub differing_blocks: u64,
     /// The files in blocks that were overwritten late, where there are such blocks.
     pub overwritten: Option<NameList>,
-    /// What e2fsck said after the journal's replay.
-    pub file_system: FileSystemCheck,
+    /// What e2fsck said after the journal's replay; `None`: it was not run.
+    pub file_system: Option<FileSystemCheck>,
     /// What the files said, where they were asked for; with a file system that can't be mounted,
     /// the reason.
     pub files: Option<Result<CheckReport, Failure>>,
@@ -56,7 +56,7 @@ impl Checked {
     pub fn quick_is_damaged(&self) -> bool {
         !self.header.copies.is_empty()
             || !self.header.slots.is_empty()
-            || !self.file_system.clean
+            || self.file_system.as_ref().is_some_and(|found| !found.clean)
             || self.facts.file_system_errors.is_some()
             || self.differing_blocks > 0
             || self.overwritten.is_some()
@@ -88,11 +88,12 @@ impl Observer for HeaderObserver<'_> {
     }
 }
 
-/// Opens the container for reading, replays its journal locally, runs e2fsck, and then reads
-/// files as `spec` says, which is asked when their turn comes.
+/// Opens the container for reading, replays its journal locally, runs e2fsck if `file_system`, and then
+/// reads files as `spec` says, which is asked when their turn comes.
 pub fn check(
     settings: SessionSettings,
     secret: &Secret,
+    file_system: bool,
     spec: impl FnOnce(&ContainerFacts) -> Option<CheckSpec>,
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
@@ -103,7 +104,8 @@ pub fn check(
     };
     let mut session = Session::attach(settings, secret, &mut observer, interrupt)?;
     let facts = session.facts.clone();
-    let looked = look(&mut session, || spec(&facts), &mut observer, interrupt);
+    let spec = || spec(&facts);
+    let looked = look(&mut session, file_system, spec, &mut observer, interrupt);
     let closed = session.close(&mut observer, interrupt);
     let (file_system, overwritten, files) = looked?;
     Ok(Checked {
@@ -117,18 +119,22 @@ pub fn check(
 }
 
 type Looked = (
-    FileSystemCheck,
+    Option<FileSystemCheck>,
     Option<NameList>,
     Option<Result<CheckReport, Failure>>,
 );
 
 fn look(
     session: &mut Session,
+    file_system: bool,
     spec: impl FnOnce() -> Option<CheckSpec>,
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<Looked, Failure> {
-    let file_system = session.look_at_file_system(observer, interrupt)?;
+    let file_system = match file_system {
+        true => Some(session.look_at_file_system(observer, interrupt)?),
+        false => None,
+    };
     let spec = spec().map(|mut spec| {
         spec.never_enter = super::never_backed_up(&session.settings);
         spec.containers = super::local_containers(&session.settings);
@@ -143,7 +149,8 @@ fn look(
         Ok((named, report)) => Ok((file_system, named, report.map(Ok))),
         // A damaged file system that doesn't mount is what the check found, not its failure.
         Err(failure)
-            if !file_system.clean && matches!(failure.exit, Exit::Failed | Exit::Damaged) =>
+            if file_system.as_ref().is_some_and(|found| !found.clean)
+                && matches!(failure.exit, Exit::Failed | Exit::Damaged) =>
         {
             let named = overwritten.then(NameList::default);
             Ok((file_system, named, Some(Err(failure))))

@@ -25,6 +25,8 @@ pub struct KeptChecks {
     pub quick: Option<KeptCheck>,
     /// Every file read.
     pub read_data: Option<KeptCheck>,
+    /// When the first part ended of a check of every file that is not finished.
+    pub read_data_since: Option<Timestamp>,
     /// The latest snapshot beside its source, by job.
     pub against_source: BTreeMap<String, KeptCheck>,
 }
@@ -59,15 +61,21 @@ pub fn last(paths: &StatePaths) -> KeptChecks {
 }
 
 impl KeptChecks {
-    /// Stores a result. A check of only a part that found nothing does not replace one that found damage.
+    /// Stores a result. A check of only a part that found nothing replaces neither one that found damage nor
+    /// one of everything.
     pub fn put(&mut self, kind: Kind<'_>, check: KeptCheck) {
         let part_only = !check.finished && check.exit == Exit::Done;
+        if matches!(kind, Kind::ReadData) {
+            let since = self.read_data_since.unwrap_or(check.at);
+            self.read_data_since = (!check.finished).then_some(since);
+        }
         let of_kind = match kind {
             Kind::Quick => self.quick.as_ref(),
             Kind::ReadData => self.read_data.as_ref(),
             Kind::AgainstSource(job) => self.against_source.get(job),
         };
-        if part_only && of_kind.is_some_and(|kept| kept.exit == Exit::Damaged) {
+        let is_worth_more = |kept: &KeptCheck| kept.exit == Exit::Damaged || kept.finished;
+        if part_only && of_kind.is_some_and(is_worth_more) {
             return;
         }
         match kind {
@@ -165,6 +173,25 @@ mod tests {
         assert!(kept.against_source.contains_key("home"));
         kept.put(Kind::ReadData, check(Exit::Done, true));
         assert_eq!(kept.read_data.unwrap().exit, Exit::Done);
+    }
+
+    #[test]
+    fn last_check_of_everything_stays_known_while_the_next_one_goes_on() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let mut kept = KeptChecks::default();
+        let mut put = |second, exit, finished| {
+            let mut check = check(exit, finished);
+            check.at = at(second);
+            kept.put(Kind::ReadData, check);
+            let last = kept.read_data.as_ref().unwrap();
+            (last.at, last.finished, kept.read_data_since)
+        };
+        assert_eq!(put(1, Exit::Done, false), (at(1), false, Some(at(1))));
+        assert_eq!(put(2, Exit::Done, false), (at(2), false, Some(at(1))));
+        assert_eq!(put(3, Exit::Done, true), (at(3), true, None));
+        assert_eq!(put(4, Exit::Done, false), (at(3), true, Some(at(4))));
+        assert_eq!(put(5, Exit::Damaged, false), (at(5), false, Some(at(4))));
+        assert_eq!(put(6, Exit::Done, true), (at(6), true, None));
     }
 
     #[test]

@@ -65,6 +65,15 @@ impl Served {
                 let (route, measure) = self.punch(&free)?;
                 Ok(report(route, measure, None))
             }
+            TrimHow::PunchIf(worthwhile) => {
+                let needed = self.plan_rewrite(&free)?.kept_behind_header_bytes();
+                let allocated = self.allocated().map(|(bytes, _)| bytes);
+                if !allocated.is_some_and(|bytes| worthwhile.is_reached(bytes, needed)) {
+                    return Ok(report(TrimRoute::NotWorthwhile, None, None));
+                }
+                let (route, measure) = self.punch(&free)?;
+                Ok(report(route, measure, None))
+            }
             TrimHow::Rewrite | TrimHow::RewriteThroughClient => {
                 let rewrite = self.plan_rewrite(&free)?;
                 self.close_volume()?;

@@ -58,6 +58,10 @@ pub struct CheckSpec {
     /// progress with any limit, at least one unread file is begun, and from then on files are read for
     /// at least a tenth of this time.
     pub duration_max: Option<Duration>,
+    /// After so many bytes no further file is begun. Files that are known as damaged do not count: each run
+    /// reads them again.
+    #[serde(default)]
+    pub bytes_max: Option<u64>,
     /// How much of that time has passed already: for opening, and for the check of the file system.
     pub duration_over: Duration,
     /// How often the checksums are written to `known`. A lost connection costs no more than this.

@@ -63,6 +63,8 @@ pub(super) struct Run<'a> {
     until: Option<Instant>,
     /// Whether any file was begun.
     begun: bool,
+    /// Bytes of the files that were begun.
+    bytes_begun: u64,
     pub(super) progress: &'a mut dyn FnMut(Progress),
     pub(super) cancel: &'a Cancel,
 }
@@ -100,6 +102,7 @@ impl<'a> Run<'a> {
                 .duration_max
                 .and_then(|most| now.checked_add(most.saturating_sub(spec.duration_over))),
             begun: false,
+            bytes_begun: 0,
             progress,
             cancel,
         }
@@ -192,7 +195,7 @@ impl<'a> Run<'a> {
     ) -> bool {
         let mut left = vec![top.to_owned()];
         while let Some(path) = left.pop() {
-            if self.cancel.is_cancelled() || (self.begun && self.is_late()) {
+            if self.cancel.is_cancelled() || (self.begun && self.is_enough()) {
                 return false;
             }
             self.report_progress();
@@ -224,12 +227,16 @@ impl<'a> Run<'a> {
             if (stat.nlink() > 1 || self.by_subvolumes) && !self.seen.insert(key) {
                 continue;
             }
-            if self.suspects.find(&stat).is_some() {
+            let is_suspect = self.suspects.find(&stat).is_some();
+            if is_suspect {
                 self.met.insert(key);
             }
             if self.known.was_read(key) {
                 self.report.files_before += 1;
                 continue;
+            }
+            if !is_suspect {
+                self.bytes_begun = self.bytes_begun.saturating_add(stat.len());
             }
             let source = moments.and_then(|moments| {
                 let inside = path.strip_prefix(top).ok()?;
@@ -248,6 +255,12 @@ impl<'a> Run<'a> {
             self.hand_over(task, tasks, done);
         }
         true
+    }
+
+    /// No further file is begun.
+    fn is_enough(&self) -> bool {
+        let most = self.spec.bytes_max;
+        self.is_late() || most.is_some_and(|most| self.bytes_begun >= most)
     }
 
     fn is_late(&self) -> bool {

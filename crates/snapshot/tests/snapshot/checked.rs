@@ -27,6 +27,7 @@ fn spec(bench: &Bench, what: CheckWhat) -> CheckSpec {
         what,
         known: bench.path(known),
         duration_max: None,
+        bytes_max: None,
         duration_over: Duration::ZERO,
         note_interval: Duration::from_secs(3600),
         never_enter: Vec::new(),
@@ -154,6 +155,32 @@ fn every_run_makes_progress_however_short_its_time() {
         // Each file, and with everything the record of the snapshot.
         let files = 3 + u64::from(what == CheckWhat::Everything);
         assert_eq!(read, files);
+    }
+}
+
+#[test]
+fn slice_ends_after_its_bytes_and_the_next_one_goes_on() {
+    let bench = Bench::new();
+    let content = vec![7; 1000];
+    let files: Vec<_> = (0..7)
+        .map(|number| write(&bench, &format!("home/{NEWER}/{number}"), &content))
+        .collect();
+    let mut slice = spec(&bench, CheckWhat::Everything);
+    slice.bytes_max = Some(2500);
+    let read = || try_check(&bench, &slice, &Cancel::new()).unwrap();
+    for (before, files, finished) in [(0, 3, false), (3, 3, false), (6, 1, true), (0, 3, false)] {
+        let report = read();
+        assert_eq!((report.files_before, report.files_read), (before, files));
+        assert_eq!(report.finished, finished);
+    }
+    // A damaged file is read and reported in each slice, and does not keep the others from being read.
+    rewrite(&files[0], &[9; 1000]);
+    while !read().finished {}
+    for (before, files, finished) in [(0, 3, false), (2, 4, false), (5, 2, true)] {
+        let report = read();
+        assert_eq!(report.damaged.count, 1);
+        assert_eq!((report.files_before, report.files_read), (before, files));
+        assert_eq!(report.finished, finished);
     }
 }
 

@@ -434,6 +434,7 @@ fn check_reads_each_file_of_each_job_once() {
         known: volume.0.path("checks/x.sums"),
         suspects: volume.0.path("checks/x.json"),
         duration_max: None,
+        bytes_max: None,
         duration_over: std::time::Duration::ZERO,
         note_interval: std::time::Duration::from_secs(60),
         never_enter: Vec::new(),

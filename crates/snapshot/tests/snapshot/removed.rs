@@ -1,11 +1,12 @@
 //! Pins, and the removal of snapshots by name.
 
 use std::fs;
+use std::path::PathBuf;
 
 use crate::folder::{Bench, job_name, now};
 use sprat_snapshot::{
-    Cancel, KeepCount, KeepReason, KeepRules, PinReport, PinSpec, PruneSpec, RemoveReport,
-    RemoveSpec, SnapshotChoice, SnapshotError, SnapshotName, pin, remove,
+    Cancel, JobSources, KeepCount, KeepReason, KeepRules, PinReport, PinSpec, PruneSpec,
+    RemoveReport, RemoveSpec, SnapshotChoice, SnapshotError, SnapshotName, pin, remove,
 };
 use sprat_testkit::compare::assert_same;
 
@@ -298,4 +299,41 @@ fn an_interrupted_removal_is_continued_by_the_same_command() {
         matches!(error, SnapshotError::NoSuchSnapshot { .. }),
         "{error}"
     );
+}
+
+#[test]
+fn source_of_the_config_that_the_newest_snapshot_lacks_is_a_last_copy() {
+    let bench = Bench::new();
+    let other = bench.path("other");
+    for folder in [&bench.source(), &other] {
+        fs::create_dir_all(folder).unwrap();
+        fs::write(folder.join("file"), "x").unwrap();
+    }
+    let take = |sources: &[PathBuf], hours: i64| {
+        let mut spec = bench.spec();
+        spec.sources = sources.to_vec();
+        let at = now() - jiff::SignedDuration::from_hours(hours);
+        let taken = sprat_snapshot::take(&bench.volume(), &spec, at, &mut |_| {}, &Cancel::new());
+        taken.unwrap().name
+    };
+    let both = [bench.source(), other];
+    let first = take(&both, 2);
+    take(&both[..1], 1);
+    let mut spec = removing(&[named(first)]);
+    spec.dry_run = true;
+    // By its own record the job includes one source only.
+    assert!(run(&bench, &spec).unwrap().snapshots[0].needed.is_empty());
+    let config = JobSources {
+        paths: both.to_vec(),
+        ..JobSources::default()
+    };
+    spec.sources.push((job_name(), config));
+    let refused = run(&bench, &spec).unwrap_err();
+    assert!(
+        matches!(refused, SnapshotError::RemovalRefused { .. }),
+        "{refused}"
+    );
+    spec.allow_last_copy = true;
+    let report = run(&bench, &spec).unwrap();
+    assert_eq!(report.snapshots[0].needed, [KeepReason::MissingDisk]);
 }

@@ -10,6 +10,7 @@ use sprat_testkit::{needs, requires};
 use super::*;
 use crate::config::{Config, ConfigPlaces, load};
 use crate::copy_state::{Attempt, Held};
+use crate::due::spread_part;
 
 const NOW: &str = "2026-11-28T09:00:00Z";
 

@@ -187,7 +187,7 @@ fn open_held(
         // A rename may have happened in between.
         inspected = None;
     }
-    let opened = unlock(
+    let mut opened = unlock(
         start,
         secret,
         lease,
@@ -200,10 +200,9 @@ fn open_held(
         report_overcommit(available_bytes, size_bytes, events);
     }
     reserve::give_up(start, &*lease.store(), available_bytes, events)?;
-    Ok(Opened {
-        available_bytes,
-        ..opened
-    })
+    opened.facts.available_bytes = available_bytes;
+    opened.available_bytes = available_bytes;
+    Ok(opened)
 }
 
 /// Sends all questions at once. If a lease will be acquired, this includes which leases there are.
@@ -586,6 +585,7 @@ pub(crate) fn facts(
         file_system_errors: None,
         overwritten: Vec::new(),
         not_compared: Vec::new(),
+        available_bytes: None,
     }
 }
 

@@ -1,0 +1,178 @@
+//! `sprat run` beside its copies: room for them, slices of the check, and the loop in the foreground.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sprat_testkit::machine::{CONTAINER, TestMachine, noise};
+use sprat_testkit::{needs, requires};
+
+/// A machine with one job in one local container of this size.
+fn machine(size: &str, container: &str, job: &str) -> TestMachine {
+    let machine = TestMachine::new();
+    machine.init(&[CONTAINER, "--size", size]);
+    machine.write("src/a", "alpha\n");
+    configure(&machine, container, job);
+    machine
+}
+
+fn configure(machine: &TestMachine, container: &str, job: &str) {
+    let at = machine.folder().display();
+    machine.write(
+        "config/sprat.toml",
+        format!(
+            "[container.nas]\ntarget = \"{}\"\nkey_file = \"{}\"\n{container}\n\
+             [job.home]\ncontainer = \"nas\"\nsources = \"{at}/src\"\n\
+             before = \"sh -c 'echo before >> {at}/log'\"\n{job}\n",
+            machine.path(CONTAINER).display(),
+            machine.path("config/keys/x.key").display(),
+        ),
+    );
+}
+
+fn run(machine: &TestMachine, code: i32) -> Value {
+    let ran = machine.sprat(&["run", "--now", "--json"]);
+    assert_eq!(ran.code, code, "{}", ran.whole());
+    ran.json()
+}
+
+fn snapshots(machine: &TestMachine) -> usize {
+    let listed = machine.ok(&["snapshots", "nas", "--json"]).json();
+    let all = listed["snapshots"].as_array().unwrap().iter();
+    all.filter(|one| one["kind"] == "good").count()
+}
+
+#[test]
+fn no_copy_begins_below_min_free_and_a_full_volume_is_pruned_for_a_second_try() {
+    requires!(needs::root());
+    let never = "check_every = \"never\"\n";
+    let machine = machine("64M", &format!("{never}min_free = \"1000 TiB\""), "");
+    let said = run(&machine, 0);
+    let copy = &said["copies"][0];
+    assert_eq!(copy["attempted"], false);
+    let reason = copy["reason"].as_str().unwrap();
+    assert!(reason.contains("less than min_free, 1000 TiB"), "{reason}");
+    assert_eq!(said["events"][0]["kind"], "space");
+    assert!(!machine.path("log").exists());
+
+    // A snapshot takes about a third of the volume, and the rules are not due again.
+    let rules = "keep_last = 1\nprune_every = \"30 days\"";
+    configure(&machine, never, rules);
+    let status = machine.ok(&["snapshots", "nas", "--json"]).json();
+    assert_eq!(status["snapshots"], serde_json::json!([]));
+    for (seed, kept) in [(1, 1), (2, 2), (3, 2), (4, 2)] {
+        machine.write("src/noise", noise(16 << 20, seed));
+        let said = run(&machine, 0);
+        assert!(said["copies"][0]["snapshot"].is_string(), "{said}");
+        assert!(
+            said["events"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|e| e["kind"] != "failure")
+        );
+        assert_eq!(snapshots(&machine), kept, "{seed}");
+    }
+    // The second try runs `before` again.
+    let log = fs::read_to_string(machine.path("log")).unwrap();
+    assert_eq!(log.lines().count(), 6);
+    // Without rules nothing is removed.
+    configure(&machine, never, "");
+    machine.write("src/noise", noise(40 << 20, 5));
+    let said = run(&machine, 1);
+    assert!(said["copies"][0]["snapshot"].is_null(), "{said}");
+    assert_eq!(snapshots(&machine), 2);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn slice_of_the_check_reads_what_is_due_and_reports_damage_with_13() {
+    requires!(needs::root());
+    let machine = machine("128M", "check_every = \"2 days\"", "every = \"never\"");
+    for number in 0..4 {
+        machine.write(&format!("src/noise{number}"), noise(4 << 20, number));
+    }
+    let first = run(&machine, 0);
+    let slice = &first["checks"][0];
+    assert_eq!(
+        (&slice["container"], &slice["finished"]),
+        (&"nas".into(), &false.into())
+    );
+    let bytes = |slice: &Value| slice["bytes_read"].as_u64().unwrap();
+    assert!(bytes(slice) >= 8 << 20, "{slice}");
+    // Once a day.
+    assert_eq!(run(&machine, 0)["checks"], serde_json::json!([]));
+    let a_day_later = || {
+        let path = machine.path("state/schedule/@nas.json");
+        let mut state: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let long_ago = Value::from("2026-01-01T00:00:00Z");
+        for key in ["sliced", "slice_tried"] {
+            assert!(state[key].is_string(), "{state}");
+            state[key] = long_ago.clone();
+        }
+        fs::write(path, state.to_string()).unwrap();
+    };
+    a_day_later();
+    // It needs no copy that is due, and runs no hook of a job.
+    let _ = fs::remove_file(machine.path("log"));
+    let plan = machine.ok(&["run", "--dry-run"]).stdout;
+    assert!(plan.contains("nas: a slice of the check is due"), "{plan}");
+    let ran = machine.ok(&["run"]);
+    assert!(
+        ran.stdout.contains("now all data is checked"),
+        "{}",
+        ran.whole()
+    );
+    assert!(!machine.path("log").exists());
+    assert_eq!(machine.ok(&["run", "--scheduled"]).whole(), "exit 0\n");
+
+    // In the second copy of the header.
+    a_day_later();
+    let file = File::options().write(true).open(machine.path(CONTAINER));
+    file.unwrap().write_all_at(&[0; 64], 20_490).unwrap();
+    let ran = machine.sprat(&["run", "--json"]);
+    assert_eq!(ran.code, 13, "{}", ran.whole());
+    let said = ran.json();
+    assert_eq!(said["events"][0]["kind"], "damage");
+    assert_eq!(said["checks"][0]["result"]["code"], 13);
+    assert!(
+        ran.stderr.contains("the check found damage"),
+        "{}",
+        ran.whole()
+    );
+    machine.nothing_is_left();
+}
+
+#[test]
+fn loop_makes_copies_until_a_signal_ends_it() {
+    requires!(needs::root());
+    let machine = machine("64M", "check_every = \"never\"", "");
+    let mut command = machine.command();
+    command
+        .args(["run", "--loop"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let looping = command.spawn().unwrap();
+    let begun = Instant::now();
+    // The run and the check for overdue copies, each in a process of its own.
+    let made = || {
+        let state = fs::read_to_string(machine.path("state/schedule/home@nas.json"));
+        state.is_ok_and(|state| state.contains("\"last_complete\": \"2"))
+    };
+    while !made() || !machine.path("state/watch.json").exists() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(120),
+            "nothing was made"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let pid = rustix::process::Pid::from_child(&looping);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let output = looping.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), &*said), (Some(0), ""));
+    assert_eq!(snapshots(&machine), 1);
+    machine.nothing_is_left();
+}

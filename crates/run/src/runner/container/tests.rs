@@ -1,0 +1,203 @@
+//! The work on a container that does not open: which copies end how, and which hooks run.
+
+use sprat_session::check::Checked;
+use sprat_session::{TrimReport, Worthwhile};
+use sprat_testkit::tmpfs::Tmpfs;
+use sprat_testkit::{needs, requires};
+
+use super::super::{Selected, Slice};
+use super::*;
+use crate::config::{Config, ConfigPlaces, load};
+use crate::copy_name::CopyName;
+
+/// Opens nothing.
+struct Closed {
+    exit: Exit,
+    opened: usize,
+    begun: Vec<String>,
+}
+
+impl Closed {
+    fn with(exit: Exit) -> Self {
+        Self {
+            exit,
+            opened: 0,
+            begun: Vec::new(),
+        }
+    }
+}
+
+impl Front for Closed {
+    fn open(&mut self, _: &str) -> Result<Session, Failure> {
+        self.opened += 1;
+        Err(Failure::new(self.exit, "closed"))
+    }
+
+    fn begins(&mut self, copy: &CopyName) {
+        self.begun.push(copy.to_string());
+    }
+
+    fn check_slice(&mut self, _: &str, _: &Slice, _: &Interrupt) -> Result<Checked, Failure> {
+        unreachable!("nothing is opened")
+    }
+
+    fn trim(&mut self, _: &str, _: Worthwhile, _: &Interrupt) -> Result<TrimReport, Failure> {
+        unreachable!("nothing is opened")
+    }
+
+    fn observer(&mut self, _: &str) -> &mut dyn Observer {
+        unreachable!("nothing is opened")
+    }
+}
+
+struct Scene {
+    folder: tempfile::TempDir,
+    config: Config,
+    interrupt: Interrupt,
+}
+
+impl Scene {
+    /// Two jobs in one container; every hook of the first one writes a line to `log`.
+    fn new(more: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().display();
+        let hook = format!("sh -c 'echo $SPRAT_HOOK $SPRAT_EXIT >> {at}/log'");
+        let text = format!(
+            "[container.x]\ntarget = \"{at}/x.luks\"\nlock_wait = \"0 s\"\n\
+             [job_defaults]\n{more}\
+             [job.a]\ncontainer = \"x\"\nsources = \"/home\"\n\
+             before = \"{hook}\"\nafter = \"{hook}\"\nfailed = \"{hook}\"\nfinally = \"{hook}\"\n\
+             [job.b]\ncontainer = \"x\"\nsources = \"/home\"\n"
+        );
+        let path = folder.path().join("sprat.toml");
+        std::fs::write(&path, text).unwrap();
+        let loaded = load(&[path], &ConfigPlaces::default());
+        Self {
+            config: loaded.without_mistakes().unwrap(),
+            interrupt: Interrupt::never().unwrap(),
+            folder,
+        }
+    }
+
+    fn runner(&self) -> Runner<'_> {
+        let at = |name: &str| self.folder.path().join(name);
+        let (state, run) = (at("state"), at("run"));
+        Runner::new(&self.config, state, run, &self.interrupt, By::Run)
+    }
+
+    fn work(&self) -> ContainerWork<'_> {
+        let container = &self.config.containers[0];
+        ContainerWork {
+            name: container.name.clone(),
+            target: container.target.clone(),
+            container: Some(container),
+            copies: self.config.copies().map(CopyWork::of).collect(),
+        }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+fn ends(done: &ContainerDone) -> Vec<&End> {
+    done.outcomes.iter().map(|outcome| &outcome.end).collect()
+}
+
+#[test]
+fn conditions_are_checked_again_before_each_container() {
+    let scene = Scene::new("only_on_ac = true\n");
+    let mut runner = scene.runner();
+    let battery = scene.folder.path().join("sys/class/power_supply/BAT0");
+    std::fs::create_dir_all(&battery).unwrap();
+    for (name, value) in [
+        ("type", "Battery"),
+        ("status", "Discharging"),
+        ("capacity", "5"),
+    ] {
+        std::fs::write(battery.join(name), value).unwrap();
+    }
+    runner.machine.sys = scene.folder.path().join("sys");
+    let mut front = Closed::with(Exit::Failed);
+    let done = runner.work_on(&scene.work(), &mut front);
+    for end in ends(&done) {
+        assert!(matches!(end, End::Skipped { why, stopped: false } if why.contains("battery")));
+    }
+    assert_eq!(
+        (front.opened, done.exit(), scene.log()),
+        (0, Exit::Done, String::new())
+    );
+    let copy = scene.config.copies().next().unwrap();
+    let skipped = runner.state(&copy.name()).skipped.unwrap();
+    assert!(skipped.reason.contains("battery"), "{skipped:?}");
+
+    // They also stop a copy that is under way.
+    let sent = AtomicU64::new(0);
+    assert!(runner.checks(copy, &sent)().unwrap().contains("5 %"));
+    // A person who wants the copy now has it.
+    runner.anyway = true;
+    assert_eq!(runner.checks(copy, &sent)(), None);
+    assert_eq!(
+        runner.work_on(&scene.work(), &mut front).exit(),
+        Exit::Failed
+    );
+    assert_eq!(front.opened, 1);
+}
+
+#[test]
+fn hooks_of_a_failure_wait_until_it_is_more_than_a_server_that_is_away() {
+    requires!(needs::root());
+    for (exit, hooks) in [
+        (Exit::Unreachable, ""),
+        (Exit::Locked, ""),
+        (Exit::WrongKey, "failed 12\nfinally 12\n"),
+        (Exit::Failed, "failed 1\nfinally 1\n"),
+    ] {
+        let scene = Scene::new("");
+        let mut front = Closed::with(exit);
+        let done = scene.runner().work_on(&scene.work(), &mut front);
+        assert_eq!((done.exit(), &*scene.log()), (exit, hooks));
+        assert_eq!(front.begun, ["a@x", "b@x"]);
+    }
+}
+
+#[test]
+fn interrupt_leaves_the_copies_that_did_not_begin_named_and_unchanged() {
+    let scene = Scene::new("");
+    scene.interrupt.request();
+    let mut front = Closed::with(Exit::Failed);
+    let done = scene.runner().work_on(&scene.work(), &mut front);
+    assert_eq!((done.exit(), done.outcomes.len()), (Exit::Interrupted, 2));
+    assert_eq!((front.opened, scene.log()), (0, String::new()));
+    assert!(front.begun.is_empty());
+    assert!(super::super::attempts(done.outcomes.iter(), By::Run).is_empty());
+    assert!(!scene.folder.path().join("state").exists());
+}
+
+#[test]
+fn job_without_a_success_knows_the_disk_by_the_other_jobs() {
+    requires!(needs::root());
+    let scene = Scene::new("");
+    let disk_at = scene.folder.path().join("disk");
+    std::fs::create_dir(&disk_at).unwrap();
+    let seen = {
+        let _disk = Tmpfs::mount(&disk_at, 1);
+        sprat_snapshot::FileSystem::holding(&disk_at)
+    };
+    let runner = scene.runner();
+    let is_tried = |runner: &Runner<'_>| {
+        let copies: Vec<_> = scene.config.copies().collect();
+        let plan = runner.plan(&copies, Timestamp::now());
+        plan.copies
+            .iter()
+            .map(Selected::is_tried)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(is_tried(&runner), [true, true]);
+    runner.change(&CopyName::new("b", "x"), |state| state.file_system = seen);
+    assert_eq!(is_tried(&runner), [false, false]);
+    let mut front = Closed::with(Exit::NoContainer);
+    let done = runner.work_on(&scene.work(), &mut front);
+    assert_eq!((front.opened, done.exit()), (0, Exit::Done));
+    assert_eq!(scene.log(), "");
+}
