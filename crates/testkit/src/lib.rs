@@ -11,6 +11,7 @@ pub mod client_and_server;
 pub mod compare;
 pub mod crash;
 pub mod dice;
+pub mod fake_clock;
 pub mod fault;
 pub mod hostile;
 pub mod leases;

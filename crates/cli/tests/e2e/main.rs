@@ -43,3 +43,4 @@ mod sheet_page;
 mod sources;
 mod status;
 mod trips;
+mod year;
