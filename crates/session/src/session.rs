@@ -6,6 +6,7 @@ pub mod preview;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sprat_luks::Secret;
 use sprat_snapshot::{
@@ -13,6 +14,7 @@ use sprat_snapshot::{
     RemoveReport, RemoveSpec, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotError,
     SnapshotReport, SnapshotSpec, StagedFile,
 };
+use sprat_store::unattended;
 
 use crate::address::Target;
 use crate::file_system::FileSystemCheck;
@@ -27,6 +29,9 @@ use crate::state::{KnownState, identity, reserved_names};
 use crate::supervisor::calls::Answer;
 use crate::supervisor::{Shape, Supervisor, Watch};
 use crate::{Exit, Failure, text};
+
+/// How long a pulled host may take to answer.
+const HOST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An open container with its file system mounted where only the worker sees it.
 ///
@@ -139,6 +144,7 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<SnapshotReport, Failure> {
         exclude_own(&self.settings, &mut spec);
+        without_questions(&mut spec);
         spec.suspects = Some(self.suspects());
         self.too_much = None;
         let order = WorkerOrder::TakeSnapshot(Box::new(spec));
@@ -341,6 +347,16 @@ impl Session {
 fn exclude_own(settings: &SessionSettings, spec: &mut SnapshotSpec) {
     spec.never_enter.extend(never_backed_up(settings));
     spec.containers = local_containers(settings);
+}
+
+/// Makes ssh reach the hosts of a job without a person. A host with another key than the one that is known
+/// is not reached.
+fn without_questions(spec: &mut SnapshotSpec) {
+    let words: Vec<OsString> = spec.ssh_command.iter().map(OsString::from).collect();
+    let mut words = unattended(&words, HOST_TIMEOUT);
+    words.extend(["-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=ERROR"].map(OsString::from));
+    let words = words.into_iter().map(OsString::into_string);
+    spec.ssh_command = words.filter_map(Result::ok).collect();
 }
 
 /// What never enters a snapshot.

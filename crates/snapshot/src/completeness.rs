@@ -174,6 +174,7 @@ impl Made<'_> {
         let unread: Vec<PathBuf> = names
             .filter(|one| !self.sources.missing.contains(*one))
             .map(|one| unescape_path(one))
+            .filter(|path| !self.sources.is_pulled(path))
             .collect();
         let all_named = record.unread.count == record.unread.names.len() as u64;
         for (one, place) in all.iter_mut().zip(&places) {
@@ -189,8 +190,9 @@ impl Made<'_> {
     fn folders_vanished(&self, record: &mut RunRecord, in_tree: &dyn Fn(&Path) -> bool) {
         let is_there = |path: &Path| crate::long_path::lstat(path).is_ok();
         let mut folders: Vec<PathBuf> = Vec::new();
-        for name in &record.vanished.names {
-            let path = unescape_path(name);
+        let vanished = record.vanished.names.iter().map(|name| unescape_path(name));
+        // Those of other hosts were asked for there.
+        for path in vanished.filter(|path| !self.sources.is_pulled(path)) {
             let is_folder = |path: &Path| {
                 let below = path.strip_prefix("/").unwrap_or(path);
                 crate::long_path::lstat(&self.tree.join(below)).is_ok_and(|made| made.is_dir())

@@ -33,7 +33,7 @@ pub(crate) struct Holder {
     /// What of it was there.
     had: Vec<PathBuf>,
     /// What it has that comes from no folder of this machine: see [`JobSources::parts`].
-    parts: Vec<PathBuf>,
+    parts: Vec<Part>,
     one_file_system: bool,
     /// Mount points of missing disks that the job's patterns excluded.
     left_out: Vec<String>,
@@ -79,8 +79,36 @@ pub(crate) struct Disks {
     pub(crate) files_before: Option<u64>,
 }
 
+/// What a snapshot has that comes from no folder of this machine, relative to it.
+#[derive(Debug, Clone)]
+struct Part {
+    path: PathBuf,
+    full: bool,
+}
+
+impl Part {
+    fn has(&self, path: &Path) -> bool {
+        self.path.starts_with(path) || path.starts_with(&self.path)
+    }
+}
+
+fn parts(record: &RunRecord) -> Vec<Part> {
+    let staged = record.staged.iter().map(|file| Part {
+        path: file.path.clone(),
+        full: true,
+    });
+    let pulled = record.pulled.iter().map(|part| Part {
+        path: part.source.place(),
+        full: part.full,
+    });
+    staged.chain(pulled).collect()
+}
+
 impl Holder {
     fn new(record: RunRecord) -> Self {
+        let parts = parts(&record);
+        // The job includes it, although the snapshot lacks it.
+        let left_out: Vec<String> = record.left_out_here().cloned().collect();
         let file_systems = if record.file_systems.is_empty() {
             // The records of older versions have only the places.
             let known = record.mounts.iter().map(|place| FileSystem {
@@ -95,23 +123,19 @@ impl Holder {
             name: record.name,
             good: record.complete,
             file_systems,
-            gone: record.disks_gone,
             sources: record
                 .sources
                 .iter()
-                .chain(record.warnings.iter().filter_map(|warning| match warning {
-                    // The job includes it, although the snapshot lacks it.
-                    Warning::SourceLeftOut { path, .. } => Some(path),
-                    _ => None,
-                }))
+                .chain(&left_out)
                 .map(|path| unescape_path(path))
                 .collect(),
+            parts,
+            gone: record.disks_gone,
             had: record
                 .sources
                 .iter()
                 .map(|path| unescape_path(path))
                 .collect(),
-            parts: record.staged.into_iter().map(|file| file.path).collect(),
             one_file_system: record
                 .rsync_arguments
                 .iter()
@@ -176,7 +200,9 @@ impl JobSources {
             newest(&|holder| within(&holder.had, &source))
         });
         let parts = self.parts.iter().filter_map(|part| {
-            newest(&|holder| holder.parts.iter().any(|one| one.starts_with(part)))
+            let all = |one: &&Part| one.full && one.has(part);
+            let full = newest(&|holder| holder.parts.iter().any(|one| all(&one)));
+            full.or_else(|| newest(&|holder| holder.parts.iter().any(|one| one.has(part))))
         });
         sources.chain(parts).collect()
     }
@@ -511,7 +537,11 @@ mod tests {
     fn dump_of_the_config_is_kept_whatever_a_run_by_hand_made() {
         let root = disk("/s", "root", true);
         let dumped = |day, parts: &[&str]| {
-            let parts = parts.iter().map(PathBuf::from).collect();
+            let parts = parts.iter().map(|path| Part {
+                path: path.into(),
+                full: !path.ends_with('~'),
+            });
+            let parts = parts.collect();
             Holder {
                 parts,
                 ..holder(day, std::slice::from_ref(&root))

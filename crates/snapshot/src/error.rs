@@ -46,6 +46,14 @@ pub enum SnapshotError {
     /// A source contains no file.
     #[error("source {path}: is empty. Its disk may not be mounted")]
     SourceEmpty { path: String },
+    /// None of the sources is there, and this one is on another host.
+    #[error("source {path}: {why}")]
+    HostsMissing {
+        path: String,
+        why: String,
+        /// Whether any of the hosts was reached.
+        reached: bool,
+    },
     /// A source was mounted, unmounted or removed while it was copied.
     #[error("source {path}: was replaced or removed while it was being copied")]
     SourceChanged { path: String },
@@ -281,6 +289,8 @@ pub enum SnapshotErrorKind {
     Usage,
     /// A source is missing or empty, or it changed during the run.
     Source,
+    /// The hosts of all sources were not reached (exit 14).
+    Unreachable,
     /// rsync is missing or unusable.
     Rsync,
     /// rsync failed.
@@ -347,7 +357,9 @@ impl SnapshotError {
             Self::SourceMissing { .. }
             | Self::SourceUnreadable { .. }
             | Self::SourceEmpty { .. }
-            | Self::SourceChanged { .. } => Kind::Source,
+            | Self::SourceChanged { .. }
+            | Self::HostsMissing { reached: true, .. } => Kind::Source,
+            Self::HostsMissing { reached: false, .. } => Kind::Unreachable,
             Self::RsyncMissing { .. } | Self::RsyncUnusable { .. } => Kind::Rsync,
             Self::RsyncFailed { .. } | Self::RestoreFailed { .. } | Self::StoodStill { .. } => {
                 Kind::RsyncFailed

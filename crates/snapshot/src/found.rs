@@ -37,9 +37,10 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    pub(crate) fn of(met: Met) -> Self {
+    /// `is_valid`: whether a tag has the signature of a cache tag.
+    pub(crate) fn of(met: Met, is_valid: &dyn Fn(&Path) -> bool) -> Self {
         let mut found = Self::default();
-        let valid_tags = met.tags.into_iter().filter(|tag| is_cache_tag(tag));
+        let valid_tags = met.tags.into_iter().filter(|tag| is_valid(tag));
         let marks: BTreeSet<PathBuf> = valid_tags.chain(met.markers).collect();
         let mut folders: Vec<&Path> = Vec::new();
         for mark in &marks {
@@ -107,7 +108,7 @@ impl Found {
 
 /// Whether the file has the signature of a cache tag. A file that can't be read has none: the folder is
 /// then in the snapshot.
-fn is_cache_tag(path: &Path) -> bool {
+pub(crate) fn is_cache_tag(path: &Path) -> bool {
     let path = path.to_owned();
     let read = move || {
         let mut first = [0; CACHE_SIGNATURE.len()];

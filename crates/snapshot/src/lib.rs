@@ -53,6 +53,8 @@ mod preview;
 mod progress;
 mod protected_paths;
 mod prune;
+mod pulled;
+mod pulled_source;
 mod recent;
 mod record;
 mod recover;
@@ -79,6 +81,7 @@ mod text;
 mod unfit;
 mod unlinked;
 mod walk;
+mod without_place;
 mod work;
 mod wrong_dates;
 mod zone;
@@ -102,6 +105,7 @@ pub use pin::{PIN_REASON_BYTES_MAX, PinReport, PinSpec, check_pin_reason, pin};
 pub use preview::{Preview, preview};
 pub use progress::{Phase, Progress};
 pub use prune::{Interrupted, PruneReport, PruneSpec, Pruned, prune, prune_subvolumes};
+pub use pulled_source::{PulledPart, PulledSource};
 pub use record::{
     EntryKind, GoneDisk, LinkedFrom, RECORD_FORMAT, RunRecord, RunStats, SnapshotEntry, Warning,
 };

@@ -152,6 +152,18 @@ fn text_line(text: &[u8], index: usize) -> usize {
     line
 }
 
+/// The patterns in a file, one for each line that is no comment, as rsync reads them.
+pub(crate) fn lines_of(file: &Path) -> Result<Vec<Vec<u8>>, SnapshotError> {
+    let text = read_plain(file).map_err(|source| SnapshotError::PatternFile {
+        path: escape_path(file),
+        source,
+    })?;
+    let lines = text.split(|byte| matches!(byte, b'\n' | b'\r'));
+    let patterns =
+        lines.filter(|line| !line.is_empty() && !line.starts_with(b"#") && !line.starts_with(b";"));
+    Ok(patterns.map(<[u8]>::to_vec).collect())
+}
+
 /// Reads a regular file. Never waits for the writer of a pipe: the run would hang, and rsync would find
 /// the pipe empty afterwards.
 fn read_plain(path: &Path) -> io::Result<Vec<u8>> {

@@ -13,15 +13,18 @@ use crate::census::Census;
 use crate::error::SnapshotError;
 use crate::name_list::NameList;
 use crate::progress::Progress;
+use crate::pulled;
 use crate::record::Warning;
-use crate::rsync::{Ended, Excluded, ITEM_FORMAT, Invocation, Listed, Lists, Rsync, Side};
+use crate::rsync::{Ended, Excluded, ITEM_FORMAT, Invocation, Listed, Lists, Outcome, Rsync, Side};
 use crate::source_scan;
 use crate::sources::Sources;
 use crate::spec::SnapshotSpec;
-use crate::text::escape_name;
+use crate::text::{escape_name, escape_path};
 
 /// The rule of what every job excludes.
 const ALWAYS: &str = "always";
+/// Makes rsync print what each pattern excludes.
+const DEBUG_FILTER: &str = "--debug=FILTER1";
 
 /// What a run would copy if no snapshot had any of it, and what it would exclude.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -72,6 +75,25 @@ fn from_listed(listed: Listed) -> Preview {
     preview
 }
 
+/// A dry run that lists.
+fn list(
+    rsync: &Rsync,
+    invocation: &Invocation,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
+) -> Result<Outcome, SnapshotError> {
+    let outcome = rsync.run(invocation, progress, cancel)?;
+    match outcome.ended {
+        Ended::Whole | Ended::WithUnread => Ok(outcome),
+        Ended::Cancelled => Err(SnapshotError::Cancelled),
+        other => Err(SnapshotError::RsyncFailed {
+            ended: format!("{other:?}"),
+            first_message: outcome.messages.names.first().cloned().unwrap_or_default(),
+            messages: outcome.messages,
+        }),
+    }
+}
+
 /// Lists what a run of `spec` would copy and exclude. `nowhere` is an empty folder; nothing is written to
 /// it. With `all`, every path is listed. Commands are not run.
 ///
@@ -84,42 +106,61 @@ pub fn preview(
     progress: &mut dyn FnMut(Progress),
     cancel: &Cancel,
 ) -> Result<Preview, SnapshotError> {
-    if spec.sources.is_empty() {
+    if spec.sources.is_empty() && spec.pulled.is_empty() {
         return Ok(Preview::default());
     }
     let rsync = Rsync::find(&spec.rsync)?;
-    let mut sources = Sources::check(spec, nowhere)?;
+    let pulled = pulled::reach(&rsync, spec, nowhere, progress, cancel)?;
+    let mut sources = Sources::check_beside(spec, nowhere, pulled)?;
     source_scan::apply(&rsync, &mut sources, spec, nowhere, progress, cancel)?;
-    let options = [
-        "-nrlD",
-        "--relative",
-        "--debug=FILTER1",
-        ITEM_FORMAT,
-        "--outbuf=L",
-    ];
-    let mut arguments: Vec<OsString> = options.map(OsString::from).to_vec();
-    arguments.extend(sources.arguments(spec));
-    arguments.push("./none/".into());
-    let mut invocation = Invocation::new(arguments, nowhere, nowhere, Side::IntoVolume);
-    invocation.input = sources.input();
-    invocation.lists = Some(Lists {
-        all,
-        known: sources.found.paths.clone(),
-    });
-    let outcome = rsync.run(&invocation, progress, cancel)?;
-    match outcome.ended {
-        Ended::Whole | Ended::WithUnread => {}
-        Ended::Cancelled => return Err(SnapshotError::Cancelled),
-        other => {
-            return Err(SnapshotError::RsyncFailed {
-                ended: format!("{other:?}"),
-                first_message: outcome.messages.names.first().cloned().unwrap_or_default(),
-                messages: outcome.messages,
-            });
-        }
+    let mut listed = Listed::default();
+    let mut unread = NameList::default();
+    let scanned = "exclude_caches, exclude_if_present";
+    if !sources.list.is_empty() {
+        let options = [
+            "-nrlD",
+            "--relative",
+            DEBUG_FILTER,
+            ITEM_FORMAT,
+            "--outbuf=L",
+        ];
+        let mut arguments: Vec<OsString> = options.map(OsString::from).to_vec();
+        arguments.extend(sources.arguments(spec));
+        arguments.push("./none/".into());
+        let mut invocation = Invocation::new(arguments, nowhere, nowhere, Side::IntoVolume);
+        invocation.input = sources.input();
+        invocation.lists = Some(Lists {
+            all,
+            known: sources.found.paths.clone(),
+            within: String::new(),
+        });
+        let outcome = list(&rsync, &invocation, progress, cancel)?;
+        unread.append(&outcome.unread);
+        listed.add(outcome.listed);
+        listed.exclude_all(scanned, &sources.found.folders);
+        listed.exclude_all("exclude_larger_than", &sources.found.large);
     }
-    let mut listed = outcome.listed;
-    let always: BTreeSet<String> = patterns(sources.left_out.iter());
+    for host in &sources.pulled.hosts {
+        let mut invocation = host.listing(&rsync, spec, nowhere)?;
+        // The sender prints it, and that is the host.
+        invocation
+            .arguments
+            .insert(0, format!("-M{DEBUG_FILTER}").into());
+        invocation.lists = Some(Lists {
+            all,
+            known: host.found.paths.clone(),
+            within: escape_path(&host.in_snapshot(Path::new("/"))),
+        });
+        let outcome = list(&rsync, &invocation, progress, cancel)?;
+        unread.append(&host.names_in_snapshot(&outcome.unread, false));
+        listed.add(outcome.listed);
+        let folders = host.names_in_snapshot(&host.found.folders, false);
+        listed.exclude_all(scanned, &folders);
+        let large = host.names_in_snapshot(&host.found.large, false);
+        listed.exclude_all("exclude_larger_than", &large);
+    }
+    let mut always: BTreeSet<String> = patterns(sources.left_out.iter());
+    always.extend(pulled::KERNEL.iter().map(|pattern| (*pattern).to_owned()));
     for (rule, excluded) in std::mem::take(&mut listed.excluded) {
         let rule = if always.contains(&rule) {
             ALWAYS.to_owned()
@@ -136,13 +177,11 @@ pub fn preview(
             .and_modify(|one| one.add(&excluded))
             .or_insert(excluded);
     }
-    listed.exclude_all("exclude_caches, exclude_if_present", &sources.found.folders);
-    listed.exclude_all("exclude_larger_than", &sources.found.large);
     let mut preview = from_listed(listed);
     let partly = sources.walked_partly || !sources.missing.is_empty();
     let walk = sources.walk.take();
     preview.census = walk.map(|walk| walk.finish(&sources.found.paths, partly).0);
-    preview.unread = outcome.unread;
+    preview.unread = unread;
     for missing in &sources.missing {
         preview.unread.push(missing.clone());
     }

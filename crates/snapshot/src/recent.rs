@@ -25,6 +25,8 @@ use crate::text::unescape_path;
 
 /// FAT's step of two seconds, and one second for the clock of a file server.
 const STEP_S: i64 = 3;
+/// How far the clock of another host may be behind that of this machine.
+const HOST_BEHIND_S: i64 = 60;
 /// Means all files, if there were too many to list.
 const ALL: &str = "*";
 const FILE_BYTES_MAX: u64 = 1 << 30;
@@ -43,9 +45,23 @@ pub(crate) fn from_s(started: Timestamp) -> i64 {
     started.as_second() - STEP_S
 }
 
+/// The same for files that are pulled from another host.
+fn from_s_on_hosts(started: Timestamp) -> i64 {
+    from_s(started) - HOST_BEHIND_S
+}
+
 /// [`from_s`] in UTC, in the form of rsync's `%M`.
 pub(crate) fn from_text(started: Timestamp) -> String {
-    let from = Timestamp::from_second(from_s(started)).unwrap_or(Timestamp::UNIX_EPOCH);
+    as_text(from_s(started))
+}
+
+/// The same for files that are pulled from another host.
+pub(crate) fn from_text_on_hosts(started: Timestamp) -> String {
+    as_text(from_s_on_hosts(started))
+}
+
+fn as_text(from_s: i64) -> String {
+    let from = Timestamp::from_second(from_s).unwrap_or(Timestamp::UNIX_EPOCH);
     from.strftime("%Y/%m/%d-%H:%M:%S").to_string()
 }
 
@@ -103,8 +119,12 @@ impl Recent {
 /// After a crash: lists the files below `tree` whose time is not older than the run `name`.
 pub(crate) fn list_again(state: &OwnedFd, name: SnapshotName, tree: &OwnedFd) -> io::Result<()> {
     let mut recent = NameList::default();
-    let from = from_s(name.moment());
+    let (here, on_hosts) = (from_s(name.moment()), from_s_on_hosts(name.moment()));
     crate::walk::each_file(tree, &mut |path, stat| {
+        let from = match path.as_os_str().as_encoded_bytes().starts_with(b"@") {
+            true => on_hosts,
+            false => here,
+        };
         if stat.st_mtime >= from {
             recent.push_within(escape_path(path), crate::rsync::ITEMS_MAX);
         }
@@ -141,6 +161,7 @@ mod tests {
     fn from_text_has_rsyncs_form() {
         let started = "2026-11-28T15:28:34.9Z".parse().unwrap();
         assert_eq!(from_text(started), "2026/11/28-15:28:31");
+        assert_eq!(from_text_on_hosts(started), "2026/11/28-15:27:31");
     }
 
     #[test]

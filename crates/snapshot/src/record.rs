@@ -4,11 +4,13 @@
 //! ones get defaults, so that older and newer programs read each other's records.
 
 use jiff::Timestamp;
+
 use serde::{Deserialize, Serialize};
 
 use crate::file_system::FileSystem;
 use crate::name::{JobName, SnapshotName};
 use crate::name_list::NameList;
+use crate::pulled_source::PulledPart;
 use crate::scan_rules::ScanRules;
 use crate::staged_file::StagedFile;
 
@@ -342,6 +344,9 @@ pub struct RunRecord {
     /// Files of the snapshot that come from no source: the output of a command, the state of the system.
     #[serde(default)]
     pub staged: Vec<StagedFile>,
+    /// Sources on other hosts that the snapshot has.
+    #[serde(default)]
+    pub pulled: Vec<PulledPart>,
     /// Trees that the snapshot shares unchanged files with.
     #[serde(default)]
     pub linked_from: Vec<LinkedFrom>,
@@ -421,4 +426,15 @@ pub struct SnapshotEntry {
     pub record: Option<RunRecord>,
     /// Why there is no record, although the folder has the name of a snapshot.
     pub record_error: Option<String>,
+}
+
+impl RunRecord {
+    /// The sources on this machine that the snapshot lacks, escaped.
+    pub(crate) fn left_out_here(&self) -> impl Iterator<Item = &String> {
+        self.warnings.iter().filter_map(|warning| match warning {
+            // Those on other hosts are no paths.
+            Warning::SourceLeftOut { path, .. } if path.starts_with('/') => Some(path),
+            _ => None,
+        })
+    }
 }

@@ -20,7 +20,7 @@ use crate::long_path::{self, size_and_time};
 use crate::name_list::NameList;
 use crate::recent::{self, Recent};
 use crate::record::{RunRecord, Warning};
-use crate::rsync::{COPY_OPTIONS, Invocation};
+use crate::rsync::{Invocation, TRANSFER_OPTIONS};
 use crate::suspects::{Suspects, name_of};
 use crate::walk::each_file;
 
@@ -269,20 +269,8 @@ pub(crate) fn copying<'p>(
     to: &str,
     more: &[OsString],
 ) -> Invocation {
-    let mut arguments: Vec<OsString> = [
-        COPY_OPTIONS,
-        "--numeric-ids",
-        "--relative",
-        "--modify-window=-1",
-        "--no-human-readable",
-        "--info=progress2,stats2,flist0,name0",
-        crate::rsync::ITEM_FORMAT,
-        "--outbuf=L",
-        "--from0",
-        "--files-from=-",
-    ]
-    .map(OsString::from)
-    .to_vec();
+    let mut arguments = TRANSFER_OPTIONS.map(OsString::from).to_vec();
+    arguments.extend(["--from0", "--files-from=-"].map(OsString::from));
     arguments.extend_from_slice(more);
     arguments.extend(["--", "/", &format!("./{to}/")].map(OsString::from));
     let mut copying = run.clone();

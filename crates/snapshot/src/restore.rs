@@ -24,9 +24,9 @@ use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side};
 use crate::scout::{Copied, Scout};
 use crate::sources::argument;
 use crate::spec::{RestoreReport, RestoreSpec};
-use crate::staged;
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{is_folder, names_in, open_folder};
+use crate::without_place;
 
 /// Restores what `spec` selects from the volume that is mounted at `volume_root`, which may be
 /// read-only.
@@ -270,11 +270,8 @@ impl Chosen {
             }
         };
         let in_place = spec.to == Path::new("/");
-        let staged = self
-            .record
-            .iter()
-            .flat_map(|record| staged::tops(&record.staged));
-        let staged: Vec<PathBuf> = staged.collect();
+        let tops = self.record.iter();
+        let staged: Vec<PathBuf> = tops.flat_map(without_place::tops).collect();
         if let Some(path) = path {
             let is_staged = staged.iter().any(|top| Path::new("/").join(top) == path);
             if in_place && is_staged {
@@ -405,8 +402,8 @@ fn no_place(path: &Path) -> SnapshotError {
     SnapshotError::DestinationRefused {
         path: "/".to_owned(),
         why: format!(
-            "{} has no place of its own on this machine: it comes from a command. Restore it to another \
-             folder",
+            "{} has no place of its own on this machine: it comes from a command or another host. \
+             Restore it to another folder",
             escape_path(path)
         ),
     }

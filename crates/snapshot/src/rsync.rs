@@ -18,13 +18,11 @@ mod waiting;
 
 pub(crate) use ask::within;
 pub(crate) use guard::Guard;
-pub(crate) use invocation::{COPY_OPTIONS, Invocation, Side};
+pub(crate) use invocation::{Invocation, Side, TRANSFER_OPTIONS};
 pub use listed::Excluded;
 pub(crate) use listed::{Listed, Lists};
 pub(crate) use met::Met;
-#[cfg(test)]
-pub(crate) use output::parse_entry;
-pub(crate) use output::{Difference, Entry, ITEM_FORMAT, parse_difference};
+pub(crate) use output::{Difference, Entry, ITEM_FORMAT, parse_difference, parse_entry};
 pub(crate) use program::Rsync;
 pub(crate) use room::volume_full_or;
 pub(crate) use run::{Ended, ITEMS_MAX, Obstacle, Outcome, SeveralNames};

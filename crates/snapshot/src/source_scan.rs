@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::cancel::Cancel;
 use crate::census::{FileList, Walk};
 use crate::error::SnapshotError;
-use crate::found::Found;
+use crate::found::{Found, is_cache_tag};
 use crate::progress::{Phase, Progress};
 use crate::rsync::{Ended, ITEM_FORMAT, Invocation, Rsync, Side};
 use crate::sources::Sources;
@@ -19,6 +19,9 @@ use crate::text::escape_path;
 
 /// The destination of the dry run. Nothing has this name, so every file counts as new.
 const NOWHERE: &str = "./.sprat/none/";
+
+const MARKED: &str = "is marked itself, by CACHEDIR.TAG or by a name in `exclude_if_present`, so nothing \
+                      of it would be saved. Remove that file or the rule";
 
 /// Scans the sources, and makes `sources` exclude what the rules of `spec` find. `folder` is the job's
 /// folder on the volume; nothing is written to it.
@@ -34,6 +37,7 @@ pub(crate) fn apply(
     progress: &mut dyn FnMut(Progress),
     cancel: &Cancel,
 ) -> Result<(), SnapshotError> {
+    scan_hosts(rsync, sources, spec, folder, progress, cancel)?;
     if sources.list.is_empty() || (spec.scan.is_empty() && spec.census.is_none()) {
         return Ok(());
     }
@@ -83,18 +87,58 @@ pub(crate) fn apply(
             });
         }
     }
-    let found = Found::of(outcome.met);
+    let found = Found::of(outcome.met, &is_cache_tag);
     for source in sources.list.iter().filter(|source| source.folder) {
         let path = escape_path(&source.path);
         if found.folders.names.contains(&path) {
             return Err(SnapshotError::SourceRefused {
                 path,
-                why: "is marked itself, by CACHEDIR.TAG or by a name in `exclude_if_present`, so nothing \
-                      of it would be saved. Remove that file or the rule"
-                    .to_owned(),
+                why: MARKED.to_owned(),
             });
         }
     }
     sources.found = found;
+    Ok(())
+}
+
+/// Scans the sources on other hosts. A host that can't be scanned, and a source whose own folder is
+/// marked, are skipped.
+fn scan_hosts(
+    rsync: &Rsync,
+    sources: &mut Sources,
+    spec: &SnapshotSpec,
+    folder: &Path,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
+) -> Result<(), SnapshotError> {
+    if sources.pulled.hosts.is_empty() {
+        return Ok(());
+    }
+    for mut host in std::mem::take(&mut sources.pulled.hosts) {
+        let scanned = host.scan(rsync, spec, folder, progress, cancel)?;
+        let mut pulled = Vec::new();
+        for source in std::mem::take(&mut host.sources) {
+            match &scanned {
+                Err(why) => sources.skip_pulled(&source, why),
+                Ok(()) if host.is_marked(&source.path) => sources.skip_pulled(&source, MARKED),
+                Ok(()) => pulled.push(source),
+            }
+        }
+        host.sources = pulled;
+        if !host.sources.is_empty() {
+            sources.pulled.hosts.push(host);
+        }
+    }
+    let skipped = sources.missing.last();
+    if let Some(path) =
+        skipped.filter(|_| sources.list.is_empty() && sources.pulled.hosts.is_empty())
+    {
+        return Err(SnapshotError::HostsMissing {
+            path: path.clone(),
+            why: "can't be scanned, or is marked itself; nothing of the job would be saved"
+                .to_owned(),
+            reached: true,
+        });
+    }
     Ok(())
 }

@@ -17,6 +17,8 @@ use crate::mounts_inside::{MountChange, MountInside, Place, changes, mounts_insi
 use crate::own_places::OwnPlaces;
 use crate::paths::{joined, plain_path, real_path};
 use crate::patterns;
+use crate::pulled::Reached;
+use crate::pulled_source::{PulledSource, host_folder};
 use crate::record::{ONE_FILE_SYSTEM, Warning};
 use crate::spec::SnapshotSpec;
 use crate::subvolumes;
@@ -43,6 +45,10 @@ pub(crate) struct Source {
 #[derive(Debug)]
 pub(crate) struct Sources {
     pub(crate) list: Vec<Source>,
+    /// The sources on other hosts that are there.
+    pub(crate) pulled: Reached,
+    /// The folders of all hosts of the job in a snapshot, absolute.
+    host_folders: Vec<PathBuf>,
     /// Patterns of what is always excluded.
     pub(crate) left_out: Vec<OsString>,
     /// What the rules of [`SnapshotSpec::scan`] exclude.
@@ -66,8 +72,17 @@ pub(crate) struct Sources {
 impl Sources {
     /// Checks the sources of `spec`, and finds what lies in them and must be excluded.
     pub(crate) fn check(spec: &SnapshotSpec, volume_root: &Path) -> Result<Self, SnapshotError> {
+        Self::check_beside(spec, volume_root, Reached::default())
+    }
+
+    /// The same for a run that pulls sources from other hosts, too.
+    pub(crate) fn check_beside(
+        spec: &SnapshotSpec,
+        volume_root: &Path,
+        pulled: Reached,
+    ) -> Result<Self, SnapshotError> {
         patterns::check(spec)?;
-        if spec.sources.is_empty() && spec.staged.is_empty() {
+        if spec.sources.is_empty() && spec.staged.is_empty() && spec.pulled.is_empty() {
             return Err(SnapshotError::NoSources {
                 job: spec.job.to_string(),
             });
@@ -90,13 +105,20 @@ impl Sources {
                 }
             }
         }
-        if list.is_empty()
-            && let Some((_, error)) = missing.pop()
-        {
-            return Err(error);
+        if list.is_empty() && pulled.hosts.is_empty() {
+            if let Some((_, error)) = missing.pop() {
+                return Err(error);
+            }
+            if let Some(error) = pulled.error() {
+                return Err(error);
+            }
         }
+        let hosts = spec.pulled.iter().map(|source| &source.host);
+        let host_folders = hosts.map(|host| Path::new("/").join(host_folder(host)));
         let mut this = Self {
             list,
+            pulled,
+            host_folders: host_folders.collect(),
             left_out: Vec::new(),
             found: Found::default(),
             walk: None,
@@ -128,7 +150,25 @@ impl Sources {
             }
         });
         this.warnings.extend(left_out);
+        for one in std::mem::take(&mut this.pulled.missing) {
+            this.skip_pulled(&one.source, &one.why);
+        }
         Ok(this)
+    }
+
+    /// Notes a source on another host that the run does without.
+    pub(crate) fn skip_pulled(&mut self, source: &PulledSource, why: &str) {
+        let place = Path::new("/").join(source.place());
+        self.missing.push(escape_path(&place));
+        self.warnings.push(Warning::SourceLeftOut {
+            path: source.to_string(),
+            why: why.to_owned(),
+        });
+    }
+
+    /// Whether an absolute path of the snapshot is of another host.
+    pub(crate) fn is_pulled(&self, path: &Path) -> bool {
+        self.host_folders.iter().any(|host| path.starts_with(host))
     }
 
     /// rsync's input, which belongs to [`Sources::arguments`].
@@ -414,7 +454,7 @@ fn check_one(path: PathBuf, allow_empty: bool) -> Result<Source, SnapshotError> 
                 .to_owned(),
         ));
     }
-    if metadata.is_dir() && !allow_empty && is_empty(&path) {
+    if metadata.is_dir() && !allow_empty && has_no_file(&path) {
         return Err(SnapshotError::SourceEmpty { path: text });
     }
     Ok(new_source(path, &metadata))
@@ -446,7 +486,7 @@ fn new_source(path: PathBuf, metadata: &Metadata) -> Source {
 }
 
 /// Whether a folder is known to contain no file. rsync reports what can't be read.
-fn is_empty(path: &Path) -> bool {
+pub(crate) fn has_no_file(path: &Path) -> bool {
     open_folder_at(path)
         .and_then(|folder| holds_a_file(&folder, EMPTY_FOLDERS_MAX))
         .is_ok_and(|holds| !holds)

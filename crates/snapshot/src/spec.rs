@@ -9,6 +9,7 @@ use crate::choice::SnapshotChoice;
 use crate::name::{JobName, SnapshotName};
 use crate::name_list::NameList;
 use crate::own_places::LocalContainer;
+use crate::pulled_source::PulledSource;
 use crate::record::{EntryKind, RunRecord, RunStats};
 use crate::scan_rules::ScanRules;
 use crate::staged_file::StagedFile;
@@ -22,6 +23,15 @@ pub struct SnapshotSpec {
     /// Absolute paths of folders and files. They appear in the snapshot with their whole path.
     #[serde(with = "path_texts")]
     pub sources: Vec<PathBuf>,
+    /// Sources on other hosts. They appear in the snapshot below `@HOST`.
+    #[serde(default)]
+    pub pulled: Vec<PulledSource>,
+    /// The command that reaches other hosts, in words: ssh with its options.
+    #[serde(default)]
+    pub ssh_command: Vec<String>,
+    /// What the login shell of a host runs as rsync.
+    #[serde(default)]
+    pub rsync_path: String,
     /// Patterns in rsync's pattern language, as its `--exclude` takes them.
     #[serde(default)]
     pub excludes: Vec<String>,
@@ -81,6 +91,9 @@ impl SnapshotSpec {
         Self {
             job,
             sources,
+            pulled: Vec::new(),
+            ssh_command: vec!["ssh".to_owned()],
+            rsync_path: "rsync".to_owned(),
             excludes: Vec::new(),
             exclude_from: Vec::new(),
             scan: ScanRules::default(),

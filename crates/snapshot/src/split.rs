@@ -21,7 +21,7 @@ use crate::error::SnapshotError;
 use crate::progress::Progress;
 use crate::record::Warning;
 use crate::reread::copying;
-use crate::rsync::{COPY_OPTIONS, Ended, ITEMS_MAX, Invocation, Outcome, Rsync, SeveralNames};
+use crate::rsync::{Ended, ITEMS_MAX, Invocation, Outcome, Rsync, SeveralNames, TRANSFER_OPTIONS};
 use crate::text::escape_path;
 
 const OPTIONS_WITHOUT_LINKS: &str = "-aAXXS";
@@ -41,7 +41,7 @@ pub(crate) fn limit(tree: &Path, first: &[u8]) -> u64 {
 /// Changes the arguments for the last run.
 pub(crate) fn without_links(invocation: &mut Invocation) {
     for argument in &mut invocation.arguments {
-        if argument == COPY_OPTIONS {
+        if argument == TRANSFER_OPTIONS[0] {
             *argument = OPTIONS_WITHOUT_LINKS.into();
         }
     }

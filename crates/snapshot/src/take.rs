@@ -6,6 +6,7 @@ mod in_work;
 mod judge;
 mod linked_copy;
 mod new_record;
+mod pull;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ use crate::record::{EntryKind, RunRecord, Warning};
 use crate::cancel::Cancel;
 use crate::completeness::{Made, source_of};
 use crate::progress::{Phase, Progress};
+use crate::pulled;
 use crate::rsync::{Ended, Guard, Invocation, Outcome, Rsync, volume_full_or};
 use crate::scout::Scout;
 use crate::source_scan;
@@ -42,7 +44,6 @@ use crate::suspects::Suspects;
 use crate::text::{escape_path, unescape_path};
 use crate::unfit::Unfit;
 use crate::unlinked;
-
 use linked_copy::LinkedCopy;
 
 /// Takes a snapshot of `spec.sources` into the job's folder on the volume that is mounted at
@@ -130,6 +131,12 @@ fn take_or_fail(
     how: How<'_>,
 ) -> Result<SnapshotReport, SnapshotError> {
     let in_work = matches!(how, How::InWork(_));
+    if let Some(source) = spec.pulled.first().filter(|_| in_work) {
+        return Err(SnapshotError::SourceRefused {
+            path: source.to_string(),
+            why: "a container with btrfs can't have sources of other hosts yet".to_owned(),
+        });
+    }
     progress(Progress::begin(Phase::Checking));
     let has = |path: &PathBuf| spec.staged.iter().any(|file| file.path == *path);
     if let Some(path) = spec.required.iter().find(|path| !has(path)) {
@@ -138,7 +145,8 @@ fn take_or_fail(
         });
     }
     let rsync = Rsync::find(&spec.rsync)?;
-    let mut sources = Sources::check(spec, volume_root)?;
+    let pulled = pulled::reach(&rsync, spec, volume_root, progress, cancel)?;
+    let mut sources = Sources::check_beside(spec, volume_root, pulled)?;
     let folder = JobFolder::open_for_run(volume_root, &spec.job)?;
     // Opened before the first write: syncfs reports errors that occurred since then.
     let sync = File::open(&folder.job.path).map_err(|source| SnapshotError::Volume {
@@ -298,10 +306,12 @@ impl Run<'_> {
         }
         let outcome = outcome.and_then(|mut outcome| {
             unfit.link(&self.folder.job, &tree, &mut outcome);
-            self.read_again(outcome, inflight, progress, cancel)
+            let (mut outcome, plan) = self.read_again(outcome, inflight, progress, cancel)?;
+            let pulled = self.pull_all(&mut outcome, inflight, progress, cancel)?;
+            Ok((outcome, plan, pulled))
         });
         let checkpointed = checkpoints.end();
-        let (outcome, plan) = match outcome {
+        let (outcome, plan, pulled) = match outcome {
             Ok(outcome) => outcome,
             Err(e) => {
                 if checkpointed.is_ok() {
@@ -318,6 +328,7 @@ impl Run<'_> {
         warnings.extend(self.unchanged_copied(&outcome, &tree));
         let mut record = self.record(&invocation, &outcome, warnings);
         plan.add_to_record(&mut record);
+        pulled.add_to_record(&mut record);
         // Measured on the monotonic clock, so that the end is never before the start.
         record.ended = self
             .started

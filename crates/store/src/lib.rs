@@ -41,7 +41,8 @@ pub use outage::Outage;
 pub use poison::IgnorePoison;
 
 pub use sftp::{
-    Fence, Puncher, PuncherOptions, SftpOptions, SftpStore, SshTarget, Writers, writers_of,
+    Fence, Puncher, PuncherOptions, SftpOptions, SftpStore, SshTarget, Writers, unattended,
+    writers_of,
 };
 pub use text::hex;
 pub use write_journal::WriteJournal;

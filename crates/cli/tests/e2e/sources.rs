@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use sprat_testkit::machine::{Ran, TestMachine};
+use sprat_testkit::ssh_server::{SshServer, openssh};
 use sprat_testkit::{needs, requires};
 
 /// A machine with a config of these jobs in one container.
@@ -139,4 +140,57 @@ fn a_dry_run_needs_no_container() {
     );
     assert!(!machine.path("store/x.luks").exists());
     machine.nothing_is_left();
+}
+
+#[test]
+fn folder_of_another_host_is_pulled() {
+    requires!(needs::root());
+    requires!(openssh::missing());
+    let server = SshServer::start();
+    let config = server.path("ssh_config").display().to_string();
+    let job = |host: &str, more: &str| {
+        format!("[job.web]\ncontainer = \"disk\"\nsources = [\"root@{host}:[DIR]/www\"{more}]\n")
+    };
+    let machine = TestMachine::new();
+    let write = |job: &str| {
+        let folder = machine.folder().display().to_string();
+        let top = format!(
+            "ssh_command = \"ssh -F {config}\"\n[container.disk]\ntarget = \"{folder}/store/x.luks\"\n\n"
+        );
+        machine.write("config/sprat.toml", top + &job.replace("[DIR]", &folder));
+    };
+    write(&job("web", ""));
+    machine.init(&["disk", "--size", "1G"]);
+    machine.write("www/page", "page");
+    machine.ok(&["config", "check"]);
+    let shown = machine.ok(&["backup", "--dry-run", "--all"]).stdout;
+    assert!(shown.contains("/@web[DIR]/www/page"), "{shown}");
+    let first = machine.ok(&["backup", "--json"]);
+    assert_eq!(record(&first)["pulled"][0]["host"], "web");
+    assert_eq!(record(&first)["complete"], true);
+    let path = format!("web:/@web{}", machine.path("www").display());
+    machine.ok(&["restore", "disk", &path, "--to", "out"]);
+    assert_eq!(fs::read(machine.path("out/www/page")).unwrap(), b"page");
+    let refused = machine.sprat(&["restore", "disk", "web", "--to", "/"]);
+    assert!(
+        refused.failed_with(1).contains("or another host"),
+        "{}",
+        refused.whole()
+    );
+    // The host shows another key.
+    server.forget_host_key().unwrap();
+    let none = machine.sprat(&["backup"]);
+    assert!(
+        none.failed_with(14)
+            .contains("Host key verification failed"),
+        "{}",
+        none.whole()
+    );
+    machine.write("src/file", "here");
+    write(&job("web", ", \"[DIR]/src\""));
+    let without = machine.sprat(&["backup"]);
+    let said = without.failed_with(3);
+    assert!(said.contains("source root@web:"), "{said}");
+    let listed = machine.ok(&["snapshots", "disk", "--json"]);
+    assert_eq!(listed.json()["snapshots"].as_array().unwrap().len(), 2);
 }

@@ -1,22 +1,13 @@
 //! The keys that are checked and have no effect yet. Who gives one its effect takes it off the list.
 
 /// Table and key. `config check` warns of each that is set.
-const NOT_IN_EFFECT: &[(&str, &[&str])] =
-    &[("container", &["drill_every"]), ("job", &["rsync_path"])];
+const NOT_IN_EFFECT: &[(&str, &[&str])] = &[("container", &["drill_every"])];
 
 /// Begins the warning about a key without effect.
 pub(super) const NOT_YET: &str = "not yet in effect";
-
-/// What a snapshot would lack if it were ignored. A job that needs one of these is refused.
-pub(super) const NOT_BUILT: &[&str] = &["sources on another host"];
 
 /// Whether a key of a kind of table has no effect yet.
 pub(super) fn is_without_effect(kind: &str, key: &str) -> bool {
     let mut of_kind = NOT_IN_EFFECT.iter().filter(|(table, _)| *table == kind);
     of_kind.any(|(_, keys)| keys.contains(&key))
-}
-
-/// Whether a job that needs this part of sprat is refused.
-pub(super) fn is_not_built(what: &str) -> bool {
-    NOT_BUILT.contains(&what)
 }

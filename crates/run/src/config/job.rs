@@ -1,13 +1,13 @@
 //! `[job.NAME]` and `[job_defaults]`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sprat_snapshot::{JobName, JobSources, KeepRules, ScanRules, SnapshotSpec};
+use sprat_snapshot::{JobName, JobSources, KeepRules, PulledSource, ScanRules, SnapshotSpec};
 use toml::de::DeValue;
 
 use super::ConfigPlaces;
-use super::in_effect::is_not_built;
 use super::keep::{check_keep, keep};
 use super::mistake::{Stops, Wrong};
 use super::reader::{Layer, Reader, Spot, Table};
@@ -26,6 +26,8 @@ use crate::suggest::near_miss;
 const SOME_TIME: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=super::TIME_MAX;
 /// The default of `every`.
 const EVERY: &str = "1 day";
+/// The folder of a snapshot that has the output of a command.
+const DUMP_FOLDER: &str = "@dump";
 /// The folder of a snapshot that has the state of the system.
 pub const SYSTEM_FOLDER: &str = "@system";
 const DAY: Duration = Duration::from_secs(86_400);
@@ -41,6 +43,8 @@ pub struct Job {
     pub sources: Vec<Source>,
     /// `rsync_path`: the command for rsync on a pulled host, in words.
     pub rsync_path: Words,
+    /// `ssh_command` at the top, for pulled hosts. Empty: ssh.
+    pub ssh_command: Words,
     /// `command`: a pipeline whose output becomes a file.
     pub dump: Option<Dump>,
     /// `system_state`.
@@ -165,7 +169,7 @@ impl Dump {
     /// Its place in the snapshot.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        Path::new("@dump").join(&self.file)
+        Path::new(DUMP_FOLDER).join(&self.file)
     }
 }
 
@@ -179,15 +183,42 @@ impl Job {
         self.sources.iter().filter_map(local).collect()
     }
 
+    /// The sources on other hosts.
+    pub fn pulled_sources(&self) -> Vec<PulledSource> {
+        let pulled = |source: &Source| match source {
+            Source::Local(_) => None,
+            Source::Pulled { user, host, path } => Some(PulledSource {
+                user: user.clone(),
+                host: host.clone(),
+                path: path.components().collect(),
+            }),
+        };
+        self.sources.iter().filter_map(pulled).collect()
+    }
+
     /// What a run of the job backs up.
     pub fn spec(&self) -> SnapshotSpec {
         let mut spec = SnapshotSpec::new(self.name.clone(), self.local_sources());
+        spec.pulled = self.pulled_sources();
+        if !self.ssh_command.is_empty() {
+            let words = self.ssh_command.iter().map(|word| word.to_string_lossy());
+            spec.ssh_command = words.map(std::borrow::Cow::into_owned).collect();
+        }
+        spec.rsync_path = values::join_words(&self.rsync_path);
         spec.excludes.clone_from(&self.filters.exclude);
         spec.exclude_from.clone_from(&self.filters.exclude_from);
         // After the job's own patterns: the first match counts.
         for sample in &self.filters.exclude_sample {
             match sample.lines() {
-                samples::Lines::Patterns(patterns) => spec.excludes.extend(patterns),
+                samples::Lines::Patterns(patterns) => {
+                    let hosts = spec.pulled.iter().map(|source| &source.host);
+                    let hosts: BTreeSet<&String> = hosts.collect();
+                    for pattern in patterns {
+                        let of_hosts = hosts.iter().filter_map(|host| on_host(&pattern, host));
+                        spec.excludes.extend(of_hosts);
+                        spec.excludes.push(pattern);
+                    }
+                }
                 // The run reports it.
                 samples::Lines::Unreadable(file) => spec.exclude_from.push(file),
             }
@@ -206,7 +237,11 @@ impl Job {
         let system = self.system_state.then(|| PathBuf::from(SYSTEM_FOLDER));
         JobSources {
             paths: self.local_sources(),
-            parts: dump.into_iter().chain(system).collect(),
+            parts: dump
+                .into_iter()
+                .chain(system)
+                .chain(self.pulled_sources().iter().map(PulledSource::place))
+                .collect(),
             one_file_system: self.one_file_system,
         }
     }
@@ -280,7 +315,7 @@ pub(super) fn read<'i>(
     let containers = containers(&mut table, known_containers);
     let home = places.home.as_deref();
     let sources = table.list("sources", |value| values::source(value, home));
-    refuse_what_is_not_built(&table, &sources);
+    check_hosts(&table, &sources);
     let sources: Vec<Source> = sources.into_iter().map(|(_, source)| source).collect();
     let stages = table.list("command", values::command);
     let file = table.value("file", values::file_name);
@@ -316,6 +351,7 @@ pub(super) fn read<'i>(
         containers: containers.clone(),
         sources,
         rsync_path: keys.rsync_path,
+        ssh_command: Words::new(),
         dump,
         system_state: keys.system_state,
         filters: keys.filters,
@@ -340,6 +376,16 @@ pub(super) fn read<'i>(
         containers,
         job,
     }
+}
+
+/// An anchored pattern of this machine as it is for a pulled host.
+fn on_host(pattern: &str, host: &str) -> Option<String> {
+    let (prefix, path) = match pattern.split_at_checked(2) {
+        Some((prefix @ ("+ " | "- "), path)) => (prefix, path),
+        _ => ("", pattern),
+    };
+    let below = path.strip_prefix('/')?;
+    Some(format!("{prefix}/@{host}/{below}"))
 }
 
 /// The containers of a job that the config has, each once.
@@ -370,19 +416,41 @@ fn containers(table: &mut Table<'_, '_, '_>, known: &[String]) -> Vec<String> {
     containers
 }
 
-/// A snapshot without a part that the job names would look like a backup of it.
-fn refuse_what_is_not_built(table: &Table<'_, '_, '_>, sources: &[(Spot, Source)]) {
-    let not_built = "this version of sprat can't do that yet, and a snapshot without it would be no \
-                     backup. Nothing is started until it is taken out";
+/// Refuses hosts that a snapshot can't hold side by side.
+fn check_hosts(table: &Table<'_, '_, '_>, sources: &[(Spot, Source)]) {
+    let mut logins: Vec<(&str, Option<&str>)> = Vec::new();
     for (spot, source) in sources {
-        if matches!(source, Source::Pulled { .. }) && is_not_built("sources on another host") {
-            let what = format!("`sources`: a source on another host: {not_built}");
+        let Source::Pulled { user, host, .. } = source else {
+            continue;
+        };
+        let folder = format!("@{host}");
+        if folder == DUMP_FOLDER || folder == SYSTEM_FOLDER {
+            let what = format!(
+                "`sources`: {folder} is the folder of what comes from no host. Give the host another name \
+                 in ssh's configuration"
+            );
             table.reader.mistake(spot, what);
         }
+        let user = user.as_deref();
+        if logins
+            .iter()
+            .any(|(one, other)| one == host && *other != user)
+        {
+            let what = format!(
+                "`sources`: {host} is named with two users. Use one user, or one job for each"
+            );
+            table.reader.mistake(spot, what);
+        }
+        logins.push((host, user));
     }
 }
 
 fn warn_of_unused(table: &Table<'_, '_, '_>, sources: &[Source]) {
+    let is_pulled = |source: &Source| matches!(source, Source::Pulled { .. });
+    if table.has_own("rsync_path") && !sources.iter().any(is_pulled) {
+        let what = "`rsync_path` has no effect without a source on another host";
+        table.warn("rsync_path", what.to_owned());
+    }
     for key in ["file", "user", "command_timeout"] {
         if table.has_own(key) && !table.has("command") {
             table.warn(key, format!("`{key}` has no effect without `command`"));

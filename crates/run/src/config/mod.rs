@@ -241,14 +241,11 @@ fn read_all<'i>(
     }
     let mut jobs = Vec::new();
     for (name, layer) in reader.named_tables("job", tops, |name| Stops::Job(name.to_owned())) {
-        jobs.push(job::read(
-            &name,
-            layer,
-            defaults.as_ref(),
-            reader,
-            places,
-            &names,
-        ));
+        let mut read = job::read(&name, layer, defaults.as_ref(), reader, places, &names);
+        if let (Some(job), Some(words)) = (&mut read.job, &ssh_command) {
+            job.ssh_command.clone_from(words);
+        }
+        jobs.push(read);
     }
     let mut watches = Vec::new();
     for (name, layer) in reader.named_tables("watch", tops, |_| Stops::Nothing) {

@@ -303,7 +303,8 @@ job.b | container = "nas"\nsources = [] | 6 | [job.b]: `sources` is empty
 job.b | container = "nas"\nsources = ["/x", "x"] | 8 | `sources`: "x" must begin with / or ~/
 job.b | container = "nas"\nsources = "web:srv" | 8 | `sources`: "web:srv": the path on the host must begin with /
 job.b | container = "nas"\nsources = "-x:/srv" | 8 | `sources`: "-x:/srv" must be a path or [user@]host:/path
-job.b | container = "nas"\nsources = "root@web:/srv" | 8 | `sources`: a source on another host: this version of sprat can't do that yet, and a snapshot without it would be no backup. Nothing is started until it is taken out
+job.b | container = "nas"\nsources = ["root@web:/srv", "web:/etc"] | 8 | `sources`: web is named with two users. Use one user, or one job for each
+job.b | container = "nas"\nsources = "dump:/srv" | 8 | `sources`: @dump is the folder of what comes from no host. Give the host another name in ssh's configuration
 container.b | target = "host:laptop.luks" | 6 | [container.b] has the target of [container.nas]
 container.b |  | 6 | [container.b] has no `target`
 container.b | target = "x.luks" | 7 | `target`: "x.luks" must be ssh://…, host:path or an absolute path

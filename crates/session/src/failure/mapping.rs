@@ -485,6 +485,7 @@ impl From<&SnapshotError> for Failure {
             SnapshotErrorKind::Cancelled => Exit::Interrupted,
             SnapshotErrorKind::Busy => Exit::Locked,
             SnapshotErrorKind::Damaged => Exit::Damaged,
+            SnapshotErrorKind::Unreachable => Exit::Unreachable,
             _ => Exit::Failed,
         };
         let mut failure = Self::of(error, exit, snapshot_hint(error));
@@ -508,6 +509,9 @@ fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
         }
         SnapshotError::SourceMissing { .. } => {
             "no snapshot was created. Mount the disk of the source, or remove the source from the job"
+        }
+        SnapshotError::HostsMissing { .. } => {
+            "no snapshot was created. As root, `ssh HOST rsync --version` must work without a question"
         }
         SnapshotError::SourceChanged { .. } => {
             "no snapshot was created; older snapshots are complete. Run the command again when the \

@@ -2,7 +2,7 @@
 
 use sprat_snapshot::{Cancel, Preview, SnapshotSpec};
 
-use super::exclude_own;
+use super::{exclude_own, without_questions};
 use crate::Failure;
 use crate::files::make_private_folder;
 use crate::interrupt::Interrupt;
@@ -20,6 +20,7 @@ pub fn preview(
     interrupt: &Interrupt,
 ) -> Result<Preview, Failure> {
     exclude_own(settings, &mut spec);
+    without_questions(&mut spec);
     make_private_folder(&settings.runtime_dir)?;
     let nowhere = tempfile::tempdir_in(&settings.runtime_dir)
         .map_err(|error| Failure::failed("can't make an empty folder").caused_by(&error))?;

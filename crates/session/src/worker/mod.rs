@@ -28,6 +28,8 @@ use crate::{Exit, Failure};
 /// The longest volume key: AES-256-XTS. It fits into a pipe that no process reads from yet.
 const KEY_BYTES_MAX: usize = 64;
 const BLOCK: u64 = BLOCK_BYTES as u64;
+/// What ssh needs of this machine's mounts: names, keys, known hosts, agents.
+const SSH_NEEDS: [&str; 3] = ["/etc", "/root", "/run"];
 
 /// Runs W; its standard input is the control socket.
 pub fn run() -> Exit {
@@ -249,7 +251,9 @@ impl Worker {
                     .chain(&spec.exclude_from)
                     .chain(&spec.never_enter);
                 let containers = spec.containers.iter().map(|container| &container.path);
-                let needed = paths.chain(containers).map(|path| &**path).collect();
+                let hosts = SSH_NEEDS.iter().filter(|_| !spec.pulled.is_empty());
+                let needed = paths.chain(containers).map(|path| &**path);
+                let needed = needed.chain(hosts.map(Path::new)).collect();
                 let subvolumes = self.file_system.subvolumes();
                 let taken = self.with_mounts(needed, &spec.rsync, |events| {
                     let taken = match subvolumes {

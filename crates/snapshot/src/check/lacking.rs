@@ -12,7 +12,7 @@ use crate::mounts::pattern_with_ending;
 use crate::name::{JobName, SnapshotName};
 use crate::progress::Progress;
 use crate::recent;
-use crate::record::{ONE_FILE_SYSTEM, RunRecord, Warning};
+use crate::record::{ONE_FILE_SYSTEM, RunRecord};
 use crate::rsync::{
     Difference, Ended, ITEM_FORMAT, Invocation, Outcome, Rsync, Side, parse_difference,
 };
@@ -153,11 +153,7 @@ impl Run<'_> {
 
 /// The sources that the run was to back up.
 fn asked_for(record: &RunRecord) -> Vec<PathBuf> {
-    let left_out = record.warnings.iter().filter_map(|warning| match warning {
-        Warning::SourceLeftOut { path, .. } => Some(path),
-        _ => None,
-    });
-    let sources = record.sources.iter().chain(left_out);
+    let sources = record.sources.iter().chain(record.left_out_here());
     sources.map(|source| unescape_path(source)).collect()
 }
 

@@ -20,10 +20,10 @@ use crate::job::JobFolder;
 use crate::long_path;
 use crate::name::{JobName, SnapshotName};
 use crate::progress::{Phase, Progress};
-use crate::staged;
 use crate::subvolumes;
 use crate::suspects::{Suspect, Suspects};
 use crate::text::escape_path;
+use crate::without_place;
 
 /// How often progress is reported and a cancel is checked.
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
@@ -169,8 +169,7 @@ impl<'a> Run<'a> {
         self.snapshot = Some(moment);
         let snapshot = folder.join(moment.to_string());
         let record = JobFolder::open(self.root, Path::new(job.as_str()))?.record(moment);
-        let staged = record.map(|record| record.staged).unwrap_or_default();
-        for top in staged::tops(&staged) {
+        for top in record.map_or_else(|_| Vec::new(), |record| without_place::tops(&record)) {
             self.without_source.push(snapshot.join(top));
         }
         if !self.walk(&snapshot, Some(&moments), tasks, done) {

@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use super::listed::Lists;
+use super::output::ITEM_FORMAT;
 use super::stillness::STILL_MAX;
 use crate::census::Walk;
 use crate::mounts::pattern_for;
@@ -16,8 +17,20 @@ use crate::scan_rules::ScanRules;
 /// How long rsync may take to end after SIGTERM. It removes its temporary file in that time.
 const TERM_PATIENCE: Duration = Duration::from_secs(10);
 
-/// What every run of rsync for a snapshot preserves, including hard links.
-pub(crate) const COPY_OPTIONS: &str = "-aHAXXS";
+/// The options of every run of rsync that copies into a snapshot.
+pub(crate) const TRANSFER_OPTIONS: [&str; 8] = [
+    // What it preserves, including hard links.
+    "-aHAXXS",
+    "--numeric-ids",
+    "--relative",
+    // Without it times are compared by the second. A file that changed twice within one second would be
+    // linked to its older content.
+    "--modify-window=-1",
+    "--no-human-readable",
+    "--info=progress2,stats2,flist0,name0",
+    ITEM_FORMAT,
+    "--outbuf=L",
+];
 
 /// Which side of the run lies on the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +49,8 @@ pub(crate) struct Invocation {
     /// The destination. Its free space is checked when rsync reports a full disk.
     pub(crate) written_to: PathBuf,
     pub(crate) side: Side,
+    /// The source is on another host. No path of it is a path of this machine.
+    pub(crate) remote: bool,
     pub(crate) term_patience: Duration,
     /// How long the run may make no progress before it is stopped.
     pub(crate) still_max: Duration,
@@ -71,6 +86,7 @@ impl Invocation {
             folder: folder.to_owned(),
             written_to: written_to.to_owned(),
             side,
+            remote: false,
             term_patience: TERM_PATIENCE,
             still_max: STILL_MAX,
             recent_from: None,

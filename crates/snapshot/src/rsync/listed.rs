@@ -25,6 +25,8 @@ const FROM_FILE: &str = "<rule from a file";
 pub(crate) struct Lists {
     /// Every path.
     pub(crate) all: bool,
+    /// The folder that the paths are in, such as `/@web`; empty: the root.
+    pub(crate) within: String,
     /// What a scan excluded. Neither these nor what lies directly in them is listed under a pattern.
     pub(crate) known: BTreeSet<PathBuf>,
 }
@@ -75,7 +77,8 @@ impl Listed {
         let Some(entry) = parse_entry(line) else {
             return;
         };
-        let path = || format!("/{}", escape_name(&unescape_name(entry.named.name)));
+        let within = &lists.within;
+        let path = || format!("{within}/{}", escape_name(&unescape_name(entry.named.name)));
         if lists.all {
             self.paths.get_or_insert_default().push(path());
         }
@@ -114,7 +117,7 @@ impl Listed {
             true => "exclude_from",
             false => pattern,
         };
-        self.exclude(rule, &escape_path(&place));
+        self.exclude(rule, &format!("{}{}", lists.within, escape_path(&place)));
     }
 
     fn exclude(&mut self, rule: &str, path: &str) {
@@ -130,13 +133,35 @@ impl Listed {
         }
     }
 
+    /// Adds what another dry run has listed.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.files += other.files;
+        self.others += other.others;
+        self.bytes += other.bytes;
+        if let Some(paths) = other.paths {
+            self.paths.get_or_insert_default().extend(paths);
+        }
+        for one in other.largest {
+            self.largest.push(one);
+            if self.largest.len() > LARGEST_MAX {
+                self.largest.pop();
+            }
+        }
+        for (rule, excluded) in other.excluded {
+            self.excluded
+                .entry(rule)
+                .and_modify(|one| one.add(&excluded))
+                .or_insert(excluded);
+        }
+    }
+
     /// Adds what a list names under a rule.
     pub(crate) fn exclude_all(&mut self, rule: &str, list: &NameList) {
         for path in &list.names {
             self.exclude(rule, path);
         }
         if let Some(excluded) = self.excluded.get_mut(rule) {
-            excluded.objects = list.count;
+            excluded.objects += list.count - list.names.len() as u64;
         }
     }
 }

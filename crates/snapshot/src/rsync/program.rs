@@ -28,6 +28,7 @@ const OLDEST: (u32, u32, u32) = (3, 1, 3);
 pub(crate) struct Rsync {
     pub(crate) path: PathBuf,
     pub(crate) version: String,
+    pub(super) numbers: (u32, u32, u32),
 }
 
 impl Rsync {
@@ -74,7 +75,13 @@ impl Rsync {
         Ok(Self {
             path,
             version: version.text,
+            numbers: version.numbers,
         })
+    }
+
+    /// Whether it escapes its arguments for the login shell of another host (rsync's NEWS, 3.2.4).
+    pub(crate) fn escapes_arguments(&self) -> bool {
+        self.numbers >= (3, 2, 4)
     }
 
     /// A command that is independent of the caller's environment: neither `RSYNC_*` nor popt's aliases

@@ -170,8 +170,13 @@ impl Rsync {
         cancel: &Cancel,
     ) -> Result<Outcome, SnapshotError> {
         let system = |op| move |source| SnapshotError::System { op, source };
-        let mut child = self
-            .command()
+        let mut command = self.command();
+        if invocation.remote
+            && let Some(agent) = std::env::var_os("SSH_AUTH_SOCK")
+        {
+            command.env("SSH_AUTH_SOCK", agent);
+        }
+        let mut child = command
             .args(&invocation.arguments)
             .current_dir(&invocation.folder)
             .stdin(
@@ -523,7 +528,7 @@ impl<'a> Running<'a> {
 
     fn take_written(&mut self, file: Named<'_>) {
         self.copied.push_within(file.name.to_owned(), COMPARED_MAX);
-        if file.bytes >= HOLES_NAMED_BYTES {
+        if file.bytes >= HOLES_NAMED_BYTES && !self.invocation.remote {
             self.asked
                 .ask(Path::new("/").join(unescape_path(file.name)));
         }
@@ -604,6 +609,8 @@ impl<'a> Running<'a> {
             Message::Conflict(_) => {
                 self.first_failure.get_or_insert_with(|| printable(line));
             }
+            // ssh and the login shell of the host write there, too. ssh's exit code says what counts.
+            Message::Failure if self.invocation.remote && !line.starts_with(b"rsync") => {}
             Message::OlderNotRead | Message::Failure => {
                 self.first_failure.get_or_insert_with(|| printable(line));
             }

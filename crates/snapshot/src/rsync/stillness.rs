@@ -245,6 +245,7 @@ mod tests {
         let rsync = Rsync {
             path: program,
             version: String::new(),
+            numbers: (3, 2, 7),
         };
         let mut invocation = Invocation::new(Vec::new(), dir.path(), dir.path(), Side::IntoVolume);
         invocation.still_max = Duration::from_secs(1);

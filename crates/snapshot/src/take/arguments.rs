@@ -6,7 +6,7 @@ use std::path::Path;
 use super::Run;
 use crate::job::Folder;
 use crate::recent;
-use crate::rsync::{COPY_OPTIONS, ITEM_FORMAT, Invocation, Side};
+use crate::rsync::{Invocation, Side, TRANSFER_OPTIONS};
 use crate::sources::argument;
 
 impl Run<'_> {
@@ -16,22 +16,8 @@ impl Run<'_> {
         if self.sources.list.is_empty() {
             return self.run_into_volume(Vec::new());
         }
-        let mut arguments: Vec<OsString> = [
-            COPY_OPTIONS,
-            "--numeric-ids",
-            "--delete",
-            "--delete-excluded",
-            "--relative",
-            // Without it times are compared by the second. A file that changed twice within one second
-            // would be linked to its older content.
-            "--modify-window=-1",
-            "--no-human-readable",
-            "--info=progress2,stats2,flist0,name0",
-            ITEM_FORMAT,
-            "--outbuf=L",
-        ]
-        .map(OsString::from)
-        .to_vec();
+        let mut arguments = TRANSFER_OPTIONS.map(OsString::from).to_vec();
+        arguments.extend(["--delete", "--delete-excluded"].map(OsString::from));
         if self.recent.all || self.spec.checksum {
             arguments.push("--checksum".into());
         }

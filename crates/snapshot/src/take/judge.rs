@@ -3,6 +3,7 @@
 use super::Run;
 use crate::error::SnapshotError;
 use crate::job::Folder;
+use crate::pulled::Host;
 use crate::rsync::{Ended, Outcome};
 use crate::sources::Source;
 use crate::text::{escape_path, unescape_path};
@@ -72,7 +73,14 @@ impl Run<'_> {
                 || std::fs::read_dir(tree.join(below)).is_ok_and(|mut all| all.next().is_none());
             is_there(source) && !(outcome.unread.names.contains(&path) && is_empty())
         };
-        if outcome.ended == Ended::WithUnread && !self.sources.list.iter().any(has_some) {
+        let has_host = |host: &Host| {
+            let mut content = std::fs::read_dir(tree.join(host.folder())).ok();
+            content.as_mut().is_some_and(|all| all.next().is_some())
+        };
+        if outcome.ended == Ended::WithUnread
+            && !self.sources.list.iter().any(has_some)
+            && !self.sources.pulled.hosts.iter().any(has_host)
+        {
             // A snapshot of nothing must not look like a good one.
             return Err(SnapshotError::RsyncFailed {
                 ended: "nothing was copied".to_owned(),

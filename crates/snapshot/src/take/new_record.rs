@@ -61,6 +61,7 @@ impl Run<'_> {
             rsync_exit: outcome.exit,
             stats: outcome.stats,
             staged: Vec::new(),
+            pulled: Vec::new(),
             linked_from: self
                 .linked_from
                 .iter()

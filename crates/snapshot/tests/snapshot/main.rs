@@ -21,6 +21,7 @@ mod mounted;
 mod on_btrfs;
 mod preserve;
 mod pruned;
+mod pulled;
 mod removed;
 mod retention;
 mod staged;

@@ -35,7 +35,7 @@ use rustix::io::FdFlags;
 
 pub use punch::{Fence, Puncher, PuncherOptions};
 pub use read_lease::{Writers, writers_of};
-pub use target::SshTarget;
+pub use target::{SshTarget, unattended};
 pub use wire::{Dial, Ending, EndingKind, Wire, WireEnd};
 
 use codec::{Attributes, Request};

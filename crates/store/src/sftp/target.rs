@@ -62,34 +62,7 @@ impl SshTarget {
     }
 
     fn with_options(&self, ssh_command: &[OsString]) -> Vec<OsString> {
-        let mut argv = ssh_command.to_vec();
-        let connect_timeout = format!("ConnectTimeout={}", self.connect_timeout.as_secs().max(1));
-        for option in [
-            // Never wait for a person: there may be none.
-            "BatchMode=yes",
-            // A dead connection is noticed within 45 s, even if nothing is being sent.
-            "ServerAliveInterval=15",
-            "ServerAliveCountMax=3",
-            connect_timeout.as_str(),
-            // The server is untrusted: it gets no agent, no port and no local command.
-            "ForwardAgent=no",
-            "ForwardX11=no",
-            "ClearAllForwardings=yes",
-            "PermitLocalCommand=no",
-            "RequestTTY=no",
-            // Ciphertext doesn't compress.
-            "Compression=no",
-            // A shared or persistent master would outlive us and go on sending what it holds. Then
-            // it would be unknown when a killed session ends and its lock may be taken.
-            "ControlMaster=no",
-            "ControlPath=none",
-            "ControlPersist=no",
-            "ForkAfterAuthentication=no",
-            "StdinNull=no",
-            "RemoteCommand=none",
-        ] {
-            argv.extend(["-o".into(), option.into()]);
-        }
+        let mut argv = unattended(ssh_command, self.connect_timeout);
         if let Some(port) = self.port {
             argv.extend(["-p".into(), port.to_string().into()]);
         }
@@ -98,4 +71,38 @@ impl SshTarget {
         }
         argv
     }
+}
+
+/// `ssh_command` with the options that an unattended session needs.
+#[must_use]
+pub fn unattended(ssh_command: &[OsString], connect_timeout: Duration) -> Vec<OsString> {
+    let mut argv = ssh_command.to_vec();
+    let connect_timeout = format!("ConnectTimeout={}", connect_timeout.as_secs().max(1));
+    for option in [
+        // Never wait for a person: there may be none.
+        "BatchMode=yes",
+        // A dead connection is noticed within 45 s, even if nothing is being sent.
+        "ServerAliveInterval=15",
+        "ServerAliveCountMax=3",
+        connect_timeout.as_str(),
+        // The server is untrusted: it gets no agent, no port and no local command.
+        "ForwardAgent=no",
+        "ForwardX11=no",
+        "ClearAllForwardings=yes",
+        "PermitLocalCommand=no",
+        "RequestTTY=no",
+        // Ciphertext doesn't compress.
+        "Compression=no",
+        // A shared or persistent master would outlive us and go on sending what it holds. Then
+        // it would be unknown when a killed session ends and its lock may be taken.
+        "ControlMaster=no",
+        "ControlPath=none",
+        "ControlPersist=no",
+        "ForkAfterAuthentication=no",
+        "StdinNull=no",
+        "RemoteCommand=none",
+    ] {
+        argv.extend(["-o".into(), option.into()]);
+    }
+    argv
 }
