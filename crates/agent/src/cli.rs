@@ -15,6 +15,8 @@ use crate::serve::Server;
 const HELP: &str = "\
 sprat-agent: keeps past states of sprat containers on their server
 
+Not ready for production: docs/agent.md in the sources lists what is missing.
+
 Usage: sprat-agent COMMAND --root DIR [OPTIONS]
 
 Commands:

@@ -86,7 +86,7 @@ impl Counted {
         }
     }
 
-    /// The wall clock is right: the administrator has looked at it.
+    /// The administrator says that the wall clock is right.
     pub fn accept(&self, reading: &Reading) -> Self {
         let wanted = reading.wall_s - self.adopted_s;
         let counted_s = wanted.max(self.counted_s);

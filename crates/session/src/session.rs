@@ -174,7 +174,7 @@ impl Session {
     ) -> Result<StagedFile, Failure> {
         interrupt.check()?;
         self.supervisor.give_worker(content.as_fd())?;
-        // Only W has it now: when W is gone, whoever writes to the pipe learns of it.
+        // Only W has it now: when W is gone, the next write to the pipe fails.
         drop(content);
         let order = WorkerOrder::StageFile {
             job: job.clone(),

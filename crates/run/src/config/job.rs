@@ -224,7 +224,7 @@ impl Job {
             }
         }
         spec.scan = self.filters.scan();
-        // Whoever takes the snapshot must have staged it.
+        // It must be staged before the snapshot is taken.
         spec.required.extend(self.dump.as_ref().map(Dump::path));
         spec.one_file_system = self.one_file_system;
         spec.allow_empty = self.allow_empty;
