@@ -41,6 +41,8 @@ enum Happens {
     DiskNow,
     /// The web server that takes the notices is away, or there again.
     Web(bool),
+    /// The machine ran for a day with a clock that nothing confirmed.
+    ClockIsBelieved,
     Typo(bool),
     Accept,
     Pin,
@@ -92,6 +94,13 @@ const YEAR: &[(&str, Happens)] = &[
     ("11-15 20:45", Off),
     ("11-16 08:00", Boots),
     ("11-17 00:00", Compare),
+    // Two hours ahead, for two days. In the meantime it sleeps.
+    ("12-06 10:00", ClockIsWrong(2 * HOUR)),
+    ("12-07 09:20", Sleeps),
+    ("12-07 09:55", Wakes),
+    ("12-07 10:45", ClockIsBelieved),
+    ("12-08 12:00", ClockIsSet),
+    ("12-09 00:00", Compare),
     // A hundred days behind, for one run.
     ("12-29 20:35", ClockIsWrong(-100 * 86_400)),
     ("12-29 20:45", ClockIsSet),
@@ -115,11 +124,13 @@ const ALARMS: &[(&str, &str, &str)] = &[
     ("08-18 12:00", "08-18 23:59", "recovered closed home@nas"),
     ("10-12 20:30", "10-12 23:59", "held opened home@nas"),
     ("10-14 08:00", "10-14 23:59", "recovered closed home@nas"),
+    ("12-07 10:45", "12-07 23:59", "clock opened -"),
+    ("12-08 12:00", "12-08 23:59", "recovered closed -"),
 ];
 
 /// Days with a tick each hour of the day, or of the night, too.
 const BUSY: &[&str] = &[
-    "02-02", "02-03", "02-04", "02-05", "02-06", "08-17", "08-18",
+    "02-02", "02-03", "02-04", "02-05", "02-06", "08-17", "08-18", "12-06", "12-07",
 ];
 const BUSY_NIGHTS: &[&str] = &["03-27", "03-28", "10-30", "10-31"];
 
@@ -250,6 +261,7 @@ fn a_year_leaves_exactly_the_expected_snapshots_and_alarms() {
                     NoDisk(away) => disk_is_away = *away,
                     DiskNow => disk_until = at + 4 * HOUR,
                     Web(is_there) => world.set_web(*is_there),
+                    ClockIsBelieved => world.clock_in_doubt = false,
                     Typo(mistyped) => world.mistype(*mistyped),
                     Accept => {
                         world.ok(&["accept", "home@nas"]);

@@ -169,7 +169,14 @@ impl Copy {
     /// What a run does after it made the copy.
     pub fn prune(&mut self, now: i64, zone: &TimeZone) {
         let last = self.last_prune.filter(|last| *last <= now + 5 * MINUTE);
-        if self.held || last.is_some_and(|last| now < less_slack(last, self.prune_every)) {
+        if last.is_none_or(|last| now >= less_slack(last, self.prune_every)) {
+            self.prune_now(now, zone);
+        }
+    }
+
+    /// The same after a failure for lack of room, whenever it was last pruned.
+    pub fn prune_now(&mut self, now: i64, zone: &TimeZone) {
+        if self.held {
             return;
         }
         let kept = kept(&self.snaps, &self.rules, now, zone);

@@ -174,8 +174,8 @@ impl World {
         let text = format!(
             "time_zone = \"{ZONE}\"\n\
              [container.nas]\ntarget = \"nas:{folder}/store/nas.luks\"\nssh_command = \"{folder}/ssh\"\n\
-             min_free = \"1 MiB\"\n\
-             [container.usb]\ntarget = \"{folder}/usb/usb.luks\"\nmin_free = \"1 MiB\"\n\
+             min_free = \"1 MiB\"\ncheck_every = \"never\"\n\
+             [container.usb]\ntarget = \"{folder}/usb/usb.luks\"\nmin_free = \"1 MiB\"\ncheck_every = \"never\"\n\
              [job.mail]\ncontainer = \"nas\"\nsources = \"{folder}/mail\"\nevery = \"1 h\"\n\
              keep_hourly = 12\nkeep_daily = 5\nkeep_weekly = 3\nprune_every = \"0 s\"\nalert_after = \"3 days\"\n\
              [job.home]\ncontainer = [\"nas\", \"usb\"]\nsources = [\"{folder}/home\", \"{folder}/photos\"]\n\
@@ -380,6 +380,8 @@ impl World {
             } else if self.is_full && name == "home@nas" {
                 assert_eq!(code, Some(1), "{at}");
                 self.copies[one].lost(now, Lost::Failed);
+                let zone = self.zone.clone();
+                self.copies[one].prune_now(now, &zone);
                 expected_code = 1;
             } else {
                 let content = &contents[self.copies[one].job];
