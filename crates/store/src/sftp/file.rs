@@ -159,14 +159,14 @@ impl SftpFile {
     /// The channel for a bulk transfer (a write or read-ahead): the least busy one that joined this
     /// file. Before the first has joined, the first channel; while that is full, this waits for
     /// whichever comes first: space, or a joined connection. So demand reads never wait behind more
-    /// than a full channel.
-    fn bulk_channel(&self, len: usize) -> (&Channel, Arc<Handle>) {
+    /// than a full channel. `when_full` may want further connections.
+    fn bulk_channel(&self, len: usize, when_full: impl Fn()) -> (&Channel, Arc<Handle>) {
         if let Some((_, channel, handle)) = self.least_busy() {
             return (channel, handle);
         }
         let first = &self.session.first;
         if first.is_full(len) {
-            self.session.found_first_full(&self.file, len);
+            when_full();
             first.wait_while_full(len, || self.file.has_joined());
             if let Some((_, channel, handle)) = self.least_busy() {
                 return (channel, handle);
@@ -265,7 +265,9 @@ impl StoreFile for SftpFile {
                 }
                 let (channel, handle) = match class {
                     ReadClass::Demand => self.demand_channel(),
-                    ReadClass::Ahead => self.bulk_channel(part.len()),
+                    ReadClass::Ahead => self.bulk_channel(part.len(), || {
+                        self.session.want_further(&self.file);
+                    }),
                 };
                 let len = u32::try_from(part.len()).unwrap_or(self.session.read_bytes_max);
                 let request = Request::Read {
@@ -406,7 +408,10 @@ impl SftpFile {
     fn ask_write(&self, at: u64, data: &[u8]) -> Result<Owed<'_>, StoreError> {
         let guard = self.guard.get();
         for checks in 0.. {
-            let (channel, handle) = self.bulk_channel(data.len());
+            let (channel, handle) = self.bulk_channel(data.len(), || {
+                let bytes = data.len();
+                self.session.writes_found_first_full(&self.file, bytes);
+            });
             let len = data.len();
             let request = Request::Write {
                 handle: &handle.bytes,

@@ -1,8 +1,7 @@
 //! Further connections: logged in and joined in the background, used only once they are joined.
 //!
-//! The first connection carries everything until it was full for a while: then more is queued than
-//! it carries in the time of a login, and only then further logins are worth it. Nothing waits for
-//! them. A further
+//! The first connection carries everything until reads find it full, or until writes found it full
+//! for a while: only then further logins are worth it. Nothing waits for them. A further
 //! connection joins an open file: it shows that it leads to the same folder, and opens the same
 //! file again. Only then it gets requests for that file. Before its first request its loss costs
 //! nothing. After that, the session can't tell what it carried, and ends with it.
@@ -22,16 +21,16 @@ use crate::IgnorePoison;
 /// How long the threads may take to end, before their connections are cut.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Further logins begin once so many bytes have found the first connection full. A login takes about
-/// eight round trips and the work of both ends. A daily run that sends a few MiB of metadata ends
-/// before that.
+/// Further logins begin once so many bytes that are written have found the first connection full. A
+/// login takes about eight round trips and the work of both ends. A daily run that sends a few MiB of
+/// metadata ends before that. Who reads so much at once reads far more: a restore, or a check.
 const WORTH_LOGINS_BYTES: usize = 4 << 20;
 
 /// The further connections of one session.
 pub(super) struct FurtherConnections {
     connections: Vec<FurtherConnection>,
     work: Mutex<Work>,
-    /// Bytes that found the first connection full.
+    /// Bytes that were written and found the first connection full.
     found_full_bytes: AtomicUsize,
     /// There is a file to join, a thread has ended, or all must.
     changed: Condvar,
@@ -197,15 +196,21 @@ impl SharedSession {
         Arc::new(Self(Arc::new(session)))
     }
 
-    /// So many bytes for this file found the first connection full. Once that was much, further
-    /// connections join the file in the background, and their logins begin.
-    pub(super) fn found_first_full(&self, file: &Arc<OpenFile>, bytes: usize) {
+    /// So many bytes that are written to this file found the first connection full. Once that was
+    /// much, further connections are wanted.
+    pub(super) fn writes_found_first_full(&self, file: &Arc<OpenFile>, bytes: usize) {
+        let found_full = &self.0.further.found_full_bytes;
+        let before = found_full.fetch_add(bytes, Ordering::Relaxed);
+        if before.saturating_add(bytes) >= WORTH_LOGINS_BYTES {
+            self.want_further(file);
+        }
+    }
+
+    /// Joins further connections to this file in the background. The first call begins their
+    /// logins.
+    pub(super) fn want_further(&self, file: &Arc<OpenFile>) {
         let further = &self.0.further;
-        let before = further.found_full_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if before.saturating_add(bytes) < WORTH_LOGINS_BYTES
-            || further.connections.is_empty()
-            || !file.begin_to_want()
-        {
+        if further.connections.is_empty() || !file.begin_to_want() {
             return;
         }
         let mut work = further.work();
