@@ -113,7 +113,8 @@ pub struct Index {
     pub entries: u64,
     /// What is not in it may have been changed all the same.
     pub damaged: bool,
-    /// The first block of each page; filled by [`Index::for_search`] or by the writer.
+    /// The first block of each page. Only the writer fills it: an index that is opened can be read in
+    /// order, but not searched.
     first_blocks: Vec<u64>,
 }
 
