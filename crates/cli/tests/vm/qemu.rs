@@ -398,7 +398,8 @@ begin() {
 # A line as the sheet has it, and what is typed at its prompt.
 type_it() {
     echo "[$SECONDS s] # $1"
-    printf '%s\n' "$2" | eval "$1"
+    # No pipe from another program: that would end with SIGPIPE if the command ends before it has written.
+    eval "$1" <<<"$2"
 }
 compare() {
     listing "$2" ${3:-} >/tmp/listing
