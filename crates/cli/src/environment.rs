@@ -19,6 +19,12 @@ pub(crate) fn log_level() -> Option<String> {
     std::env::var("SPRAT_LOG").ok()
 }
 
+/// The state folder, where no command line was parsed.
+pub(crate) fn state_dir() -> PathBuf {
+    let set = std::env::var_os("SPRAT_STATE_DIR");
+    set.map_or_else(|| PathBuf::from("/var/lib/sprat"), PathBuf::from)
+}
+
 /// The environment of this process.
 #[derive(Debug, Clone)]
 pub(crate) struct Environment {

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod completion;
 pub mod conditions;
 pub mod config;
 pub mod copy_name;

@@ -149,6 +149,9 @@ enum Command {
 
 /// Parses the arguments (program name first), runs the command, and prints how it ended.
 pub(crate) fn run(arguments: Vec<OsString>) -> Exit {
+    if completions::answer(&arguments, Cli::command) {
+        return Exit::Done;
+    }
     if let Some(page) = help::options_page(&arguments) {
         return help::print(&page);
     }
@@ -178,7 +181,7 @@ fn dispatch(name: String, cli: Cli) -> Exit {
         Command::VolumeProcess => return session::volume_process::run(),
         Command::Worker => return session::worker::run(),
         Command::MountKeeper => return session::worker::mount_keeper::run(),
-        Command::Completions(args) => completions::run(&args, &Cli::command()),
+        Command::Completions(args) => completions::run(&args),
         Command::Config(args) => Environment::read()
             .and_then(|environment| config::run(&args, &run.global, &environment, output)),
         Command::Setup(args) => run.command(&args),

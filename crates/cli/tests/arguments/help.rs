@@ -190,17 +190,3 @@ fn help_of_backup_shows_both_forms() {
                 SOURCE… instead
     ");
 }
-
-#[test]
-fn completions_are_made_for_the_usual_shells() {
-    for shell in ["bash", "zsh", "fish"] {
-        let ran = TestMachine::new().sprat(&["completions", shell]);
-        assert_eq!(ran.code, 0);
-        assert!(ran.stdout.contains("sprat") && ran.stdout.contains("snapshots"));
-        assert!(ran.stdout.contains("allow-no-fsync"));
-        assert!(!ran.stdout.contains("insist-without-fsync"), "an old name");
-        for hidden in ["cheap-kdf", "state-dir", "volume-process", "mount-keeper"] {
-            assert!(!ran.stdout.contains(hidden), "{shell}: {hidden}");
-        }
-    }
-}
