@@ -22,7 +22,13 @@ mod terminal;
 
 use std::ffi::OsString;
 
+pub use commands::ENVIRONMENT;
 pub use sprat_session::{Exit, Failure};
+
+/// The grammar of the command line with the texts of the help, for man pages.
+pub fn grammar() -> clap::Command {
+    commands::grammar()
+}
 
 /// Runs the command that `arguments` (program name first) name, and returns how it ended.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {

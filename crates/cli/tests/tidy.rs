@@ -90,9 +90,10 @@ fn own_dependencies(crate_folder: &str, table: &str) -> BTreeSet<String> {
     let Some(dependencies) = manifest.get(table).and_then(toml::Value::as_table) else {
         return BTreeSet::new();
     };
-    let own = dependencies
-        .keys()
-        .filter_map(|name| name.strip_prefix("sprat-"));
+    let own = dependencies.keys().filter_map(|name| match name.as_str() {
+        "sprat" => Some("cli"),
+        name => name.strip_prefix("sprat-"),
+    });
     own.map(str::to_owned).collect()
 }
 

@@ -49,7 +49,8 @@ More help:
   sprat help options    Global options and environment variables
   sprat --version       The version";
 
-const ENVIRONMENT: &str = "\
+/// The environment variables, as the help shows them.
+pub const ENVIRONMENT: &str = "\
 Environment:
   SPRAT_CONFIG_DIR      Folder of the config and the key files, instead of /etc/sprat (root) or
                         $XDG_CONFIG_HOME/sprat (if unset, ~/.config/sprat)

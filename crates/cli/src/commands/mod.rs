@@ -43,6 +43,7 @@ use crate::environment::Environment;
 use crate::output::Output;
 use crate::{Exit, Failure};
 use context::{CommandArgs, Context};
+pub use help::ENVIRONMENT;
 
 /// End-to-end encrypted backups with rsync: one LUKS2 file on any SSH server
 #[derive(Debug, Parser)]
@@ -147,9 +148,14 @@ enum Command {
     MountKeeper,
 }
 
+/// The whole grammar, with what is hidden.
+pub(crate) fn grammar() -> clap::Command {
+    Cli::command()
+}
+
 /// Parses the arguments (program name first), runs the command, and prints how it ended.
 pub(crate) fn run(arguments: Vec<OsString>) -> Exit {
-    if completions::answer(&arguments, Cli::command) {
+    if completions::answer(&arguments, grammar) {
         return Exit::Done;
     }
     if let Some(page) = help::options_page(&arguments) {
