@@ -506,10 +506,14 @@ fn below(path: &Path) -> PathBuf {
     path.strip_prefix("/").unwrap_or(path).to_owned()
 }
 
-/// Whether a failure is one of the processes here, which write to the volume.
+/// Whether a failure is one of the processes here, which write to the volume. They see a lost connection,
+/// too: the generator mostly before the receiver does.
 fn is_of_this_side(message: &str) -> bool {
     let roles = ["rsync: [generator] ", "rsync: [receiver] "];
-    roles.iter().any(|role| message.starts_with(role))
+    let mut said = roles.iter().filter_map(|role| message.strip_prefix(role));
+    // Of the connection only (io.c, `perform_io`): those of files name the file.
+    let of_connection = ["write error: ", "read error: "];
+    said.any(|said| !of_connection.iter().any(|error| said.starts_with(error)))
 }
 
 impl Run<'_> {
@@ -538,5 +542,39 @@ impl Run<'_> {
             trees.extend(newest.filter(|folder| !trees.contains(folder)));
         }
         trees
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_connection_is_no_failure_of_the_volume() {
+        for (message, is) in [
+            ("rsync: [generator] write error: Broken pipe (32)", false),
+            (
+                "rsync: [receiver] read error: Connection reset by peer (104)",
+                false,
+            ),
+            (
+                "rsync: connection unexpectedly closed (9 bytes received so far) [receiver]",
+                false,
+            ),
+            (
+                "rsync: [sender] read errors mapping \"/a\": Input/output error (5)",
+                false,
+            ),
+            (
+                "rsync: [receiver] write failed on \"/v/a\": Input/output error (5)",
+                true,
+            ),
+            (
+                "rsync: [generator] recv_generator: mkdir \"/v/a\" failed: Read-only file system (30)",
+                true,
+            ),
+        ] {
+            assert_eq!(is_of_this_side(message), is, "{message}");
+        }
     }
 }

@@ -476,3 +476,29 @@ fn connection_lost_in_the_middle_makes_the_snapshot_incomplete() {
     assert!(whole.record.complete, "{:?}", whole.record);
     assert_eq!(whole.record.stats.transferred, 40 - arrived.len() as u64);
 }
+
+/// rsync's generator finds that the connection is lost before its receiver does.
+#[test]
+fn connection_that_takes_no_more_requests_makes_the_snapshot_incomplete() {
+    requires!(missing());
+    let scene = Scene::new();
+    for number in 0..1200 {
+        scene.write(&format!("www/{}/file-{number}", number % 20), "x");
+    }
+    let mut spec = scene.spec(&[("web", "www")]);
+    let cut = scene.bench.path("cut");
+    // Closes rsync's pipe after some requests. The connection, and its answers, stay for a while.
+    let script = "#!/bin/sh\ncase \" $* \" in *' -n'*) exec ssh \"$@\";; esac\n\
+                  mkfifo \"$0.in\"; exec 3<&0\n\
+                  { dd bs=1 count=1000 status=none; exec 0<&-; sleep 3; } <&3 3<&- >\"$0.in\" &\n\
+                  exec 0<\"$0.in\" 3<&-\nexec ssh \"$@\"\n";
+    fs::write(&cut, script).unwrap();
+    fs::set_permissions(&cut, fs::Permissions::from_mode(0o755)).unwrap();
+    spec.ssh_command[0] = cut.display().to_string();
+    fs::write(scene.bench.source().join("local"), "here").unwrap();
+    spec.sources = vec![scene.bench.source()];
+    let report = scene.take(&spec);
+    assert!(!report.record.complete);
+    let why = why(&report, &spec.pulled[0]).unwrap();
+    assert!(why.starts_with("not pulled in full"), "{why}");
+}
