@@ -36,7 +36,7 @@ pub struct Census {
     pub new: u64,
     /// Files whose size or time is another one.
     pub changed: u64,
-    /// Files that are no longer there. Not counted if a source or a disk is missing.
+    /// Files that are no longer there. If a source, a disk or a folder was missing: at most as many as are new.
     pub gone: u64,
     /// Size of the new and changed files.
     pub bytes: u64,

@@ -74,6 +74,9 @@ fn no_copy_begins_below_min_free_and_a_full_volume_is_pruned_for_a_second_try() 
                 .all(|e| e["kind"] != "failure")
         );
         assert_eq!(snapshots(&machine), kept, "{seed}");
+        let public = fs::read(machine.path("state/public/status.json")).unwrap();
+        let public: Value = serde_json::from_slice(&public).unwrap();
+        assert_eq!(public["copies"][0]["snapshots"], kept, "{seed}");
     }
     // The second try runs `before` again.
     let log = fs::read_to_string(machine.path("log")).unwrap();
@@ -85,6 +88,18 @@ fn no_copy_begins_below_min_free_and_a_full_volume_is_pruned_for_a_second_try() 
     assert!(said["copies"][0]["snapshot"].is_null(), "{said}");
     assert_eq!(snapshots(&machine), 2);
     machine.nothing_is_left();
+}
+
+/// The last slice becomes older.
+fn a_day_later(machine: &TestMachine) {
+    let path = machine.path("state/schedule/@nas.json");
+    let mut state: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let long_ago = Value::from("2026-01-01T00:00:00Z");
+    for key in ["sliced", "slice_tried"] {
+        assert!(state[key].is_string(), "{state}");
+        state[key] = long_ago.clone();
+    }
+    fs::write(path, state.to_string()).unwrap();
 }
 
 #[test]
@@ -104,17 +119,7 @@ fn slice_of_the_check_reads_what_is_due_and_reports_damage_with_13() {
     assert!(bytes(slice) >= 8 << 20, "{slice}");
     // Once a day.
     assert_eq!(run(&machine, 0)["checks"], serde_json::json!([]));
-    let a_day_later = || {
-        let path = machine.path("state/schedule/@nas.json");
-        let mut state: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        let long_ago = Value::from("2026-01-01T00:00:00Z");
-        for key in ["sliced", "slice_tried"] {
-            assert!(state[key].is_string(), "{state}");
-            state[key] = long_ago.clone();
-        }
-        fs::write(path, state.to_string()).unwrap();
-    };
-    a_day_later();
+    a_day_later(&machine);
     // It needs no copy that is due, and runs no hook of a job.
     let _ = fs::remove_file(machine.path("log"));
     let plan = machine.ok(&["run", "--dry-run"]).stdout;
@@ -129,7 +134,7 @@ fn slice_of_the_check_reads_what_is_due_and_reports_damage_with_13() {
     assert_eq!(machine.ok(&["run", "--scheduled"]).whole(), "exit 0\n");
 
     // In the second copy of the header.
-    a_day_later();
+    a_day_later(&machine);
     let file = File::options().write(true).open(machine.path(CONTAINER));
     file.unwrap().write_all_at(&[0; 64], 20_490).unwrap();
     let ran = machine.sprat(&["run", "--json"]);
@@ -142,6 +147,22 @@ fn slice_of_the_check_reads_what_is_due_and_reports_damage_with_13() {
         "{}",
         ran.whole()
     );
+    machine.nothing_is_left();
+}
+
+/// A dump each day, beside data that stays.
+#[test]
+fn old_data_is_checked_although_each_day_brings_more_than_a_slice() {
+    requires!(needs::root());
+    let machine = machine("128M", "check_every = \"16 days\"", "every = \"never\"");
+    machine.write("src/stays", noise(8 << 20, 0));
+    for (day, finished) in [(1, false), (2, true)] {
+        machine.write("src/dump", noise(8 << 20, day));
+        let said = run(&machine, 0);
+        let slice = &said["checks"][0];
+        assert_eq!(slice["finished"], finished, "day {day}: {slice}");
+        a_day_later(&machine);
+    }
     machine.nothing_is_left();
 }
 

@@ -8,6 +8,7 @@ use sprat_snapshot::{KeepPolicy, KeepRules, PruneReport, PruneSpec, is_held};
 
 use super::checks::while_allowed;
 use super::container::Draft;
+use super::outcome::End;
 use super::{Front, Runner};
 use crate::config::Job;
 use crate::copy_state::{CopyState, Held, HeldWhat};
@@ -92,8 +93,13 @@ impl Runner<'_> {
         let policy = self.policy(rules);
         match self.prune_now(job, &policy, state, session, front) {
             Ok(Some(report)) => {
-                let removed = report.snapshots.iter().filter(|one| one.removed);
-                outcome.pruned = Some(outcome.pruned.unwrap_or(0) + removed.count());
+                let removed = report.snapshots.iter().filter(|one| one.removed).count();
+                outcome.pruned = Some(outcome.pruned.unwrap_or(0) + removed);
+                // A copy that was made before this counted those, too.
+                if let End::Made(made) = &mut outcome.end {
+                    let left = made.snapshots.map(|all| all.saturating_sub(removed as u64));
+                    made.snapshots = left;
+                }
             }
             Ok(None) => outcome.notes.push(format!(
                 "{}: the prune was stopped after 30 min; the next run continues it",

@@ -76,8 +76,7 @@ impl Runner<'_> {
                 state.skip(now, why.clone());
             }
             if let End::Made(report) = &outcome.end {
-                let pruned = outcome.pruned.unwrap_or(0) as u64;
-                state.snapshots = report.snapshots.map(|all| all.saturating_sub(pruned));
+                state.snapshots = report.snapshots;
                 state.passed(outcome.pruned.is_some(), copy.job.keep.is_some());
                 let file = copy.container.target.local_path();
                 state.file_system = file.and_then(|file| FileSystem::holding(&file));

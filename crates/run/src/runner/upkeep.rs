@@ -15,6 +15,7 @@ use crate::config::Container;
 use crate::copy_state::{ContainerState, container_file};
 use crate::due::add_less_slack;
 use crate::notify::By;
+use crate::run_history::RunHistory;
 use crate::times::is_ahead;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -115,8 +116,11 @@ impl Runner<'_> {
         let whole = known.checks.quick.as_ref();
         let is_recent = whole
             .is_some_and(|quick| quick.exit == Exit::Done && !is_time(Some(quick.at), every, now));
+        let new_bytes = state
+            .sliced
+            .map_or(0, |last| self.new_bytes(container, last));
         Some(Slice {
-            bytes_max: slice_bytes(&room, every),
+            bytes_max: slice_bytes(&room, every).saturating_add(new_bytes),
             duration_max: container.check_budget,
             file_system: !is_recent,
         })
@@ -242,6 +246,17 @@ impl Runner<'_> {
             Some(file) => (!file.exists()).then(|| "its disk is not there".to_owned()),
             None => self.machine.not_metered().reason(),
         }
+    }
+
+    /// Bytes of new files that copies have stored since `last`. A slice reads the newest snapshot first: where
+    /// a day brings more than a slice, the rest would never be read.
+    fn new_bytes(&self, container: &Container, last: Timestamp) -> u64 {
+        let history = RunHistory::new(&self.state_dir);
+        let copies = self.config.copies();
+        let of_it = copies.filter(|copy| copy.container.name == container.name);
+        let lines = of_it.flat_map(|copy| history.load(&copy.name()).unwrap_or_default());
+        let new = lines.filter(|line| line.ended > last && line.snapshot.is_some());
+        new.filter_map(|line| line.copied_bytes).sum()
     }
 
     fn known(&self, container: &Container) -> Option<LocalStatus> {

@@ -103,7 +103,7 @@ impl Walk {
     }
 
     /// What is new, and the list of the files for the next run. `partly`: something of the sources could not
-    /// be walked, so what was not met is not gone. `excluded` names the folders that the walk found to be
+    /// be walked, so what was not met may still be there. `excluded` names the folders that the walk found to be
     /// excluded.
     pub(crate) fn finish(
         mut self,
@@ -144,12 +144,16 @@ impl Walk {
         census.folders = top_folders(&self.folders, &by_folder);
         let mut list: Vec<Listed> = self.files.iter().map(|met| (met.path, met.stamp)).collect();
         let before = self.before.iter().flat_map(|before| before.iter());
+        let not_met = census.files_before.unwrap_or(0).saturating_sub(known);
+        // Renamed files are new, too: what encrypts all files gives them new names.
+        census.gone = match partly {
+            true => not_met.min(census.new),
+            false => not_met,
+        };
         if partly {
             // What was met comes first, and counts.
             let met = FileList::of(list.clone());
             list.extend(before.filter(|(path, _)| met.stamp(*path).is_none()));
-        } else {
-            census.gone = census.files_before.unwrap_or(0).saturating_sub(known);
         }
         (census, FileList::of(list))
     }
@@ -259,6 +263,20 @@ mod tests {
         assert_eq!(count(&census), [2, 0, 0, 0, 0]);
         let (census, _) = walk(Some(next), &first).finish(&nothing, false);
         assert_eq!(count(&census), [3, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn renamed_files_are_gone_although_a_folder_was_not_walked() {
+        let nothing = BTreeSet::new();
+        let names: Vec<String> = (0..9).map(|number| format!("home/{number}")).collect();
+        let files: Vec<_> = names.iter().map(|name| (&**name, 1, 1)).collect();
+        let (_, list) = walk(None, &files).finish(&nothing, false);
+        let renamed = ["home/a.locked", "home/b.locked", "home/c.locked"].map(|name| (name, 1, 1));
+        let now = [&renamed[..], &files[3..6]].concat();
+        for (partly, gone) in [(true, 3), (false, 6)] {
+            let (census, _) = walk(Some(list.clone()), &now).finish(&nothing, partly);
+            assert_eq!(count(&census), [6, 3, 0, gone, 3], "{partly}");
+        }
     }
 
     #[test]
