@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use crate::ext4::{MkfsOptions, MountOptions, cut_label};
-use crate::sys::{self, PlainCall, SubvolumeCall, VolumeCall};
+use crate::sys::{self, PlainCall, SearchKey, SubvolumeCall, VolumeCall};
 use crate::{AttachError, keep_only, loop_device, program};
 
 /// The longest label of btrfs, in bytes (`BTRFS_LABEL_SIZE` with its NUL).
@@ -107,7 +107,32 @@ pub(crate) fn mount(device: &Path, dir: &Path, options: &MountOptions) -> Result
     if options.browse {
         flags |= MountFlags::NODEV | MountFlags::NOSUID;
     }
-    rustix::mount::mount(device, dir, "btrfs", flags, OPTIONS).map_err(|e| refused(device, dir, e))
+    rustix::mount::mount(device, dir, "btrfs", flags, OPTIONS)
+        .map_err(|e| refused(device, dir, e))?;
+    if !options.read_only {
+        limit_dirty(device);
+    }
+    Ok(())
+}
+
+/// As [`LoopDevice::limit_dirty`](crate::loop_device::LoopDevice::limit_dirty): the dirty pages of a btrfs
+/// do not count as those of its device. The settings end with the mount.
+fn limit_dirty(device: &Path) {
+    let mounted = std::fs::read_dir("/sys/fs/btrfs")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let is_ours = |path: &Path| {
+        let name = device.file_name();
+        name.is_some_and(|name| path.join("devices").join(name).exists())
+    };
+    let Some(ours) = mounted.map(|found| found.path()).find(|path| is_ours(path)) else {
+        return;
+    };
+    let bytes = loop_device::DIRTY_BYTES_MAX.to_string();
+    if std::fs::write(ours.join("bdi/max_bytes"), bytes).is_ok() {
+        let _ = std::fs::write(ours.join("bdi/strict_limit"), "1");
+    }
 }
 
 fn refused(device: &Path, dir: &Path, e: Errno) -> AttachError {
@@ -196,6 +221,12 @@ pub struct BtrfsSpace {
     pub unallocated_bytes: u64,
 }
 
+/// Tree, object and item type of deleted subvolumes (include/uapi/linux/btrfs_tree.h,
+/// `BTRFS_ORPHAN_OBJECTID`).
+const ROOT_TREE: u64 = 1;
+const ORPHAN_OBJECT: u64 = 5_u64.wrapping_neg();
+const ORPHAN_ITEM: u32 = 48;
+
 pub(crate) const CHUNK_DATA: u64 = 1;
 const CHUNK_METADATA: u64 = 4;
 /// Kinds of which each byte takes two bytes of the device: `RAID1`, `DUP` and `RAID10`.
@@ -252,6 +283,22 @@ pub fn kernel_has_btrfs() -> bool {
         let _ = program::run("modprobe", command);
     }
     known()
+}
+
+/// Whether there is a mkfs.btrfs.
+#[must_use]
+pub fn has_mkfs_btrfs() -> bool {
+    program::command("mkfs.btrfs").is_ok()
+}
+
+/// How many subvolumes of the mounted btrfs that `folder` is in are deleted, and still take space. Counts
+/// some of them if there are many.
+pub fn deleted_subvolumes(folder: &Path) -> Result<u32, AttachError> {
+    let failed = |e: io::Error| AttachError::io("inspect", folder.display().to_string(), e);
+    let folder = File::open(folder).map_err(failed)?;
+    let key = SearchKey::items(ROOT_TREE, ORPHAN_OBJECT, ORPHAN_ITEM, 0);
+    let found = sys::btrfs_search(folder.as_fd(), key).map_err(failed)?;
+    Ok(found.0)
 }
 
 /// Makes an empty subvolume `path`, whose parent folder is in a mounted btrfs.

@@ -41,8 +41,9 @@ mod write_queue;
 
 pub use attachment::{AttachOptions, Attachment};
 pub use btrfs::{
-    BtrfsSpace, ChunkSpace, btrfs_space, commit_btrfs, delete_subvolume, kernel_has_btrfs,
-    make_btrfs, make_subvolume, snapshot_subvolume, subvolume_is_read_only,
+    BtrfsSpace, ChunkSpace, btrfs_space, commit_btrfs, delete_subvolume, deleted_subvolumes,
+    has_mkfs_btrfs, kernel_has_btrfs, make_btrfs, make_subvolume, snapshot_subvolume,
+    subvolume_is_read_only,
 };
 pub use crypt_map::{CryptMapping, kernel_mode_works};
 pub use current_mounts::{keep_only, with_current_mounts};
@@ -62,6 +63,6 @@ pub use process::{
     set_child_identity,
 };
 pub use program::find_system_programs;
-pub use scrub::{ChunkMap, ScrubReport, ScrubWhat, scrub_btrfs};
+pub use scrub::{Chunk as BtrfsChunk, ChunkMap, ScrubReport, ScrubWhat, scrub_btrfs};
 pub use serve::{ServeOptions, Serving, serve};
 pub use users::holders_of;

@@ -61,11 +61,47 @@ impl ScrubReport {
 
 /// A chunk: what it holds, and the ranges of the device where its copies lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Chunk {
+pub struct Chunk {
     logical: u64,
     bytes: u64,
     kind: u64,
     copies: Vec<u64>,
+}
+
+impl Chunk {
+    /// The chunk at the address `logical`, by its item (`struct btrfs_chunk`). `None`: of a kind that sprat
+    /// does not make.
+    #[must_use]
+    pub fn parse(logical: u64, item: &[u8]) -> Option<Self> {
+        let number = |at: usize| Some(u64::from_le_bytes(*item.get(at..)?.first_chunk()?));
+        let stripes = usize::from(u16::from_le_bytes(*item.get(44..)?.first_chunk()?));
+        let copies: Option<Vec<u64>> = (0..stripes)
+            .map(|stripe| number(CHUNK_HEAD_BYTES + stripe * STRIPE_BYTES + 8))
+            .collect();
+        let chunk = Self {
+            logical,
+            bytes: number(0)?,
+            kind: number(24)?,
+            copies: copies?,
+        };
+        // Of striped kinds a stripe is only a part. `single` and `dup` are not.
+        let whole = chunk.kind & btrfs::CHUNK_STRIPED == 0;
+        (whole && !chunk.copies.is_empty()).then_some(chunk)
+    }
+
+    /// The ranges of the device where its copies lie.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let copies = self.copies.iter();
+        copies.map(|start| *start..start.saturating_add(self.bytes))
+    }
+
+    /// The places on the device of what lies at an address. `None`: not in this chunk.
+    #[must_use]
+    pub fn places(&self, logical: u64) -> Option<Vec<u64>> {
+        let within = logical.checked_sub(self.logical)?;
+        let copies = || self.copies.iter().map(|start| start.saturating_add(within));
+        (within < self.bytes).then(|| copies().collect())
+    }
 }
 
 /// Scrubs the btrfs that is mounted on `root`, also read-only. `None`: `goes_on` returned false.
@@ -152,7 +188,9 @@ fn scrub_chunks(
                 found => found?,
             };
             // The order of `struct btrfs_scrub_progress`: extents of data and trees, their bytes, read,
-            // checksum and verify errors, …, super block errors, …, uncorrectable errors.
+            // checksum and verify errors, …, super block errors, …, uncorrectable errors. Super blocks are
+            // not counted: each call reads all copies, and one of an older commit counts as an error, as
+            // does one with another ID of the file system.
             let [
                 _,
                 _,
@@ -163,14 +201,14 @@ fn scrub_chunks(
                 verify,
                 _,
                 _,
-                supers,
+                _,
                 _,
                 lost,
                 ..,
             ] = found;
             report.bytes += data + trees;
             report.read_errors += read;
-            report.wrong += checksum + verify + supers;
+            report.wrong += checksum + verify;
             report.lost += lost;
         }
     }
@@ -196,7 +234,7 @@ fn chunks(folder: BorrowedFd<'_>) -> io::Result<Vec<Chunk>> {
         for (logical, item) in found {
             let unknown =
                 || io::Error::other("the chunk tree has an item that sprat does not know");
-            chunks.push(chunk(logical, item).ok_or_else(unknown)?);
+            chunks.push(Chunk::parse(logical, item).ok_or_else(unknown)?);
         }
     }
 }
@@ -216,23 +254,6 @@ fn items(count: u32, mut found: &[u8]) -> Option<Vec<(u64, &[u8])>> {
     Some(items)
 }
 
-fn chunk(logical: u64, item: &[u8]) -> Option<Chunk> {
-    let number = |at: usize| Some(u64::from_le_bytes(*item.get(at..)?.first_chunk()?));
-    let stripes = usize::from(u16::from_le_bytes(*item.get(44..)?.first_chunk()?));
-    let copies: Option<Vec<u64>> = (0..stripes)
-        .map(|stripe| number(CHUNK_HEAD_BYTES + stripe * STRIPE_BYTES + 8))
-        .collect();
-    let chunk = Chunk {
-        logical,
-        bytes: number(0)?,
-        kind: number(24)?,
-        copies: copies?,
-    };
-    // Of striped kinds a stripe is only a part. `single` and `dup` are not.
-    let whole = chunk.kind & btrfs::CHUNK_STRIPED == 0;
-    (whole && !chunk.copies.is_empty()).then_some(chunk)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,13 +267,13 @@ mod tests {
         put(44, &2_u16.to_le_bytes());
         put(48 + 8, &(1_u64 << 20).to_le_bytes());
         put(48 + 32 + 8, &(9_u64 << 20).to_le_bytes());
-        let found = chunk(5, &item).unwrap();
+        let found = Chunk::parse(5, &item).unwrap();
         assert_eq!((found.logical, found.bytes, found.kind), (5, 8 << 20, 0x24));
         assert_eq!(found.copies, [1 << 20, 9 << 20]);
-        assert_eq!(chunk(5, &item[..item.len() - 20]), None);
+        assert_eq!(Chunk::parse(5, &item[..item.len() - 20]), None);
         // RAID0.
         item[24] = 0x0c;
-        assert_eq!(chunk(5, &item), None);
-        assert_eq!(chunk(5, &[]), None);
+        assert_eq!(Chunk::parse(5, &item), None);
+        assert_eq!(Chunk::parse(5, &[]), None);
     }
 }

@@ -93,9 +93,16 @@ pub fn removed(
     server_is_low: bool,
 ) -> String {
     let freed = free_bytes[1].saturating_sub(free_bytes[0]);
+    // Snapshots that are subvolumes are removed as a whole.
+    let names = match names {
+        0 => String::new(),
+        names => format!(
+            " ({})",
+            text::counted(names, "file or folder", "files and folders")
+        ),
+    };
     let mut said = format!(
-        "{snapshots} removed ({}); {} more free in the volume\n",
-        text::counted(names, "file or folder", "files and folders"),
+        "{snapshots} removed{names}; {} more free in the volume\n",
         text::bytes(freed)
     );
     if freed > 0 || server_is_low {

@@ -52,7 +52,7 @@ pub use limits::check_limits;
 pub use protocol::messages::{TrimHow, Worthwhile};
 pub use protocol::reports::{
     ClosedReport, ContainerFacts, Created, HeaderChanged, Measure, NotCompared, Notice, Observer,
-    Phase, SessionProgress, TrimReport, TrimRoute, VolumeRoom, VolumeStats,
+    Phase, SessionProgress, TrimReport, TrimRoute, VolumeRoom, VolumeStats, free_text,
 };
 pub use session::preview::preview;
 pub use session::{Session, check, check_file_system};

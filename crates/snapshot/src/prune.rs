@@ -5,6 +5,7 @@
 //! `.inflight`) are removed in the same way, but only on request. Foreign folders are never removed.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -201,10 +202,16 @@ fn prune_with(
         report.interrupted.push(one);
     }
     report.names_removed = removals.before;
-    removals.end(volume_root)?;
+    removals.end(volume_root, cancel)?;
     report.free_bytes[1] = free();
     Ok(report)
 }
+
+/// How long a prune waits for the space of deleted subvolumes, and how often it
+/// wakes the kernel and checks.
+const SPACE_PATIENCE: Duration = Duration::from_secs(600);
+const WAKE_INTERVAL: Duration = Duration::from_secs(10);
+const SPACE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Counts the removed names of all trees, and reports progress.
 pub(crate) struct Removals<'t> {
@@ -256,13 +263,32 @@ impl<'t> Removals<'t> {
         self.remove(run, &away, cancel)
     }
 
-    /// Makes the kernel begin to give back the space of deleted subvolumes.
-    pub(crate) fn end(&self, volume_root: &Path) -> Result<(), SnapshotError> {
-        match self.subvolumes.filter(|_| self.deleted) {
-            Some(subvolumes) => subvolumes
-                .commit(volume_root)
-                .map_err(on_volume("commit", &"its root")),
-            None => Ok(()),
+    /// Waits until the kernel has given back the space of deleted subvolumes, also of those that an earlier
+    /// session deleted. After [`SPACE_PATIENCE`] or a cancel the next session continues.
+    pub(crate) fn end(&mut self, volume_root: &Path, cancel: &Cancel) -> Result<(), SnapshotError> {
+        let Some(subvolumes) = self.subvolumes else {
+            return Ok(());
+        };
+        let failed = || on_volume("free the space of", &"deleted snapshots");
+        let began = Instant::now();
+        let mut woken: Option<Instant> = None;
+        while subvolumes
+            .deletions_pending(volume_root)
+            .map_err(failed())?
+            && began.elapsed() < SPACE_PATIENCE
+            && !cancel.is_cancelled()
+        {
+            // The kernel sleeps until a commit.
+            if woken.is_none_or(|at| at.elapsed() > WAKE_INTERVAL) {
+                subvolumes.commit(volume_root).map_err(failed())?;
+                woken = Some(Instant::now());
+            }
+            std::thread::sleep(SPACE_INTERVAL);
+        }
+        // The space counts as free after the commit.
+        match self.deleted || woken.is_some() {
+            true => subvolumes.commit(volume_root).map_err(failed()),
+            false => Ok(()),
         }
     }
 

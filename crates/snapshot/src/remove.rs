@@ -152,7 +152,7 @@ fn remove_with(
         report.snapshots.extend(plan);
     }
     report.names_removed = removals.before;
-    removals.end(volume_root)?;
+    removals.end(volume_root, cancel)?;
     report.free_bytes[1] = free_bytes(volume_root);
     Ok(report)
 }

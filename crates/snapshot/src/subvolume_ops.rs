@@ -22,4 +22,8 @@ pub trait Subvolumes: Sync {
 
     /// Commits, and makes the kernel go on with the space of deleted subvolumes.
     fn commit(&self, volume_root: &Path) -> io::Result<()>;
+
+    /// Whether deleted subvolumes still take space. The kernel frees it only in a session that lives long
+    /// enough, after a [`commit`](Self::commit).
+    fn deletions_pending(&self, volume_root: &Path) -> io::Result<bool>;
 }

@@ -55,6 +55,17 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// Makes the kernel free the space of deleted subvolumes while the run goes on. An earlier session may
+    /// have ended too early.
+    pub(crate) fn go_on_with_deletions(&self) -> Result<(), SnapshotError> {
+        let root = &self.folder.job.path;
+        let failed = || on_volume("free the space of", &"deleted snapshots");
+        match self.subvolumes.deletions_pending(root).map_err(failed())? {
+            true => self.subvolumes.commit(root).map_err(failed()),
+            false => Ok(()),
+        }
+    }
+
     /// Opens it for the run `name`. If there is none, makes it from the snapshot `last`.
     pub(crate) fn begin(
         &self,

@@ -25,13 +25,17 @@ impl HeaderRead for Container {
     }
 }
 
+/// Where btrfs has its magic (`BTRFS_SUPER_INFO_OFFSET`, `struct btrfs_super_block`).
+const BTRFS_MAGIC: (u64, &[u8; 8]) = (0x1_0040, b"_BHRfS_M");
+
 /// The decrypted volume as a sparse file, its journal replayed; removed on drop.
 #[derive(Debug)]
 pub struct PlainVolume {
     image: PathBuf,
+    is_btrfs: bool,
     /// Bytes that the container has on its disk for the volume.
     pub allocated_bytes: u64,
-    /// What `e2fsck -E journal_only` printed.
+    /// What `e2fsck -E journal_only` printed. A btrfs has no journal.
     pub journal: String,
 }
 
@@ -82,27 +86,31 @@ impl PlainVolume {
             at = to;
         }
         drop(plain);
-        let output = e2fsck(&["-fy", "-E", "journal_only"], image);
-        assert!(
-            output.0 <= 1,
-            "journal replay: exit {}\n{}",
-            output.0,
-            output.1
-        );
+        let mut magic = [0; 8];
+        let read = File::open(image).and_then(|file| file.read_exact_at(&mut magic, BTRFS_MAGIC.0));
+        let is_btrfs = read.is_ok() && magic == *BTRFS_MAGIC.1;
+        let journal = match is_btrfs {
+            true => String::new(),
+            false => replayed(image),
+        };
         Self {
             image: image.to_owned(),
+            is_btrfs,
             allocated_bytes,
-            journal: output.1,
+            journal,
         }
     }
 
-    /// Checks that `e2fsck -fn` finds nothing.
+    /// Checks that `e2fsck -fn`, or `btrfs check`, finds nothing.
     ///
     /// # Panics
     /// With its findings.
     pub fn assert_clean(&self) {
-        let (code, text) = e2fsck(&["-fn"], &self.image);
-        assert_eq!(code, 0, "e2fsck -fn found something:\n{text}");
+        let (code, text) = match self.is_btrfs {
+            true => run("btrfs", &["check", "--readonly"], &self.image),
+            false => run("e2fsck", &["-fn"], &self.image),
+        };
+        assert_eq!(code, 0, "the check found something:\n{text}");
     }
 
     /// Mounts it, read-only, at `dir`, until the guard is dropped.
@@ -113,7 +121,11 @@ impl PlainVolume {
     pub fn mount(&self, dir: &Path) -> Mounted {
         std::fs::create_dir_all(dir).expect("a folder");
         let paths = [self.image.as_os_str(), dir.as_os_str()];
-        let options = ["-t", "ext4", "-o", "loop,ro,noload"].map(std::ffi::OsStr::new);
+        let options = match self.is_btrfs {
+            true => ["-t", "btrfs", "-o", "loop,ro"],
+            false => ["-t", "ext4", "-o", "loop,ro,noload"],
+        };
+        let options = options.map(std::ffi::OsStr::new);
         system("mount", &[&options[..], &paths[..]].concat());
         Mounted(dir.to_owned())
     }
@@ -155,13 +167,19 @@ fn data_after(file: &File, at: u64, end: u64) -> Option<(u64, u64)> {
     (from < end).then_some((from, to.min(end)))
 }
 
-fn e2fsck(options: &[&str], image: &Path) -> (i32, String) {
-    let program = sprat_testkit::needs::find_program("e2fsck").expect("checked by missing()");
+fn replayed(image: &Path) -> String {
+    let (code, text) = run("e2fsck", &["-fy", "-E", "journal_only"], image);
+    assert!(code <= 1, "journal replay: exit {code}\n{text}");
+    text
+}
+
+fn run(program: &'static str, options: &[&str], image: &Path) -> (i32, String) {
+    let program = sprat_testkit::needs::find_program(program).expect("checked by missing()");
     let output = Command::new(program)
         .args(options)
         .arg(image)
         .output()
-        .expect("e2fsck starts");
+        .expect("it starts");
     let text = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
     (output.status.code().unwrap_or(-1), text)

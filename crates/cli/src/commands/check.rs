@@ -308,7 +308,7 @@ fn render(target: &str, args: &CheckArgs, checked: &Checked) -> String {
         None => {}
         Some(found) if found.clean => out.push_str("file system: clean\n"),
         Some(found) => {
-            out.push_str("file system: DAMAGED; e2fsck reports:\n");
+            out.push_str("file system: DAMAGED; the check reports:\n");
             for line in found.output.lines().take(NAMES_SHOWN) {
                 let _ = writeln!(out, "  {}", text::harmless(line));
             }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use sprat_session::state::reserved_names;
-use sprat_session::{NotCompared, Notice, text};
+use sprat_session::{NotCompared, Notice, free_text, text};
 
 /// The words for a notice, and whether it is a warning, which `-q` shows too.
 pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
@@ -114,10 +114,9 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
             inodes,
         } => (
             format!(
-                "the volume is nearly full: {} and {} are left. Run `sprat prune` to free space, or \
-                 `sprat grow` to enlarge the container",
-                text::bytes(*available_bytes),
-                text::counted(*inodes, "file", "files")
+                "the volume is nearly full: {} are left. Run `sprat prune` to free space, or `sprat \
+                 grow` to enlarge the container",
+                free_text(*available_bytes, *inodes)
             ),
             true,
         ),

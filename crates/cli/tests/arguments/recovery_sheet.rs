@@ -100,7 +100,9 @@ fn commands_of_the_sheet_are_quoted_for_the_shell() {
            fusermount3 -u /mnt/sprat-server
 
     If the account may only read: add --readonly to `cryptsetup open` and use
-    `mount -o ro,noload`.
+    `mount -o ro,noload`; if the file system is btrfs, `mount -o ro`.
+    If `mount` does not know btrfs, use another Linux: RHEL and Rocky have none. The
+    package btrfs-progs has the programs that check it.
 
     With sprat on a new machine, as root:
 

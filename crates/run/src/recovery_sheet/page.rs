@@ -81,7 +81,9 @@ pub fn page(sheet: &Sheet<'_>, secret: Option<&str>) -> Result<Zeroizing<String>
     print_steps(&mut page, &sheet.steps());
     page.push_str(
         "</ol>\n<p>If the account may only read: add <code>--readonly</code> to <code>cryptsetup \
-         open</code> and use <code>mount -o ro,noload</code>.</p>\n\
+         open</code> and use <code>mount -o ro,noload</code>; if the file system is btrfs, <code>mount \
+         -o ro</code>. If <code>mount</code> does not know btrfs, use another Linux: RHEL and Rocky have \
+         none. The package btrfs-progs has the programs that check it.</p>\n\
          <p>With sprat on a new machine, as root:</p>\n<ol>",
     );
     print_steps(&mut page, &sheet.steps_with_sprat());

@@ -303,7 +303,9 @@ impl Sheet<'_> {
         print_steps(&mut text, &self.steps());
         text.push_str(
             "\nIf the account may only read: add --readonly to `cryptsetup open` and use\n\
-             `mount -o ro,noload`.\n",
+             `mount -o ro,noload`; if the file system is btrfs, `mount -o ro`.\n\
+             If `mount` does not know btrfs, use another Linux: RHEL and Rocky have none. The\n\
+             package btrfs-progs has the programs that check it.\n",
         );
         text.push_str("\nWith sprat on a new machine, as root:\n");
         print_steps(&mut text, &self.steps_with_sprat());

@@ -278,11 +278,13 @@ fn volume(known: &LocalStatus, shown: &Shown) -> String {
         }
         None => String::new(),
     };
+    let files = room.files_left();
+    let files = files.map(|files| format!(" and {}", text::counted(files, "file", "files")));
+    let files = files.unwrap_or_default();
     format!(
-        "{} of {} and {} free ({}){low}{full}",
+        "{} of {}{files} free ({}){low}{full}",
         text::bytes(room.available_bytes),
         text::bytes(room.total_bytes),
-        text::counted(room.free_inodes, "file", "files"),
         shown.when(seen.at)
     )
 }

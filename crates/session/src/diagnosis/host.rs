@@ -6,6 +6,7 @@ use sprat_attach::{Severity, check_host};
 
 use super::finding::{Finding, State};
 use super::link_dest;
+use crate::file_system::FileSystemKind;
 use crate::text;
 
 /// Checks this machine.
@@ -25,11 +26,28 @@ pub fn host() -> Vec<Finding> {
         })
         .collect();
     findings.extend(PROGRAMS.iter().map(program));
+    findings.extend(
+        FileSystemKind::ALL
+            .iter()
+            .filter_map(|kind| volumes_of(*kind)),
+    );
     let rsync = findings.iter().find(|found| found.what == "rsync");
     if rsync.is_some_and(|found| found.state == State::Fine) {
         findings.push(link_dest::links());
     }
     findings
+}
+
+/// Whether volumes of a kind that is no default can be made here. They are never needed.
+fn volumes_of(kind: FileSystemKind) -> Option<Finding> {
+    if kind == FileSystemKind::DEFAULT {
+        return None;
+    }
+    let detail = match kind.check_usable() {
+        Ok(()) => format!("`sprat init --file-system {}` works here", kind.name()),
+        Err(failure) => format!("not available: {}", failure.what),
+    };
+    Some(Finding::new(kind.name(), State::Fine, detail))
 }
 
 /// A program, how it shows its version, and what it is for.

@@ -84,11 +84,10 @@ fn volume(checked: &ServerCheck<'_>) -> Option<Finding> {
     let room = seen.room;
     let what = format!("{}: volume", checked.name);
     let detail = format!(
-        "{} and {} were free at the end of the last session",
-        text::bytes(room.available_bytes),
-        text::counted(room.free_inodes, "file", "files")
+        "{} were free at the end of the last session",
+        room.free_text()
     );
-    let state = match room.available_bytes == 0 || room.free_inodes == 0 {
+    let state = match room.is_full() {
         true => State::Missing,
         false if room.is_low() => State::Weak,
         false => return Some(Finding::new(what, State::Fine, detail)),

@@ -3,13 +3,18 @@
 //! Layout: fs/btrfs/accessors.h and include/uapi/linux/btrfs_tree.h, `struct btrfs_super_block`. The
 //! bytes are foreign.
 
+mod used;
+
+use std::fmt::Write as _;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use sprat_attach::{AttachError, Attachment, MkfsOptions, MountOptions, ScrubReport, ScrubWhat};
+use sprat_attach::{
+    AttachError, Attachment, BtrfsSpace, MkfsOptions, MountOptions, ScrubReport, ScrubWhat,
+};
 use sprat_snapshot::{Cancel, Subvolumes};
 use sprat_store::hex;
 
@@ -25,11 +30,13 @@ const SUPER_BLOCK_AT: u64 = 64 << 10;
 /// The block that is the super block. Each commit changes it.
 pub(super) const STAMP_RANGE: Range<u64> =
     SUPER_BLOCK_AT..SUPER_BLOCK_AT + STAMP_BLOCK_BYTES as u64;
+/// Where its copies lie, as far as the volume reaches.
+const COPIES_AT: [u64; 2] = [64 << 20, 256 << 30];
 /// A file's largest offset, which ends a volume before btrfs does.
 pub(super) const VOLUME_BYTES_MAX: u64 = 1 << 62;
 
-/// Why a copy reads everything.
-pub(super) const USED_RANGES_UNKNOWN: &str = "the chunks of a btrfs are not read";
+/// btrfs needs about 110 MiB, and more for the first snapshot to fit.
+pub(super) const CONTAINER_BYTES_MIN: u64 = 256 << 20;
 
 const MAGIC: &[u8; 8] = b"_BHRfS_M";
 /// The checksum's place, before everything that it covers.
@@ -66,6 +73,34 @@ const INCOMPAT_NAMES: [(u64, &str); 7] = [
 
 const NODE_BYTES: u32 = 16 << 10;
 const SECTOR_BYTES: u32 = 4096;
+
+/// Fails if this machine has no btrfs.
+pub(super) fn check_usable() -> Result<(), Failure> {
+    let missing = |what: &str, hint: &str| {
+        Failure::failed(format!("this machine can't make a btrfs: {what}")).with_hint(format!(
+            "nothing was created. {hint}, or choose `--file-system ext4`"
+        ))
+    };
+    if !sprat_attach::kernel_has_btrfs() {
+        return Err(missing(
+            "its kernel has no btrfs",
+            "Use a kernel with btrfs (those of RHEL and Rocky have none)",
+        ));
+    }
+    match sprat_attach::has_mkfs_btrfs() {
+        true => Ok(()),
+        false => Err(missing("there is no mkfs.btrfs", "Install btrfs-progs")),
+    }
+}
+
+/// Without an fsync the server may write a commit's super block before its trees, and then crash.
+pub(super) fn needs_fsync() -> Failure {
+    Failure::failed("a btrfs needs a server that can make data durable, and this one has no fsync")
+        .with_hint(
+            "nothing was changed. Use an OpenSSH server. `--allow-no-fsync` has no effect on a btrfs: a \
+             crash of the server could destroy all of it. A container with ext4 accepts the option",
+        )
+}
 
 /// Makes the file system, and checks that it has the features that sprat asked for.
 pub(super) fn make(device: &Path, label: Option<&str>) -> Result<(), Failure> {
@@ -111,6 +146,11 @@ impl Subvolumes for ByIoctl {
     fn commit(&self, volume_root: &Path) -> io::Result<()> {
         sprat_attach::commit_btrfs(volume_root).map_err(plain)
     }
+
+    fn deletions_pending(&self, volume_root: &Path) -> io::Result<bool> {
+        let found = sprat_attach::deleted_subvolumes(volume_root).map_err(plain)?;
+        Ok(found > 0)
+    }
 }
 
 /// The error of the system call, whose number says whether the volume is full or has failed.
@@ -128,6 +168,7 @@ pub(super) fn check(
     dir: &Path,
     cancel: &Cancel,
 ) -> Result<FileSystemCheck, Failure> {
+    let mut output = damaged_copies(attachment.device())?;
     sprat_attach::keep_only(&[dir])?;
     let mut options = MountOptions::default();
     options.read_only = true;
@@ -135,9 +176,10 @@ pub(super) fn check(
         Ok(()) => {}
         Err(error @ AttachError::MountRefused { damaged: true, .. }) => {
             let source = std::error::Error::source(&error).map(ToString::to_string);
+            let _ = writeln!(output, "{error}: {}", source.unwrap_or_default());
             return Ok(FileSystemCheck {
                 clean: false,
-                output: format!("{error}: {}\n", source.unwrap_or_default()),
+                output,
             });
         }
         Err(error) => return Err(error.into()),
@@ -146,12 +188,43 @@ pub(super) fn check(
     let scrubbed = sprat_attach::scrub_btrfs(dir, ScrubWhat::Metadata, &goes_on);
     attachment.unmount_file_system()?;
     match scrubbed? {
-        Some(found) => Ok(FileSystemCheck {
-            clean: found.is_clean(),
-            output: scrub_text(&found),
-        }),
+        Some(found) => {
+            output.push_str(&scrub_text(&found));
+            Ok(FileSystemCheck {
+                clean: output.is_empty(),
+                output,
+            })
+        }
         None => Err(Failure::interrupted().with_hint("nothing was changed")),
     }
+}
+
+/// Reports the copies of the super block that are damaged. A copy of an older commit is none: a power cut
+/// leaves it.
+fn damaged_copies(device: &Path) -> Result<String, Failure> {
+    let failed = |error: io::Error| Failure::failed("can't read the volume").caused_by(&error);
+    let mut device = File::open(device).map_err(failed)?;
+    let device_bytes = device.seek(SeekFrom::End(0)).map_err(failed)?;
+    let mut text = String::new();
+    for at in COPIES_AT {
+        if device_bytes < at + STAMP_BLOCK_BYTES as u64 {
+            continue;
+        }
+        let mut block = vec![0; STAMP_BLOCK_BYTES];
+        let read = device.read_exact_at(&mut block, at);
+        let found = SuperBlock::parse_at(&block, at);
+        let what = match (read, found.map(|found| found.checksum_fits())) {
+            (Err(_), _) => "can't be read",
+            (_, None | Some(Some(false))) => "is damaged",
+            _ => continue,
+        };
+        let _ = writeln!(
+            text,
+            "the copy of the super block at {} {what}",
+            crate::text::bytes(at)
+        );
+    }
+    Ok(text)
 }
 
 fn scrub_text(found: &ScrubReport) -> String {
@@ -165,10 +238,17 @@ fn scrub_text(found: &ScrubReport) -> String {
     )
 }
 
-/// The room for files' content: the free part of its chunks, and what belongs to no chunk yet. Of the
-/// latter, as much as the metadata may need is left out: it is kept twice.
+/// The room of the mounted volume.
 pub(super) fn room(root: &Path) -> Option<VolumeRoom> {
-    let space = sprat_attach::btrfs_space(root).ok()?;
+    sprat_attach::btrfs_space(root)
+        .ok()
+        .map(|space| room_of(&space))
+}
+
+/// The room for files' content: the free part of its chunks, and what belongs to no chunk yet. Of the
+/// latter, as much as the metadata may need is left out: it is kept twice. If there is not so much, no
+/// further file may fit.
+fn room_of(space: &BtrfsSpace) -> VolumeRoom {
     let free_metadata = space
         .metadata
         .total_bytes
@@ -177,13 +257,14 @@ pub(super) fn room(root: &Path) -> Option<VolumeRoom> {
     let wanted = METADATA_ROOM_MAX.min(total_bytes / METADATA_ROOM_PART);
     let kept_back = 2 * wanted.saturating_sub(free_metadata);
     let free_data = space.data.total_bytes.saturating_sub(space.data.used_bytes);
-    Some(VolumeRoom {
+    let unallocated = space.unallocated_bytes.checked_sub(kept_back);
+    VolumeRoom {
         total_bytes,
-        available_bytes: free_data + space.unallocated_bytes.saturating_sub(kept_back),
+        available_bytes: unallocated.map_or(0, |bytes| free_data + bytes),
         // It has no tables of inodes.
         inodes: 0,
         free_inodes: 0,
-    })
+    }
 }
 
 /// Metadata that a volume must still be able to take: 1 GiB, or this part of a smaller volume.
@@ -199,11 +280,16 @@ pub(crate) struct SuperBlock {
 impl SuperBlock {
     /// The super block in the stamp block. `None`: that is no btrfs.
     pub(super) fn parse(block: &[u8]) -> Option<Self> {
+        Self::parse_at(block, SUPER_BLOCK_AT)
+    }
+
+    /// [`Self::parse`] of a copy that lies `at` these bytes of the volume.
+    fn parse_at(block: &[u8], at: u64) -> Option<Self> {
         let block = block.get(..STAMP_BLOCK_BYTES)?;
         let found = Self {
             block: block.to_vec(),
         };
-        let here = &found.block[0x40..0x48] == MAGIC && found.u64(0x30) == SUPER_BLOCK_AT;
+        let here = &found.block[0x40..0x48] == MAGIC && found.u64(0x30) == at;
         here.then_some(found)
     }
 
@@ -240,11 +326,16 @@ impl SuperBlock {
 
     /// Whether the block matches its checksum. `None`: it is of a kind that is not computed here.
     pub(super) fn checksum_fits(&self) -> Option<bool> {
-        let covered = &self.block[CHECKSUM_BYTES..];
+        self.checksum_of(&self.block)
+    }
+
+    /// Whether a block of this file system, or a node of its trees, matches its checksum.
+    fn checksum_of(&self, block: &[u8]) -> Option<bool> {
+        let (found, covered) = block.split_at(CHECKSUM_BYTES);
         Some(match self.u16(0xc4) {
-            CHECKSUM_CRC32C => self.u32(0) == !crc32c(!0, covered),
-            CHECKSUM_XXHASH => self.u64(0) == xxhash64(covered),
-            CHECKSUM_SHA256 => self.block[..CHECKSUM_BYTES] == openssl::sha::sha256(covered),
+            CHECKSUM_CRC32C => found.starts_with(&(!crc32c(!0, covered)).to_le_bytes()),
+            CHECKSUM_XXHASH => found.starts_with(&xxhash64(covered).to_le_bytes()),
+            CHECKSUM_SHA256 => found == openssl::sha::sha256(covered),
             CHECKSUM_BLAKE2 => return None,
             _ => return Some(false),
         })
@@ -361,6 +452,7 @@ impl SuperBlock {
 pub(super) mod tests {
     use std::process::Command;
 
+    use sprat_attach::ChunkSpace;
     use sprat_testkit::{needs, requires};
 
     use super::*;
@@ -427,6 +519,29 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn volume_with_full_metadata_has_no_room() {
+        let mib = |mebibytes: u64| mebibytes << 20;
+        let chunks = |total, used| ChunkSpace {
+            total_bytes: mib(total),
+            used_bytes: mib(used),
+        };
+        let mut space = BtrfsSpace {
+            data: chunks(400, 100),
+            metadata: chunks(100, 20),
+            unallocated_bytes: mib(600),
+        };
+        let room = room_of(&space);
+        assert_eq!(room.available_bytes, mib(900));
+        assert!(!room.is_low() && room.files_left().is_none());
+        // 50 MiB are wanted, and 20 are free: 30 more take 60.
+        space.metadata.used_bytes = mib(80);
+        assert_eq!(room_of(&space).available_bytes, mib(840));
+        space.unallocated_bytes = mib(10);
+        space.metadata.used_bytes = mib(99);
+        assert!(room_of(&space).is_full() && room_of(&space).is_low());
+    }
+
+    #[test]
     fn damaged_super_block_has_no_state() {
         let mut block = super_block(7);
         block[0x800] ^= 1;
@@ -455,13 +570,41 @@ pub(super) mod tests {
         assert_eq!(reason(0x88, 2).unwrap(), "it has 2 devices");
     }
 
-    fn image(folder: &Path, bytes: u64) -> std::path::PathBuf {
+    pub(in crate::file_system::btrfs) fn run(program: &str, arguments: &[&Path]) {
+        let done = Command::new(program).args(arguments).output().unwrap();
+        assert!(done.status.success(), "{program}: {done:?}");
+    }
+
+    /// The content of the file that [`filled`] has.
+    pub(in crate::file_system::btrfs) fn content() -> Vec<u8> {
+        sprat_testkit::tree::bytes(&mut sprat_testkit::dice::Dice::new(9), 40 << 20)
+    }
+
+    /// An image that was used: what was deleted lies before what is kept.
+    pub(in crate::file_system::btrfs) fn filled(
+        folder: &Path,
+        bytes: u64,
+        at: &Path,
+    ) -> std::path::PathBuf {
+        let image = image(folder, bytes);
+        make(&image, None).unwrap();
+        run("mount", &[Path::new("-oloop"), &image, at]);
+        std::fs::write(at.join("deleted"), content()).unwrap();
+        std::fs::write(at.join("file"), content()).unwrap();
+        std::fs::remove_file(at.join("deleted")).unwrap();
+        // A mount namespace of another process may keep it mounted.
+        run("sync", &[Path::new("-f"), at]);
+        run("umount", &[at]);
+        image
+    }
+
+    pub(in crate::file_system::btrfs) fn image(folder: &Path, bytes: u64) -> std::path::PathBuf {
         let path = folder.join("image");
         File::create(&path).unwrap().set_len(bytes).unwrap();
         path
     }
 
-    fn super_block_of(image: &Path) -> SuperBlock {
+    pub(in crate::file_system::btrfs) fn super_block_of(image: &Path) -> SuperBlock {
         let mut block = vec![0; STAMP_BLOCK_BYTES];
         let file = File::open(image).unwrap();
         file.read_exact_at(&mut block, SUPER_BLOCK_AT).unwrap();
@@ -508,10 +651,6 @@ pub(super) mod tests {
         // The kernel finds the trees by their own ID.
         let at = folder.path().join("mounted");
         std::fs::create_dir(&at).unwrap();
-        let run = |program: &str, arguments: &[&Path]| {
-            let done = Command::new(program).args(arguments).output().unwrap();
-            assert!(done.status.success(), "{program}: {done:?}");
-        };
         run("mount", &[Path::new("-oloop,ro"), &image, &at]);
         run("umount", &[&at]);
         // A second change keeps the ID of the trees.

@@ -25,7 +25,7 @@ use sprat_store::{ReadClass, StoreFile};
 
 use crate::{Exit, Failure};
 
-pub use room::VolumeRoom;
+pub use room::{VolumeRoom, free_text};
 pub use stamp::{Age, Stamp};
 
 /// Reads the volume's plaintext: fills the buffer from an offset in bytes.
@@ -56,6 +56,62 @@ impl FileSystemKind {
     /// The kind that `init` makes. A volume in which no kind is recognised counts as this one: its
     /// mount then reports what is wrong.
     pub const DEFAULT: Self = Self::Ext4;
+
+    /// All kinds, for a choice.
+    #[must_use]
+    pub fn names() -> Vec<&'static str> {
+        Self::ALL.iter().map(|kind| kind.name()).collect()
+    }
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Btrfs => "btrfs",
+        }
+    }
+
+    /// The kind of that name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Fails if this machine can't make or mount volumes of this kind. Checked before anything is created.
+    pub fn check_usable(self) -> Result<(), Failure> {
+        match self {
+            Self::Ext4 => Ok(()),
+            Self::Btrfs => btrfs::check_usable(),
+        }
+    }
+
+    /// How many files fit into a new volume of `bytes`. `None`: as many as there is space for.
+    #[must_use]
+    pub fn default_inodes(self, bytes: u64) -> Option<u64> {
+        match self {
+            Self::Ext4 => Some(inodes::default_inodes(bytes)),
+            Self::Btrfs => None,
+        }
+    }
+
+    /// The smallest container file with a volume of this kind, in bytes.
+    #[must_use]
+    pub const fn container_bytes_min(self) -> u64 {
+        match self {
+            Self::Ext4 => crate::SIZE_BYTES_MIN,
+            Self::Btrfs => btrfs::CONTAINER_BYTES_MIN,
+        }
+    }
+
+    /// Fails if a server without fsync could destroy volumes of this kind by a crash, whatever the user
+    /// accepts.
+    pub(crate) fn check_order(self, durable_flush: bool) -> Result<(), Failure> {
+        match self {
+            Self::Btrfs if !durable_flush => Err(btrfs::needs_fsync()),
+            Self::Ext4 | Self::Btrfs => Ok(()),
+        }
+    }
 
     /// Where the stamp block lies in the volume, in bytes. It is one block of [`STAMP_BLOCK_BYTES`],
     /// and each session that writes changes it.
@@ -253,7 +309,7 @@ impl SuperBlock {
     pub(crate) fn used_ranges(&self, read: &mut Read<'_>) -> Result<Vec<Range<u64>>, String> {
         match self {
             Self::Ext4(block) => block.used_ranges(read),
-            Self::Btrfs(_) => Err(btrfs::USED_RANGES_UNKNOWN.to_owned()),
+            Self::Btrfs(block) => block.used_ranges(read),
         }
     }
 }
@@ -412,13 +468,14 @@ mod tests {
     }
 
     /// Files that may name a kind of file system in code, and why. A folder ends with a slash.
-    const ALLOWED: [(&str, &str); 6] = [
+    const ALLOWED: [(&str, &str); 7] = [
         ("session/src/file_system/", "the seam"),
         ("attach/", "runs mkfs, mount and the ioctls"),
         ("snapshot/", "knows the file systems of sources"),
         ("store/", "knows the file systems of servers"),
         ("cli/tests/", "inspects containers from outside"),
         ("testkit-session/", "inspects containers from outside"),
+        ("testkit/", "makes containers of both kinds"),
     ];
 
     fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::text;
+
 /// Room in the file system in the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeRoom {
@@ -15,10 +17,35 @@ pub struct VolumeRoom {
     pub free_inodes: u64,
 }
 
+/// Free bytes, and files where their number is limited.
+#[must_use]
+pub fn free_text(bytes: u64, files: Option<u64>) -> String {
+    let files = files.map(|files| format!(" and {}", text::counted(files, "file", "files")));
+    text::bytes(bytes) + &files.unwrap_or_default()
+}
+
 /// Below this part of its blocks or inodes a volume counts as nearly full.
 const ROOM_LOW_PART: u64 = 20;
 
 impl VolumeRoom {
+    /// What is free, as text: bytes, and files where their number is limited.
+    #[must_use]
+    pub fn free_text(&self) -> String {
+        free_text(self.available_bytes, self.files_left())
+    }
+
+    /// How many more files and folders fit. `None`: as many as there is space for.
+    #[must_use]
+    pub fn files_left(&self) -> Option<u64> {
+        (self.inodes > 0).then_some(self.free_inodes)
+    }
+
+    /// Whether nothing more fits.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.available_bytes == 0 || self.files_left() == Some(0)
+    }
+
     /// Whether the volume is nearly full.
     #[must_use]
     pub fn is_low(&self) -> bool {

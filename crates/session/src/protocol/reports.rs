@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sprat_luks::Pins;
 
 use crate::file_system::FileSystemKind;
-pub use crate::file_system::VolumeRoom;
+pub use crate::file_system::{VolumeRoom, free_text};
 
 /// What a session does at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,8 +117,8 @@ pub enum Notice {
     VolumeSpaceLow {
         /// For files' content.
         available_bytes: u64,
-        /// For files.
-        inodes: u64,
+        /// For files, if their number is limited.
+        inodes: Option<u64>,
     },
     /// The server's disk is full. The reserve file beside the container was removed to continue.
     ReserveGivenUp,

@@ -372,7 +372,7 @@ impl Worker {
         {
             self.reply(&WorkerReply::Notice(Notice::VolumeSpaceLow {
                 available_bytes: room.available_bytes,
-                inodes: room.free_inodes,
+                inodes: room.files_left(),
             }));
         }
     }

@@ -51,6 +51,7 @@ impl Run<'_> {
         let folder = Folder::Work(self.name);
         let tree = self.folder.job.path.join(WORK_PATH);
         let work = Work::new(&self.folder, subvolumes);
+        work.go_on_with_deletions()?;
         let interrupted = work::interrupted(&self.folder.job);
         let began = Instant::now();
         work.begin(self.name, self.last(), cancel)?;

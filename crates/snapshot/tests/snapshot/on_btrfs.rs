@@ -62,6 +62,10 @@ impl Subvolumes for ByProgs {
     fn commit(&self, volume_root: &Path) -> io::Result<()> {
         btrfs(&["filesystem", "sync"], &[volume_root]).map(drop)
     }
+
+    fn deletions_pending(&self, volume_root: &Path) -> io::Result<bool> {
+        Ok(!btrfs(&["subvolume", "list", "-d"], &[volume_root])?.is_empty())
+    }
 }
 
 /// A bench whose volume is a btrfs, with sprat's mount options.

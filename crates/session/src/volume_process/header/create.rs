@@ -15,7 +15,6 @@ use crate::file_system::FileSystemKind;
 use crate::protocol::messages::{CreateStart, VolumeReply, VolumeStart};
 use crate::protocol::reports::{Notice, Phase};
 use crate::server_probe::{self, Holes};
-use crate::settings::SIZE_BYTES_MIN;
 use crate::state::headers;
 use crate::state::paths::StatePaths;
 use crate::state::reserved_names::{self, HalfMade};
@@ -57,6 +56,9 @@ pub(crate) fn make(
     refuse_existing(start, &*store)?;
     let available_bytes = check_writable(start, &*store, events)?;
     // The trial file is the first one that must be removed.
+    create
+        .file_system
+        .check_order(store.capabilities().durable_flush)?;
     stop.begin_cleanup_duty()?;
     if reserved_names::may_not_remove(&*store, &start.settings.target.name) {
         events.notice(Notice::NothingRemoved);
@@ -103,9 +105,10 @@ pub(crate) fn make(
 }
 
 fn check_size(size_bytes: u64, kind: FileSystemKind) -> Result<(), Failure> {
-    if size_bytes < SIZE_BYTES_MIN {
+    let min = kind.container_bytes_min();
+    if size_bytes < min {
         return Err(Failure::usage(format!(
-            "a container of {size_bytes} bytes is too small; the minimum is {SIZE_BYTES_MIN} bytes"
+            "a container of {size_bytes} bytes is too small; the minimum is {min} bytes"
         )));
     }
     // No kind of file system has volumes as large as the largest file offset, 8 EiB.

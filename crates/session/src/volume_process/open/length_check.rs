@@ -55,7 +55,8 @@ fn super_block_unread(error: &StoreError) -> Failure {
     .caused_by(error)
     .with_hint(
         "nothing was changed. Check the server's disk, and copy as much of the file as can be read to \
-         another disk. ext4 has copies of its super block (`e2fsck -b 32768`)",
+         another disk. File systems have copies of their super block (ext4: `e2fsck -b 32768`; btrfs: \
+         `btrfs rescue super-recover`)",
     )
 }
 

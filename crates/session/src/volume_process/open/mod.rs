@@ -426,6 +426,9 @@ fn unlock(
     let kind = stamp
         .as_ref()
         .map_or(FileSystemKind::DEFAULT, |stamp| stamp.kind);
+    if start.settings.access == Access::ReadWrite {
+        kind.check_order(store.capabilities().durable_flush)?;
+    }
     let stamp_block = stamp.as_ref().map(|stamp| &stamp.block[..]);
     let shown = shown_to_the_kernel(start, stamp.as_ref(), cipher.as_ref())?;
     let digests = (DigestKey::of(&key)?, payload.offset_bytes);
