@@ -252,6 +252,11 @@ impl Connection {
         self.quiet_time
     }
 
+    /// Whether the store is reached by ssh.
+    pub(crate) fn is_ssh(&self) -> bool {
+        matches!(self.location, Location::Ssh(_))
+    }
+
     /// Whether requests that were sent may still be carried out after this process has ended. On a
     /// server its process outlives the connection; behind a network file system or a FUSE program
     /// another machine or process outlives us. A disk of this machine has no such process.

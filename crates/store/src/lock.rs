@@ -33,7 +33,7 @@ pub use inspect::{Inspected, inspect, inspect_near};
 use lease::{FoundLease, lock_name, numbers_in, read_lease};
 pub use takeover::{Watched, watch};
 
-use crate::clock::since_boot;
+use crate::clock::{now_s, since_boot};
 use crate::join::join;
 use crate::token::Token;
 use crate::{
@@ -109,6 +109,8 @@ struct Current {
     pending: Option<Content>,
     /// The server's clock when it was created, and our own clock then.
     made_at: (u64, Duration),
+    /// The server dated it. Until it is known, `made_at` is by our clock.
+    clock_is_servers: bool,
 }
 
 /// A journal covers one lock at a time: a second one would find the first in the journal and
@@ -163,6 +165,16 @@ impl Lock {
     #[must_use]
     pub fn file(&self) -> FileName {
         self.now().file
+    }
+
+    /// The server's clock less this machine's, in seconds: the server's as it dated our lease. `None`: it
+    /// reported no date.
+    #[must_use]
+    pub fn server_ahead_s(&self) -> Option<i64> {
+        let now = self.now();
+        let server_s = now.clock_is_servers.then(|| now.server_s())?;
+        let ours_s = i64::try_from(now_s()).ok()?;
+        Some(i64::try_from(server_s).ok()?.saturating_sub(ours_s))
     }
 
     /// The lease below was not free: its session died, or was never complete.
@@ -539,6 +551,7 @@ mod tests {
             answered: 0,
             pending: None,
             made_at: (1000, since_boot()),
+            clock_is_servers: true,
         };
         now.count_renewal();
         // When the session of lease 8 wakes and releases its lease, it finds that it was passed.

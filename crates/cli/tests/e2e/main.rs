@@ -37,6 +37,7 @@ mod room;
 mod run;
 mod run_room;
 mod schedule;
+mod server_clock;
 mod setup;
 mod sheet;
 mod sheet_page;

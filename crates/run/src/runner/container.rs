@@ -192,6 +192,7 @@ impl<'a> Runner<'a> {
                 return Seen::default();
             }
         };
+        self.compare_clock(&session, drafts);
         let server_free = session.facts().available_bytes;
         let low = self.too_little_room(work, server_free);
         let sent = AtomicU64::new(0);

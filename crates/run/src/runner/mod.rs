@@ -9,6 +9,7 @@
 mod alarms;
 mod around;
 mod checks;
+mod clock;
 mod container;
 mod outcome;
 mod prune;
@@ -23,6 +24,7 @@ mod warnings;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use clock::RunClock;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
@@ -109,8 +111,7 @@ pub struct Runner<'a> {
     pub machine: Machine,
     /// Identifies this machine: for `spread`.
     pub machine_id: String,
-    /// Nothing is pruned.
-    pub clock_in_doubt: bool,
+    clock: RunClock,
     /// A person asked: as if due and all conditions met.
     pub anyway: bool,
     problems: Mutex<Vec<String>>,
@@ -193,7 +194,7 @@ impl<'a> Runner<'a> {
             run: uuid::Uuid::new_v4().to_string(),
             machine: Machine::default(),
             machine_id: crate::schedule::Places::of_this_machine().machine_id(),
-            clock_in_doubt: false,
+            clock: RunClock::default(),
             anyway: false,
             problems: Mutex::default(),
         }

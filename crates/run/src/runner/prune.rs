@@ -86,7 +86,7 @@ impl Runner<'_> {
         let outcome = &mut draft.outcome;
         let Some(job) = draft.work.job else { return };
         let Some(rules) = job.keep else { return };
-        if self.clock_in_doubt || self.interrupt.requested() {
+        if self.clock.is_in_doubt() || self.interrupt.requested() {
             return;
         }
         let now = Timestamp::now();

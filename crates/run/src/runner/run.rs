@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use sprat_session::Exit;
 use sprat_session::json::exit_json;
 
+use super::clock::RunClock;
 use super::outcome::{ContainerDone, End, Outcome};
 use super::selection::Selected;
 use super::{ContainerWork, CopyWork, Front, Runner};
@@ -61,13 +62,13 @@ impl<'a> Runner<'a> {
             .iter()
             .flat_map(|name| self.state(name).times().collect::<Vec<_>>())
             .collect();
-        let mut clock = clock_file(&self.state_dir);
-        let in_doubt = clock.change(|clock| {
+        let mut file = clock_file(&self.state_dir);
+        let in_doubt = file.change(|clock| {
             clock.tick(moment, synchronised, times);
             clock.doubt().is_some()
         });
-        self.report_problems(clock.take_problems());
-        self.clock_in_doubt = in_doubt && !trusted;
+        self.report_problems(file.take_problems());
+        self.clock = RunClock::new(in_doubt, trusted);
     }
 
     /// Decides about each of `copies`.

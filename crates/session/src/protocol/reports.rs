@@ -266,6 +266,9 @@ pub struct ContainerFacts {
     /// What the account could still write on the server at the beginning of a session that writes, if the
     /// server reports it.
     pub available_bytes: Option<u64>,
+    /// The clock of a server that is reached by ssh less this machine's, in seconds, in a session that
+    /// writes. `None`: the server reports no times.
+    pub server_ahead_s: Option<i64>,
 }
 
 /// A session that wrote while an earlier one could still overwrite it, and whose writes can't be

@@ -208,6 +208,13 @@ impl ContainerLease {
         held.as_ref().is_some_and(Lock::took_over)
     }
 
+    /// The clock of a server that is reached by ssh less this machine's, in seconds. `None`: not known.
+    pub(crate) fn server_ahead_s(&self) -> Option<i64> {
+        let held = self.lock.read().ignore_poison();
+        let held = held.as_ref().filter(|_| self.connection.is_ssh());
+        held.and_then(Lock::server_ahead_s)
+    }
+
     /// Whether no other machine has had the lease since this machine had it last.
     pub(crate) fn follows_own(&self) -> bool {
         let held = self.lock.read().ignore_poison();

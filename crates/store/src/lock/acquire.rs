@@ -284,6 +284,7 @@ impl Lock {
                 answered: 0,
                 pending: None,
                 made_at: (now_s(), since_boot()),
+                clock_is_servers: false,
             }),
             writing: Mutex::new(()),
             took_over: via != Via::Start && via != Via::Free,
@@ -539,6 +540,7 @@ impl Lock {
         let mut now = self.current();
         let ahead = now.made_at.0;
         now.made_at = (modified_s, since_boot());
+        now.clock_is_servers = true;
         // These times were set by our clock until the server's was known.
         let number = now.below;
         for predecessor in &mut now.content.doors {

@@ -172,6 +172,7 @@ impl Lock {
             answered: 0,
             pending: None,
             made_at: now.made_at,
+            clock_is_servers: now.clock_is_servers,
         }))
     }
 }

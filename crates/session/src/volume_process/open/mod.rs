@@ -48,8 +48,7 @@ pub(crate) struct Opened {
     pub flush: Flush,
     /// A durable flush includes the server's fsync.
     pub durable: bool,
-    /// Free space on the server at the beginning, for a session that writes, if the server reports
-    /// it.
+    /// Free space on the server when a session that writes begins, if the server reports it.
     pub available_bytes: Option<u64>,
     /// This machine's state about the container.
     pub knowledge: Knowledge,
@@ -201,6 +200,7 @@ fn open_held(
     }
     reserve::give_up(start, &*lease.store(), available_bytes, events)?;
     opened.facts.available_bytes = available_bytes;
+    opened.facts.server_ahead_s = lease.server_ahead_s();
     opened.available_bytes = available_bytes;
     Ok(opened)
 }
@@ -589,6 +589,7 @@ pub(crate) fn facts(
         overwritten: Vec::new(),
         not_compared: Vec::new(),
         available_bytes: None,
+        server_ahead_s: None,
     }
 }
 
