@@ -74,7 +74,7 @@ impl<T: Default + Clone + PartialEq + Serialize + DeserializeOwned> StateFile<T>
         if known.as_ref() == Some(&content) && self.unwritten.is_none() {
             return result;
         }
-        match files::write_json(&self.path, &content) {
+        match files::write_json_even_if_full(&self.path, &content) {
             Ok(()) => self.unwritten = None,
             Err(error) => {
                 let path = self.path.display();

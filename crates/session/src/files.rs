@@ -22,6 +22,13 @@ pub fn write_json(path: &Path, content: &impl Serialize) -> io::Result<()> {
     local_file::replace(path, |file| file.write_all(&text))
 }
 
+/// Writes `content` as JSON, by [`local_file::replace_even_if_full`]. A torn file counts as not known.
+pub fn write_json_even_if_full(path: &Path, content: &impl Serialize) -> io::Result<()> {
+    let mut text = serde_json::to_vec_pretty(content)?;
+    text.push(b'\n');
+    local_file::replace_even_if_full(path, &text)
+}
+
 /// Makes a folder, and those above it, that only this user may enter.
 pub(crate) fn make_private_folder(folder: &Path) -> Result<(), Failure> {
     local_file::make_private_folder(folder).map_err(|error| {

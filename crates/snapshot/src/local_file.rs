@@ -1,8 +1,8 @@
 //! Files that sprat keeps on this machine: written whole or not at all, durable, readable for this user only.
 
 use std::fs::{DirBuilder, File};
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -28,6 +28,37 @@ pub fn replace(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> i
     let part = filled(path, fill)?;
     part.persist(path).map_err(|error| error.error)?;
     File::open(folder_of(path))?.sync_all()
+}
+
+/// As [`replace`], for text that blanks may follow. If the disk is full, the text goes into the blocks that the
+/// file has, if they suffice. A crash while that is done may leave a part of it: only for text that counts as
+/// not known then.
+pub fn replace_even_if_full(path: &Path, text: &[u8]) -> io::Result<()> {
+    let is_full = |error: &io::Error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    };
+    match replace(path, |file| file.write_all(text)) {
+        Err(error) if is_full(&error) => overwrite(path, text).map_err(|_| error),
+        replaced => replaced,
+    }
+}
+
+/// Overwrites a file without new blocks.
+fn overwrite(path: &Path, text: &[u8]) -> io::Result<()> {
+    let file = File::options().write(true).open(path)?;
+    let about = file.metadata()?;
+    let mut text = text.to_vec();
+    // One write: the end of the text before must not follow this one.
+    let len = usize::try_from(about.len()).map_err(io::Error::other)?;
+    text.resize(text.len().max(len), b' ');
+    if text.len() as u64 > about.blocks() * 512 {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    file.write_all_at(&text, 0)?;
+    file.sync_all()
 }
 
 /// Removes what killed processes left of files that they were writing.
@@ -98,8 +129,6 @@ fn folder_of(path: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
 
     #[test]
@@ -124,6 +153,34 @@ mod tests {
         ];
         assert_eq!(names, left);
     }
+
+    #[test]
+    fn text_goes_into_the_blocks_of_its_file_on_a_full_disk() {
+        sprat_testkit::requires!(sprat_testkit::needs::root());
+        let folder = tempfile::tempdir().unwrap();
+        let disk = sprat_testkit::tmpfs::Tmpfs::mount(folder.path(), 1);
+        let path = folder.path().join("state");
+        let read = || std::fs::read_to_string(&path).unwrap();
+        replace_even_if_full(&path, b"[1, 2, 3]").unwrap();
+        sprat_testkit::tmpfs::fill(folder.path());
+        replace_even_if_full(&path, b"[1]").unwrap();
+        assert_eq!(read(), "[1]      ");
+        let long = "1".repeat(4096);
+        replace_even_if_full(&path, long.as_bytes()).unwrap();
+        assert_eq!(read(), long);
+        // More than a block: nothing is written at all.
+        let longer = "2".repeat(4097);
+        let error = replace_even_if_full(&path, longer.as_bytes()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(read(), long);
+        // Other content is replaced as a whole, or not at all.
+        replace(&path, |file| file.write_all(b"[4]")).unwrap_err();
+        assert_eq!(read(), long);
+        let new = replace_even_if_full(&folder.path().join("new"), b"x").unwrap_err();
+        assert_eq!(new.kind(), io::ErrorKind::StorageFull);
+        drop(disk);
+    }
+
     #[test]
     fn the_same_failure_has_the_same_words_each_time() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,10 +1,12 @@
 //! The write journal of a container: which process of this host has it locked, and which writes are
 //! in flight.
 //!
-//! Two files: `ID.lock` is never replaced and carries the flock. `ID.record` is the journal:
-//! entries are appended, and now and then a shorter file replaces it. It starts with 8 bytes
+//! Three files: `ID.lock` is never replaced and carries the flock. `ID.record` is the journal:
+//! entries are appended, and now and then it changes places with `ID.record.new`, which has only
+//! what still counts. Both are allocated on the disk when they are first used, so a session can
+//! record its writes on a disk that is full by then. The journal starts with 8 bytes
 //! `sprtrec1`, then come entries of 40 bytes, little endian. The size is fixed, so that a torn tail
-//! is found by its length or its checksum:
+//! is found by its length or its checksum. Zeros may follow.
 //!
 //! | bytes | |
 //! | --- | --- |
@@ -20,16 +22,20 @@
 //! kill lost nothing that had happened. (After the append an entry is in the page cache. A power
 //! cut may lose more; [`WriteJournal::may_arrive`] covers that.)
 
+mod files;
+
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::FlockOperation;
+
+use files::{in_memory, open_existing, open_private};
 
 use crate::checksum::crc32;
 use crate::clock::{boot_id, now_s};
@@ -39,8 +45,9 @@ use crate::{IgnorePoison, LockError};
 
 const MAGIC: &[u8; 8] = b"sprtrec1";
 const ENTRY_BYTES: usize = 40;
-/// Beyond this length the journal is rewritten with only what still counts.
-const JOURNAL_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// Beyond this length the journal is rewritten with only what still counts. So much is allocated for
+/// it.
+const JOURNAL_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// More separate ranges than this are joined over their smallest gaps. It equals the number of
 /// blocks in the largest usual buffer: a recovery reads and writes all recorded ranges, so joined
 /// gaps cost time.
@@ -636,50 +643,11 @@ fn read_content(path: &Path, ranges_max: usize) -> Result<JournalContent, LockEr
 
 /// Replaces the journal by one that contains only what still counts.
 fn rewrite(path: &Path, content: &JournalContent) -> Result<(File, u64), LockError> {
-    let fresh = path.with_extension("record.new");
-    let write = || {
-        let mut file = open_private(&fresh)?;
-        let bytes = content.encode();
-        file.set_len(0)?;
-        file.write_all(&bytes)?;
-        file.sync_data()?;
-        std::fs::rename(&fresh, path)?;
-        // For file systems on which fdatasync of the file does not make its name durable. On ext4
-        // the fdatasync behind each entry does.
-        if let Some(folder) = path.parent() {
-            File::open(folder)?.sync_all()?;
-        }
-        Ok((file, bytes.len() as u64))
-    };
-    write().map_err(|source| failed("rewrite", path, source))
-}
-
-/// Opens the lock file read-only. If there is none, no session of this host can have it.
-fn open_existing(path: &Path) -> io::Result<File> {
-    let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
-    match File::options().read(true).custom_flags(flags).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => in_memory(&[]).map(|made| made.0),
-        opened => opened,
+    let bytes = content.encode();
+    match files::replace(path, &bytes, JOURNAL_BYTES_MAX) {
+        Ok(file) => Ok((file, bytes.len() as u64)),
+        Err(source) => Err(failed("rewrite", path, source)),
     }
-}
-
-fn in_memory(bytes: &[u8]) -> io::Result<(File, u64)> {
-    let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::memfd_create("sprat-record", flags)?);
-    file.write_all(bytes)?;
-    Ok((file, bytes.len() as u64))
-}
-
-fn open_private(path: &Path) -> io::Result<File> {
-    let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
-    File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(flags)
-        .open(path)
 }
 
 fn failed(op: &'static str, path: &Path, source: io::Error) -> LockError {

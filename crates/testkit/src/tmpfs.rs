@@ -1,6 +1,8 @@
 //! A small file system of its own.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::program::system;
@@ -31,7 +33,60 @@ impl Tmpfs {
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
-        let mut umount = std::process::Command::new("umount");
-        let _ = umount.arg("-l").arg(&self.0).status();
+        unmount(&self.0);
     }
+}
+
+/// A mounted ext4, without blocks that are kept for root; unmounted on drop. It needs mkfs.ext4 and loop
+/// devices.
+#[derive(Debug)]
+pub struct Ext4Disk(PathBuf);
+
+impl Ext4Disk {
+    /// Makes one in `image`, and mounts it on `folder`.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn mount(image: &Path, folder: &Path, megabytes: u64) -> Self {
+        let file = File::create(image).expect("a new image");
+        file.set_len(megabytes << 20).expect("a sparse image");
+        let words: [&OsStr; 4] = ["-q", "-F", "-m", "0"].map(AsRef::as_ref);
+        system("mkfs.ext4", &[&words[..], &[image.as_os_str()]].concat());
+        let at: [&OsStr; 4] = [
+            "-o".as_ref(),
+            "loop".as_ref(),
+            image.as_ref(),
+            folder.as_ref(),
+        ];
+        system("mount", &at);
+        Self(folder.to_owned())
+    }
+}
+
+impl Drop for Ext4Disk {
+    fn drop(&mut self) {
+        unmount(&self.0);
+    }
+}
+
+fn unmount(folder: &Path) {
+    let mut umount = std::process::Command::new("umount");
+    let _ = umount.arg("-l").arg(folder).status();
+}
+
+/// Uses all free space of a file system, for a file of its own in `folder`.
+///
+/// # Panics
+/// When space is left.
+pub fn fill(folder: &Path) {
+    let mut file = File::create(folder.join("somebody-else's")).expect("a new file");
+    for piece in [1 << 20, 4096, 512] {
+        let bytes = vec![7; piece];
+        while file.write_all(&bytes).is_ok() {}
+    }
+    drop(file);
+    // ext4 reports a last block that nobody can use.
+    let about = rustix::fs::statvfs(folder).expect("a file system");
+    assert!(about.f_bavail <= 1, "{} blocks are left", about.f_bavail);
 }

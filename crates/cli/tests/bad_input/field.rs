@@ -581,7 +581,7 @@ fn read_only_state_folder_does_not_stop_reading() {
     let full = "cp -a state kept && mount -t tmpfs -o size=4m,mode=700 t state && \
                 cp -a kept/. state && rm -rf kept && \
                 dd if=/dev/zero of=state/fill bs=4k 2>/dev/null; exec \"$@\"";
-    for unwritable in [read_only, full] {
+    for (unwritable, stops_writing) in [(read_only, true), (full, false)] {
         let outer = ["unshare", "-m", "sh", "-c", unwritable, "sh"];
         let reads: [&[&str]; 6] = [
             &["snapshots", CONTAINER],
@@ -603,9 +603,10 @@ fn read_only_state_folder_does_not_stop_reading() {
             &["copy", CONTAINER, "another.luks"],
             &["prune", CONTAINER, "--job", "home", "--keep-last", "1"],
         ];
-        for command in writes {
+        // On a full disk: see full_state.rs.
+        for command in writes.into_iter().filter(|_| stops_writing) {
             let said = machine.sprat_under(&outer, command).failed_with(1);
-            assert!(said.contains("SPRAT_STATE_DIR"), "{command:?}: {said}");
+            assert!(said.contains("--state-dir"), "{command:?}: {said}");
         }
         assert!(!machine.path("another.luks").exists());
     }

@@ -7,5 +7,6 @@
 )]
 
 mod field;
+mod full_state;
 mod limits;
 mod server;

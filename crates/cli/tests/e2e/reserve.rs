@@ -1,27 +1,12 @@
 //! A server's disk filled to its last byte by another program: what stops, and what frees space.
 
 use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use sprat_testkit::machine::remote::RemoteMachine;
 use sprat_testkit::machine::{CONTAINER, TestMachine, noise};
 use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
-use sprat_testkit::tmpfs::Tmpfs;
+use sprat_testkit::tmpfs::{Ext4Disk, Tmpfs, fill};
 use sprat_testkit::{needs, requires};
-
-/// Uses all free space.
-fn fill(folder: &Path) {
-    let mut file = fs::File::create(folder.join("somebody-else's")).unwrap();
-    for piece in [1 << 20, 4096] {
-        let bytes = vec![7; piece];
-        while file.write_all(&bytes).is_ok() {}
-    }
-    drop(file);
-    // ext4 reports a last block that nobody can use.
-    assert!(rustix::fs::statvfs(folder).unwrap().f_bavail <= 1);
-}
 
 /// With a small reserve: the disk is small, too.
 fn with_reserve<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
@@ -50,30 +35,6 @@ fn full_ext4_disk_stops_backup_and_prune_frees_space() {
     let machine = TestMachine::new();
     let _disk = Ext4Disk::mount(&machine.path("disk"), &machine.path("store"), 100);
     gets_out_of_a_full_disk(machine);
-}
-
-/// An ext4 file system in an image, unmounted on drop.
-struct Ext4Disk(PathBuf);
-
-impl Ext4Disk {
-    fn mount(image: &Path, folder: &Path, megabytes: u64) -> Self {
-        let file = fs::File::create(image).unwrap();
-        file.set_len(megabytes << 20).unwrap();
-        let ran = |program: &str, words: &[&str], at: &[&Path]| {
-            let output = Command::new(program).args(words).args(at).output().unwrap();
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{program}: {said}");
-        };
-        ran("mkfs.ext4", &["-q", "-F", "-m", "0"], &[image]);
-        ran("mount", &["-o", "loop"], &[image, folder]);
-        Self(folder.to_owned())
-    }
-}
-
-impl Drop for Ext4Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 fn gets_out_of_a_full_disk(machine: TestMachine) {

@@ -281,7 +281,8 @@ impl From<&LockError> for Failure {
             LockError::Journal { .. } => (
                 Exit::Failed,
                 "nothing was changed on the server. sprat's state folder on this machine must be \
-                 writable, and its disk must have free space. SPRAT_STATE_DIR sets another folder",
+                 writable, and its disk must have free space. --state-dir (or SPRAT_STATE_DIR) sets another \
+                 folder",
             ),
             LockError::HeldHere { .. } => (
                 Exit::Locked,

@@ -301,7 +301,7 @@ impl KnownState {
     fn store(&mut self, paths: &StatePaths) -> Result<(), Failure> {
         self.format = FORMAT;
         let path = path(paths);
-        files::write_json(&path, self).map_err(|error| {
+        files::write_json_even_if_full(&path, self).map_err(|error| {
             Failure::failed(format!(
                 "can't save the state of the container in {}",
                 path.display()

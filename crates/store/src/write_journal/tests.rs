@@ -17,6 +17,17 @@ fn after_death(dir: &Path, journal: WriteJournal) -> WriteJournal {
     open(dir)
 }
 
+/// The journal's entries, without the zeros that may follow.
+fn read(journal: &WriteJournal) -> Vec<u8> {
+    let mut bytes = std::fs::read(journal.path()).unwrap();
+    let entries = bytes[MAGIC.len()..].chunks_exact(ENTRY_BYTES);
+    let whole = entries.take_while(|entry| Entry::parse(entry).is_some());
+    let len = MAGIC.len() + whole.count() * ENTRY_BYTES;
+    assert!(bytes[len..].iter().all(|byte| *byte == 0));
+    bytes.truncate(len);
+    bytes
+}
+
 #[test]
 fn crc32_matches_the_standard() {
     assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
@@ -50,6 +61,29 @@ fn ranges_in_flight_are_in_doubt_for_the_next_session() {
     journal.all_resolved().unwrap();
     assert_eq!(journal.in_doubt(), []);
     assert_eq!(after_death(dir.path(), journal).in_doubt(), []);
+}
+
+#[test]
+fn entries_of_an_earlier_journal_do_not_follow_the_new_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    for n in 0..100 {
+        journal.before_send(&[n * 8192..n * 8192 + 4096]).unwrap();
+    }
+    let journal = after_death(dir.path(), journal);
+    assert_eq!(journal.in_doubt().len(), 100);
+    journal.all_resolved().unwrap();
+    // Each takes the file of the last but one.
+    let journal = after_death(dir.path(), journal);
+    assert_eq!(journal.in_doubt(), []);
+    journal.before_send(&[0..4096]).unwrap();
+    let journal = after_death(dir.path(), journal);
+    assert_eq!(journal.in_doubt(), [0..4096]);
+    // Each file keeps its blocks.
+    for file in ["id.record", "id.record.new"] {
+        let about = std::fs::metadata(dir.path().join(file)).unwrap();
+        assert!(about.len() >= 100 * ENTRY_BYTES as u64, "{file}");
+    }
 }
 
 #[test]
@@ -310,7 +344,7 @@ proptest::proptest! {
         let mut journal = open_small(dir.path());
         let mut sent = RangeSet::default();
         for (what, ranges) in steps {
-            let before = std::fs::read(journal.path()).unwrap();
+            let before = read(&journal);
             match what {
                 0 => {
                     drop(journal);
@@ -339,7 +373,7 @@ proptest::proptest! {
                 _ => {
                     let known = sent.clone();
                     journal.before_send(&ranges).unwrap();
-                    let now = std::fs::read(journal.path()).unwrap();
+                    let now = read(&journal);
                     // Killed in the middle of that: only what was sent before must be there.
                     for torn in (before.len()..now.len()).step_by(ENTRY_BYTES) {
                         assert!(now.starts_with(&before));
@@ -350,7 +384,7 @@ proptest::proptest! {
                     }
                 }
             }
-            covers(&std::fs::read(journal.path()).unwrap(), &sent);
+            covers(&read(&journal), &sent);
         }
     }
 }

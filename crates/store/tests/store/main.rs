@@ -13,6 +13,7 @@ mod ahead;
 mod contract;
 mod copy;
 mod flushes;
+mod full_disk;
 mod further;
 mod hostile_server;
 mod lock;
