@@ -1,6 +1,11 @@
 # What to do with this repository. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help build try test test-vm vm-shell lint audit torture bench install clean
+.PHONY: help build try test test-vm test-packages vm-shell lint audit torture bench install uninstall packages clean
+
+PREFIX = /usr/local
+DESTDIR =
+# What `make install` copies; `make uninstall` reads the names of the files there.
+STAGE = $(or $(CARGO_TARGET_DIR),target)/stage
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -9,9 +14,20 @@ build: ## the release binary, in target/release/sprat (installs what building ne
 	@scripts/install build run
 	@bash -c '. scripts/env.sh && cargo build --release --locked --package sprat'
 
-install: ## the release binary into /usr/local/bin, as root or through sudo
-	@$(MAKE) --no-print-directory build
-	@bash -c '. scripts/env.sh && as_root install -m 755 "$$TARGET_DIR/release/sprat" /usr/local/bin/sprat'
+install: ## into PREFIX (default: /usr/local): [PREFIX=/usr/local] [DESTDIR=]; as root or through sudo
+	@scripts/install build run
+	@scripts/stage "$(STAGE)"
+	@bash -c '. scripts/env.sh && as_root env PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" "$(STAGE)/sprat/install.sh"'
+
+uninstall: ## removes what `make install` installed; keeps keys, config and state
+	@[ -x "$(STAGE)/sprat/install.sh" ] || { echo "nothing is staged in $(STAGE): run make install first"; exit 1; }
+	@bash -c '. scripts/env.sh && as_root env PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" "$(STAGE)/sprat/install.sh" --uninstall'
+
+packages: ## .deb, .rpm and a tar archive, in target/packages: [OUT=folder]
+	@scripts/package $(if $(OUT),"$(OUT)")
+
+test-packages: ## installs, uses, upgrades and purges the .deb in new systems: [SUITES="bookworm trixie"]
+	@scripts/test-packages $(SUITES)
 
 try: ## back up a real folder and restore it: [DIR=/usr/share/doc]; leaves nothing behind
 	@scripts/try "$(DIR)"
