@@ -225,6 +225,23 @@ fn setup_without_answers_accepts_no_unknown_host_and_shows_the_key_to_add() {
     restores(machine, "--quiet", "box", "files");
 }
 
+/// The first backup opens the container while the process that made it still waits to make the reserve.
+#[test]
+fn setup_backs_up_and_makes_the_reserve() {
+    requires!(client_and_server::missing());
+    let machine = TestMachine::new();
+    machine.write("src/a", "alpha\n");
+    let source = machine.path("src").display().to_string();
+    let mut setup = machine.command();
+    setup.env("SPRAT_RESERVE_BYTES", "1048576");
+    setup.args(unattended("store", "box", "none", &source));
+    machine.run(&mut setup).succeeded();
+    restores(&machine, "--quiet", "box", "files");
+    let reserve = machine.path("store/box.luks.reserve");
+    assert_eq!(reserve.metadata().unwrap().len(), 1 << 20);
+    machine.nothing_is_left();
+}
+
 #[test]
 fn setup_goes_on_after_a_kill_at_any_step() {
     requires!(client_and_server::missing());

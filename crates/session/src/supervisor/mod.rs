@@ -31,6 +31,7 @@ use crate::protocol::reports::{
 };
 use crate::protocol::spawn::{Child, Role};
 use crate::settings::{Access, SessionSettings};
+use crate::state::journal::journal_id;
 use crate::supervisor::calls::{Answer, OnInterrupt, Order, Reply};
 use crate::{Exit, Failure};
 
@@ -81,6 +82,8 @@ impl<'a> Watch<'a> {
 /// V, and W once there is one.
 pub(crate) struct Supervisor {
     program: PathBuf,
+    /// The container's journal: this machine has it open once.
+    container: String,
     volume: Child,
     worker: Option<Child>,
     opened_by: OpenedBy,
@@ -144,6 +147,8 @@ impl Supervisor {
     ) -> Result<Self, Failure> {
         watch.interrupt.check()?;
         let opened_by = settings.mode.opened_by()?;
+        let container = journal_id(&settings.target);
+        reserves::give_way(&container);
         let (queue, events) = mpsc::channel();
         let role = match shape {
             Shape::Session | Shape::Create(_) | Shape::Change(_) | Shape::Grow(_) => Role::Volume,
@@ -160,6 +165,7 @@ impl Supervisor {
         let start = start_order(settings, opened_by, shape, secrets.len());
         let supervisor = Self {
             program: settings.program.clone(),
+            container,
             volume,
             worker: None,
             opened_by,

@@ -28,6 +28,18 @@ pub fn make_reserves(interrupt: &Interrupt, note: impl Fn()) {
     }
 }
 
+/// Before a session of a container: the one before must no longer wait to make the reserve, because this
+/// machine opens a container once. The new session makes it at its end.
+pub(crate) fn give_way(container: &str) {
+    let Ok(mut supervisors) = RESERVES_TO_MAKE.lock() else {
+        return;
+    };
+    for mut supervisor in supervisors.extract_if(.., |waiting| waiting.container == container) {
+        supervisor.volume.kill();
+        supervisor.volume.wait(DEATH_LIMIT);
+    }
+}
+
 impl Supervisor {
     /// After [`close`](Self::close): leaves the reserve to [`make_reserves`], where it is missing.
     pub(crate) fn finish(self) {
