@@ -121,6 +121,18 @@ impl Attachment {
         Ok(())
     }
 
+    /// Sets the read-ahead of the device that is attached, and of a file system that is mounted on it later.
+    pub fn set_read_ahead(&mut self, bytes: u64) -> Result<(), AttachError> {
+        self.options.read_ahead_bytes = bytes;
+        match &mut self.stage {
+            Stage::Begun(_) => Ok(()),
+            Stage::Looped { device, map, .. } => {
+                device.set_read_ahead(bytes)?;
+                map.as_ref().map_or(Ok(()), |map| map.set_read_ahead(bytes))
+            }
+        }
+    }
+
     /// The block device with the file system: `/dev/loopN`, in kernel mode `/dev/dm-N`.
     ///
     /// # Panics

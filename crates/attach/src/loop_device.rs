@@ -94,7 +94,9 @@ impl LoopDevice {
     /// Sets the read-ahead of the device and of a file system that is mounted on it later.
     pub(crate) fn set_read_ahead(&mut self, bytes: u64) -> Result<(), AttachError> {
         let sectors = libc::c_ulong::try_from(bytes / 512).unwrap_or(libc::c_ulong::MAX);
-        self.read_ahead_before = sys::read_ahead(self.holder.as_fd()).ok();
+        if self.read_ahead_before.is_none() {
+            self.read_ahead_before = sys::read_ahead(self.holder.as_fd()).ok();
+        }
         sys::set_read_ahead(self.holder.as_fd(), sectors)
             .map_err(|e| AttachError::io("set read-ahead of", self.path.display().to_string(), e))
     }

@@ -4,6 +4,7 @@
 //! a structure that is not as it must be gives an error, or no range.
 
 pub(super) mod fsck;
+mod metadata;
 mod used;
 
 use std::ops::Range;
@@ -243,10 +244,9 @@ impl SuperBlock {
         crc32c(!0, &self.block[0x68..0x78])
     }
 
-    /// The journal's blocks behind its own super block, if the journal's super block says that the log
-    /// is empty: all transactions there were replayed long ago. The super block has a copy of the
-    /// journal's block map (`s_jnl_blocks`). It is used where it is one level of extents.
-    fn empty_log(&self, read: &mut Read<'_>) -> Result<Vec<Range<u64>>, String> {
+    /// The journal's blocks in ranges of bytes, by the super block's copy of the journal's block map (`s_jnl_blocks`).
+    /// Empty where that map is not one level of extents.
+    fn journal_extents(&self) -> Vec<Range<u64>> {
         const EXTENTS: usize = 1;
         let map = &self.block[0x10c..0x10c + 60];
         let of_map = |at: usize| u16::from_le_bytes(bytes_at(map, at));
@@ -256,7 +256,7 @@ impl SuperBlock {
             && of_map(6) == 0
             && of_map(2) <= 4;
         if !known {
-            return Ok(Vec::new());
+            return Vec::new();
         }
         let mut ranges = Vec::new();
         for extent in map[12..].chunks_exact(12).take(usize::from(of_map(2))) {
@@ -269,10 +269,17 @@ impl SuperBlock {
                 || (ranges.is_empty() && logical != 0)
                 || start + count > self.blocks()
             {
-                return Ok(Vec::new());
+                return Vec::new();
             }
             ranges.push(start * BLOCK..(start + count) * BLOCK);
         }
+        ranges
+    }
+
+    /// The journal's blocks behind its own super block, if the journal's super block says that the log
+    /// is empty: all transactions there were replayed long ago.
+    fn empty_log(&self, read: &mut Read<'_>) -> Result<Vec<Range<u64>>, String> {
+        let mut ranges = self.journal_extents();
         let Some(first) = ranges.first_mut() else {
             return Ok(Vec::new());
         };

@@ -1,5 +1,6 @@
 //! Runs e2fsck on the attached device: first the journal replay that any mount does, then a full check.
 
+use std::fs::File;
 use std::io::{self, PipeReader, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,6 +10,7 @@ use sprat_snapshot::Cancel;
 
 use crate::Failure;
 use crate::file_system::FileSystemCheck;
+use crate::file_system::ext4::metadata;
 
 /// How much of e2fsck's output is kept. The output is unbounded if everything is damaged.
 const REPORT_BYTES_MAX: usize = 16 << 10;
@@ -39,9 +41,29 @@ struct FsckRun {
 pub(crate) fn check(device: &Path, cancel: &Cancel) -> Result<FileSystemCheck, Failure> {
     // Preen (`-p`): a plain replay ends with 0. `-y` would repair a file system whose journal can't be
     // found, and the check after it would find nothing.
+    let ahead = read_ahead(device, cancel)?;
     let replay = e2fsck(&["-p", "-E", "journal_only"], device, cancel)?;
     let found = e2fsck(&["-f", "-n"], device, cancel)?;
+    drop(ahead);
     judge(&replay, &found)
+}
+
+/// See [`metadata::read_ahead`]. A cancel does not wait for a read that hangs.
+fn read_ahead(device: &Path, cancel: &Cancel) -> Result<Option<File>, Failure> {
+    let device = device.to_owned();
+    let reading = std::thread::spawn(move || metadata::read_ahead(&device));
+    while !reading.is_finished() {
+        require_uncancelled(cancel)?;
+        std::thread::sleep(CANCEL_INTERVAL);
+    }
+    Ok(reading.join().unwrap_or_default())
+}
+
+fn require_uncancelled(cancel: &Cancel) -> Result<(), Failure> {
+    match cancel.is_cancelled() {
+        true => Err(Failure::interrupted().with_hint("nothing was changed")),
+        false => Ok(()),
+    }
 }
 
 /// What e2fsck found is damage. If it could not finish, that is a failure.
@@ -93,10 +115,10 @@ fn e2fsck(arguments: &[&str], device: &Path, cancel: &Cancel) -> Result<FsckRun,
         if let Some(status) = child.try_wait().map_err(cannot)? {
             break status;
         }
-        if cancel.is_cancelled() {
+        if let Err(cancelled) = require_uncancelled(cancel) {
             child.kill().map_err(cannot)?;
             child.wait().map_err(cannot)?;
-            return Err(Failure::interrupted().with_hint("nothing was changed"));
+            return Err(cancelled);
         }
         std::thread::sleep(CANCEL_INTERVAL);
     };
@@ -170,10 +192,7 @@ mod tests {
     /// An ext4 in a file, with a transaction in its journal that was not yet replayed.
     fn with_dirty_journal(folder: &Path) -> PathBuf {
         let image = folder.join("image");
-        std::fs::File::create(&image)
-            .unwrap()
-            .set_len(64 << 20)
-            .unwrap();
+        File::create(&image).unwrap().set_len(64 << 20).unwrap();
         tool(
             "mkfs.ext4",
             &["-q", "-F", "-b", "4096", image.to_str().unwrap()],
@@ -217,7 +236,7 @@ mod tests {
         let check = check(&image, &Cancel::new()).unwrap();
         assert!(check.clean, "{}", check.output);
         assert!(check.output.contains("recovering journal"), "{check:?}");
-        let file = std::fs::File::open(&image).unwrap();
+        let file = File::open(&image).unwrap();
         let mut replayed = [0; 4096];
         file.read_exact_at(&mut replayed, 16000 * 4096).unwrap();
         assert!(replayed == [0xAB; 4096]);
@@ -239,7 +258,7 @@ mod tests {
             ("what the journal holds", journal + 2),
         ] {
             std::fs::copy(&image, &copy).unwrap();
-            let file = std::fs::File::options().write(true).open(&copy).unwrap();
+            let file = File::options().write(true).open(&copy).unwrap();
             file.write_all_at(&[0x55; 4096], block * 4096).unwrap();
             let check = check(&copy, &Cancel::new()).unwrap();
             assert!(!check.clean, "{what}: {}", check.output);
@@ -247,20 +266,27 @@ mod tests {
     }
 
     #[test]
-    fn cancel_ends_e2fsck() {
+    fn cancel_ends_reads_and_e2fsck() {
         requires!(missing());
         let dir = tempfile::tempdir().unwrap();
         // Opening a FIFO for reading waits for a writer.
         let pipe = dir.path().join("pipe");
         tool("mkfifo", &[pipe.to_str().unwrap()]);
-        let cancel = Cancel::new();
-        let wish = cancel.clone();
-        let wisher = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(300));
-            wish.cancel();
-        });
-        let failure = check(&pipe, &cancel).unwrap_err();
-        wisher.join().unwrap();
-        assert_eq!(failure.exit, crate::Exit::Interrupted, "{failure:?}");
+        type Step = fn(&Path, &Cancel) -> Result<(), Failure>;
+        let steps: [Step; 2] = [
+            |device, cancel| read_ahead(device, cancel).map(|_| ()),
+            |device, cancel| e2fsck(&["-f", "-n"], device, cancel).map(|_| ()),
+        ];
+        for step in steps {
+            let cancel = Cancel::new();
+            let wish = cancel.clone();
+            let wisher = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(300));
+                wish.cancel();
+            });
+            let failure = step(&pipe, &cancel).unwrap_err();
+            wisher.join().unwrap();
+            assert_eq!(failure.exit, crate::Exit::Interrupted, "{failure:?}");
+        }
     }
 }

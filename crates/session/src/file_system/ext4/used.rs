@@ -175,7 +175,7 @@ impl SuperBlock {
     }
 }
 
-fn block_number(descriptor: &[u8], low: usize, high: usize) -> u64 {
+pub(super) fn block_number(descriptor: &[u8], low: usize, high: usize) -> u64 {
     let word = |at: usize| u64::from(u32::from_le_bytes(bytes_at(descriptor, at)));
     match descriptor.len() >= 64 {
         true => word(high) << 32 | word(low),
@@ -184,7 +184,7 @@ fn block_number(descriptor: &[u8], low: usize, high: usize) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs::File;
     use std::os::unix::fs::FileExt;
     use std::process::Command;
@@ -193,7 +193,7 @@ mod tests {
 
     use super::*;
 
-    fn run(program: &str, arguments: &[&str]) -> String {
+    pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
         let ran = Command::new(program)
             .args(arguments)
             .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
@@ -205,13 +205,13 @@ mod tests {
         said
     }
 
-    fn missing() -> Option<String> {
+    pub(crate) fn missing() -> Option<String> {
         let programs = ["mkfs.ext4", "e2fsck", "debugfs"];
         programs.into_iter().find_map(needs::program)
     }
 
     /// An image with files in it, as sprat makes them or with other features.
-    fn image(size: &str, features: &str, extended: &str) -> tempfile::NamedTempFile {
+    pub(crate) fn image(size: &str, features: &str, extended: &str) -> tempfile::NamedTempFile {
         let image = tempfile::NamedTempFile::new().unwrap();
         let path = image.path().to_str().unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -230,7 +230,7 @@ mod tests {
         image
     }
 
-    fn super_block(read: &mut Read<'_>) -> Result<SuperBlock, String> {
+    pub(crate) fn super_block(read: &mut Read<'_>) -> Result<SuperBlock, String> {
         let mut first = vec![0; 4096];
         read(0, &mut first)?;
         SuperBlock::parse(&first).ok_or_else(|| "no super block".to_owned())
@@ -245,9 +245,9 @@ mod tests {
         super_block(&mut read)?.used_ranges(&mut read)
     }
 
-    const OURS: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,\
+    pub(crate) const OURS: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,\
                         sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
-    const LAZY: &str = "lazy_itable_init=1,lazy_journal_init=1,packed_meta_blocks=1";
+    pub(crate) const LAZY: &str = "lazy_itable_init=1,lazy_journal_init=1,packed_meta_blocks=1";
 
     #[test]
     fn file_system_of_its_used_blocks_alone_is_complete() {
