@@ -169,7 +169,9 @@ fn waits_until(
         return None;
     }
     let until = match last.exit {
-        Exit::Done | Exit::Unread | Exit::Interrupted | Exit::Overdue => return None,
+        Exit::Done | Exit::Unread | Exit::Interrupted | Exit::Overdue | Exit::Exists => {
+            return None;
+        }
         Exit::Unreachable | Exit::Locked => {
             let since = state.not_reached_since.unwrap_or(last.started);
             let each_tick = add(since, EACH_TICK_MAX) > last.started;

@@ -17,6 +17,7 @@ use sprat_session::{
 use zeroize::Zeroizing;
 
 use super::context::{CommandArgs, Context, Resolved};
+use super::key;
 use crate::args::TARGET_HELP;
 use crate::output::{Reporter, path_json, result_json};
 use crate::secrets::{self, SecretSource};
@@ -26,7 +27,8 @@ use crate::{Exit, Failure};
 pub(super) const EXAMPLES: &str = "\
 Examples:
   sprat init ssh://u1234@example.org/backup/home.luks
-  sprat init --size 500G --sheet sheet.txt home";
+  sprat init --size 500G --sheet sheet.txt home
+  sprat init --if-missing --sheet sheet.txt home";
 
 pub(super) const NOTES: &str = "\
 The key file is --key-file, else the config's key_file, else /etc/sprat/keys/NAME.key. If the key
@@ -50,6 +52,9 @@ pub(super) struct InitArgs {
     /// folders count in each snapshot [default: by --size, about 168 million for 5T]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1000..=4_000_000_000))]
     inodes: Option<u64>,
+    /// If the container is there, and the key opens it, do nothing and exit with 5
+    #[arg(long)]
+    if_missing: bool,
     /// Jobs for the sheet that are not in the config yet.
     #[arg(skip)]
     more_jobs: Vec<SheetJob>,
@@ -59,7 +64,10 @@ impl CommandArgs for InitArgs {
     const NEEDS_ROOT: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
-        self.make(context).map(|_| Exit::Done)
+        match self.if_missing {
+            true if self.is_there(context)? => Ok(Exit::Exists),
+            _ => self.make(context).map(|_| Exit::Done),
+        }
     }
 }
 
@@ -77,8 +85,27 @@ impl InitArgs {
             html: None,
             size,
             inodes: None,
+            if_missing: false,
             more_jobs,
         }
+    }
+
+    /// Whether there is a container that the key opens. If the key does not open it, that is a failure.
+    fn is_there(&self, context: &Context) -> Result<bool, Failure> {
+        let resolved = context.resolve(&self.target)?;
+        let file = match key::open(context, &resolved) {
+            Err(failure) if failure.exit == Exit::NoContainer => return Ok(false),
+            opened => opened?,
+        };
+        let header = key::header(context, &file)?;
+        let secret = context.secret(&resolved)?;
+        let global = &context.global;
+        let (changed, older) = (global.accept_changed_keys, global.accept_older_state);
+        file.rehearse(&header, &secret, changed, older)?;
+        let text = format!("{} is there, and the key opens it\n", resolved.target);
+        let fields = json!({ "uuid": header.uuid() });
+        context.finish("init", Exit::Exists, &resolved.target, &text, fields)?;
+        Ok(true)
     }
 
     /// Makes the container, and returns its recovery key.

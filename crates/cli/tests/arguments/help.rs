@@ -59,6 +59,7 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
         2  wrong command line or config; nothing was started
         3  snapshot made, some source files unread
         4  a backup is overdue
+        5  init --if-missing: the container is there, and the key opens it
        10  no container there
        11  locked by another session
        12  wrong key file or passphrase

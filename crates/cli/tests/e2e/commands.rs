@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use sprat_testkit::machine::{CONTAINER, TestMachine};
+use sprat_testkit::machine::{CHEAP, CONTAINER, TestMachine};
 use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
 
@@ -405,6 +405,32 @@ fn a_session_sees_later_disks_and_keeps_no_other_disk_busy() {
     let source = machine.path("other/disk/precious");
     let back = machine.path("back").join(source.strip_prefix("/").unwrap());
     assert!(back.exists(), "{}", ran.whole());
+}
+
+#[test]
+fn init_if_missing_makes_a_container_once_and_proves_its_key() {
+    requires!(needs::root());
+    let machine = TestMachine::new();
+    let arguments = ["init", CONTAINER, "--if-missing", "--size", "1G", CHEAP];
+    machine.ok(&arguments);
+    let before = fs::read(machine.path("config/keys/x.key")).unwrap();
+    let file = machine.path(CONTAINER).metadata().unwrap();
+    let again = machine.sprat(&arguments);
+    assert_eq!(again.code, 5, "{}", again.whole());
+    assert!(
+        again.stdout.contains("the key opens it"),
+        "{}",
+        again.whole()
+    );
+    let after = machine.path(CONTAINER).metadata().unwrap();
+    assert_eq!(file.modified().unwrap(), after.modified().unwrap());
+    assert_eq!(fs::read(machine.path("config/keys/x.key")).unwrap(), before);
+    // A wrong key is a failure: a script must not go on.
+    machine.write("config/keys/x.key", [7; 4096]);
+    machine.sprat(&arguments).failed_with(12);
+    // Without the option it stays an error.
+    machine.write("config/keys/x.key", before);
+    machine.sprat(&["init", CONTAINER, CHEAP]).failed_with(1);
 }
 
 #[test]

@@ -61,6 +61,13 @@ fn a_snapshot_is_read_through_a_mount_and_nothing_is_written() {
     let line = mounts.lines().find(|line| line.contains(&ours)).unwrap();
     assert!(line.contains("nosuid,nodev"), "{line}");
     assert_exit(mount(&harness, Access::ReadOnly), Exit::Usage);
+    // As `ps` shows them.
+    let pids = harness.processes().into_iter().map(|(pid, _)| pid);
+    let title = |pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+    let titles: Vec<String> = pids.map(title).collect();
+    for wanted in ["sprat: volume\n", "sprat: mount\n"] {
+        assert!(titles.iter().any(|title| title == wanted), "{titles:?}");
+    }
     let closed = unmount(&harness).unwrap();
     assert_eq!(closed.volume.written_bytes, 0);
     harness.assert_nothing_remains();

@@ -327,7 +327,8 @@ impl Events {
                 open.push((Key::damage(container, FoundBy::Command), ended));
             }
             // They become overdue.
-            Exit::Locked | Exit::Unreachable | Exit::Interrupted | Exit::Overdue => {}
+            Exit::Locked | Exit::Unreachable | Exit::Interrupted | Exit::Overdue | Exit::Exists => {
+            }
         }
         for key in close {
             self.observe(now, &key, None);

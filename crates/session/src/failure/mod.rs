@@ -22,6 +22,8 @@ pub enum Exit {
     Unread,
     /// A copy has had no success for too long. Only commands that watch copies end so.
     Overdue,
+    /// There is a container already, and the key opens it. Only `init --if-missing` ends so.
+    Exists,
     /// There is no container at the target.
     NoContainer,
     /// Another session holds the container.
@@ -38,12 +40,13 @@ pub enum Exit {
 
 impl Exit {
     /// Every exit code, in the order of the numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Done,
         Self::Failed,
         Self::Usage,
         Self::Unread,
         Self::Overdue,
+        Self::Exists,
         Self::NoContainer,
         Self::Locked,
         Self::WrongKey,
@@ -61,6 +64,7 @@ impl Exit {
             Self::Usage => 2,
             Self::Unread => 3,
             Self::Overdue => 4,
+            Self::Exists => 5,
             Self::NoContainer => 10,
             Self::Locked => 11,
             Self::WrongKey => 12,
@@ -83,7 +87,7 @@ impl Exit {
             Self::Unreachable => 3,
             Self::Locked => 2,
             Self::Unread => 1,
-            Self::Done => 0,
+            Self::Done | Self::Exists => 0,
         };
         exits.max_by_key(rank).unwrap_or(Self::Done)
     }
@@ -97,6 +101,7 @@ impl Exit {
             Self::Usage => "wrong command line or config; nothing was started",
             Self::Unread => "snapshot made, some source files unread",
             Self::Overdue => "a backup is overdue",
+            Self::Exists => "init --if-missing: the container is there, and the key opens it",
             Self::NoContainer => "no container there",
             Self::Locked => "locked by another session",
             Self::WrongKey => "wrong key file or passphrase",

@@ -53,6 +53,8 @@ const FAILURE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Runs V. Its standard input is the control socket.
 pub fn run() -> Exit {
+    // As `ps` and `top` show it; otherwise they show "exe".
+    let _ = rustix::thread::set_name(c"sprat: volume");
     // First, while there is one thread and no child: both inherit these settings. Each is best
     // effort; `sprat doctor` reports which of them this machine allows.
     let _ = sprat_attach::become_io_flusher();

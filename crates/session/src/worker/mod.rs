@@ -33,6 +33,7 @@ const SSH_NEEDS: [&str; 3] = ["/etc", "/root", "/run"];
 
 /// Runs W; its standard input is the control socket.
 pub fn run() -> Exit {
+    let _ = rustix::thread::set_name(c"sprat: worker");
     leave_signals_to_the_session();
     // First, before a thread is started or a file is opened: it runs this program again.
     let private = sprat_attach::enter_private_namespaces();
@@ -41,6 +42,7 @@ pub fn run() -> Exit {
 
 /// Runs the keeper of a background mount: a worker in the caller's namespaces.
 pub(super) fn run_keeper() -> Exit {
+    let _ = rustix::thread::set_name(c"sprat: mount");
     let _ = rustix::process::setsid();
     leave_signals_to_the_session();
     converse(Ok(()), true)

@@ -11,12 +11,18 @@ use crate::Failure;
 use crate::output::Reporter;
 
 /// Opens the container file for reading.
-pub(super) fn open(context: &Context, resolved: &Resolved) -> Result<ClosedContainer, Failure> {
+pub(in crate::commands) fn open(
+    context: &Context,
+    resolved: &Resolved,
+) -> Result<ClosedContainer, Failure> {
     ClosedContainer::open(context.state_dir(), &resolved.target, &resolved.ssh)
 }
 
 /// The header of a closed container, compared with what is pinned on this machine or was given.
-pub(super) fn header(context: &Context, file: &ClosedContainer) -> Result<Header, Failure> {
+pub(in crate::commands) fn header(
+    context: &Context,
+    file: &ClosedContainer,
+) -> Result<Header, Failure> {
     let (header, is_known) = file.header(context.global.fingerprint.as_deref())?;
     if !is_known {
         context.output.note(&format!(

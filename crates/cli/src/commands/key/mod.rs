@@ -9,6 +9,7 @@ mod rehearse;
 mod remove;
 mod sheet;
 
+pub(super) use change::{header, open};
 use clap::{Args, Subcommand};
 
 use super::context::{CommandArgs, Context};
