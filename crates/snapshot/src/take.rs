@@ -62,14 +62,8 @@ pub fn take(
     progress: &mut dyn FnMut(Progress),
     cancel: &Cancel,
 ) -> Result<SnapshotReport, SnapshotError> {
-    take_with(
-        volume_root,
-        spec,
-        now,
-        progress,
-        cancel,
-        checkpoint::INTERVAL,
-    )
+    let how = How::Linked(checkpoint::INTERVAL);
+    take_as(volume_root, spec, now, progress, cancel, how)
 }
 
 /// [`take`] on a btrfs volume: rsync writes into the subvolume `work` of the job, and the snapshot is a
@@ -82,15 +76,8 @@ pub fn take_into_subvolume(
     progress: &mut dyn FnMut(Progress),
     cancel: &Cancel,
 ) -> Result<SnapshotReport, SnapshotError> {
-    take_or_fail(
-        volume_root,
-        spec,
-        now,
-        progress,
-        cancel,
-        How::InWork(subvolumes),
-    )
-    .map_err(|error| volume_full_or(error, volume_root))
+    let how = How::InWork(subvolumes);
+    take_as(volume_root, spec, now, progress, cancel, how)
 }
 
 /// How the tree of a run is made.
@@ -102,24 +89,17 @@ enum How<'a> {
     InWork(&'a dyn Subvolumes),
 }
 
-/// [`take`] with a checkpoint every `checkpoint_every`.
-pub(crate) fn take_with(
+/// [`take`], in this way.
+fn take_as(
     volume_root: &Path,
     spec: &SnapshotSpec,
     now: Timestamp,
     progress: &mut dyn FnMut(Progress),
     cancel: &Cancel,
-    checkpoint_every: Duration,
+    how: How<'_>,
 ) -> Result<SnapshotReport, SnapshotError> {
-    take_or_fail(
-        volume_root,
-        spec,
-        now,
-        progress,
-        cancel,
-        How::Linked(checkpoint_every),
-    )
-    .map_err(|error| volume_full_or(error, volume_root))
+    let taken = take_or_fail(volume_root, spec, now, progress, cancel, how);
+    taken.map_err(|error| volume_full_or(error, volume_root))
 }
 
 fn take_or_fail(

@@ -155,7 +155,7 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Separates hard links that the source no longer has. rsync writes a changed file anew, but sets the
+    /// Separates hard links that the source no longer has. rsync writes a changed file as a new one, but sets the
     /// attributes of an unchanged one in place, and that would change its other names, too.
     pub(crate) fn separate_links(
         &self,

@@ -73,15 +73,7 @@ impl Server {
         ranges: &[(u64, u64)],
         whole: bool,
     ) -> Result<(Name, File, Vec<Range<u64>>), Status> {
-        let number = wire::handle_number(handle).ok_or(Status::Failure)?;
-        let Some(Handle::File {
-            name,
-            file,
-            writes: true,
-        }) = self.handles.get(&number)
-        else {
-            return Err(Status::Denied);
-        };
+        let (name, file) = self.writable(handle)?;
         if name.kind != Kind::Container {
             return Err(Status::Denied);
         }
@@ -96,7 +88,7 @@ impl Server {
             .iter()
             .map(|(offset, len)| ranges::touched(*offset, *len));
         let blocks = ranges::normal(blocks.collect());
-        Ok((name.clone(), file.try_clone().map_err(refused)?, blocks))
+        Ok((name, file, blocks))
     }
 
     /// Answers the offset up to which all was done.

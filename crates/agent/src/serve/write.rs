@@ -30,23 +30,13 @@ impl Server {
     }
 
     fn write_batch(&mut self, handle: &[u8], writes: &[(u64, &[u8])]) -> Result<(), Status> {
-        let number = wire::handle_number(handle).ok_or(Status::Failure)?;
-        let Some(Handle::File {
-            name,
-            file,
-            writes: true,
-        }) = self.handles.get(&number)
-        else {
-            return Err(Status::Denied);
-        };
+        let (name, file) = self.writable(handle)?;
         let mut ends = writes
             .iter()
             .map(|(offset, data)| offset.checked_add(data.len() as u64));
         let end = ends
             .try_fold(0, |max, end| Some(max.max(end?)))
             .ok_or(Status::Denied)?;
-        let file = file.try_clone().map_err(refused)?;
-        let name = name.clone();
         let kind = name.kind;
         let most = match kind {
             Kind::Container => file.metadata().map_err(refused)?.size(),
@@ -60,8 +50,21 @@ impl Server {
                 .keeper(&name.container)?
                 .write(&file, writes)
                 .map_err(refused),
-            Kind::HalfMade | Kind::Rewrite => self.write_half_made(number, &name, &file, writes),
+            Kind::HalfMade | Kind::Rewrite => self.write_half_made(handle, &name, &file, writes),
             _ => self.write_plain(&file, writes).map_err(refused),
+        }
+    }
+
+    /// The file of a handle that may write.
+    pub(super) fn writable(&self, handle: &[u8]) -> Result<(Name, File), Status> {
+        let number = wire::handle_number(handle).ok_or(Status::Failure)?;
+        match self.handles.get(&number) {
+            Some(Handle::File {
+                name,
+                file,
+                writes: true,
+            }) => Ok((name.clone(), file.try_clone().map_err(refused)?)),
+            _ => Err(Status::Denied),
         }
     }
 
@@ -108,7 +111,7 @@ impl Server {
     /// whatever process, it is written as the container.
     fn write_half_made(
         &mut self,
-        number: u32,
+        handle: &[u8],
         name: &Name,
         file: &File,
         writes: &[(u64, &[u8])],
@@ -133,11 +136,10 @@ impl Server {
             kind: Kind::Container,
             ..name.clone()
         };
-        if let Some(Handle::File { name, .. }) = self.handles.get_mut(&number) {
+        if let Handle::File { name, .. } = self.handle(handle)? {
             *name = born;
         }
-        let handle = number.to_be_bytes();
-        self.write_batch(&handle, writes)
+        self.write_batch(handle, writes)
     }
 
     fn is_named(&self, file: &File, name: &str) -> io::Result<bool> {
@@ -150,16 +152,7 @@ impl Server {
     }
 
     pub(super) fn set_len(&mut self, handle: &[u8], len: u64) -> Result<io::Result<()>, Status> {
-        let number = wire::handle_number(handle).ok_or(Status::Failure)?;
-        let Some(Handle::File {
-            name,
-            file,
-            writes: true,
-        }) = self.handles.get(&number)
-        else {
-            return Err(Status::Denied);
-        };
-        let (name, file) = (name.clone(), file.try_clone().map_err(refused)?);
+        let (name, file) = self.writable(handle)?;
         let now = file.metadata().map_err(refused)?.size();
         if len < now || len > self.len_max(name.kind) {
             return Err(Status::Denied);

@@ -129,7 +129,7 @@ fn snapshot_keeps_its_content_and_is_deleted_although_it_is_read_only() {
     sprat_attach::delete_subvolume(&work.join("folder")).unwrap_err();
     sprat_attach::delete_subvolume(&shot).unwrap();
     assert!(!shot.exists());
-    // A writable one of a finished snapshot is how work begins anew.
+    // A writable one of a finished snapshot is how the next work begins.
     sprat_attach::snapshot_subvolume(&work, &shot, true).unwrap();
     sprat_attach::delete_subvolume(&work).unwrap();
     sprat_attach::snapshot_subvolume(&shot, &work, false).unwrap();

@@ -88,7 +88,7 @@ fn commands_of_the_sheet_open_the_container_on_the_server() {
 
 #[test]
 fn passphrase_is_asked_for_on_a_terminal_without_echo() {
-    use std::io::Write;
+    use std::io::{Read, Write};
     requires!(needs::root(), needs::program("script"));
     let machine = TestMachine::new();
     machine.write("right.txt", "correct horse battery staple\n");
@@ -111,19 +111,19 @@ fn passphrase_is_asked_for_on_a_terminal_without_echo() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // Typed before it is asked for, the terminal would echo it.
-        std::thread::sleep(std::time::Duration::from_millis(500));
-        child
-            .stdin
-            .as_mut()
-            .unwrap()
-            .write_all(typed.as_bytes())
-            .unwrap();
-        let output = child.wait_with_output().unwrap();
-        (
-            output.status.code(),
-            String::from_utf8_lossy(&output.stdout).into_owned(),
-        )
+        // Typed before it is asked for, the terminal would echo it, and Ctrl-C would end nothing.
+        let mut shown = child.stdout.take().unwrap();
+        let mut said = Vec::new();
+        while !String::from_utf8_lossy(&said).contains("recovery key:") {
+            let mut byte = [0];
+            shown.read_exact(&mut byte).unwrap();
+            said.extend(byte);
+        }
+        let mut keyboard = child.stdin.take().unwrap();
+        keyboard.write_all(typed.as_bytes()).unwrap();
+        shown.read_to_end(&mut said).unwrap();
+        let code = child.wait().unwrap().code();
+        (code, String::from_utf8_lossy(&said).into_owned())
     };
     let (code, said) = ask("correct horse battery staple\n");
     assert_eq!(code, Some(0), "{said}");

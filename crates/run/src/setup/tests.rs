@@ -83,6 +83,17 @@ impl Scene {
     fn run(&self, request: &Request, person: &mut Person) -> Failure {
         run(request, &self.machine, person).unwrap_err()
     }
+
+    fn setup<'s>(&'s self, request: &'s Request, person: &'s mut Person) -> Setup<'s> {
+        Setup {
+            request,
+            machine: &self.machine,
+            config: load_config(&self.machine, None).unwrap(),
+            host: person,
+            did_something: false,
+            is_unfinished: false,
+        }
+    }
 }
 
 fn missing() -> Option<String> {
@@ -198,16 +209,8 @@ fn file_of_setup_that_was_changed_is_shown_and_left() {
 #[test]
 fn answer_that_the_config_refuses_is_never_written() {
     let scene = Scene::new();
-    let request = Request::default();
-    let mut person = Person::default();
-    let mut setup = Setup {
-        request: &request,
-        machine: &scene.machine,
-        config: load_config(&scene.machine, None).unwrap(),
-        host: &mut person,
-        did_something: false,
-        is_unfinished: false,
-    };
+    let (request, mut person) = (Request::default(), Person::default());
+    let mut setup = scene.setup(&request, &mut person);
     let mut progress = Progress::of(&scene.machine.state_dir, "laptop").unwrap();
     // The container is there already, so nothing has checked the plan.
     let plan = Plan {
@@ -236,14 +239,7 @@ fn schedule_is_installed_once_and_a_failure_stops_nothing() {
             std::fs::create_dir_all(root.join("etc/cron.d")).unwrap();
         }
         let mut person = Person::default();
-        let mut setup = Setup {
-            request: &request,
-            machine: &scene.machine,
-            config: load_config(&scene.machine, None).unwrap(),
-            host: &mut person,
-            did_something: false,
-            is_unfinished: false,
-        };
+        let mut setup = scene.setup(&request, &mut person);
         setup.install_schedule();
         (setup.did_something, setup.is_unfinished)
     };
