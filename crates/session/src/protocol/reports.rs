@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sprat_luks::Pins;
 
+use crate::Exit;
 use crate::file_system::FileSystemKind;
 pub use crate::file_system::{VolumeRoom, free_text};
 
@@ -328,6 +329,17 @@ pub struct HeaderChanged {
     pub lock_left: Option<String>,
     /// Another session took the container over meanwhile: it may have changed the header, too.
     pub taken_over: Option<String>,
+}
+
+impl HeaderChanged {
+    /// The exit code of the command. All is done, but [`Self::taken_over`] is no success.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self.taken_over {
+            Some(_) => Exit::Locked,
+            None => Exit::Done,
+        }
+    }
 }
 
 /// The way that was taken.

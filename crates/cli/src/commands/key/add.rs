@@ -101,7 +101,7 @@ impl AddArgs {
             "was_there": changed.as_before,
             "recovery_key": new.recovery.as_ref().map(RecoveryKey::text),
         });
-        let json = result_json("key add", Exit::Done, fields);
+        let json = result_json("key add", changed.exit(), fields);
         let opens = match changed.as_before {
             true => "already opened with",
             false => "opens with the new key, in",
@@ -109,7 +109,7 @@ impl AddArgs {
         let result = format!("{} {opens} key slot {}\n", resolved.target, changed.slot);
         let Some(recovery) = &new.recovery else {
             context.output.result(&result, &json)?;
-            return Ok(Exit::Done);
+            return Ok(changed.exit());
         };
         let jobs = SheetJob::of_container(&context.config, &resolved.name);
         let mut parts = SheetParts::new(&resolved.target, known, jobs);
@@ -125,7 +125,7 @@ impl AddArgs {
             ))
         })?;
         context.output.note(result.trim_end());
-        Ok(Exit::Done)
+        Ok(changed.exit())
     }
 }
 

@@ -91,12 +91,12 @@ impl HeaderRestoreArgs {
             resolved.target, changed.slot
         );
         let target = &resolved.target;
-        context.finish("key header-restore", Exit::Done, target, &text, fields)?;
+        context.finish("key header-restore", changed.exit(), target, &text, fields)?;
         if let Some(replaced) = &changed.replaced {
             let kept = format!("the replaced header is saved in {}", replaced.display());
             context.output.note(&kept);
         }
-        Ok(Exit::Done)
+        Ok(changed.exit())
     }
 }
 

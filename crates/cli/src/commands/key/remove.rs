@@ -45,13 +45,19 @@ impl RemoveArgs {
         } else {
             format!("removed key slot {}\n", self.slot)
         };
-        context.finish("key remove", Exit::Done, &resolved.target, &text, fields)?;
+        context.finish(
+            "key remove",
+            changed.exit(),
+            &resolved.target,
+            &text,
+            fields,
+        )?;
         context.output.note(
             "the removed key still opens old copies of the container file and of its header (on the \
              server, in a snapshot of its disk). If somebody else has the key, run `sprat copy \
              --new-key`, or create a new container",
         );
-        Ok(Exit::Done)
+        Ok(changed.exit())
     }
 
     fn refuse_last(&self, context: &Context, resolved: &Resolved) -> Result<(), Failure> {

@@ -245,6 +245,8 @@ fn key_change_reports_a_session_that_came_before_its_release() {
         edit::release(&session.lease, &mut changed);
         let changed = changed.unwrap();
         assert_eq!(changed.taken_over.is_some(), taken_over);
+        let exit = [Exit::Done, Exit::Locked][usize::from(taken_over)];
+        assert_eq!(changed.exit(), exit);
         assert_eq!(changed.lock_left, None);
     }
 }
