@@ -34,20 +34,25 @@ fn pings(server: &NoticeServer) -> Vec<String> {
         .collect()
 }
 
+/// A config with a copy that reports to the server. `job` and `notify` are further lines of these tables.
+fn config(machine: &TestMachine, server: &NoticeServer, job: &str, notify: &str) -> String {
+    format!(
+        "[container.nas]\ntarget = \"{}\"\nkey_file = \"{}\"\n\
+         [job.home]\ncontainer = \"nas\"\nsources = \"{}\"\n{job}\
+         [notify]\nwebhook = \"http://127.0.0.1:{}/hook\"\n{notify}",
+        machine.path(CONTAINER).display(),
+        machine.path("config/keys/x.key").display(),
+        machine.path("src").display(),
+        server.port,
+    )
+}
+
 #[test]
 fn damage_that_a_restore_finds_is_reported_once_until_it_is_accepted() {
     requires!(needs::root(), python_module_missing("http.server"));
     let server = NoticeServer::http(Wire::Plain);
     let machine = TestMachine::with_container();
-    let config = format!(
-        "[container.nas]\ntarget = \"{}\"\nkey_file = \"{}\"\n\
-         [job.home]\ncontainer = \"nas\"\nsources = \"{}\"\n\
-         [notify]\nwebhook = \"http://127.0.0.1:{}/hook\"\n",
-        machine.path(CONTAINER).display(),
-        machine.path("config/keys/x.key").display(),
-        machine.path("src").display(),
-        server.port,
-    );
+    let config = config(&machine, &server, "", "");
     machine.write("config/sprat.toml", &config);
     machine.ok(&["backup", "home"]);
     std::fs::copy(machine.path(CONTAINER), machine.path("older")).unwrap();
@@ -131,16 +136,8 @@ fn growth_and_change_are_alarms_before_it_is_too_late() {
     requires!(needs::root(), python_module_missing("http.server"));
     let server = NoticeServer::http(Wire::Plain);
     let machine = TestMachine::with_container();
-    let config = format!(
-        "[container.nas]\ntarget = \"{}\"\nkey_file = \"{}\"\n\
-         [job.home]\ncontainer = \"nas\"\nsources = \"{}\"\n\
-         growth = \"stop\"\ngrowth_limit = \"1 MiB\"\nkeep_last = 2\nprune_every = \"0 s\"\n\
-         [notify]\nwebhook = \"http://127.0.0.1:{}/hook\"\n",
-        machine.path(CONTAINER).display(),
-        machine.path("config/keys/x.key").display(),
-        machine.path("src").display(),
-        server.port,
-    );
+    let job = "growth = \"stop\"\ngrowth_limit = \"1 MiB\"\nkeep_last = 2\nprune_every = \"0 s\"\n";
+    let config = config(&machine, &server, job, "");
     machine.write("config/sprat.toml", &config);
     for number in 0..1200 {
         machine.write(&format!("src/many/{number}"), "before");
@@ -198,6 +195,12 @@ fn growth_and_change_are_alarms_before_it_is_too_late() {
     assert_eq!(notices(&server)[2..], ["change opened"]);
     // The two from before, and of the three later ones the two that the rules keep.
     assert_eq!(snapshots(), 4);
+    // Later changes move nothing.
+    for number in 0..1100 {
+        machine.write(&format!("src/many/{number}"), "encrypted again");
+    }
+    run();
+    assert_eq!(snapshots(), 4);
     machine.ok(&["prune", "nas", "--job", "home"]);
     assert_eq!(snapshots(), 4);
     let accepted = machine.ok(&["accept", "home@nas"]).stdout;
@@ -205,6 +208,17 @@ fn growth_and_change_are_alarms_before_it_is_too_late() {
     run();
     assert_eq!(snapshots(), 2);
     assert_eq!(notices(&server)[3..], ["recovered closed"]);
+
+    // A person who runs `backup` sees both, and nothing waits.
+    for number in 0..1100 {
+        machine.write(&format!("src/many/{number}"), "by hand");
+    }
+    std::fs::write(machine.path("src/more"), vec![8; 2 << 20]).unwrap();
+    let said = machine.ok(&["backup", "home"]).stderr;
+    assert!(said.contains("changed or are gone"), "{said}");
+    run();
+    assert_eq!(snapshots(), 2);
+    assert_eq!(notices(&server).len(), 4);
     machine.nothing_is_left();
 }
 
@@ -213,18 +227,12 @@ fn failure_and_damage_are_reported_once_and_anybody_sees_the_status() {
     requires!(needs::root(), python_module_missing("http.server"));
     let server = NoticeServer::http(Wire::Plain);
     let machine = TestMachine::with_container();
-    let config = format!(
-        "[container.nas]\ntarget = \"{}\"\nkey_file = \"{}\"\n\
-         [job.home]\ncontainer = \"nas\"\nsources = \"{}\"\n\
-         [notify]\nwebhook = \"http://127.0.0.1:{}/hook\"\n\
-         healthchecks = \"http://127.0.0.1:{}/ping\"\nmetrics = \"{}\"\n",
-        machine.path(CONTAINER).display(),
-        machine.path("config/keys/x.key").display(),
-        machine.path("src").display(),
-        server.port,
+    let notify = format!(
+        "healthchecks = \"http://127.0.0.1:{}/ping\"\nmetrics = \"{}\"\n",
         server.port,
         machine.path("sprat.prom").display(),
     );
+    let config = config(&machine, &server, "", &notify);
     machine.write("config/sprat.toml", &config);
     let tested = machine.ok(&["notify", "test"]);
     assert_eq!(tested.stdout, "webhook  delivered\n");

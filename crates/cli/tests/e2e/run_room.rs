@@ -87,6 +87,14 @@ fn no_copy_begins_below_min_free_and_a_full_volume_is_pruned_for_a_second_try() 
     let said = run(&machine, 1);
     assert!(said["copies"][0]["snapshot"].is_null(), "{said}");
     assert_eq!(snapshots(&machine), 2);
+    // `backup` prunes nothing, and min_free does not stop it.
+    configure(&machine, &format!("{never}min_free = \"1000 TiB\""), rules);
+    let said = machine.sprat(&["backup", "home"]).failed_with(1);
+    assert!(said.contains("the volume has no space for"), "{said}");
+    assert_eq!(snapshots(&machine), 2);
+    machine.write("src/noise", "small");
+    machine.ok(&["backup", "home"]);
+    assert_eq!(snapshots(&machine), 3);
     machine.nothing_is_left();
 }
 

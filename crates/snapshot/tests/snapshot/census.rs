@@ -82,6 +82,27 @@ fn run_counts_what_is_new_and_copies_nothing_of_too_much() {
 }
 
 #[test]
+fn files_of_a_folder_that_cannot_be_read_are_not_gone() {
+    let bench = Bench::new();
+    let source = bench.source();
+    fs::create_dir(source.join("hidden")).unwrap();
+    for name in ["a", "hidden/b", "hidden/c"] {
+        fs::write(source.join(name), name).unwrap();
+    }
+    take(&bench);
+    // The walk can't read the folder.
+    let hides = format!(
+        "for word in \"$@\"; do [ \"$word\" = -nrlD ] && {{ rsync --exclude=/hidden/* --exclude=hidden/* \"$@\"; \
+         echo 'rsync: [sender] opendir \"{}\" failed: Permission denied (13)' >&2; exit 23; }}; done",
+        source.join("hidden").display()
+    );
+    let mut spec = spec(&bench, None);
+    spec.rsync = bench.rsync_script(&hides, "rsync");
+    let report = bench.try_take(&spec).unwrap();
+    assert_eq!(count(&report.census.unwrap()), [0; 4]);
+}
+
+#[test]
 fn first_snapshot_without_a_list_is_never_too_much() {
     let bench = Bench::new();
     fs::write(bench.source().join("a"), "x".repeat(5000)).unwrap();

@@ -43,7 +43,7 @@ fn try_check(
     sprat_snapshot::check(&bench.volume(), spec, &mut |_| {}, cancel)
 }
 
-fn read_all(bench: &Bench) -> CheckReport {
+pub(crate) fn read_all(bench: &Bench) -> CheckReport {
     try_check(bench, &spec(bench, CheckWhat::Everything), &Cancel::new()).unwrap()
 }
 
@@ -72,7 +72,7 @@ fn sparse(bench: &Bench, name: &str, bytes: u64) {
 
 /// Writes other content of the same length and time, like a faulty disk or a program that restores
 /// times.
-fn rewrite(path: &Path, content: &[u8]) {
+pub(crate) fn rewrite(path: &Path, content: &[u8]) {
     let about = fs::metadata(path).unwrap();
     assert_eq!(about.len(), content.len() as u64);
     let mut file = File::options().write(true).open(path).unwrap();

@@ -12,7 +12,7 @@ use sprat_snapshot::{
 use sprat_testkit::ssh_server::{SshServer, openssh};
 use sprat_testkit::{needs, requires};
 
-use crate::checked::against_source;
+use crate::checked::{against_source, read_all, rewrite};
 use crate::folder::{Bench, inode, job_name};
 
 fn missing() -> Option<String> {
@@ -299,6 +299,27 @@ fn host_that_is_away_or_shows_another_key_is_missing_and_keeps_its_last_copy() {
 }
 
 #[test]
+fn host_that_is_back_is_linked_to_the_last_snapshot_that_has_it() {
+    requires!(missing());
+    let scene = Scene::new();
+    scene.write("www/same", "same");
+    fs::write(scene.bench.source().join("local"), "here").unwrap();
+    // No snapshot is ever complete.
+    let mut spec = scene.spec(&[("web", "www"), ("away", "www")]);
+    spec.sources = vec![scene.bench.source()];
+    let first = scene.take(&spec);
+    let is_away = SnapshotSpec {
+        ssh_command: vec!["false".to_owned()],
+        ..spec.clone()
+    };
+    let without = scene.take(&is_away);
+    assert!(!scene.pulled(&without, "web", "www").exists());
+    let back = scene.take(&spec);
+    let same = |report| inode(&scene.pulled(report, "web", "www/same"));
+    assert_eq!(same(&back), same(&first));
+}
+
+#[test]
 fn sources_that_a_host_lacks_or_does_not_show_are_named() {
     requires!(missing());
     let scene = Scene::new();
@@ -475,6 +496,33 @@ fn connection_lost_in_the_middle_makes_the_snapshot_incomplete() {
     let whole = scene.take(&spec);
     assert!(whole.record.complete, "{:?}", whole.record);
     assert_eq!(whole.record.stats.transferred, 40 - arrived.len() as u64);
+}
+
+#[test]
+fn damaged_files_are_read_from_the_host_again() {
+    requires!(missing());
+    let scene = Scene::new();
+    for name in ["www/page", "www/other"] {
+        set_time(&scene.write(name, "alpha"), 1_700_000_000);
+    }
+    fs::hard_link(scene.at("www/page"), scene.at("www/name")).unwrap();
+    let mut spec = scene.spec(&[("web", "www")]);
+    spec.suspects = Some(scene.bench.path("suspects.json"));
+    let first = scene.take(&spec);
+    let in_first = scene.pulled(&first, "web", "www/page");
+    assert!(!read_all(&scene.bench).is_damaged());
+    rewrite(&in_first, b"noise");
+    assert_eq!(read_all(&scene.bench).damaged.count, 1);
+    let second = scene.take(&spec);
+    for name in ["www/page", "www/name"] {
+        let path = scene.pulled(&second, "web", name);
+        assert_eq!(fs::read(path).unwrap(), b"alpha", "{name}");
+    }
+    assert_eq!(second.record.healed.count, 2, "{:?}", second.record);
+    // The older snapshot is unchanged, and what is not damaged is linked.
+    assert_eq!(fs::read(&in_first).unwrap(), b"noise");
+    let other = |report| inode(&scene.pulled(report, "web", "www/other"));
+    assert_eq!(other(&second), other(&first));
 }
 
 /// rsync's generator finds that the connection is lost before its receiver does.
