@@ -263,6 +263,20 @@ impl<'t> Removals<'t> {
         self.remove(run, &away, cancel)
     }
 
+    /// Deletes `work` if the job has no snapshot left: it would keep the space of the last one.
+    pub(crate) fn end_of_job(&mut self, run: &RunFolder) -> Result<(), SnapshotError> {
+        let Some(subvolumes) = self.subvolumes else {
+            return Ok(());
+        };
+        let is_snapshot = |folder: &Folder| matches!(folder, Folder::Named(_));
+        let needed =
+            run.job.own_folders()?.iter().any(is_snapshot) || work::interrupted(&run.job).is_some();
+        if !needed {
+            self.deleted |= work::delete(run, subvolumes)?;
+        }
+        Ok(())
+    }
+
     /// Waits until the kernel has given back the space of deleted subvolumes, also of those that an earlier
     /// session deleted. After [`SPACE_PATIENCE`] or a cancel the next session continues.
     pub(crate) fn end(&mut self, volume_root: &Path, cancel: &Cancel) -> Result<(), SnapshotError> {

@@ -149,6 +149,7 @@ fn remove_with(
         for away in run.half_removed()? {
             removals.remove(&run, &away, cancel)?;
         }
+        removals.end_of_job(&run)?;
         report.snapshots.extend(plan);
     }
     report.names_removed = removals.before;

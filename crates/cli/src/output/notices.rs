@@ -109,6 +109,12 @@ pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
             ),
             false,
         ),
+        Notice::SuperBlockRestored => (
+            "the super block of the file system is damaged, and sprat used its copy. The next command \
+             that writes repairs it"
+                .to_owned(),
+            true,
+        ),
         Notice::VolumeSpaceLow {
             available_bytes,
             inodes,

@@ -23,7 +23,7 @@ use sprat_luks::{Header, SectorCipher};
 use sprat_snapshot::{Cancel, Subvolumes};
 use sprat_store::{ReadClass, StoreFile};
 
-use crate::{Exit, Failure};
+use crate::{Exit, Failure, text};
 
 pub use room::{VolumeRoom, free_text};
 pub use stamp::{Age, Stamp};
@@ -76,14 +76,34 @@ impl FileSystemKind {
         }
     }
 
-    /// The kind of that name.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    /// The kind of that name, for a container of `container_bytes`.
+    ///
+    /// # Errors
+    /// It can't have that size, or a limit of `inodes`, or this machine can't make it.
+    pub fn chosen(name: &str, container_bytes: u64, inodes: Option<u64>) -> Result<Self, Failure> {
+        let mut all = Self::ALL.into_iter();
+        let kind = all
+            .find(|kind| kind.name() == name)
+            .ok_or_else(|| Failure::usage(format!("unknown file system {name}")))?;
+        let min = kind.container_bytes_min();
+        if container_bytes < min {
+            return Err(Failure::usage(format!(
+                "--size {} is too small: at least {} are needed",
+                text::bytes(container_bytes),
+                text::bytes(min)
+            )));
+        }
+        if inodes.is_some() && kind.default_inodes(container_bytes).is_none() {
+            return Err(Failure::usage(format!(
+                "--inodes has no meaning for {name}: it takes as many files as there is space for"
+            )));
+        }
+        kind.check_usable()?;
+        Ok(kind)
     }
 
     /// Fails if this machine can't make or mount volumes of this kind. Checked before anything is created.
-    pub fn check_usable(self) -> Result<(), Failure> {
+    pub(crate) fn check_usable(self) -> Result<(), Failure> {
         match self {
             Self::Ext4 => Ok(()),
             Self::Btrfs => btrfs::check_usable(),
@@ -100,8 +120,7 @@ impl FileSystemKind {
     }
 
     /// The smallest container file with a volume of this kind, in bytes.
-    #[must_use]
-    pub const fn container_bytes_min(self) -> u64 {
+    pub(crate) const fn container_bytes_min(self) -> u64 {
         match self {
             Self::Ext4 => crate::SIZE_BYTES_MIN,
             Self::Btrfs => btrfs::CONTAINER_BYTES_MIN,
@@ -328,9 +347,19 @@ impl SuperBlock {
 pub(crate) struct FoundStamp {
     pub kind: FileSystemKind,
     pub block: Vec<u8>,
+    /// The block in the volume is damaged, and this one was made from its copy.
+    pub restored: bool,
 }
 
 impl FoundStamp {
+    /// Whether the block does not match its checksum, so that the kernel refuses it.
+    pub(crate) fn is_damaged(&self) -> bool {
+        match SuperBlock::recognise(&self.block) {
+            Some(SuperBlock::Btrfs(found)) => found.checksum_fits() == Some(false),
+            Some(SuperBlock::Ext4(_)) | None => false,
+        }
+    }
+
     /// The block that a session which only reads shows to the kernel instead, if it must be another one.
     pub(crate) fn for_reading(&self) -> Result<Option<Vec<u8>>, Failure> {
         match SuperBlock::recognise(&self.block) {
@@ -353,7 +382,34 @@ pub(crate) fn find_stamp_block<E>(
     for kind in FileSystemKind::ALL {
         let block = read(kind)?;
         if SuperBlock::recognise(&block).is_some_and(|found| found.kind() == kind) {
-            return Ok(Some(FoundStamp { kind, block }));
+            let restored = false;
+            return Ok(Some(FoundStamp {
+                kind,
+                block,
+                restored,
+            }));
+        }
+    }
+    Ok(None)
+}
+
+/// Makes the stamp block of a volume from its copy. `read` returns the block at a place of the volume, in
+/// plaintext.
+pub(crate) fn restored_stamp_block<E>(
+    mut read: impl FnMut(u64) -> Result<Vec<u8>, E>,
+) -> Result<Option<FoundStamp>, E> {
+    for kind in FileSystemKind::ALL {
+        let copy = match kind {
+            FileSystemKind::Ext4 => continue,
+            FileSystemKind::Btrfs => read(btrfs::COPIES_AT[0])?,
+        };
+        if let Some(block) = btrfs::SuperBlock::restored_from(&copy) {
+            let restored = true;
+            return Ok(Some(FoundStamp {
+                kind,
+                block,
+                restored,
+            }));
         }
     }
     Ok(None)

@@ -114,6 +114,8 @@ pub enum Notice {
         /// How large the container may become.
         size_bytes: u64,
     },
+    /// The super block of the file system is damaged. Its copy was used.
+    SuperBlockRestored,
     /// Little space, or few inodes, are left in the volume.
     VolumeSpaceLow {
         /// For files' content.

@@ -67,6 +67,7 @@ impl Checked {
 struct HeaderObserver<'o> {
     observer: &'o mut dyn Observer,
     header: HeaderDamage,
+    super_block_damaged: bool,
 }
 
 impl Observer for HeaderObserver<'_> {
@@ -82,6 +83,7 @@ impl Observer for HeaderObserver<'_> {
         match &notice {
             Notice::HeaderCopyDamaged { copy } => self.header.copies.push(copy.clone()),
             Notice::SlotAreasDiffer { slots } => self.header.slots.extend(slots),
+            Notice::SuperBlockRestored => self.super_block_damaged = true,
             _ => {}
         }
         self.observer.notice(notice);
@@ -101,13 +103,22 @@ pub fn check(
     let mut observer = HeaderObserver {
         observer,
         header: HeaderDamage::default(),
+        super_block_damaged: false,
     };
     let mut session = Session::attach(settings, secret, &mut observer, interrupt)?;
     let facts = session.facts.clone();
     let spec = || spec(&facts);
     let looked = look(&mut session, file_system, spec, &mut observer, interrupt);
     let closed = session.close(&mut observer, interrupt);
-    let (file_system, overwritten, files) = looked?;
+    let (mut file_system, overwritten, files) = looked?;
+    if observer.super_block_damaged
+        && let Some(found) = &mut file_system
+    {
+        found.clean = false;
+        found
+            .output
+            .insert_str(0, "the super block is damaged, and its copy is right\n");
+    }
     Ok(Checked {
         facts,
         header: observer.header,

@@ -8,7 +8,8 @@ use std::process::Command;
 
 use sprat_snapshot::{
     Cancel, CheckSpec, CheckWhat, EntryKind, JobName, KeepCount, KeepRules, PruneReport, PruneSpec,
-    RestoreSpec, SnapshotError, SnapshotReport, SnapshotSpec, Subvolumes,
+    RemoveSpec, RestoreSpec, SnapshotChoice, SnapshotError, SnapshotName, SnapshotReport,
+    SnapshotSpec, Subvolumes,
 };
 use sprat_testkit::compare::assert_same;
 use sprat_testkit::requires;
@@ -371,6 +372,29 @@ fn prune_deletes_subvolumes_and_nothing_else() {
     }
     assert_same(&volume.0.source(), &volume.0.in_snapshot(reports[2].name));
     assert_eq!(volume.take().record.stats.transferred, 0);
+}
+
+#[test]
+fn removal_of_the_last_snapshot_frees_its_space() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    fs::write(volume.source("file"), "content").unwrap();
+    let names: Vec<SnapshotName> = (0..2).map(|_| volume.take().name).collect();
+    for (name, has_work) in names.iter().zip([true, false]) {
+        let spec = RemoveSpec {
+            snapshots: vec![(job_name(), SnapshotChoice::Named(name.to_string()))],
+            allow_newest: true,
+            allow_last_copy: false,
+            sources: Vec::new(),
+            suspects: None,
+            dry_run: false,
+        };
+        let (root, cancel) = (volume.0.volume(), Cancel::new());
+        sprat_snapshot::remove_subvolumes(&root, &spec, &ByProgs, &mut |_| {}, &cancel).unwrap();
+        assert_eq!(volume.work().exists(), has_work);
+    }
+    let report = volume.take();
+    assert_same(&volume.0.source(), &volume.0.in_snapshot(report.name));
 }
 
 #[test]

@@ -5,11 +5,12 @@ use sprat_store::{StoreError, StoreErrorKind};
 
 use crate::file_system::{FileSystemKind, FoundStamp, file_system_bytes, find_stamp_block};
 use crate::volume_process::open::prefetch::InspectedFile;
+use crate::volume_process::open::stamp_block::restored;
 use crate::{Exit, Failure};
 
 /// A LUKS2 payload reaches to the end of the file, so a file that was cut short opens all the same.
 /// The file system inside knows its length. If its kind is not known, the mount reports that.
-/// Returns the file system's stamp block.
+/// Returns the file system's stamp block. If that is damaged, it is made from its copy.
 pub(super) fn check_not_truncated(
     inspected: &InspectedFile,
     payload: &Payload,
@@ -32,6 +33,10 @@ pub(super) fn check_not_truncated(
         cipher.decrypt(range.start, &mut block)?;
         Ok::<_, Failure>(block)
     })?;
+    let found = match found {
+        Some(found) if !found.is_damaged() => Some(found),
+        found => restored(inspected, payload, cipher)?.or(found),
+    };
     if let Some(needed) = found.as_ref().and_then(|it| file_system_bytes(&it.block))
         && needed > payload.len_bytes
     {

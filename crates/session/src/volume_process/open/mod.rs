@@ -3,6 +3,7 @@
 pub(crate) mod acquire;
 pub(crate) mod length_check;
 pub(crate) mod prefetch;
+mod stamp_block;
 mod stat;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +17,7 @@ use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Seen, Volume, VolumeOptions
 
 use crate::Failure;
 use crate::connect::Connection;
-use crate::file_system::{FileSystemKind, FoundStamp};
+use crate::file_system::FileSystemKind;
 use crate::protocol::messages::VolumeStart;
 use crate::protocol::reports::{ContainerFacts, Notice, Phase};
 use crate::settings::{Access, IdentityPolicy};
@@ -31,6 +32,7 @@ use crate::volume_process::lease::{ContainerLease, keep_renewing};
 use crate::volume_process::open::acquire::{Meanwhile, acquire_making_space};
 use crate::volume_process::open::length_check::check_not_truncated;
 use crate::volume_process::open::prefetch::{InspectedFile, Prefetch, Unlocked, joined};
+use crate::volume_process::open::stamp_block::shown_to_the_kernel;
 use crate::volume_process::rewrite::prevent_late_rename;
 use crate::volume_process::shutdown::{EventSender, StopFlag};
 use crate::volume_process::{reserve, space_monitor};
@@ -430,6 +432,9 @@ fn unlock(
         kind.check_order(store.capabilities().durable_flush)?;
     }
     let stamp_block = stamp.as_ref().map(|stamp| &stamp.block[..]);
+    if stamp.as_ref().is_some_and(|stamp| stamp.restored) {
+        events.notice(Notice::SuperBlockRestored);
+    }
     let shown = shown_to_the_kernel(start, stamp.as_ref(), cipher.as_ref())?;
     let digests = (DigestKey::of(&key)?, payload.offset_bytes);
     if let Err(failure) = knowledge.compare(start, stamp_block, file_bytes, events) {
@@ -489,23 +494,6 @@ fn unlock(
         durable: start.settings.access == Access::ReadWrite && store.capabilities().durable_flush,
         available_bytes: None,
     })
-}
-
-/// The stamp block, as ciphertext, that a session which only reads has in its overlay.
-fn shown_to_the_kernel(
-    start: &VolumeStart,
-    stamp: Option<&FoundStamp>,
-    cipher: Option<&SectorCipher>,
-) -> Result<Option<Vec<u8>>, Failure> {
-    let (Access::ReadOnly, Some(stamp), Some(cipher)) = (start.settings.access, stamp, cipher)
-    else {
-        return Ok(None);
-    };
-    let Some(mut block) = stamp.for_reading()? else {
-        return Ok(None);
-    };
-    cipher.encrypt(stamp.kind.stamp_range().start, &mut block)?;
-    Ok(Some(block))
 }
 
 /// Refuses before the file is extended: without this capability the kernel refuses the last step.
