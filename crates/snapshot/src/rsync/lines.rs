@@ -57,3 +57,15 @@ fn next_line(pipe: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
         }
     }
 }
+
+/// A pipe that a child was started with.
+pub(super) trait ExpectPipe<T> {
+    /// The pipe.
+    fn expect_pipe(self) -> io::Result<T>;
+}
+
+impl<T> ExpectPipe<T> for Option<T> {
+    fn expect_pipe(self) -> io::Result<T> {
+        self.ok_or_else(|| io::Error::other("rsync was started without a pipe"))
+    }
+}

@@ -41,6 +41,8 @@ pub(crate) enum Message {
     Conflict(Vec<u8>),
     /// The guard prevented the reading of an older snapshot's file.
     OlderNotRead,
+    /// rsync did not follow a symbolic link of another user. Its exit code shows whether that matters.
+    LinkNotFollowed,
     /// Anything else.
     Failure,
 }
@@ -51,6 +53,9 @@ pub(crate) fn classify(line: &[u8]) -> Message {
     let text = text.trim_end();
     if is_harmless(text) {
         return Message::Harmless;
+    }
+    if text.starts_with(LINK_NOT_FOLLOWED) {
+        return Message::LinkNotFollowed;
     }
     for beginning in ["file has vanished: ", "directory has vanished: "] {
         if let Some(rest) = text.strip_prefix(beginning) {
@@ -119,6 +124,11 @@ pub(crate) fn classify(line: &[u8]) -> Message {
         _ => Message::Failure,
     }
 }
+
+/// rsync 3.5 checks each folder of a path that it was given (syscall.c). A snapshot to link from may have a
+/// link where the source has a folder now. Then the file counts as missing there and is copied, and rsync
+/// ends with 0. What it can't do without the link is an error with a message and an exit code of its own.
+const LINK_NOT_FOLLOWED: &str = "refusing to follow a symlink owned by an untrusted user;";
 
 const EPERM: i32 = 1;
 const EMLINK: i32 = 31;

@@ -20,7 +20,7 @@ use rustix::process::{
 
 use super::ask::Asked;
 use super::invocation::{Invocation, Side};
-use super::lines::{Line, read_lines};
+use super::lines::{ExpectPipe, Line, read_lines};
 use super::listed::Listed;
 use super::messages::{Message, classify, printable};
 use super::met::Met;
@@ -268,6 +268,8 @@ struct Running<'a> {
     changes: NameList,
     progress: Progress,
     first_failure: Option<String>,
+    /// The first message about a link that rsync did not follow.
+    not_followed: Option<String>,
     full: Option<Full>,
     conflict: Option<String>,
     attributes_lost: NameList,
@@ -307,6 +309,7 @@ impl<'a> Running<'a> {
             changes: NameList::default(),
             progress: Progress::begin(Phase::Copying),
             first_failure: None,
+            not_followed: None,
             full: None,
             conflict: None,
             attributes_lost: NameList::default(),
@@ -554,11 +557,15 @@ impl<'a> Running<'a> {
             self.older_not_read += 1;
             return;
         }
+        if message == Message::LinkNotFollowed {
+            self.not_followed.get_or_insert_with(|| printable(line));
+            return;
+        }
         if message != Message::Harmless {
             self.messages.push(printable(line));
         }
         match message {
-            Message::Harmless => {}
+            Message::Harmless | Message::LinkNotFollowed => {}
             Message::Vanished(name) => self.vanished.push(escape_name(&name)),
             Message::Unread(name) => self.unread.push(escape_name(&name)),
             Message::NoSpace(name) => {
@@ -677,18 +684,9 @@ impl<'a> Running<'a> {
                 message: failure
                     .clone()
                     .or_else(|| self.messages.names.first().cloned())
+                    .or_else(|| self.not_followed.clone())
                     .unwrap_or_else(|| "it gave no reason".to_owned()),
             },
         }
-    }
-}
-
-trait ExpectPipe<T> {
-    fn expect_pipe(self) -> io::Result<T>;
-}
-
-impl<T> ExpectPipe<T> for Option<T> {
-    fn expect_pipe(self) -> io::Result<T> {
-        self.ok_or_else(|| io::Error::other("rsync was started without a pipe"))
     }
 }

@@ -10,7 +10,7 @@ use crate::folder::{Bench, SmallExt4, inode, job_name, loop_missing, take_into, 
 use sprat_snapshot::{EntryKind, SnapshotError, SnapshotSpec, SpaceKind, Warning};
 use sprat_testkit::compare::assert_same;
 use sprat_testkit::requires;
-use sprat_testkit::tree::{PlainTree, set_mode};
+use sprat_testkit::tree::{PlainTree, set_mode, set_owner};
 
 /// rsync as root, but without the right to read everything.
 const WITHOUT_READ_CAPABILITY: &str =
@@ -55,6 +55,26 @@ fn unreadable_files_and_folders_give_a_snapshot_that_lists_them() {
         .collect();
     assert_eq!(from, [report.name.to_string(), good.name.to_string()]);
     assert_same(&source, &bench.in_snapshot(next.name));
+}
+
+#[test]
+fn folder_in_the_place_of_another_users_link_is_copied() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    let source = bench.source();
+    fs::create_dir(source.join("real")).unwrap();
+    fs::write(source.join("real/file"), "x").unwrap();
+    symlink("real", source.join("place")).unwrap();
+    set_owner(&source.join("place"), 1000, 1000).unwrap();
+    bench.take();
+
+    // rsync 3.5 looks for place/file in the older snapshot, and refuses to follow the link there.
+    fs::remove_file(source.join("place")).unwrap();
+    fs::create_dir(source.join("place")).unwrap();
+    fs::write(source.join("place/file"), "y").unwrap();
+    let report = bench.take();
+    assert!(report.record.complete);
+    assert_same(&source, &bench.in_snapshot(report.name));
 }
 
 #[test]
