@@ -8,6 +8,7 @@
 //! - A mistake in the config is reported with file and line, and never guessed around.
 #![forbid(unsafe_code)]
 
+pub mod check_text;
 pub mod clock;
 pub mod completion;
 pub mod conditions;
@@ -31,6 +32,7 @@ pub mod run_loop;
 pub mod runner;
 pub mod schedule;
 pub mod setup;
+pub mod snapshots_text;
 pub mod sources;
 pub mod state_file;
 pub mod suggest;
