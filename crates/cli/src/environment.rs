@@ -40,6 +40,9 @@ pub(crate) struct Environment {
     pub answer_timeout: Option<Duration>,
     /// `SPRAT_TRUST_CLOCK=1`: the clock is right, whatever it shows. For tests.
     pub trust_clock: bool,
+    /// Colours are welcome on a terminal: `NO_COLOR` is not set (no-color.org), and the terminal is none of
+    /// the simplest.
+    pub colours: bool,
     /// `SPRAT_RUN`, which is set for every hook.
     pub run_variable: Option<OsString>,
     /// The folder that relative paths on the command line start from.
@@ -78,6 +81,8 @@ impl Environment {
             config_dir,
             path: std::env::var_os("PATH").unwrap_or_default(),
             answer_timeout: answer_timeout(),
+            colours: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+                && std::env::var_os("TERM").is_some_and(|terminal| terminal != "dumb"),
             trust_clock: std::env::var(TRUST_VARIABLE).is_ok_and(|value| value == "1"),
             run_variable: std::env::var_os(RUN_VARIABLE),
             current_dir,

@@ -1,6 +1,6 @@
 //! What runs without a person: the config, what is due, conditions, hooks, events and notices; and the recovery sheet.
 //!
-//! Above: `cli`. Below: `session`, `snapshot`; `luks` for keys.
+//! Above: `cli`. Below: `session`, `inside`, `snapshot`; `luks` for keys.
 //!
 //! Always true:
 //! - Nothing here reads the environment or prints; the caller passes both in and out.
@@ -19,6 +19,7 @@ pub mod day_part;
 pub mod due;
 pub mod growth;
 pub mod hooks;
+pub mod inside_text;
 pub mod metrics;
 pub mod notify;
 pub mod overdue;
@@ -26,6 +27,7 @@ pub mod program;
 pub mod prune_text;
 pub mod public_status;
 pub mod recovery_sheet;
+pub mod restore_text;
 pub mod run_history;
 pub mod run_lock;
 pub mod run_loop;

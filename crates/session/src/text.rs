@@ -14,7 +14,7 @@ pub fn harmless(text: &str) -> String {
 
 /// As [`harmless`], at most `characters_max` characters of `text`.
 pub fn harmless_within(text: &str, characters_max: usize) -> String {
-    let mut shown = String::with_capacity(text.len().min(4 * characters_max));
+    let mut shown = String::with_capacity(text.len().min(characters_max.saturating_mul(4)));
     for (count, c) in text.chars().enumerate() {
         if count == characters_max {
             shown.push('…');

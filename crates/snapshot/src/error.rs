@@ -226,6 +226,9 @@ pub enum SnapshotError {
     /// A prune was cancelled. The next run or prune finishes the removal that had begun.
     #[error("interrupted")]
     PruneCancelled,
+    /// A command that only reads was cancelled.
+    #[error("interrupted")]
+    ReadCancelled,
     /// A check was cancelled. What it read is recorded.
     #[error("interrupted")]
     CheckCancelled,
@@ -380,6 +383,7 @@ impl SnapshotError {
             Self::Cancelled
             | Self::RestoreCancelled
             | Self::PruneCancelled
+            | Self::ReadCancelled
             | Self::CheckCancelled => Kind::Cancelled,
             Self::System { .. } | Self::StagedMissing { .. } => Kind::System,
         }

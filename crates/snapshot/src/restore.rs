@@ -15,6 +15,7 @@ use crate::compare::{Restored, Unequal};
 use crate::conflicts::conflicts;
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder};
+use crate::name::JobName;
 use crate::name_list::NameList;
 use crate::paths::{plain_path, real_path};
 use crate::progress::{Phase, Progress};
@@ -45,7 +46,7 @@ pub fn restore(
 ) -> Result<RestoreReport, SnapshotError> {
     progress(Progress::begin(Phase::Checking));
     let rsync = Rsync::find(&spec.rsync)?;
-    let (folder, chosen) = choose(volume_root, spec)?;
+    let (folder, chosen) = choose(volume_root, &spec.job, &spec.snapshot)?;
     let what = chosen.what(&folder, spec)?;
     let to = plain_path(&spec.to).map_err(|why| SnapshotError::DestinationRefused {
         path: escape_path(&spec.to),
@@ -147,11 +148,11 @@ impl What {
     }
 }
 
-/// The snapshot to restore from.
-struct Chosen {
-    folder: PathBuf,
-    kind: EntryKind,
-    record: Option<RunRecord>,
+/// The snapshot to read from.
+pub(crate) struct Chosen {
+    pub(crate) folder: PathBuf,
+    pub(crate) kind: EntryKind,
+    pub(crate) record: Option<RunRecord>,
 }
 
 /// What is restored of it: paths relative to `base`, which is relative to the job's folder.
@@ -196,10 +197,14 @@ impl What {
 }
 
 /// Finds the snapshot. If sprat made none of that name, finds the adopted copy.
-fn choose(volume_root: &Path, spec: &RestoreSpec) -> Result<(JobFolder, Chosen), SnapshotError> {
-    let job = JobFolder::open(volume_root, Path::new(spec.job.as_str()));
-    let found = job.and_then(|folder| {
-        let chosen = choose_in(&folder, spec)?;
+pub(crate) fn choose(
+    volume_root: &Path,
+    job: &JobName,
+    snapshot: &SnapshotChoice,
+) -> Result<(JobFolder, Chosen), SnapshotError> {
+    let folder = JobFolder::open(volume_root, Path::new(job.as_str()));
+    let found = folder.and_then(|folder| {
+        let chosen = choose_in(&folder, snapshot)?;
         Ok((folder, chosen))
     });
     let missing = match found {
@@ -210,9 +215,9 @@ fn choose(volume_root: &Path, spec: &RestoreSpec) -> Result<(JobFolder, Chosen),
         ) => missing,
         other => return other,
     };
-    let copy = match &spec.snapshot {
-        SnapshotChoice::Latest => adopted::chosen(volume_root, &spec.job, None)?,
-        SnapshotChoice::Named(name) => adopted::chosen(volume_root, &spec.job, Some(name))?,
+    let copy = match snapshot {
+        SnapshotChoice::Latest => adopted::chosen(volume_root, job, None)?,
+        SnapshotChoice::Named(name) => adopted::chosen(volume_root, job, Some(name))?,
         // It is unknown when one began, and whether it is complete.
         SnapshotChoice::LatestComplete | SnapshotChoice::At(_) => None,
     };
@@ -225,9 +230,9 @@ fn choose(volume_root: &Path, spec: &RestoreSpec) -> Result<(JobFolder, Chosen),
     Ok((JobFolder::open(volume_root, Path::new("."))?, chosen))
 }
 
-fn choose_in(folder: &JobFolder, spec: &RestoreSpec) -> Result<Chosen, SnapshotError> {
-    let name = choice::folder_to_read(folder, &spec.snapshot)?
-        .ok_or_else(|| choice::no_such(folder, &spec.snapshot))?;
+fn choose_in(folder: &JobFolder, choice: &SnapshotChoice) -> Result<Chosen, SnapshotError> {
+    let name =
+        choice::folder_to_read(folder, choice)?.ok_or_else(|| choice::no_such(folder, choice))?;
     let own = name.to_str().and_then(Folder::parse);
     let theirs = match name.to_str() {
         Some(name) if adopted::is_copy_in_job(name) => EntryKind::Adopted,
@@ -245,7 +250,7 @@ fn choose_in(folder: &JobFolder, spec: &RestoreSpec) -> Result<Chosen, SnapshotE
 }
 
 impl Chosen {
-    fn folder_text(&self) -> String {
+    pub(crate) fn folder_text(&self) -> String {
         escape_path(&self.folder)
     }
 

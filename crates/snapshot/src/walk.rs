@@ -32,10 +32,29 @@ pub(crate) fn open_folder_at(path: &Path) -> io::Result<OwnedFd> {
 /// The names in the folder `path` of `root`, without `.` and `..`, and their types if the file system
 /// reports them.
 pub(crate) fn names_in(root: BorrowedFd<'_>, path: &Path) -> io::Result<Vec<(PathBuf, FileType)>> {
-    let folder = open_folder(root, path)?;
+    let listed = listed(open_folder(root, path)?.as_fd())?;
+    Ok(listed
+        .into_iter()
+        .map(|entry| (entry.name, entry.kind))
+        .collect())
+}
+
+/// A name in a folder, and what the folder itself shows of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The name.
+    pub name: PathBuf,
+    /// The type, if the file system reports it.
+    pub kind: FileType,
+    /// The number of the inode.
+    pub inode: u64,
+}
+
+/// All names in an open folder, without `.` and `..`.
+pub(crate) fn listed(folder: BorrowedFd<'_>) -> io::Result<Vec<Listed>> {
     let mut names = Vec::new();
     let mut buffer = vec![MaybeUninit::<u8>::uninit(); LISTED_BYTES];
-    let mut entries = RawDir::new(&folder, &mut buffer);
+    let mut entries = RawDir::new(folder, &mut buffer);
     let mut interrupted = 0;
     while let Some(entry) = entries.next() {
         let entry = match entry {
@@ -51,7 +70,11 @@ pub(crate) fn names_in(root: BorrowedFd<'_>, path: &Path) -> io::Result<Vec<(Pat
         };
         let name = entry.file_name();
         if name != c"." && name != c".." {
-            names.push((path_of(name), entry.file_type()));
+            names.push(Listed {
+                name: path_of(name),
+                kind: entry.file_type(),
+                inode: entry.ino(),
+            });
         }
     }
     Ok(names)

@@ -92,7 +92,9 @@ impl Value {
             "TARGET" | "SRC" | "DST" => Some(Self::Container),
             "JOB" => Some(Self::Job),
             "COPY" | "TARGET|COPY" | "COPY|TARGET" => Some(Self::Copy),
-            "JOB/SNAPSHOT" | "JOB[/SNAPSHOT][:PATH]" => Some(Self::Snapshot),
+            "JOB/SNAPSHOT" | "JOB[/SNAPSHOT][:PATH]" | "JOB[/SNAPSHOT]:PATH" | "JOB:PATH" => {
+                Some(Self::Snapshot)
+            }
             _ => None,
         }
     }

@@ -23,7 +23,7 @@ use sprat_session::{
     Access, CONNECTIONS, ClosedReport, ContainerFacts, IdentityPolicy, Session, SessionSettings,
     SshOptions, text,
 };
-use sprat_snapshot::{LOCAL_ZONE, SnapshotChoice, parse_moment, time_zone};
+use sprat_snapshot::{LOCAL_ZONE, SnapshotChoice, SnapshotPath, parse_moment, time_zone};
 
 use crate::args::GlobalArgs;
 use crate::environment::Environment;
@@ -533,8 +533,26 @@ impl Context {
         Ok(exit)
     }
 
+    /// What `JOB[/SNAPSHOT][:PATH]` and `--at TIME` mean together.
+    pub(crate) fn wanted(&self, what: &OsStr, at: Option<&str>) -> Result<SnapshotPath, Failure> {
+        let mut wanted = SnapshotPath::parse(what).map_err(|what| {
+            Failure::usage(what).with_hint(
+                "nothing was started. Write JOB, JOB/SNAPSHOT, JOB:PATH or JOB/SNAPSHOT:PATH",
+            )
+        })?;
+        if let Some(time) = at {
+            if wanted.snapshot.is_some() {
+                let what = "--at and the name of a snapshot can't be used together";
+                let hint = "nothing was started. Name the job alone, or omit --at";
+                return Err(Failure::usage(what).with_hint(hint));
+            }
+            wanted.snapshot = Some(self.snapshot_at(time)?);
+        }
+        Ok(wanted)
+    }
+
     /// The snapshot that `--at TIME` means.
-    pub(crate) fn snapshot_at(&self, time: &str) -> Result<SnapshotChoice, Failure> {
+    fn snapshot_at(&self, time: &str) -> Result<SnapshotChoice, Failure> {
         let now = jiff::Timestamp::now();
         let refused = |what: String| Failure::usage(what).with_hint("nothing was started");
         let zone = time_zone(LOCAL_ZONE).map_err(|what| refused(what.to_string()))?;

@@ -28,7 +28,17 @@ const GROUPS: [(&str, &[&str]); 7] = [
     ("Alarms", &["notify", "accept"]),
     (
         "Browse and restore",
-        &["snapshots", "restore", "mount", "umount"],
+        &[
+            "snapshots",
+            "ls",
+            "cat",
+            "find",
+            "versions",
+            "diff",
+            "restore",
+            "mount",
+            "umount",
+        ],
     ),
     ("Keep and remove", &["pin", "unpin", "remove"]),
     ("Container maintenance", &["key", "trim", "grow", "copy"]),

@@ -5,17 +5,22 @@
 mod accept;
 mod backup;
 mod backup_preview;
+mod cat;
 mod check;
 mod completions;
 mod config;
 mod context;
 mod copies;
 mod copy;
+mod diff;
 mod doctor;
+mod find;
 mod grow;
 mod help;
 mod init;
 mod key;
+mod lookup;
+mod ls;
 mod mount;
 mod notify;
 mod pin;
@@ -31,6 +36,7 @@ mod trim;
 mod umount;
 mod unlock;
 mod unpin;
+mod versions;
 
 use std::ffi::OsString;
 
@@ -77,6 +83,21 @@ enum Command {
     /// List a container's snapshots
     #[command(before_help = snapshots::EXAMPLES)]
     Snapshots(snapshots::SnapshotsArgs),
+    /// List a folder of a snapshot
+    #[command(before_help = ls::EXAMPLES)]
+    Ls(ls::LsArgs),
+    /// Print a file of a snapshot
+    #[command(before_help = cat::EXAMPLES)]
+    Cat(cat::CatArgs),
+    /// Find files in all snapshots: when they came, changed and went
+    #[command(before_help = find::EXAMPLES, after_help = find::NOTES)]
+    Find(find::FindArgs),
+    /// List the versions of a file or folder
+    #[command(before_help = versions::EXAMPLES)]
+    Versions(versions::VersionsArgs),
+    /// Compare two snapshots
+    #[command(before_help = diff::EXAMPLES, after_help = diff::NOTES)]
+    Diff(diff::DiffArgs),
     /// Restore a snapshot, or a part of it
     #[command(before_help = restore::EXAMPLES)]
     Restore(restore::RestoreArgs),
@@ -196,6 +217,11 @@ fn dispatch(name: String, cli: Cli) -> Exit {
         Command::Backup(args) => run.command(&args),
         Command::Run(args) => run.command(&args),
         Command::Snapshots(args) => run.command(&args),
+        Command::Ls(args) => run.command(&args),
+        Command::Cat(args) => run.command(&args),
+        Command::Find(args) => run.command(&args),
+        Command::Versions(args) => run.command(&args),
+        Command::Diff(args) => run.command(&args),
         Command::Restore(args) => run.command(&args),
         Command::Prune(args) => run.command(&args),
         Command::Pin(args) => run.command(&args),

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::json;
+use sprat_run::restore_text;
 use sprat_session::{Access, text, trusted_file};
-use sprat_snapshot::{EntryKind, RestoreReport, RestoreSpec, SnapshotPath};
+use sprat_snapshot::{EntryKind, RestoreReport, RestoreSpec};
 
 use super::context::{CommandArgs, Context};
 use crate::args::TARGET_HELP;
@@ -20,9 +21,6 @@ Examples:
   sprat restore home www/2026-11-23:/etc/fstab --to /tmp
   sprat restore home www --at yesterday --to /restore
   sprat restore home www --to / --dry-run --delete";
-
-/// Changes that a dry run lists as text; JSON has more.
-const CHANGES_SHOWN_MAX: usize = 200;
 
 #[derive(Debug, Args)]
 pub(super) struct RestoreArgs {
@@ -61,25 +59,11 @@ impl CommandArgs for RestoreArgs {
     const NEEDS_ROOT: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
-        let wanted = SnapshotPath::parse(&self.what).map_err(|what| {
-            Failure::usage(what).with_hint(
-                "nothing was started. Write JOB, JOB/SNAPSHOT, JOB:PATH or JOB/SNAPSHOT:PATH",
-            )
-        })?;
-        let snapshot = match (wanted.snapshot, &self.at) {
-            (Some(_), Some(_)) => {
-                return Err(Failure::usage(
-                    "--at and the name of a snapshot can't be used together",
-                )
-                .with_hint("nothing was started. Name the job alone, or omit --at"));
-            }
-            (named, None) => named.unwrap_or_default(),
-            (None, Some(time)) => context.snapshot_at(time)?,
-        };
+        let wanted = context.wanted(&self.what, self.at.as_deref())?;
         let prepared = context.prepare(&self.target, Access::ReadOnly)?;
         let target = prepared.resolved.target.clone();
         let mut spec = RestoreSpec::new(wanted.job, context.environment.absolute(&self.to));
-        spec.snapshot = snapshot;
+        spec.snapshot = wanted.snapshot.unwrap_or_default();
         spec.path = wanted.path;
         spec.dry_run = self.dry_run;
         spec.delete = self.delete;
@@ -120,7 +104,7 @@ impl CommandArgs for RestoreArgs {
             "report": report,
             "volume": closed.volume,
         });
-        let text = summary(&spec, &report, took);
+        let text = restore_text::summary(&spec, &report, took);
         let exit = context.exit(Exit::Done);
         context.finish("restore", exit, &target, &text, fields)
     }
@@ -157,76 +141,4 @@ fn warn_of_state(context: &Context, report: &RestoreReport) {
             "{snapshot} has no record: sprat does not know whether it is complete"
         )),
     }
-}
-
-fn summary(spec: &RestoreSpec, report: &RestoreReport, took: Duration) -> String {
-    let stats = &report.stats;
-    let mut summary = String::new();
-    if spec.dry_run {
-        for change in report.changes.names.iter().take(CHANGES_SHOWN_MAX) {
-            summary.push_str(&format!("{}\n", text::harmless(change)));
-        }
-        let shown = report.changes.names.len().min(CHANGES_SHOWN_MAX);
-        let more = report.changes.count.saturating_sub(shown as u64);
-        if more > 0 {
-            summary.push_str(&format!("… and {} more\n", text::count(more)));
-        }
-    }
-    let would = if spec.dry_run {
-        "would restore"
-    } else {
-        "restored"
-    };
-    summary.push_str(&format!(
-        "{would} {}/{} to {}: {}, {}; {} ({}) copied",
-        spec.job,
-        text::harmless(&report.snapshot),
-        text::harmless(&spec.to.to_string_lossy()),
-        text::counted(stats.files_of_people().unwrap_or(0), "file", "files"),
-        text::bytes(stats.bytes_total),
-        text::counted(stats.transferred, "file", "files"),
-        text::bytes(stats.bytes_transferred),
-    ));
-    if report.same > 0 {
-        summary.push_str(&format!(
-            ", {} compared and the same",
-            text::count(report.same)
-        ));
-    }
-    let left = stats.regular_files.saturating_sub(stats.transferred);
-    if spec.trust_times && left > 0 {
-        summary.push_str(&format!(
-            ", {} skipped: their size and time are equal, their content was not compared",
-            text::count(left)
-        ));
-    }
-    if stats.deleted > 0 {
-        summary.push_str(&format!(", {} deleted", text::count(stats.deleted)));
-    }
-    summary.push_str(&format!(" in {}\n", text::duration(took)));
-    if let Some(verified) = report.verified {
-        summary.push_str(&format!(
-            "verified: {} read again and equal to the snapshot\n",
-            text::counted(verified, "file", "files")
-        ));
-    }
-    if report.unequal.count > 0 {
-        summary.push_str(&format!(
-            "{} {} written although size and time were equal: the content differed, or the file was a hard \
-             link to another one:\n",
-            text::counted(report.unequal.count, "file", "files"),
-            match (spec.dry_run, report.unequal.count) {
-                (true, _) => "would be",
-                (false, 1) => "was",
-                (false, _) => "were",
-            }
-        ));
-        for path in report.unequal.names.iter().take(CHANGES_SHOWN_MAX) {
-            summary.push_str(&format!("  {}\n", text::harmless(path)));
-        }
-    }
-    for message in report.messages.names.iter().take(CHANGES_SHOWN_MAX) {
-        summary.push_str(&format!("  {}\n", text::harmless(message)));
-    }
-    summary
 }

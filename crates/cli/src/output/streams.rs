@@ -51,14 +51,18 @@ impl Output {
     }
 
     /// Prints the command's result: `text` (ending in a newline, or empty), or `json` as one line.
-    pub(crate) fn result(self, text: &str, json: &impl Serialize) -> Result<(), Failure> {
+    pub(crate) fn result(
+        self,
+        text: &(impl AsRef<[u8]> + ?Sized),
+        json: &impl Serialize,
+    ) -> Result<(), Failure> {
         let mut out = std::io::stdout().lock();
         let written = if self.json {
             serde_json::to_writer(&mut out, json)
                 .map_err(std::io::Error::from)
                 .and_then(|()| out.write_all(b"\n"))
         } else {
-            out.write_all(text.as_bytes())
+            out.write_all(text.as_ref())
         };
         match written.and_then(|()| out.flush()) {
             Ok(()) => Ok(()),
@@ -113,7 +117,11 @@ impl Output {
 
     /// As [`result`](Self::result), for listings: a reader that closes the pipe early (`| head`) is no
     /// failure.
-    pub(crate) fn listing(self, text: &str, json: &impl Serialize) -> Result<(), Failure> {
+    pub(crate) fn listing(
+        self,
+        text: &(impl AsRef<[u8]> + ?Sized),
+        json: &impl Serialize,
+    ) -> Result<(), Failure> {
         if is_closed(&std::io::stdout()) {
             return Ok(());
         }

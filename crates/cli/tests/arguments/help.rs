@@ -35,6 +35,11 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
 
     Browse and restore:
       snapshots    List a container's snapshots
+      ls           List a folder of a snapshot
+      cat          Print a file of a snapshot
+      find         Find files in all snapshots: when they came, changed and went
+      versions     List the versions of a file or folder
+      diff         Compare two snapshots
       restore      Restore a snapshot, or a part of it
       mount        Mount snapshots for browsing
       umount       Unmount a container and wait until all data is on the server's disk
@@ -139,6 +144,11 @@ fn every_command_has_a_help_with_an_example() {
         "backup",
         "run",
         "snapshots",
+        "ls",
+        "cat",
+        "find",
+        "versions",
+        "diff",
         "restore",
         "prune",
         "pin",

@@ -23,6 +23,7 @@ mod keys;
 mod line;
 mod lock;
 mod log;
+mod look_inside;
 mod meet;
 mod old_data;
 mod other_server;

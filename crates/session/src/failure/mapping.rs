@@ -591,6 +591,7 @@ fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
         SnapshotError::CheckCancelled => {
             "nothing was changed. Run the same command again: it continues where this one stopped"
         }
+        SnapshotError::ReadCancelled => "nothing was changed",
         SnapshotError::PruneCancelled => {
             "all snapshots to be kept are complete. A snapshot whose removal had begun is gone; the \
              next prune or backup removes the rest of it"

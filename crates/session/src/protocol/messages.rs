@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sprat_attach::CryptMapping;
+use sprat_inside::{
+    CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, ListSpec, Listing, VersionsReport,
+    VersionsSpec,
+};
 use sprat_luks::SlotKind;
 use sprat_snapshot::{
     Census, CheckReport, CheckSpec, JobName, PinReport, PinSpec, PruneReport, PruneSpec,
@@ -218,6 +222,12 @@ pub(crate) enum WorkerOrder {
     TakeSnapshot(Box<SnapshotSpec>),
     List,
     Restore(Box<RestoreSpec>),
+    ListFolder(Box<ListSpec>),
+    Find(Box<FindSpec>),
+    Versions(Box<VersionsSpec>),
+    Diff(Box<DiffSpec>),
+    /// Writes a file's content to the descriptor on the descriptor socket.
+    Cat(Box<CatSpec>),
     Prune(Box<PruneSpec>),
     Remove(Box<RemoveSpec>),
     Pin(Box<PinSpec>),
@@ -263,6 +273,12 @@ pub(crate) enum WorkerReply {
     TooMuchNew(Box<Census>),
     Listed(Vec<SnapshotEntry>),
     Restored(Box<RestoreReport>),
+    FolderListed(Box<Listing>),
+    Found(Box<FindReport>),
+    VersionsFound(Box<VersionsReport>),
+    Differs(Box<DiffReport>),
+    /// How many bytes.
+    Written(u64),
     Pruned(Box<PruneReport>),
     Removed(Box<RemoveReport>),
     Pinned(Box<PinReport>),

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use sprat_attach::CryptMapping;
+use sprat_inside::{DiffReport, FindReport, Listing, VersionsReport};
 use sprat_snapshot::{
     Census, CheckReport, NameList, PinReport, PruneReport, RemoveReport, RestoreReport,
     SnapshotEntry, SnapshotReport, StagedFile,
@@ -72,6 +73,11 @@ impl Order for WorkerOrder {
             | Self::TakeSnapshot(_)
             | Self::List
             | Self::Restore(_)
+            | Self::ListFolder(_)
+            | Self::Find(_)
+            | Self::Versions(_)
+            | Self::Diff(_)
+            | Self::Cat(_)
             | Self::Prune(_)
             | Self::Remove(_)
             | Self::Pin(_)
@@ -132,6 +138,11 @@ answers! {
     StagedFile: Reply::Worker(WorkerReply::FileStaged(file)) => file;
     Vec<SnapshotEntry>: Reply::Worker(WorkerReply::Listed(entries)) => entries;
     RestoreReport: Reply::Worker(WorkerReply::Restored(report)) => *report;
+    Listing: Reply::Worker(WorkerReply::FolderListed(listing)) => *listing;
+    FindReport: Reply::Worker(WorkerReply::Found(report)) => *report;
+    VersionsReport: Reply::Worker(WorkerReply::VersionsFound(report)) => *report;
+    DiffReport: Reply::Worker(WorkerReply::Differs(report)) => *report;
+    u64: Reply::Worker(WorkerReply::Written(bytes)) => bytes;
     PruneReport: Reply::Worker(WorkerReply::Pruned(report)) => *report;
     RemoveReport: Reply::Worker(WorkerReply::Removed(report)) => *report;
     PinReport: Reply::Worker(WorkerReply::Pinned(report)) => *report;

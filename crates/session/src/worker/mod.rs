@@ -276,6 +276,26 @@ impl Worker {
                 }
             }
             WorkerOrder::List => WorkerReply::Listed(sprat_snapshot::list(self.root()?)?),
+            WorkerOrder::ListFolder(spec) => {
+                let listing = sprat_inside::list(self.root()?, &spec, &self.cancel)?;
+                WorkerReply::FolderListed(Box::new(listing))
+            }
+            WorkerOrder::Find(spec) => {
+                let report = sprat_inside::find(self.root()?, &spec, &self.cancel)?;
+                WorkerReply::Found(Box::new(report))
+            }
+            WorkerOrder::Versions(spec) => {
+                let report = sprat_inside::versions(self.root()?, &spec, &self.cancel)?;
+                WorkerReply::VersionsFound(Box::new(report))
+            }
+            WorkerOrder::Diff(spec) => {
+                let report = sprat_inside::diff(self.root()?, &spec, &self.cancel)?;
+                WorkerReply::Differs(Box::new(report))
+            }
+            WorkerOrder::Cat(spec) => {
+                let out = sprat_attach::receive_fd(&self.descriptors)?;
+                WorkerReply::Written(sprat_inside::cat(self.root()?, &spec, out, &self.cancel)?)
+            }
             WorkerOrder::Restore(spec) => {
                 let cancel = self.cancel.clone();
                 let root = self.root()?;

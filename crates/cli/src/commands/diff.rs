@@ -1,0 +1,69 @@
+//! `sprat diff`: compares two snapshots.
+
+use std::ffi::OsString;
+
+use clap::Args;
+use sprat_inside::{DiffSpec, Place};
+use sprat_run::inside_text;
+
+use super::context::{CommandArgs, Context};
+use super::lookup;
+use crate::args::TARGET_HELP;
+use crate::{Exit, Failure};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  sprat diff home www
+  sprat diff home www/2026-11-23 www/2026-11-28
+  sprat diff home www/2026-11-23:/etc www/latest";
+
+pub(super) const NOTES: &str = "\
+With one WHAT, it is compared with the snapshot before it: that shows what the backup changed. A path in the
+first WHAT applies to the second, unless that has one. Files of equal size and time are equal, as they are
+for rsync. A path that was renamed is shown as gone and as new.";
+
+#[derive(Debug, Args)]
+pub(super) struct DiffArgs {
+    #[arg(help = TARGET_HELP)]
+    target: String,
+    /// What to compare. SNAPSHOT is a name, the beginning of a name (the newest match), `latest` or
+    /// `latest-complete`; the default is the latest snapshot. PATH is a path in the source
+    #[arg(value_name = "JOB[/SNAPSHOT][:PATH]")]
+    what: OsString,
+    /// What to compare it with: the newer one
+    #[arg(value_name = "JOB[/SNAPSHOT][:PATH]")]
+    with: Option<OsString>,
+}
+
+impl CommandArgs for DiffArgs {
+    const NEEDS_ROOT: bool = true;
+
+    fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let first = lookup::place(context, &self.what, None)?;
+        let spec = match &self.with {
+            None => DiffSpec {
+                before: None,
+                after: first,
+            },
+            Some(with) => {
+                let with = context.wanted(with, None)?;
+                let path = with.path.unwrap_or_else(|| first.path());
+                let snapshot = with.snapshot.unwrap_or_default();
+                DiffSpec {
+                    before: Some(first),
+                    after: Place::new(with.job, snapshot, Some(&path)),
+                }
+            }
+        };
+        let (target, report) = lookup::look(context, &self.target, |session, reporter| {
+            session.diff(spec, reporter, &context.interrupt)
+        })?;
+        for side in [&report.before, &report.after] {
+            if let (Some(snapshot), Some(kind)) = (&side.snapshot, side.kind) {
+                lookup::note_kind(context, snapshot, kind);
+            }
+        }
+        let text = inside_text::differences(&report);
+        lookup::print(context, "diff", &target, &text, &report, report.more)
+    }
+}

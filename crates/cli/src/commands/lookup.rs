@@ -1,0 +1,84 @@
+//! What the commands that look into snapshots have in common.
+
+use std::ffi::OsStr;
+
+use serde::Serialize;
+use sprat_inside::Place;
+use sprat_session::{Access, Session, text};
+use sprat_snapshot::{EntryKind, unescape_name};
+
+use super::context::Context;
+use crate::output::{Reporter, result_json};
+use crate::{Exit, Failure};
+
+/// The place that `JOB[/SNAPSHOT][:PATH]` and `--at TIME` mean.
+pub(super) fn place(context: &Context, what: &OsStr, at: Option<&str>) -> Result<Place, Failure> {
+    let wanted = context.wanted(what, at)?;
+    let snapshot = wanted.snapshot.unwrap_or_default();
+    Ok(Place::new(wanted.job, snapshot, wanted.path.as_deref()))
+}
+
+/// The target, and what `ask` found in it.
+pub(super) fn look<T>(
+    context: &Context,
+    target: &str,
+    ask: impl FnOnce(&mut Session, &mut Reporter) -> Result<T, Failure>,
+) -> Result<(String, T), Failure> {
+    let prepared = context.prepare(target, Access::ReadOnly)?;
+    let target = prepared.resolved.target.to_string();
+    let mut reporter = Reporter::new(context.output, "");
+    let (found, _) = context.in_session(prepared, &mut reporter, ask)?;
+    Ok((target, found))
+}
+
+/// Warns of what is no complete snapshot.
+pub(super) fn note_kind(context: &Context, snapshot: &str, kind: EntryKind) {
+    let snapshot = text::harmless(snapshot);
+    match kind {
+        EntryKind::Complete | EntryKind::Adopted => {}
+        EntryKind::Incomplete => context.output.note(&format!(
+            "{snapshot} is incomplete: some files could not be read during the backup"
+        )),
+        EntryKind::Partial | EntryKind::Inflight => context.output.warning(&format!(
+            "{snapshot} is of an interrupted run: files can be missing or cut short"
+        )),
+        _ => context.output.warning(&format!(
+            "{snapshot} has no record: sprat does not know whether it is complete"
+        )),
+    }
+}
+
+/// Prints a list, and warns if it is not the whole one.
+pub(super) fn print(
+    context: &Context,
+    command: &str,
+    target: &str,
+    text: &(impl AsRef<[u8]> + ?Sized),
+    report: &impl Serialize,
+    more: u64,
+) -> Result<Exit, Failure> {
+    let exit = context.exit(Exit::Done);
+    let mut fields = serde_json::to_value(report)
+        .map_err(|error| Failure::failed("the result has no form in JSON").caused_by(&error))?;
+    fields["target"] = target.into();
+    context
+        .output
+        .listing(text, &result_json(command, exit, fields))?;
+    if more > 0 {
+        context.output.warning(&format!(
+            "the list is too long: {} not shown. Name a folder, or use a narrower pattern",
+            text::counted(more, "more path is", "more paths are")
+        ));
+    }
+    Ok(exit)
+}
+
+/// Names for other programs: as they are, each with a zero byte at its end.
+pub(super) fn raw<'n>(names: impl Iterator<Item = &'n str>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for name in names {
+        bytes.extend(unescape_name(name));
+        bytes.push(0);
+    }
+    bytes
+}

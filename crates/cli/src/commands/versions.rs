@@ -1,0 +1,47 @@
+//! `sprat versions`: lists the versions of a file or folder.
+
+use std::ffi::OsString;
+
+use clap::Args;
+use sprat_inside::{Place, VersionsSpec};
+use sprat_run::inside_text;
+use sprat_snapshot::SnapshotChoice;
+
+use super::context::{CommandArgs, Context};
+use super::lookup;
+use crate::args::TARGET_HELP;
+use crate::{Exit, Failure};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  sprat versions home www:/etc/fstab
+  sprat versions home www:/etc/fstab --json";
+
+#[derive(Debug, Args)]
+pub(super) struct VersionsArgs {
+    #[arg(help = TARGET_HELP)]
+    target: String,
+    /// The file or folder, by its path in the source
+    #[arg(value_name = "JOB:PATH")]
+    what: OsString,
+}
+
+impl CommandArgs for VersionsArgs {
+    const NEEDS_ROOT: bool = true;
+
+    fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let wanted = context.wanted(&self.what, None)?;
+        let (None, Some(path)) = (&wanted.snapshot, &wanted.path) else {
+            return Err(
+                Failure::usage("`versions` needs a job and a path, and no snapshot")
+                    .with_hint("nothing was started. Write JOB:PATH, such as www:/etc/fstab"),
+            );
+        };
+        let place = Place::new(wanted.job.clone(), SnapshotChoice::Latest, Some(path));
+        let (target, report) = lookup::look(context, &self.target, |session, reporter| {
+            session.versions(VersionsSpec { place }, reporter, &context.interrupt)
+        })?;
+        let text = inside_text::versions(&report, &context.shown());
+        lookup::print(context, "versions", &target, &text, &report, 0)
+    }
+}

@@ -1,0 +1,140 @@
+//! The commands that look into snapshots, as a person and a script use them.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+
+use sprat_testkit::machine::{CONTAINER, TestMachine};
+use sprat_testkit::{needs, requires};
+
+/// Two snapshots of `tree`, and the name of the first.
+fn with_two_snapshots() -> (TestMachine, String) {
+    let machine = TestMachine::with_container();
+    machine.write_old("tree/etc/fstab", "one");
+    machine.write_old("tree/gone", "x");
+    let odd = std::ffi::OsStr::from_bytes(b"odd\n\xe9");
+    machine.write("tree/plain", "x");
+    fs::rename(machine.path("tree/plain"), machine.path("tree").join(odd)).unwrap();
+    machine.ok(&["backup", CONTAINER, "--name", "home", "tree", "-q"]);
+    let first = machine.sprat(&["snapshots", CONTAINER, "--json"]).json();
+    let first = first["snapshots"][0]["folder"].as_str().unwrap().to_owned();
+    machine.write("tree/etc/fstab", "two, longer");
+    fs::remove_file(machine.path("tree/gone")).unwrap();
+    machine.ok(&["backup", CONTAINER, "--name", "home", "tree", "-q"]);
+    (machine, first)
+}
+
+#[test]
+fn snapshots_are_listed_printed_searched_and_compared() {
+    requires!(needs::root());
+    let (machine, first) = with_two_snapshots();
+    let source = machine.path("tree").display().to_string();
+    let old = format!("home/{first}:{source}/etc/fstab");
+    let new = format!("home:{source}/etc/fstab");
+    let run = |words: &[&str]| {
+        let words = [&[words[0], CONTAINER], &words[1..]].concat();
+        machine.sprat(&words)
+    };
+
+    assert_eq!(run(&["cat", &old]).succeeded().stdout, "one");
+    assert_eq!(run(&["cat", &new]).succeeded().stdout, "two, longer");
+
+    let folder = format!("home:{source}");
+    let ran = run(&["ls", &folder]).succeeded();
+    let names: Vec<&str> = ran
+        .stdout
+        .lines()
+        .map(|line| line.rsplit("  ").next().unwrap())
+        .collect();
+    assert_eq!(names, ["etc", "odd\\#012\\#351"], "{}", ran.whole());
+    let listed = run(&["ls", &folder, "--json"]).succeeded().json();
+    assert_eq!(listed["schema"], 1);
+    assert_eq!(listed["command"], "ls");
+    assert_eq!(listed["kind"], "good");
+    assert_eq!(listed["entries"][0]["kind"], "folder");
+    let mut command = machine.command();
+    let raw = command
+        .args(["ls", CONTAINER, &folder, "--null"])
+        .output()
+        .unwrap();
+    let expected = [
+        source.as_bytes(),
+        b"/etc\0",
+        source.as_bytes(),
+        b"/odd\n\xe9\0",
+    ]
+    .concat();
+    assert_eq!(raw.stdout, expected);
+
+    let versions = run(&["versions", &new, "--json"]).succeeded().json();
+    let versions = versions["versions"].as_array().unwrap().clone();
+    let changes: Vec<&str> = versions
+        .iter()
+        .map(|one| one["change"].as_str().unwrap())
+        .collect();
+    assert_eq!(changes, ["new", "content"]);
+    assert_eq!(versions[0]["first"], first);
+    assert_eq!(
+        (&versions[0]["bytes"], &versions[1]["bytes"]),
+        (&3.into(), &11.into())
+    );
+
+    let found = run(&["find", "GON?", "-i"]).succeeded();
+    assert!(
+        found.stdout.contains("home:[DIR]/tree/gone"),
+        "{}",
+        found.whole()
+    );
+    assert_eq!(found.stdout.lines().count(), 2, "{}", found.whole());
+    assert_eq!(run(&["find", "no such name"]).succeeded().stdout, "");
+
+    let ran = run(&["diff", "home"]).succeeded();
+    let changes: Vec<Vec<&str>> = ran
+        .stdout
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(changes[0][0], "gone");
+    assert_eq!(changes[1][0], "changed");
+    assert!(
+        ran.stdout.contains("1 changed (11 B), 1 gone (1 B)"),
+        "{}",
+        ran.whole()
+    );
+    let back = run(&["diff", "home", &format!("home/{first}"), "--json"]);
+    let back = back.succeeded().json();
+    assert_eq!(back["sums"]["new"]["paths"], 1);
+    assert_eq!(back["sums"]["content"]["after_bytes"], 3);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn what_is_not_there_is_1_and_what_is_no_place_is_2() {
+    requires!(needs::root());
+    let (machine, first) = with_two_snapshots();
+    let none = format!("home:{}/none", machine.path("tree").display());
+    for words in [
+        &["cat", CONTAINER, &none][..],
+        &["ls", CONTAINER, &none],
+        &["versions", CONTAINER, &none],
+        &["diff", CONTAINER, &none],
+        &["ls", CONTAINER, "other"],
+        &["ls", CONTAINER, "home/2001"],
+        // The first one has none before it.
+        &["diff", CONTAINER, &format!("home/{first}")],
+    ] {
+        machine.sprat(words).failed_with(1);
+    }
+    let folder = format!("home:{}", machine.path("tree").display());
+    for words in [
+        &["cat", CONTAINER, &folder][..],
+        &["ls", CONTAINER, "home/"],
+        &["ls", CONTAINER, &format!("home/{first}"), "--at", "3d"],
+        &["versions", CONTAINER, "home"],
+        &["versions", CONTAINER, &format!("home/{first}:/etc")],
+        &["find", CONTAINER, "[a"],
+        &["find", CONTAINER, "a", "--job", "-x"],
+    ] {
+        machine.sprat(words).failed_with(2);
+    }
+    machine.nothing_is_left();
+}

@@ -1,0 +1,29 @@
+//! Looks into the snapshots of a mounted volume: lists folders, finds paths, compares, and reads files.
+//!
+//! Above: the worker process in `session`, which has mounted the volume; `run` shows the answers as text.
+//! Below: `snapshot`, which opens a snapshot's folders.
+//!
+//! Always true:
+//! - Nothing is written to the volume, and no symbolic link in it is followed.
+//! - A file that two snapshots share is not examined twice: the number of its inode shows that it is one
+//!   file. The content of a file is read by [`cat()`] only.
+//! - Every answer is bounded. What does not fit is counted.
+#![forbid(unsafe_code)]
+
+mod answer;
+mod cat;
+mod diff;
+mod find;
+mod found;
+mod list;
+mod pattern;
+mod versions;
+
+pub use answer::{ANSWER_ENTRIES_MAX, Place};
+pub use cat::{CatSpec, cat};
+pub use diff::{DiffReport, DiffSpec, Difference, Side, Sum, Sums, diff};
+pub use find::{FindReport, FindSpec, PathHistory, SearchedJob, find};
+pub use found::{Change, Found, Kind};
+pub use list::{ListSpec, Listing, ListingEntry, list};
+pub use pattern::{Pattern, PatternError};
+pub use versions::{Gone, Version, VersionsReport, VersionsSpec, versions};
