@@ -30,7 +30,7 @@ pub(crate) struct GlobalArgs {
     /// Print only results, warnings and failures
     #[arg(long, short, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Print every step
+    /// Print every step, and each file that a backup copies
     #[arg(long, short, global = true)]
     pub verbose: bool,
     /// Run this command instead of `ssh`; it is split into words and not run by a shell

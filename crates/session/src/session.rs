@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use sprat_luks::Secret;
 use sprat_snapshot::{
-    Census, JobName, LocalContainer, NameList, PinReport, PinSpec, PruneReport, PruneSpec,
-    RemoveReport, RemoveSpec, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotError,
+    Census, FileListener, JobName, LocalContainer, NameList, PinReport, PinSpec, PruneReport,
+    PruneSpec, RemoveReport, RemoveSpec, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotError,
     SnapshotReport, SnapshotSpec, StagedFile,
 };
 use sprat_store::unattended;
@@ -147,6 +147,7 @@ impl Session {
         exclude_own(&self.settings, &mut spec);
         without_questions(&mut spec);
         spec.suspects = Some(self.suspects());
+        spec.listener = FileListener::new(observer.wants_files());
         self.too_much = None;
         let order = WorkerOrder::TakeSnapshot(Box::new(spec));
         let taken: Result<SnapshotReport, Box<Census>> = self.ask(&order, observer, interrupt)?;

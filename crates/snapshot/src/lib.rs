@@ -30,6 +30,7 @@ mod completeness;
 mod conflicts;
 mod disks;
 mod error;
+mod file_listener;
 mod file_system;
 mod foreign;
 mod found;
@@ -93,6 +94,7 @@ pub use check::{CheckReport, CheckSpec, CheckWhat, FilesOn, begin_known_from, ch
 pub use choice::SnapshotChoice;
 pub use disks::JobSources;
 pub use error::{SnapshotError, SnapshotErrorKind, SpaceKind};
+pub use file_listener::FileListener;
 pub use file_system::FileSystem;
 pub use keep::{Candidate, KeepBy, KeepDecision, KeepReason, decide, is_held};
 pub use keep_rules::{KeepCount, KeepPolicy, KeepRules};

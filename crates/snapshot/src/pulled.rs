@@ -14,6 +14,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use crate::file_listener::FileListener;
 use crate::found::Found;
 use crate::name_list::NameList;
 use crate::pulled_source::{PulledSource, host_folder, within};
@@ -71,6 +72,15 @@ impl Host {
                 true => escape_path(path.strip_prefix("/").unwrap_or(&path)),
                 false => escape_path(&path),
             }
+        })
+    }
+
+    /// A listener for names relative to the root of the host.
+    pub(crate) fn listener(&self, listener: &FileListener) -> FileListener {
+        let host = self.clone();
+        listener.named(move |name| {
+            let path = host.in_snapshot(&unescape_path(name));
+            escape_path(path.strip_prefix("/").unwrap_or(&path))
         })
     }
 

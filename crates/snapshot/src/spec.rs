@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::census::{Census, CensusSpec};
 use crate::choice::SnapshotChoice;
+use crate::file_listener::FileListener;
 use crate::name::{JobName, SnapshotName};
 use crate::name_list::NameList;
 use crate::own_places::LocalContainer;
@@ -78,6 +79,9 @@ pub struct SnapshotSpec {
     /// rsync: an absolute path, or a plain name that is searched for in the usual folders.
     #[serde(default = "rsync_name", with = "path_text")]
     pub rsync: PathBuf,
+    /// Receives each file whose content is copied.
+    #[serde(default)]
+    pub listener: FileListener,
 }
 
 fn rsync_name() -> PathBuf {
@@ -108,6 +112,7 @@ impl SnapshotSpec {
             suspects: None,
             allow_empty: false,
             rsync: rsync_name(),
+            listener: FileListener::default(),
         }
     }
 }

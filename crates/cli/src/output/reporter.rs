@@ -16,6 +16,9 @@ const JSON_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two plain lines: rare enough for a log that is kept.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(15);
 
+/// A path has at most 4,096 bytes. One that can't be printed takes 5 characters.
+const FILE_CHARACTERS_MAX: usize = 5 * 4096;
+
 /// Reports the progress and the notices of a session.
 #[derive(Debug)]
 pub(crate) struct Reporter {
@@ -183,6 +186,21 @@ impl Observer for Reporter {
             self.output.warning(&text);
         } else {
             self.output.note(&text);
+        }
+    }
+
+    fn wants_files(&self) -> bool {
+        self.output.verbose
+    }
+
+    fn copied(&mut self, path: &str) {
+        if self.output.json {
+            let event = json!({ "copied": path, "about": self.subject.trim_end() });
+            self.output.event(&event);
+        } else {
+            self.clear();
+            let path = text::harmless_within(path, FILE_CHARACTERS_MAX);
+            write_stderr(&format!("{}/{path}\n", self.subject));
         }
     }
 }

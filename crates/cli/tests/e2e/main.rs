@@ -45,4 +45,5 @@ mod sheet_page;
 mod sources;
 mod status;
 mod trips;
+mod verbose;
 mod year;

@@ -66,6 +66,14 @@ impl Observer for Meter<'_> {
     fn notice(&mut self, notice: Notice) {
         self.inner.notice(notice);
     }
+
+    fn wants_files(&self) -> bool {
+        self.inner.wants_files()
+    }
+
+    fn copied(&mut self, path: &str) {
+        self.inner.copied(path);
+    }
 }
 
 impl<'a> Runner<'a> {

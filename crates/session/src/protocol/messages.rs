@@ -266,6 +266,8 @@ pub(crate) enum WorkerReply {
     /// Answers every order that has no answer of its own.
     Done,
     Progress(sprat_snapshot::Progress),
+    /// The content of this file is copied: its path, escaped, relative to the snapshot.
+    Copied(String),
     Notice(Notice),
     FileStaged(StagedFile),
     SnapshotTaken(Box<SnapshotReport>),

@@ -238,6 +238,12 @@ pub trait Observer {
     fn progress(&mut self, progress: &SessionProgress);
     /// A notice for the user.
     fn notice(&mut self, notice: Notice);
+    /// Whether each file is wanted that a backup copies.
+    fn wants_files(&self) -> bool {
+        false
+    }
+    /// A backup copies the content of this file: its path, escaped, relative to the snapshot.
+    fn copied(&mut self, _path: &str) {}
 }
 
 /// The newest snapshot of each job: job, snapshot.

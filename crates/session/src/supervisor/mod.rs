@@ -356,6 +356,10 @@ impl Supervisor {
                     watch.observer.progress(&self.progress);
                     continue;
                 }
+                Event::Worker(_, Some(WorkerReply::Copied(path))) => {
+                    watch.observer.copied(&path);
+                    continue;
+                }
                 Event::Worker(_, Some(WorkerReply::Notice(notice))) => {
                     watch.observer.notice(notice);
                     continue;

@@ -243,7 +243,11 @@ impl Worker {
                 sprat_snapshot::unstage(self.root()?, &job)?;
                 WorkerReply::Done
             }
-            WorkerOrder::TakeSnapshot(spec) => {
+            WorkerOrder::TakeSnapshot(mut spec) => {
+                let events = self.events.clone();
+                spec.listener.send_to(move |path| {
+                    let _ = events.send(&WorkerReply::Copied(path.to_owned()));
+                });
                 let now = jiff::Timestamp::now();
                 let cancel = self.cancel.clone();
                 let root = self.root()?;

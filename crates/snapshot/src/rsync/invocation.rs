@@ -11,6 +11,7 @@ use super::listed::Lists;
 use super::output::ITEM_FORMAT;
 use super::stillness::STILL_MAX;
 use crate::census::Walk;
+use crate::file_listener::FileListener;
 use crate::mounts::pattern_for;
 use crate::scan_rules::ScanRules;
 
@@ -57,6 +58,8 @@ pub(crate) struct Invocation {
     /// Files of this time or younger are listed in [`super::Outcome::recent`]. The time is in UTC, in
     /// the form of rsync's `%M`. Needs [`super::ITEM_FORMAT`].
     pub(crate) recent_from: Option<String>,
+    /// Receives each regular file that is written, if `recent_from` is set.
+    pub(crate) listener: FileListener,
     /// Whether a [`super::Guard`] watches the volume.
     pub(crate) guarded: bool,
     /// rsync's standard input, for `--files-from=-` or `--exclude-from=-`.
@@ -90,6 +93,7 @@ impl Invocation {
             term_patience: TERM_PATIENCE,
             still_max: STILL_MAX,
             recent_from: None,
+            listener: FileListener::default(),
             guarded: false,
             input: None,
             lists_names: false,

@@ -530,6 +530,7 @@ impl<'a> Running<'a> {
     }
 
     fn take_written(&mut self, file: Named<'_>) {
+        self.invocation.listener.copied(file.name);
         self.copied.push_within(file.name.to_owned(), COMPARED_MAX);
         if file.bytes >= HOLES_NAMED_BYTES && !self.invocation.remote {
             self.asked

@@ -68,6 +68,7 @@ impl Run<'_> {
         let job = &self.folder.job.path;
         let mut invocation = Invocation::new(arguments, job, job, Side::IntoVolume);
         invocation.recent_from = Some(recent::from_text(self.started));
+        invocation.listener = self.spec.listener.clone();
         invocation
     }
 }

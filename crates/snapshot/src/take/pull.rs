@@ -198,6 +198,7 @@ impl<'p> Pull<'p> {
 
     fn note_recent_in(&self, invocation: &mut Invocation) {
         invocation.recent_from = Some(recent::from_text_on_hosts(self.run.started));
+        invocation.listener = self.host.listener(&self.run.spec.listener);
     }
 
     /// Runs rsync, and again without a file that the volume refuses. Each run begins with an empty

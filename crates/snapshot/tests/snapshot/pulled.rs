@@ -3,11 +3,12 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{Timespec, Timestamps, XattrFlags, utimensat};
 use sprat_snapshot::{
-    Cancel, JobSources, PruneSpec, PulledSource, RestoreSpec, ScanRules, SnapshotError,
-    SnapshotErrorKind, SnapshotReport, SnapshotSpec, Warning, preview, prune,
+    Cancel, FileListener, JobSources, PruneSpec, PulledSource, RestoreSpec, ScanRules,
+    SnapshotError, SnapshotErrorKind, SnapshotReport, SnapshotSpec, Warning, preview, prune,
 };
 use sprat_testkit::ssh_server::{SshServer, openssh};
 use sprat_testkit::{needs, requires};
@@ -155,8 +156,29 @@ fn hosts_are_pulled_with_all_attributes_and_unchanged_files_are_linked() {
     }
     let mut spec = scene.spec(&[("root@web", odd), ("root@web", "www/plain"), ("db", "db")]);
     spec.sources = vec![scene.bench.source()];
+    let copied = Arc::new(Mutex::new(Vec::new()));
+    spec.listener = FileListener::new(true);
+    let list = Arc::clone(&copied);
+    spec.listener
+        .send_to(move |path| list.lock().unwrap().push(path.to_owned()));
     let first = scene.take(&spec);
     assert!(first.record.complete, "{:?}", first.record);
+    let mut copied = std::mem::take(&mut *copied.lock().unwrap());
+    copied.sort_unstable();
+    // Of a file with several names, rsync copies any.
+    let second = scene.at(&format!("{odd}/second name"));
+    let copied = copied
+        .iter()
+        .map(|path| path.replace(&*second.to_string_lossy(), &file.to_string_lossy()));
+    let copied: Vec<String> = copied.collect();
+    let local = scene.bench.source().join("local").display().to_string();
+    let expected = [
+        format!("@db{}", scene.at("db/rows").display()),
+        format!("@web{}", file.display()),
+        format!("@web{}", changes.display()),
+        local.trim_start_matches('/').to_owned(),
+    ];
+    assert_eq!(copied, expected);
     assert_eq!(first.record.pulled.len(), 3);
     assert!(first.record.pulled.iter().all(|part| part.full));
     let kept = scene.pulled(&first, "web", &format!("{odd}/file"));
