@@ -146,6 +146,9 @@ pub struct BegunHooks {
     pub after: bool,
     /// `finally` is owed.
     pub finally: bool,
+    /// It was reported that they can't run.
+    #[serde(default)]
+    pub reported: bool,
 }
 
 /// What is known of a container, beside its copies.

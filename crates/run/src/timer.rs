@@ -6,7 +6,7 @@
 use std::path::Path;
 
 /// `sprat run` is called every so many minutes.
-const RUN_EVERY_MINUTES: u8 = 15;
+pub(crate) const RUN_EVERY_MINUTES: u8 = 15;
 /// The alert comes so many minutes after a run. Most runs have ended by then.
 const ALERT_MINUTES_LATER: u8 = 10;
 

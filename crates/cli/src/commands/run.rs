@@ -209,7 +209,10 @@ impl RunArgs {
             silent: output.quiet,
         };
         let every: Vec<Copy<'_>> = context.config.copies().collect();
-        let failed_owed = runner.pay_owed_hooks(&every);
+        let mut failed_owed = runner.pay_owed_hooks(&every);
+        if context.mistakes.is_empty() {
+            failed_owed.extend(runner.report_unknown_hooks());
+        }
         for failure in &failed_owed {
             output.failure(&failure.failure);
         }

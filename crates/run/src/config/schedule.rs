@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::civil::Weekday;
+use jiff::civil::{Time, Weekday};
 use toml::de::DeValue;
 
 use super::TIME_MAX;
@@ -11,6 +11,7 @@ use super::reader::Table;
 use super::values;
 use crate::day_part::DayPart;
 use crate::due::{At, AtTime, Schedule};
+use crate::timer::RUN_EVERY_MINUTES;
 
 const DAY: Duration = Duration::from_secs(86_400);
 const QUARTER: Duration = Duration::from_secs(15 * 60);
@@ -99,16 +100,35 @@ pub(super) fn alert_after(
     gap.and(set.unwrap_or(default))
 }
 
-/// A time of `at` outside of the window would never begin a copy.
+/// A time of `at` outside of the window would never begin a copy. A window that the timer may not meet is
+/// a warning.
 pub(super) fn check_window(
     table: &Table<'_, '_, '_>,
     schedule: &Schedule,
     window: Option<DayPart>,
     stops: &Stops,
 ) {
-    let (Schedule::At(at), Some(window)) = (schedule, window) else {
-        return;
+    let Some(window) = window else { return };
+    let warn_if_short = |begin: Time, key: &str| {
+        let minute = |time: Time| i16::from(time.hour()) * 60 + i16::from(time.minute());
+        let minutes = (minute(window.to) - minute(begin)).rem_euclid(24 * 60);
+        if minutes < i16::from(RUN_EVERY_MINUTES) {
+            let what = format!(
+                "`{key}`: only {minutes} min of `window` follow {}. The timer calls sprat every \
+                 {RUN_EVERY_MINUTES} min, so it may never begin a copy in that time",
+                begin.strftime("%H:%M")
+            );
+            table.warn(key, what);
+        }
     };
+    let at = match schedule {
+        Schedule::Every(_) => return warn_if_short(window.from, "window"),
+        Schedule::Never => return,
+        Schedule::At(at) => at,
+    };
+    for at in at.times.iter().filter(|at| window.contains(at.time())) {
+        warn_if_short(at.time(), "at");
+    }
     let outside = at.times.iter().find(|at| !window.contains(at.time()));
     if let (Some(at), Some(spot)) = (outside, table.spot_of("at")) {
         let what = format!(

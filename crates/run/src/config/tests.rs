@@ -532,6 +532,18 @@ fn doubtful_settings_are_warnings_only() {
             "file = \"x\"",
             "`file` has no effect without `command`",
         ),
+        (
+            "job",
+            "window = \"23:55-00:09\"",
+            "`window`: only 14 min of `window` follow 23:55. The timer calls sprat every 15 min, so it may \
+             never begin a copy in that time",
+        ),
+        (
+            "job",
+            "at = \"02:50\"\nwindow = \"01:00-03:00\"",
+            "`at`: only 10 min of `window` follow 02:50. The timer calls sprat every 15 min, so it may never \
+             begin a copy in that time",
+        ),
     ];
     for (place, lines, what) in cases {
         let loaded = parsed(&with(place, lines));
@@ -542,6 +554,13 @@ fn doubtful_settings_are_warnings_only() {
     for pattern in ["/home/x", "/home", "/*/x", "*.iso", "x/"] {
         let loaded = parsed(&with("job", &format!("exclude = \"{pattern}\"")));
         assert_eq!(shown(&loaded.warnings), Vec::<String>::new());
+    }
+    for lines in [
+        "window = \"23:50-00:05\"",
+        "at = \"02:45\"\nwindow = \"02:00-03:00\"",
+    ] {
+        let loaded = parsed(&with("job", lines));
+        assert_eq!(shown(&loaded.warnings), Vec::<String>::new(), "{lines}");
     }
     let config = parsed(&with("container", "insist_without_fsync = true")).config;
     assert!(config.containers[0].allow_no_fsync);

@@ -67,6 +67,7 @@ fn state_of_copies_is_kept_apart_and_torn_files_count_as_unknown() {
         started: now,
         after: false,
         finally: true,
+        reported: false,
     };
     container_file(state_dir, "nas").change(|state| state.begun = Some(begun.clone()));
     assert_eq!(load(&home).first_seen, Some(now));

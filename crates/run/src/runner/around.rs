@@ -10,7 +10,7 @@ use super::outcome::End;
 use super::{Runner, problems_of};
 use crate::config::{Container, Job};
 use crate::copy_name::CopyName;
-use crate::copy_state::{BegunHooks, container_file, copy_file};
+use crate::copy_state::{BegunHooks, container_file, copy_file, known_copies};
 use crate::hooks::{Context, Hook, HookEnd, HookReport, Kind, Outcome, run_all, run_before};
 use crate::notify::Subject;
 use crate::run_lock::RunLock;
@@ -162,6 +162,7 @@ impl<'r> Around<'r> {
             started: self.context.started,
             after: matches!(self.owner, Owner::Copy(..)),
             finally: true,
+            reported: false,
         };
         self.owner.record(self.runner, Some(begun));
         let _hold = self.runner.interrupt.hold();
@@ -246,6 +247,41 @@ pub(super) fn pay<'r>(
         }));
     }
     failed
+}
+
+/// Reports, once each, what runs that were killed owe for jobs that are not in the config: what to run is not
+/// known. It is owed until the job is back.
+pub(super) fn report_unknown(runner: &Runner<'_>) -> Vec<OwedFailed> {
+    let known = known_copies(&runner.state_dir).unwrap_or_default();
+    let gone = known
+        .into_iter()
+        .filter(|name| runner.config.copies().all(|copy| copy.name() != *name));
+    gone.filter_map(|name| {
+        let mut file = copy_file(&runner.state_dir, &name);
+        file.read().begun.filter(|begun| !begun.reported)?;
+        // `None`: the process that runs them lives, with the config of before.
+        let _lock = RunLock::of_hooks(&runner.runtime_dir, &name.job).ok()??;
+        let begun = file.read().begun?;
+        let hooks = match begun.after {
+            true => "its `after` and `finally` hooks",
+            false => "its `finally` hooks",
+        };
+        let failure = Failure::failed(format!(
+            "the last run of job {} was killed, and {hooks} did not run: the job is not in the config",
+            name.job
+        ))
+        .with_hint("check whether what its `before` hooks stopped runs again");
+        let reported = BegunHooks {
+            reported: true,
+            ..begun
+        };
+        runner.change(&name, |state| state.begun = Some(reported));
+        Some(OwedFailed {
+            subject: Subject::Copy(name),
+            failure,
+        })
+    })
+    .collect()
 }
 
 fn pay_one<'r>(runner: &'r Runner<'r>, owner: Owner<'r>) -> Result<Vec<Failure>, Failure> {

@@ -217,6 +217,13 @@ impl<'a> Runner<'a> {
         around::pay(self, &copies, &containers)
     }
 
+    /// Reports, once each, the hooks that a killed run owes for jobs that are not in the config. For a config
+    /// without mistakes: with one, a job may only seem to be gone.
+    #[must_use]
+    pub fn report_unknown_hooks(&self) -> Vec<OwedFailed> {
+        around::report_unknown(self)
+    }
+
     /// What could not be read or written in the state folder, each once.
     #[must_use]
     pub fn take_problems(&self) -> Vec<String> {

@@ -201,3 +201,38 @@ fn job_without_a_success_knows_the_disk_by_the_other_jobs() {
     assert_eq!((front.opened, done.exit()), (0, Exit::Done));
     assert_eq!(scene.log(), "");
 }
+
+#[test]
+fn hooks_owed_by_a_job_that_left_the_config_are_reported_once_and_owed_until_it_is_back() {
+    let scene = Scene::new("");
+    let runner = scene.runner();
+    let copy = scene.config.copies().next().unwrap();
+    let name = copy.name();
+    let mut without = Scene::new("");
+    without.config.jobs.retain(|job| job.name.as_str() != "a");
+    let later = Runner {
+        config: &without.config,
+        ..scene.runner()
+    };
+    let around = Around::of_copy(&runner, copy.job, &name, Timestamp::now()).unwrap();
+    assert!(around.as_ref().unwrap().before().is_ok());
+    // The process that has begun them lives.
+    assert_eq!(later.report_unknown_hooks().len(), 0);
+    drop(around);
+    let reported = later.report_unknown_hooks();
+    let texts: Vec<&str> = reported.iter().map(|one| &*one.failure.what).collect();
+    assert_eq!(
+        texts,
+        [
+            "the last run of job a was killed, and its `after` and `finally` hooks did not run: the job is not \
+             in the config"
+        ]
+    );
+    assert_eq!(later.report_unknown_hooks().len(), 0);
+    assert_eq!(scene.log(), "before\n");
+    // It is back.
+    let copies: Vec<_> = scene.config.copies().collect();
+    assert_eq!(runner.pay_owed_hooks(&copies).len(), 0);
+    assert_eq!(scene.log(), "before\nafter 137\nfinally 137\n");
+    assert_eq!(later.report_unknown_hooks().len(), 0);
+}
