@@ -84,11 +84,16 @@ pub(crate) struct Disks {
 struct Part {
     path: PathBuf,
     full: bool,
+    /// All of the path was asked for. Otherwise it is a file of what was.
+    pulled: bool,
 }
 
 impl Part {
     fn has(&self, path: &Path) -> bool {
-        self.path.starts_with(path) || path.starts_with(&self.path)
+        match self.pulled {
+            true => path.starts_with(&self.path),
+            false => self.path.starts_with(path),
+        }
     }
 }
 
@@ -96,10 +101,12 @@ fn parts(record: &RunRecord) -> Vec<Part> {
     let staged = record.staged.iter().map(|file| Part {
         path: file.path.clone(),
         full: true,
+        pulled: false,
     });
     let pulled = record.pulled.iter().map(|part| Part {
         path: part.source.place(),
         full: part.full,
+        pulled: true,
     });
     staged.chain(pulled).collect()
 }
@@ -539,7 +546,8 @@ mod tests {
         let dumped = |day, parts: &[&str]| {
             let parts = parts.iter().map(|path| Part {
                 path: path.into(),
-                full: !path.ends_with('~'),
+                full: true,
+                pulled: path.starts_with("@web"),
             });
             let parts = parts.collect();
             Holder {
@@ -564,6 +572,10 @@ mod tests {
             kept(&all[..2], "@dump/all.sql").is_empty(),
             "nothing lacks it"
         );
+        // A part of a source was all that one run asked for.
+        let all = [dumped(1, &["@web/srv"]), dumped(2, &["@web/srv/www"])];
+        assert_eq!(kept(&all, "@web/srv"), [name(1)]);
+        assert!(kept(&all, "@web/srv/www").is_empty());
     }
 
     #[test]

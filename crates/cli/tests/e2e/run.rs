@@ -302,19 +302,6 @@ fn run_hooks_decide_and_are_owed_after_a_kill() {
         assert!(ran.failed_with(2).contains("called from its own run"));
     }
 
-    // The session ends with the process that has the connection: what was made in it does not count.
-    let kills = "[job.other]\ncontainer = \"x\"\nsources = \"/etc/hostname\"\n\
-                 after = \"sh -c 'pkill -9 -f volume-process -P $PPID'\"\n";
-    scene.config("true", kills);
-    let said = scene.copies(&["other@x", "--now"], 1);
-    assert!(said("other@x")["snapshot"].is_null());
-    let state = scene.remote.machine.path("state/schedule/other@x.json");
-    let state: Value = serde_json::from_slice(&std::fs::read(state).unwrap()).unwrap();
-    assert!(state["last_success"].is_null(), "{state}");
-    assert_eq!(state["failures_since"], 1);
-    scene.config("true", "");
-    scene.log();
-
     // A second run while one works; then SIGTERM: the hooks after it still run.
     let folder = scene.remote.machine.folder().display().to_string();
     scene.config(&format!("touch {folder}/begun; exec sleep 100"), "");
@@ -343,5 +330,16 @@ fn run_hooks_decide_and_are_owed_after_a_kill() {
     let owed = ["after home@x 137", "finally home@x 137", "finally @x 137"];
     assert_eq!(scene.log(), owed);
     assert_eq!(scene.run(&["--scheduled"]).code, 0);
+
+    // The session ends with the process that has the connection: what was made in it does not count.
+    let kills = "[job.other]\ncontainer = \"x\"\nsources = \"/etc/hostname\"\n\
+                 after = \"sh -c 'pkill -9 -f volume-process -P $PPID'\"\n";
+    scene.config("true", kills);
+    let said = scene.copies(&["other@x", "--now"], 1);
+    assert!(said("other@x")["snapshot"].is_null());
+    let state = scene.remote.machine.path("state/schedule/other@x.json");
+    let state: Value = serde_json::from_slice(&std::fs::read(state).unwrap()).unwrap();
+    assert!(state["last_success"].is_null(), "{state}");
+    assert_eq!(state["failures_since"], 1);
     scene.remote.machine.kill_all();
 }
