@@ -9,7 +9,7 @@ use sprat_testkit::client_and_server::{self, ClientAndServer};
 use sprat_testkit::manifest::{Manifest, assert_same};
 use sprat_testkit::program::{run_within, shown};
 use sprat_testkit::requires;
-use sprat_testkit::ssh_server::{asyncssh, dropbear, proftpd};
+use sprat_testkit::ssh_server::{OpenSshOptions, SshServer, asyncssh, dropbear, proftpd};
 use sprat_testkit_session::plain_volume::PlainVolume;
 
 /// Runs `sprat` through `ssh`.
@@ -46,6 +46,32 @@ fn proftpd_is_enough_for_a_containers_whole_life() {
 fn dropbear_is_enough_for_a_containers_whole_life() {
     requires!(client_and_server::missing(), dropbear::missing());
     whole_life(&dropbear::start().ssh_command(), Trims::ByShell);
+}
+
+/// As with `ForceCommand internal-sftp`: no shell. The server copies by itself.
+#[test]
+fn internal_sftp_without_a_shell_is_enough_for_a_containers_whole_life() {
+    requires!(client_and_server::missing());
+    let server = SshServer::start_with(&OpenSshOptions {
+        internal_sftp: true,
+        config_lines: vec!["ForceCommand internal-sftp".to_owned()],
+        ..OpenSshOptions::default()
+    });
+    whole_life(&server.ssh_command(), Trims::ByCopying);
+}
+
+/// A careful admin forbids what a backup does not need (`sftp-server -P`).
+#[test]
+fn sftp_server_with_a_list_of_refused_requests_is_enough() {
+    requires!(client_and_server::missing());
+    let refused = "symlink,readlink,hardlink,lsetstat,copy-data,expand-path,users-groups-by-id";
+    let server = SshServer::start_with(&OpenSshOptions {
+        internal_sftp: true,
+        sftp_arguments: vec![format!("-P {refused}")],
+        config_lines: vec![format!("ForceCommand internal-sftp -P {refused}")],
+        ..OpenSshOptions::default()
+    });
+    whole_life(&server.ssh_command(), Trims::ThroughClient);
 }
 
 #[test]
