@@ -107,13 +107,7 @@ pub fn diff(
         }
     };
     let mut compared = Compared {
-        report: DiffReport {
-            before: before.side(),
-            after: after.side(),
-            differences: Vec::new(),
-            more: 0,
-            sums: Sums::default(),
-        },
+        report: DiffReport::between(before.side(), after.side()),
         room: Room::new(),
         before,
         after,
@@ -128,17 +122,17 @@ pub fn diff(
 }
 
 /// A path of a snapshot, below which is compared.
-struct Root {
-    tree: Tree,
+pub(crate) struct Root {
+    pub(crate) tree: Tree,
     path: PathBuf,
 }
 
 impl Root {
-    fn new(tree: Tree, path: PathBuf) -> Self {
+    pub(crate) fn new(tree: Tree, path: PathBuf) -> Self {
         Self { tree, path }
     }
 
-    fn side(&self) -> Side {
+    pub(crate) fn side(&self) -> Side {
         Side {
             job: Some(self.tree.job.clone()),
             snapshot: Some(self.tree.folder.clone()),
@@ -316,8 +310,19 @@ impl Compared {
 }
 
 impl DiffReport {
+    /// Nothing differs yet.
+    pub(crate) fn between(before: Side, after: Side) -> Self {
+        Self {
+            before,
+            after,
+            differences: Vec::new(),
+            more: 0,
+            sums: Sums::default(),
+        }
+    }
+
     /// Counts a difference, and names it if it fits.
-    fn add(
+    pub(crate) fn add(
         &mut self,
         room: &mut Room,
         path: &Path,

@@ -17,6 +17,7 @@ mod find;
 mod found;
 mod list;
 mod pattern;
+mod source;
 mod versions;
 
 pub use answer::{ANSWER_ENTRIES_MAX, Place};
@@ -26,4 +27,5 @@ pub use find::{FindReport, FindSpec, PathHistory, SearchedJob, find};
 pub use found::{Change, Found, Kind};
 pub use list::{ListSpec, Listing, ListingEntry, list};
 pub use pattern::{Pattern, PatternError};
+pub use source::{SourceDiffSpec, diff_source};
 pub use versions::{Gone, Version, VersionsReport, VersionsSpec, versions};

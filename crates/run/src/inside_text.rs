@@ -5,11 +5,26 @@ use sprat_inside::{
     Version, VersionsReport,
 };
 use sprat_session::text;
+use sprat_snapshot::EntryKind;
 
 use crate::watch::Shown;
 
 /// What a cell shows where there is nothing.
 const NOTHING: &str = "-";
+
+/// What to know of a snapshot that is no complete one.
+#[must_use]
+pub fn note(snapshot: &str, kind: EntryKind) -> Option<String> {
+    let what = match kind {
+        EntryKind::Complete | EntryKind::Adopted => return None,
+        EntryKind::Incomplete => "is incomplete: some files could not be read during the backup",
+        EntryKind::Partial | EntryKind::Inflight => {
+            "is of an interrupted run: files can be missing or cut short"
+        }
+        _ => "has no record: sprat does not know whether it is complete",
+    };
+    Some(format!("{} {what}", text::harmless(snapshot)))
+}
 
 /// The entries of a folder, one a line. `colours`: names in the colours of `ls`.
 #[must_use]
@@ -257,7 +272,6 @@ mod tests {
     use super::*;
     use jiff::tz::TimeZone;
     use sprat_inside::{Gone, ListingEntry, SearchedJob, Sums};
-    use sprat_snapshot::EntryKind;
 
     fn shown() -> Shown {
         Shown {

@@ -253,6 +253,21 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "larger than a file can be".to_owned())
 }
 
+/// Ten years: a longer time is a typing error.
+const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// Parses a limit of time, at most ten years: `90`, `90s`, `45m`, `2h` or `1d`. A number alone is seconds.
+pub fn parse_limit(text: &str) -> Result<Duration, String> {
+    let time = match text.ends_with(|c: char| c.is_ascii_digit()) {
+        true => parse_time(&format!("{text}s"), "smhd")?,
+        false => parse_time(text, "smhd")?,
+    };
+    let is_possible = time <= DURATION_MAX;
+    is_possible
+        .then_some(time)
+        .ok_or("that is too long".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -368,5 +383,27 @@ mod tests {
             vec!["a".to_owned(), "5".to_owned()],
         ];
         assert_eq!(table(&rows, &[1]), "job  size\na       5\n");
+    }
+
+    #[test]
+    fn a_time_without_a_unit_is_seconds_and_at_most_ten_years() {
+        for (text, seconds) in [
+            ("90", 90),
+            ("90s", 90),
+            ("45m", 2700),
+            ("2h", 7200),
+            ("1d", 86_400),
+        ] {
+            assert_eq!(parse_limit(text), Ok(Duration::from_secs(seconds)));
+        }
+        for text in [
+            "h",
+            "1w",
+            "999999999999999999d",
+            "200000000000000d",
+            "3651d",
+        ] {
+            assert!(parse_limit(text).is_err(), "{text}");
+        }
     }
 }

@@ -8,13 +8,15 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Stat, fstat, lgetxattr, llistxattr, readlinkat, statat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, OFlags, Stat, fstat, lgetxattr, llistxattr, readlinkat, statat,
+};
 use rustix::io::Errno;
 
 use crate::choice::SnapshotChoice;
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder};
-use crate::long_path::open_regular_at;
+use crate::long_path::{open_at, open_regular_at};
 use crate::name::{JobName, SnapshotName};
 use crate::record::EntryKind;
 use crate::restore;
@@ -179,6 +181,19 @@ impl Tree {
 }
 
 impl TreeFolder {
+    /// Opens a folder of this machine, to compare with. `None`: there is none.
+    ///
+    /// # Errors
+    /// It can't be opened.
+    pub fn of_machine(path: &Path) -> io::Result<Option<Self>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match open_at(CWD, path, flags) {
+            Ok(fd) => Ok(Some(Self { fd })),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// All names in it.
     ///
     /// # Errors

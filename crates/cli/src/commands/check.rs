@@ -42,23 +42,8 @@ pub(super) struct CheckArgs {
     against_source: Option<String>,
     /// Start no further file after this time, such as 45m or 2h; the next run of the same command
     /// continues
-    #[arg(long, value_name = "TIME", value_parser = max_duration, requires = "files")]
+    #[arg(long, value_name = "TIME", value_parser = text::parse_limit, requires = "files")]
     max_duration: Option<Duration>,
-}
-
-/// Ten years: a longer time is a typing error.
-const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 86_400);
-
-/// `90`, `90s`, `45m`, `2h` or `1d`.
-fn max_duration(text: &str) -> Result<Duration, String> {
-    let time = match text.ends_with(|c: char| c.is_ascii_digit()) {
-        true => text::parse_time(&format!("{text}s"), "smhd")?,
-        false => text::parse_time(text, "smhd")?,
-    };
-    let is_possible = time <= DURATION_MAX;
-    is_possible
-        .then_some(time)
-        .ok_or("that is too long".to_owned())
 }
 
 /// A lost connection costs at most this much reading time.
@@ -269,32 +254,5 @@ fn store(context: &Context, paths: &StatePaths, results: Vec<(Kind<'_>, KeptChec
             "the result can't be saved in {}: {error}",
             path.display()
         ));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_without_a_unit_is_seconds_and_at_most_ten_years() {
-        for (text, seconds) in [
-            ("90", 90),
-            ("90s", 90),
-            ("45m", 2700),
-            ("2h", 7200),
-            ("1d", 86_400),
-        ] {
-            assert_eq!(max_duration(text), Ok(Duration::from_secs(seconds)));
-        }
-        for text in [
-            "h",
-            "1w",
-            "999999999999999999d",
-            "200000000000000d",
-            "3651d",
-        ] {
-            assert!(max_duration(text).is_err(), "{text}");
-        }
     }
 }

@@ -1,10 +1,13 @@
-//! `sprat diff`: compares two snapshots.
+//! `sprat diff`: compares two snapshots, or one and its source.
 
 use std::ffi::OsString;
 
 use clap::Args;
-use sprat_inside::{DiffSpec, Place};
+use sprat_inside::{DiffReport, DiffSpec, Place, SourceDiffSpec};
+use sprat_run::copy_name::CopyName;
 use sprat_run::inside_text;
+use sprat_run::runner::CopyWork;
+use sprat_session::{Access, preview, text};
 
 use super::context::{CommandArgs, Context};
 use super::lookup;
@@ -15,7 +18,8 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   sprat diff home www
   sprat diff home www/2026-11-23 www/2026-11-28
-  sprat diff home www/2026-11-23:/etc www/latest";
+  sprat diff home www/2026-11-23:/etc www/latest
+  sprat diff home www:/etc --source";
 
 pub(super) const NOTES: &str = "\
 With one WHAT, it is compared with the snapshot before it: that shows what the backup changed. A path in the
@@ -33,6 +37,10 @@ pub(super) struct DiffArgs {
     /// What to compare it with: the newer one
     #[arg(value_name = "JOB[/SNAPSHOT][:PATH]")]
     with: Option<OsString>,
+    /// Compare with the files of this machine as they are now: what the next backup would change. The job
+    /// must be in the config
+    #[arg(long, conflicts_with = "with")]
+    source: bool,
 }
 
 impl CommandArgs for DiffArgs {
@@ -40,6 +48,10 @@ impl CommandArgs for DiffArgs {
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let first = lookup::place(context, &self.what, None)?;
+        if self.source {
+            let (target, report) = self.with_source(context, first)?;
+            return print(context, &target, &report);
+        }
         let spec = match &self.with {
             None => DiffSpec {
                 before: None,
@@ -58,12 +70,43 @@ impl CommandArgs for DiffArgs {
         let (target, report) = lookup::look(context, &self.target, |session, reporter| {
             session.diff(spec, reporter, &context.interrupt)
         })?;
-        for side in [&report.before, &report.after] {
-            if let (Some(snapshot), Some(kind)) = (&side.snapshot, side.kind) {
-                lookup::note_kind(context, snapshot, kind);
-            }
-        }
-        let text = inside_text::differences(&report);
-        lookup::print(context, "diff", &target, &text, &report, report.more)
+        print(context, &target, &report)
     }
+}
+
+impl DiffArgs {
+    /// Lists what a backup would copy now, and then compares.
+    fn with_source(
+        &self,
+        context: &Context,
+        place: Place,
+    ) -> Result<(String, DiffReport), Failure> {
+        let prepared = context.prepare(&self.target, Access::ReadOnly)?;
+        let name = CopyName::new(place.job.as_str(), &*prepared.resolved.name);
+        let copies = context.config.copies_of_all(&[name.to_string()])?;
+        let spec = copies.first().map(|copy| CopyWork::of(*copy).spec);
+        let spec = spec.ok_or_else(|| Failure::usage(format!("{name} is not in the config")))?;
+        let preview = preview(&prepared.options, spec, true, &context.interrupt)?;
+        if preview.unread.count > 0 {
+            context.output.warning(&format!(
+                "{} of the source can't be read, and are not compared",
+                text::counted(preview.unread.count, "file", "files")
+            ));
+        }
+        let paths = preview.paths.unwrap_or_default();
+        lookup::look_in(context, prepared, |session, reporter| {
+            let spec = SourceDiffSpec { place };
+            session.diff_source(spec, &paths, reporter, &context.interrupt)
+        })
+    }
+}
+
+fn print(context: &Context, target: &str, report: &DiffReport) -> Result<Exit, Failure> {
+    for side in [&report.before, &report.after] {
+        if let (Some(snapshot), Some(kind)) = (&side.snapshot, side.kind) {
+            lookup::note_kind(context, snapshot, kind);
+        }
+    }
+    let text = inside_text::differences(report);
+    lookup::print(context, "diff", target, &text, report, report.more)
 }

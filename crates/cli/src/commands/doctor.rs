@@ -60,7 +60,9 @@ impl CommandArgs for DoctorArgs {
             Exit::Failed
         };
         let json = result_json("doctor", exit, json!({ "findings": findings }));
-        context.output.listing(&report(&findings, missing), &json)?;
+        context
+            .output
+            .listing(&diagnosis::table(&findings, missing), &json)?;
         Ok(exit)
     }
 }
@@ -128,32 +130,4 @@ fn key(resolved: &Resolved) -> Finding {
             .hint("copy the key file back from your copy of it; the recovery key opens the container, \
                    too"),
     }
-}
-
-fn report(findings: &[Finding], missing: usize) -> String {
-    let rows: Vec<Vec<String>> = findings
-        .iter()
-        .flat_map(|found| {
-            let state = match found.state {
-                State::Fine => "ok",
-                State::Weak => "weak",
-                State::Missing => "MISSING",
-            };
-            let row = [
-                state.to_owned(),
-                found.what.clone(),
-                text::harmless(&found.detail),
-            ];
-            let hint = found.hint.as_ref().filter(|_| found.state != State::Fine);
-            let hint = hint.map(|hint| vec![String::new(), String::new(), format!("-> {hint}")]);
-            std::iter::once(row.to_vec()).chain(hint)
-        })
-        .collect();
-    let mut report = text::table(&rows, &[]);
-    report.push_str(&match missing {
-        0 => "nothing is missing\n".to_owned(),
-        1 => "1 thing is missing\n".to_owned(),
-        _ => format!("{missing} things are missing\n"),
-    });
-    report
 }

@@ -4,10 +4,11 @@ use std::ffi::OsStr;
 
 use serde::Serialize;
 use sprat_inside::Place;
+use sprat_run::inside_text;
 use sprat_session::{Access, Session, text};
 use sprat_snapshot::{EntryKind, unescape_name};
 
-use super::context::Context;
+use super::context::{Context, Prepared};
 use crate::output::{Reporter, result_json};
 use crate::{Exit, Failure};
 
@@ -24,7 +25,15 @@ pub(super) fn look<T>(
     target: &str,
     ask: impl FnOnce(&mut Session, &mut Reporter) -> Result<T, Failure>,
 ) -> Result<(String, T), Failure> {
-    let prepared = context.prepare(target, Access::ReadOnly)?;
+    look_in(context, context.prepare(target, Access::ReadOnly)?, ask)
+}
+
+/// As [`look`], in a container that is prepared already.
+pub(super) fn look_in<T>(
+    context: &Context,
+    prepared: Prepared,
+    ask: impl FnOnce(&mut Session, &mut Reporter) -> Result<T, Failure>,
+) -> Result<(String, T), Failure> {
     let target = prepared.resolved.target.to_string();
     let mut reporter = Reporter::new(context.output, "");
     let (found, _) = context.in_session(prepared, &mut reporter, ask)?;
@@ -33,18 +42,8 @@ pub(super) fn look<T>(
 
 /// Warns of what is no complete snapshot.
 pub(super) fn note_kind(context: &Context, snapshot: &str, kind: EntryKind) {
-    let snapshot = text::harmless(snapshot);
-    match kind {
-        EntryKind::Complete | EntryKind::Adopted => {}
-        EntryKind::Incomplete => context.output.note(&format!(
-            "{snapshot} is incomplete: some files could not be read during the backup"
-        )),
-        EntryKind::Partial | EntryKind::Inflight => context.output.warning(&format!(
-            "{snapshot} is of an interrupted run: files can be missing or cut short"
-        )),
-        _ => context.output.warning(&format!(
-            "{snapshot} has no record: sprat does not know whether it is complete"
-        )),
+    if let Some(what) = inside_text::note(snapshot, kind) {
+        context.output.warning(&what);
     }
 }
 

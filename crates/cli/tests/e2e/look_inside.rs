@@ -138,3 +138,61 @@ fn what_is_not_there_is_1_and_what_is_no_place_is_2() {
     }
     machine.nothing_is_left();
 }
+
+#[test]
+fn snapshot_is_compared_with_its_source_as_the_job_would_read_it() {
+    requires!(needs::root());
+    let machine = TestMachine::new();
+    let folder = machine.folder().display().to_string();
+    machine.write(
+        "config/sprat.toml",
+        format!(
+            "[container.disk]\ntarget = \"{folder}/store/x.luks\"\n\n\
+             [job.one]\ncontainer = \"disk\"\nsources = \"{folder}/tree\"\nexclude = [\"*.tmp\"]\n"
+        ),
+    );
+    machine.write_old("tree/a", "alpha");
+    machine.write_old("tree/gone", "x");
+    machine.write("tree/b.tmp", "left out");
+    machine.init(&["disk", "--size", "1G"]);
+    machine.ok(&["backup", "one", "-q"]);
+    let diff = |more: &[&str]| {
+        let words = [&["diff", "disk", "one", "--source"], more].concat();
+        machine.sprat(&words).succeeded()
+    };
+    let same = diff(&[]);
+    assert!(
+        same.stdout.starts_with("no difference between one/2"),
+        "{}",
+        same.whole()
+    );
+    assert!(
+        same.stdout.ends_with("and the source\n"),
+        "{}",
+        same.whole()
+    );
+
+    machine.write("tree/a", "alpha and beta");
+    machine.write("tree/new", "x");
+    machine.write("tree/c.tmp", "left out, too");
+    fs::remove_file(machine.path("tree/gone")).unwrap();
+    let json = diff(&["--json"]).json();
+    let found: Vec<(String, String)> = json["differences"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| {
+            let text = |key: &str| one[key].as_str().unwrap().to_owned();
+            (text("path"), text("change"))
+        })
+        .collect();
+    let expected = [("a", "content"), ("gone", "gone"), ("new", "new")];
+    let expected = expected.map(|(name, change)| (format!("[DIR]/tree/{name}"), change.to_owned()));
+    // The time of the folder follows its names.
+    assert_eq!(found, expected);
+    assert!(json["after"]["snapshot"].is_null());
+    machine
+        .sprat(&["diff", "disk", "other", "--source"])
+        .failed_with(2);
+    machine.nothing_is_left();
+}

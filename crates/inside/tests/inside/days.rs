@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
 use sprat_inside::{
-    Change, DiffSpec, FindSpec, ListSpec, Place, Version, VersionsSpec, diff, find, list, versions,
+    Change, DiffSpec, FindSpec, ListSpec, Place, SourceDiffSpec, Version, VersionsSpec, diff,
+    diff_source, find, list, versions,
 };
 use sprat_snapshot::{Cancel, JobName, SnapshotChoice, SnapshotSpec, escape_name, take};
 use sprat_testkit::dice::{Dice, seed};
@@ -89,13 +90,7 @@ impl Bench {
     }
 
     fn expected_diff(&self, before: usize, after: usize) -> BTreeMap<String, Change> {
-        let (before, after) = (&self.days[before].1, &self.days[after].1);
-        let paths: BTreeSet<&PathBuf> = before.keys().chain(after.keys()).collect();
-        let changed = paths.into_iter().filter_map(|path| {
-            let change = model::change(before.get(path), after.get(path))?;
-            Some((escaped(path), change))
-        });
-        changed.collect()
+        expected_change(&self.days[before].1, &self.days[after].1)
     }
 
     /// The versions of a path: first and last snapshot, change, size, the snapshot that lacks it.
@@ -116,6 +111,15 @@ impl Bench {
         }
         expected
     }
+}
+
+fn expected_change(before: &Day, after: &Day) -> BTreeMap<String, Change> {
+    let paths: BTreeSet<&PathBuf> = before.keys().chain(after.keys()).collect();
+    let changed = paths.into_iter().filter_map(|path| {
+        let change = model::change(before.get(path), after.get(path))?;
+        Some((escaped(path), change))
+    });
+    changed.collect()
 }
 
 fn escaped(path: &Path) -> String {
@@ -180,6 +184,32 @@ fn thirty_days_of_changes_agree_with_the_model_on_every_path() {
             .map(|(path, state)| (escaped(path), (state.kind, state.bytes, state.mode)))
             .collect();
         assert_eq!(found, expected, "{name}");
+    }
+
+    // One more day, which no snapshot has.
+    let mut today = Dice::new(8);
+    model::live_a_day(&bench.source(), &mut today);
+    let now = model::read(&bench.source());
+    let excluded = bench.source().join("always");
+    for exclude in [false, true] {
+        if exclude {
+            fs::write(&excluded, "changed, and excluded").unwrap();
+        }
+        let listed: String = now
+            .keys()
+            .filter(|path| !exclude || **path != excluded)
+            .map(|path| format!("{}\n", escaped(path)))
+            .collect();
+        let spec = SourceDiffSpec {
+            place: bench.place("latest", &bench.source()),
+        };
+        let report = diff_source(&bench.volume(), &spec, &mut listed.as_bytes(), &cancel);
+        let found = report.unwrap().differences.into_iter();
+        let found: BTreeMap<String, Change> =
+            found.map(|found| (found.path, found.change)).collect();
+        let expected = expected_change(&bench.days[DAYS - 1].1, &now);
+        assert!(!expected.is_empty());
+        assert_eq!(found, expected, "excluded: {exclude}");
     }
 
     let ever: BTreeSet<&PathBuf> = bench.days.iter().flat_map(|(_, day)| day.keys()).collect();

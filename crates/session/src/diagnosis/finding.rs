@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::Failure;
+use crate::{Failure, text};
 
 /// One thing that was checked.
 #[derive(Debug, Serialize)]
@@ -54,4 +54,34 @@ impl Finding {
         self.hint = Some(hint.into());
         self
     }
+}
+
+/// All findings, one a line, and how many things are missing.
+#[must_use]
+pub fn table(findings: &[Finding], missing: usize) -> String {
+    let rows: Vec<Vec<String>> = findings
+        .iter()
+        .flat_map(|found| {
+            let state = match found.state {
+                State::Fine => "ok",
+                State::Weak => "weak",
+                State::Missing => "MISSING",
+            };
+            let row = [
+                state.to_owned(),
+                found.what.clone(),
+                text::harmless(&found.detail),
+            ];
+            let hint = found.hint.as_ref().filter(|_| found.state != State::Fine);
+            let hint = hint.map(|hint| vec![String::new(), String::new(), format!("-> {hint}")]);
+            std::iter::once(row.to_vec()).chain(hint)
+        })
+        .collect();
+    let mut report = text::table(&rows, &[]);
+    report.push_str(&match missing {
+        0 => "nothing is missing\n".to_owned(),
+        1 => "1 thing is missing\n".to_owned(),
+        _ => format!("{missing} things are missing\n"),
+    });
+    report
 }

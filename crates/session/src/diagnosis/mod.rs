@@ -6,7 +6,7 @@ mod link_dest;
 mod server;
 mod sources;
 
-pub use finding::{Finding, State};
+pub use finding::{Finding, State, table};
 pub use host::host;
 pub use server::{ServerCheck, server};
 pub use sources::sources;

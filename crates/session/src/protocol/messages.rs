@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sprat_attach::CryptMapping;
 use sprat_inside::{
-    CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, ListSpec, Listing, VersionsReport,
-    VersionsSpec,
+    CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, ListSpec, Listing, SourceDiffSpec,
+    VersionsReport, VersionsSpec,
 };
 use sprat_luks::SlotKind;
 use sprat_snapshot::{
@@ -226,6 +226,8 @@ pub(crate) enum WorkerOrder {
     Find(Box<FindSpec>),
     Versions(Box<VersionsSpec>),
     Diff(Box<DiffSpec>),
+    /// Compares with the source. The list of its paths is on the descriptor socket.
+    DiffSource(Box<SourceDiffSpec>),
     /// Writes a file's content to the descriptor on the descriptor socket.
     Cat(Box<CatSpec>),
     Prune(Box<PruneSpec>),

@@ -1,10 +1,11 @@
 //! Looks into the snapshots of an open container.
 
+use std::io::{self, BufWriter, Seek as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 
 use sprat_inside::{
-    CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, ListSpec, Listing, VersionsReport,
-    VersionsSpec,
+    CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, ListSpec, Listing, SourceDiffSpec,
+    VersionsReport, VersionsSpec,
 };
 
 use crate::Failure;
@@ -56,6 +57,35 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<DiffReport, Failure> {
         self.ask(&WorkerOrder::Diff(Box::new(spec)), observer, interrupt)
+    }
+
+    /// Compares a snapshot with its source. `paths` are all that a backup would copy now, escaped, as
+    /// [`sprat_snapshot::preview`] lists them.
+    pub fn diff_source(
+        &mut self,
+        spec: SourceDiffSpec,
+        paths: &[String],
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<DiffReport, Failure> {
+        interrupt.check()?;
+        let failed = |error: io::Error| {
+            Failure::failed("the list of the source can't be written").caused_by(&error)
+        };
+        let list = tempfile::tempfile_in(&self.settings.runtime_dir).map_err(failed)?;
+        let mut out = BufWriter::new(&list);
+        for path in paths {
+            writeln!(out, "{path}").map_err(failed)?;
+        }
+        out.flush().map_err(failed)?;
+        drop(out);
+        (&list).rewind().map_err(failed)?;
+        self.supervisor.give_worker(list.as_fd())?;
+        self.ask(
+            &WorkerOrder::DiffSource(Box::new(spec)),
+            observer,
+            interrupt,
+        )
     }
 
     /// Writes the content of a file to `out`, and returns how many bytes.

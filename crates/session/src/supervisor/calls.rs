@@ -77,6 +77,7 @@ impl Order for WorkerOrder {
             | Self::Find(_)
             | Self::Versions(_)
             | Self::Diff(_)
+            | Self::DiffSource(_)
             | Self::Cat(_)
             | Self::Prune(_)
             | Self::Remove(_)

@@ -6,7 +6,7 @@ pub mod mount_keeper;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -294,6 +294,15 @@ impl Worker {
             }
             WorkerOrder::Diff(spec) => {
                 let report = sprat_inside::diff(self.root()?, &spec, &self.cancel)?;
+                WorkerReply::Differs(Box::new(report))
+            }
+            WorkerOrder::DiffSource(spec) => {
+                let list = sprat_attach::receive_fd(&self.descriptors)?;
+                let mut list = BufReader::new(File::from(list));
+                let (root, cancel) = (self.root()?, self.cancel.clone());
+                let report = self.with_mounts(vec![Path::new("/")], Path::new("/"), |_| {
+                    sprat_inside::diff_source(root, &spec, &mut list, &cancel)
+                })?;
                 WorkerReply::Differs(Box::new(report))
             }
             WorkerOrder::Cat(spec) => {
