@@ -353,7 +353,7 @@ fn exclude_own(settings: &SessionSettings, spec: &mut SnapshotSpec) {
 
 /// Makes ssh reach the hosts of a job without a person. A host with another key than the one that is known
 /// is not reached.
-fn without_questions(spec: &mut SnapshotSpec) {
+pub(crate) fn without_questions(spec: &mut SnapshotSpec) {
     let words: Vec<OsString> = spec.ssh_command.iter().map(OsString::from).collect();
     let mut words = unattended(&words, HOST_TIMEOUT);
     words.extend(["-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=ERROR"].map(OsString::from));

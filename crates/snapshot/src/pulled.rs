@@ -24,6 +24,7 @@ use crate::spec::SnapshotSpec;
 use crate::text::{escape_path, unescape_path};
 
 pub(crate) use patterns::KERNEL;
+pub use reach::missing_on_hosts;
 pub(crate) use reach::{Reached, reach, why_failed};
 
 /// The sources of one host.

@@ -34,7 +34,7 @@ impl CommandArgs for DoctorArgs {
         findings.push(config(context));
         findings.extend(notices(context));
         let specs = context.config.jobs.iter().map(Job::spec);
-        findings.extend(specs.flat_map(|spec| diagnosis::sources(&spec)));
+        findings.extend(specs.flat_map(|spec| diagnosis::sources(&spec, &context.interrupt)));
         let state_dir = context.state_dir();
         for resolved in &resolved {
             context.interrupt.check()?;

@@ -177,8 +177,27 @@ fn folder_of_another_host_is_pulled() {
         "{}",
         refused.whole()
     );
+    let doctor = || {
+        let said = machine.sprat(&["doctor", "--json"]).json();
+        let findings = said["findings"].as_array().unwrap().iter();
+        let of_job = findings.filter(|found| found["what"] == "job web: sources");
+        let states: Vec<String> = of_job
+            .map(|found| format!("{}: {}", found["state"], found["detail"]))
+            .collect();
+        states.join("\n")
+    };
+    assert!(doctor().contains("\"fine\""), "{}", doctor());
+    write(&job("web", ", \"root@web:[DIR]/none\""));
+    let found = doctor();
+    assert!(
+        found.contains("\"missing\"") && found.contains("/none"),
+        "{found}"
+    );
+    write(&job("web", ""));
     // The host shows another key.
     server.forget_host_key().unwrap();
+    let found = doctor();
+    assert!(found.contains("Host key verification failed"), "{found}");
     let none = machine.sprat(&["backup"]);
     assert!(
         none.failed_with(14)

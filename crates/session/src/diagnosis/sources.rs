@@ -1,12 +1,17 @@
 //! Checks whether the sources of a job can be backed up.
 
-use sprat_snapshot::{SnapshotError, SnapshotSpec};
+use std::path::Path;
+
+use sprat_snapshot::{Cancel, SnapshotError, SnapshotSpec};
 
 use super::finding::{Finding, State};
+use crate::Failure;
+use crate::interrupt::Interrupt;
+use crate::session::without_questions;
 
-/// Checks which sources of a job can't be backed up; one finding if all can.
+/// Checks which sources of a job can't be backed up, and asks other hosts for theirs; one finding if all can.
 #[must_use]
-pub fn sources(spec: &SnapshotSpec) -> Vec<Finding> {
+pub fn sources(spec: &SnapshotSpec, interrupt: &Interrupt) -> Vec<Finding> {
     let what = format!("job {}: sources", spec.job);
     let refused = sprat_snapshot::mistakes(spec).into_iter();
     let mut findings: Vec<Finding> = refused
@@ -48,8 +53,34 @@ pub fn sources(spec: &SnapshotSpec) -> Vec<Finding> {
             ));
         }
     }
+    for detail in missing_on_hosts(spec, interrupt) {
+        let finding = Finding::new(&what, State::Missing, detail);
+        findings.push(finding.hint(
+            "a backup skips this source. The login must work as this user, without a question, and the host \
+             needs rsync",
+        ));
+    }
     if findings.is_empty() {
         findings.push(Finding::new(what, State::Fine, "all are there"));
     }
     findings
+}
+
+/// The pulled sources that are not there, and why.
+fn missing_on_hosts(spec: &SnapshotSpec, interrupt: &Interrupt) -> Vec<String> {
+    let mut spec = spec.clone();
+    without_questions(&mut spec);
+    let cancel = Cancel::new();
+    let mut watch = |_| {
+        if interrupt.requested() {
+            cancel.cancel();
+        }
+    };
+    match sprat_snapshot::missing_on_hosts(&spec, Path::new("/"), &mut watch, &cancel) {
+        Ok(missing) => missing
+            .into_iter()
+            .map(|(source, why)| format!("{source}: {why}"))
+            .collect(),
+        Err(error) => vec![Failure::from(error).in_one_line()],
+    }
 }

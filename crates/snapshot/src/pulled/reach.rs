@@ -120,6 +120,28 @@ pub(crate) fn reach(
     Ok(all)
 }
 
+/// Asks the hosts of a job for its pulled sources; returns those that are not there, and why. `folder`: any
+/// folder; nothing is written to it.
+///
+/// # Errors
+/// rsync can't be run, or it was cancelled.
+pub fn missing_on_hosts(
+    spec: &SnapshotSpec,
+    folder: &Path,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
+) -> Result<Vec<(PulledSource, String)>, SnapshotError> {
+    if spec.pulled.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rsync = Rsync::find(&spec.rsync)?;
+    let missing = reach(&rsync, spec, folder, progress, cancel)?.missing;
+    Ok(missing
+        .into_iter()
+        .map(|one| (one.source, one.why))
+        .collect())
+}
+
 /// What a host answered.
 pub(crate) struct Answer {
     pub(crate) reached: bool,
