@@ -1,6 +1,7 @@
 //! The guest: what is laid over its root, and scripts run in it to their end or to a power cut.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -105,6 +106,35 @@ pub fn give_systemd(pair: &ClientAndServer) {
     );
 }
 
+/// Copies sshd to the guest, with the host key of the server and the user key that it accepts, in
+/// `/server`. It listens on the server's port, and the server's name leads to the guest itself.
+pub fn give_server(pair: &ClientAndServer) {
+    let sshd = sprat_testkit::needs::find_program("sshd").expect("checked by missing()");
+    give_program(pair, &sshd);
+    // A program of its own came with OpenSSH 9.8.
+    let session = Path::new("/usr/lib/openssh/sshd-session");
+    if session.exists() {
+        give_program(pair, session);
+    }
+    let read = |name: &str| fs::read(pair.sshd.path(name)).expect("made by SshServer");
+    give(pair, "server/host_key", read("host_key"), 0o600);
+    give(
+        pair,
+        "server/authorized_keys",
+        read("authorized_keys"),
+        0o600,
+    );
+    let config = format!(
+        "Port {}\nListenAddress 127.0.0.1\nHostKey /server/host_key\nPidFile /server/pid\n\
+         AuthorizedKeysFile /server/authorized_keys\nUsePAM no\nStrictModes no\nUseDNS no\n\
+         PermitRootLogin yes\nSubsystem sftp internal-sftp\n",
+        pair.sshd.port()
+    );
+    give(pair, "server/config", config, 0o600);
+    let hosts = format!("127.0.0.1 localhost {SERVER}\n");
+    give(pair, "etc/hosts", hosts, 0o644);
+}
+
 /// Copies what Python needs to run `script` with `-S`: itself as `python3`, and the imported modules.
 pub fn give_python(pair: &ClientAndServer, script: &str) {
     let imports = script.lines().filter(|line| line.starts_with("import "));
@@ -163,16 +193,14 @@ pub fn script(name: &str) -> String {
     fs::read_to_string(repository().join("tests/vm").join(name)).expect("tracked")
 }
 
-fn command(pair: &ClientAndServer, script: &str, limit: Duration, disk: Option<&Path>) -> Command {
+fn command(pair: &ClientAndServer, script: &str, limit: Duration, more: &[&OsStr]) -> Command {
     let path = pair.path("vm-script");
     write(&path, script, 0o600);
     let mut command = tool("vm");
     // Temporary files of a killed guest are removed with the client's folder.
     command.env("TMPDIR", pair.path(""));
     command.args(["run", "--with"]).arg(pair.path("overlay"));
-    if let Some(disk) = disk {
-        command.arg("--disk").arg(disk);
-    }
+    command.args(more);
     command.arg("--limit").arg(limit.as_secs().to_string());
     command.arg(path);
     command
@@ -180,7 +208,11 @@ fn command(pair: &ClientAndServer, script: &str, limit: Duration, disk: Option<&
 
 /// Boots it and runs a script; anything but exit code 0 fails the test. Returns its output.
 pub fn run(pair: &ClientAndServer, script: &str, limit: Duration) -> String {
-    let mut command = command(pair, script, limit, None);
+    run_with(pair, script, limit, &[])
+}
+
+fn run_with(pair: &ClientAndServer, script: &str, limit: Duration, more: &[&OsStr]) -> String {
+    let mut command = command(pair, script, limit, more);
     let output = run_within(&mut command, limit + Duration::from_secs(60));
     assert!(output.status.success(), "{}", shown(&command, &output));
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -195,7 +227,16 @@ pub fn server(pair: &ClientAndServer) -> String {
 /// Runs one of the scripts in `tests/vm` with these variables, and prints its headlines. The last word of
 /// its output must be "done".
 pub fn run_until_done(pair: &ClientAndServer, variables: &str, name: &str, limit: Duration) {
-    let said = run(pair, &(variables.to_owned() + &script(name)), limit);
+    is_done(&run(pair, &(variables.to_owned() + &script(name)), limit));
+}
+
+/// The same in a guest whose clocks leap ahead whenever it waits.
+pub fn leap_until_done(pair: &ClientAndServer, variables: &str, name: &str, limit: Duration) {
+    let script = variables.to_owned() + &script(name);
+    is_done(&run_with(pair, &script, limit, &["--leap".as_ref()]));
+}
+
+fn is_done(said: &str) {
     for line in said.lines().filter(|line| line.starts_with('=')) {
         println!("{line}");
     }
@@ -212,7 +253,8 @@ pub struct Booted {
 impl Booted {
     /// Boots it with a disk of its own, `/dev/vdb`.
     pub fn start(pair: &ClientAndServer, script: &str, limit: Duration, disk: &Path) -> Self {
-        let mut command = command(pair, script, limit, Some(disk));
+        let disk = ["--disk".as_ref(), disk.as_os_str()];
+        let mut command = command(pair, script, limit, &disk);
         command
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
