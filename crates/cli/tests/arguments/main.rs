@@ -4,5 +4,6 @@
 mod completions;
 mod config;
 mod help;
+mod install;
 mod recovery_sheet;
 mod refusals;
