@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, OFlags, unlinkat};
+use rustix::fs::OFlags;
 
 use crate::cancel::Cancel;
 use crate::long_path::{self, size_and_time};
@@ -23,6 +23,7 @@ use crate::record::{RunRecord, Warning};
 use crate::rsync::{Invocation, TRANSFER_OPTIONS};
 use crate::suspects::{Suspects, name_of};
 use crate::walk::each_file;
+use crate::walk::remove_name;
 
 /// Why a file is read from its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -192,7 +193,7 @@ impl Plan {
     /// Removes the names of these files from the new tree.
     pub(crate) fn prepare(&self, root: &OwnedFd) -> io::Result<()> {
         for path in self.paths.keys() {
-            unlinkat(root, path, AtFlags::empty())?;
+            remove_name(root.as_fd(), path)?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat, openat, statat, unlinkat};
 use rustix::io::Errno;
@@ -27,6 +27,41 @@ pub(crate) fn open_folder(at: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd
 /// Opens the folder at `path`.
 pub(crate) fn open_folder_at(path: &Path) -> io::Result<OwnedFd> {
     open_folder(rustix::fs::CWD, path)
+}
+
+/// The folder in `root` that has the name `path`, and the last part of `path`. No symbolic link on the way is followed: it
+/// could lead out of the tree, to the files of this machine.
+///
+/// # Errors
+/// A part of the path is no folder, or `path` has other parts than names.
+pub(crate) fn folder_of<'p>(
+    root: BorrowedFd<'_>,
+    path: &'p Path,
+) -> io::Result<(OwnedFd, &'p Path)> {
+    let mut names = path.components().map(|part| match part {
+        Component::Normal(name) => Ok(Path::new(name)),
+        _ => Err(Errno::INVAL),
+    });
+    let mut last = names.next().ok_or(Errno::INVAL)??;
+    let mut folder = open_folder(root, Path::new("."))?;
+    for name in names {
+        folder = open_folder(folder.as_fd(), last)?;
+        last = name?;
+    }
+    Ok((folder, last))
+}
+
+/// What the file `path` of `root` is, if it is a regular one. See [`folder_of`].
+pub(crate) fn regular_file(root: BorrowedFd<'_>, path: &Path) -> Option<Stat> {
+    let (folder, name) = folder_of(root, path).ok()?;
+    let about = statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    (FileType::from_raw_mode(about.st_mode) == FileType::RegularFile).then_some(about)
+}
+
+/// Removes the name `path` of `root`, which is not a folder. See [`folder_of`].
+pub(crate) fn remove_name(root: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let (folder, name) = folder_of(root, path)?;
+    Ok(unlinkat(&folder, name, AtFlags::empty())?)
 }
 
 /// The names in the folder `path` of `root`, without `.` and `..`, and their types if the file system
@@ -257,6 +292,32 @@ mod tests {
         assert!(remove_content(root.as_fd(), &Cancel::new()).unwrap());
         assert_eq!(fs::read_dir(&top).unwrap().count(), 0);
         assert!(outside.join("precious").exists());
+    }
+
+    #[test]
+    fn names_below_a_link_or_out_of_the_tree_are_neither_found_nor_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let [outside, top] = ["outside", "top"].map(|name| dir.path().join(name));
+        for folder in [&outside, &top.join("folder")] {
+            fs::create_dir_all(folder).unwrap();
+            fs::write(folder.join("file"), "x").unwrap();
+        }
+        let root = open_folder_at(&top).unwrap();
+        rustix::fs::symlinkat(&outside, &root, "link").unwrap();
+        rustix::fs::symlinkat(outside.join("file"), &root, "link to file").unwrap();
+        let absolute = outside.join("file");
+        let elsewhere = ["link/file", "../outside/file", "folder/../../outside/file"];
+        for path in elsewhere.map(Path::new).into_iter().chain([&*absolute]) {
+            assert!(regular_file(root.as_fd(), path).is_none(), "{path:?}");
+            assert!(remove_name(root.as_fd(), path).is_err(), "{path:?}");
+        }
+        assert!(regular_file(root.as_fd(), Path::new("link to file")).is_none());
+        assert!(regular_file(root.as_fd(), Path::new("folder")).is_none());
+        assert!(outside.join("file").exists());
+        let path = Path::new("folder/file");
+        assert!(regular_file(root.as_fd(), path).is_some());
+        remove_name(root.as_fd(), path).unwrap();
+        assert!(!top.join(path).exists());
     }
 
     #[test]

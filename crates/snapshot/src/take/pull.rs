@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-use rustix::fs::{AtFlags, unlinkat};
 
 use super::Run;
 use crate::cancel::Cancel;
@@ -24,7 +23,7 @@ use crate::scout::Scout;
 use crate::sources::has_no_file;
 use crate::suspects::Suspects;
 use crate::text::{escape_path, unescape_path};
-use crate::walk::{each_file, open_folder_at, remove_content};
+use crate::walk::{each_file, open_folder_at, regular_file, remove_content, remove_name};
 
 /// How many files of a host may be refused by the volume.
 const REFUSED_MAX: usize = 32;
@@ -332,17 +331,16 @@ impl<'p> Pull<'p> {
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
     ) -> Result<(), SnapshotError> {
-        let there = |path: &PathBuf| lstat(&self.at.join(path)).is_ok_and(|about| about.is_file());
-        let names: BTreeSet<PathBuf> = names.into_iter().filter(there).collect();
+        let failed = || on_volume("remove", &self.host.name);
+        let root = open_folder_at(&self.at).map_err(failed())?;
+        let mut names = names;
+        // The host can have any name reported here, also one below a symbolic link that it sent.
+        names.retain(|name| regular_file(root.as_fd(), name).is_some());
         if names.is_empty() || !self.is_going_on() {
             return Ok(());
         }
-        let failed = || on_volume("remove", &self.host.name);
-        let root = open_folder_at(&self.at).map_err(failed())?;
         for name in &names {
-            // An absolute path would be one of this machine.
-            assert!(name.is_relative(), "{name:?}");
-            unlinkat(&root, name, AtFlags::empty()).map_err(|errno| failed()(errno.into()))?;
+            remove_name(root.as_fd(), name).map_err(failed())?;
         }
         let run = self.run;
         let mut options = TRANSFER_OPTIONS.map(OsString::from).to_vec();
