@@ -44,7 +44,7 @@ pub mod volume_process;
 pub mod worker;
 
 pub use failure::{Exit, Failure};
-pub use file_system::inodes::{default_inodes, files_on_disks_of};
+pub use file_system::inodes::file_room_texts;
 pub use file_system::{
     FileSystemCheck, FileSystemKind, FileSystemState, file_system_bytes, read_stamp_block,
 };

@@ -34,6 +34,35 @@ pub fn missing() -> Option<String> {
         .or_else(needs::devices)
 }
 
+/// A file system in a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileSystem {
+    /// The default.
+    Ext4,
+    /// Snapshots are subvolumes.
+    Btrfs,
+}
+
+impl FileSystem {
+    /// As the command line names it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Btrfs => "btrfs",
+        }
+    }
+
+    /// What is missing on this machine for a container with it.
+    #[must_use]
+    pub fn missing(self) -> Option<String> {
+        match self {
+            Self::Ext4 => None,
+            Self::Btrfs => needs::program("mkfs.btrfs").or_else(|| needs::program("btrfs")),
+        }
+    }
+}
+
 /// A client and its server. All files of both lie in one folder: the server's, the client's state,
 /// sources, mounts.
 #[derive(Debug)]
@@ -178,6 +207,11 @@ impl ClientAndServer {
 
     /// Makes the container, of about `gibibytes`, with the cheapest key derivation.
     pub fn init(&mut self, gibibytes: u64) -> Output {
+        self.init_with(gibibytes, FileSystem::Ext4)
+    }
+
+    /// The same with this file system in it.
+    pub fn init_with(&mut self, gibibytes: u64, file_system: FileSystem) -> Output {
         let size = self.choose_size(gibibytes).to_string();
         let words = [
             "--cheap-kdf-for-tests",
@@ -185,6 +219,8 @@ impl ClientAndServer {
             self.target(),
             "--size",
             &size,
+            "--file-system",
+            file_system.name(),
         ];
         self.ok(&words, Duration::from_secs(120))
     }

@@ -11,10 +11,8 @@ use sprat_session::closed_container::check_free;
 use sprat_session::ssh_config::Known;
 use sprat_session::state::{identity, key_notes, reserved_names};
 use sprat_session::{
-    self as session, Access, ContainerFacts, CreateOptions, FileSystemKind, SIZE_BYTES_MIN,
-    SessionSettings, text,
+    self as session, Access, ContainerFacts, CreateOptions, FileSystemKind, SessionSettings, text,
 };
-use zeroize::Zeroizing;
 
 use super::context::{CommandArgs, Context, Resolved};
 use super::key;
@@ -48,8 +46,12 @@ pub(super) struct InitArgs {
     /// Largest size of the container; on the server it takes only the space of the data in it
     #[arg(long, value_parser = text::parse_size, default_value = "5T")]
     size: u64,
+    /// The file system in the container. btrfs: an unchanged backup sends much less. ext4: every Linux can
+    /// open it
+    #[arg(long, value_name = "KIND", value_parser = FileSystemKind::names(), default_value = "ext4")]
+    file_system: String,
     /// Largest number of files and folders in all snapshots together. An unchanged file counts once;
-    /// folders count in each snapshot [default: by --size, about 168 million for 5T]
+    /// folders count in each snapshot; not with btrfs [default: by --size, about 168 million for 5T]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1000..=4_000_000_000))]
     inodes: Option<u64>,
     /// If the container is there, and the key opens it, do nothing and exit with 5
@@ -84,6 +86,7 @@ impl InitArgs {
             sheet,
             html: None,
             size,
+            file_system: FileSystemKind::DEFAULT.name().to_owned(),
             inodes: None,
             if_missing: false,
             more_jobs,
@@ -112,13 +115,7 @@ impl InitArgs {
     pub(super) fn make(&self, context: &Context) -> Result<RecoveryKey, Failure> {
         let resolved = context.resolve(&self.target)?;
         reserved_names::check(&resolved.target.name)?;
-        if self.size < SIZE_BYTES_MIN {
-            return Err(Failure::usage(format!(
-                "--size {} is too small: at least {} are needed",
-                text::bytes(self.size),
-                text::bytes(SIZE_BYTES_MIN)
-            )));
-        }
+        let file_system = FileSystemKind::chosen(&self.file_system, self.size, self.inodes)?;
         let session_options = context.session_options(&resolved, Access::ReadWrite)?;
         let source = key_source(&resolved)?;
         // Asking ssh may take seconds, or fail: do it before anything is created.
@@ -133,6 +130,7 @@ impl InitArgs {
             resolved,
             source,
             files,
+            file_system,
         };
         self.create(context, session_options, new)
     }
@@ -144,6 +142,7 @@ struct New {
     source: SecretSource,
     parts: SheetParts,
     files: SheetFiles,
+    file_system: FileSystemKind,
 }
 
 impl InitArgs {
@@ -158,6 +157,7 @@ impl InitArgs {
             source,
             mut parts,
             files,
+            file_system,
         } = new;
         let prepared = prepare(context, &source);
         let (key_file_made, secret, kind, recovery) = prepared.inspect_err(|_| files.remove())?;
@@ -171,7 +171,7 @@ impl InitArgs {
         let mut reporter = Reporter::new(context.output, "");
         let state_dir = session_options.state_dir.clone();
         let options = CreateOptions {
-            file_system: FileSystemKind::DEFAULT,
+            file_system,
             settings: session_options,
             size_bytes: self.size,
             secrets: vec![(secret, kind), (recovery.secret(), SlotKind::Recovery)],
@@ -209,7 +209,6 @@ impl InitArgs {
         key_notes::note_new_container(&state_dir, &facts.uuid, &resolved.target, source.key_kind());
         if context.output.json {
             let sheet = parts.sheet(&facts.pins, Some(recovery.text()));
-            let text = Zeroizing::new(sheet.text());
             let key_file = parts.key_file.as_ref().map(|(path, _)| path_json(path));
             let fields = json!({
                 "target": resolved.target.to_string(),
@@ -218,21 +217,12 @@ impl InitArgs {
                 "pins": facts.pins,
                 "container_bytes": facts.file_bytes,
                 "volume_bytes": facts.volume_bytes,
+                "file_system": facts.file_system.name(),
                 "sent_bytes": created.sent_bytes,
                 "key_file": key_file,
                 "key_file_made": key_file_made,
                 "sheet": files.text_path(),
-                "recovery_sheet": {
-                    "secret": true,
-                    "made": parts.made_at,
-                    "recovery_key": recovery.text(),
-                    "key_file": key_file,
-                    "key_file_sha256": parts.key_file.as_ref().map(|(_, sha256)| sha256),
-                    "steps": sheet.steps(),
-                    "steps_with_sprat": sheet.steps_with_sprat(),
-                    "unknown": sheet.unknown(),
-                    "text": text.as_str(),
-                },
+                "recovery_sheet": sheet.json(key_file.as_deref()),
             });
             let json = result_json("init", Exit::Done, fields);
             context.output.result("", &json).map_err(|failure| {
@@ -249,7 +239,15 @@ impl InitArgs {
             text::bytes(facts.file_bytes),
             text::bytes(created.sent_bytes)
         ));
-        note_inodes(context, &resolved, self.inodes, facts.volume_bytes);
+        let room = file_system.default_inodes(facts.volume_bytes);
+        if let Some(room) = self.inodes.or(room) {
+            let jobs = context.config.jobs.iter();
+            let jobs = jobs.filter(|job| job.is_in(&resolved.name));
+            let sources: Vec<PathBuf> = jobs.flat_map(Job::local_sources).collect();
+            let (note, warning) = session::file_room_texts(room, &sources);
+            context.output.note(&note);
+            warning.iter().for_each(|it| context.output.warning(it));
+        }
         if !files.text_in_file() {
             context.output.note(
                 "the sheet above is SECRET. Print it or put it into a password manager. Keep the sheet, \
@@ -266,30 +264,6 @@ fn no_folder(mut failure: Failure) -> Failure {
         failure.exit = Exit::Failed;
     }
     failure
-}
-
-/// Reports how many files fit; later only growing raises the number. Warns if the jobs of this container may have
-/// more.
-fn note_inodes(context: &Context, resolved: &Resolved, inodes: Option<u64>, bytes: u64) {
-    let room = inodes.unwrap_or_else(|| session::default_inodes(bytes));
-    context.output.note(&format!(
-        "the container has room for about {}",
-        text::counted(room, "file", "files")
-    ));
-    let jobs = context.config.jobs.iter();
-    let jobs = jobs.filter(|job| job.is_in(&resolved.name));
-    let sources: Vec<PathBuf> = jobs.flat_map(Job::local_sources).collect();
-    let there = session::files_on_disks_of(&sources);
-    if there > room {
-        context.output.warning(&format!(
-            "the disks of this container's jobs have {}, but the container has room for about {}. To \
-             back up most of them, delete the container file and run `sprat init` again with --inodes \
-             {}. Later only `sprat grow` raises the number",
-            text::counted(there, "file", "files"),
-            text::count(room),
-            there.saturating_mul(2)
-        ));
-    }
 }
 
 /// Refuses a container that exists, before a key file is created or a passphrase is asked for: a new key

@@ -8,6 +8,7 @@
 )]
 
 mod alerts;
+mod btrfs;
 mod check;
 mod check_disk;
 mod commands;

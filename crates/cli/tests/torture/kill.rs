@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use sprat_testkit::client_and_server::{self, ClientAndServer};
+use sprat_testkit::client_and_server::{self, ClientAndServer, FileSystem};
 use sprat_testkit::dice::{self, Dice, number};
 use sprat_testkit::manifest::{Manifest, assert_same};
 use sprat_testkit::running::{Reported, Running};
@@ -86,13 +86,22 @@ struct Torture {
 
 #[test]
 fn kill_9_at_any_moment_loses_no_finished_snapshot_and_leaves_nothing() {
-    sprat_testkit::requires!(client_and_server::missing());
+    kill_9_at_any_moment(FileSystem::Ext4);
+}
+
+#[test]
+fn kill_9_at_any_moment_loses_no_finished_snapshot_on_btrfs() {
+    kill_9_at_any_moment(FileSystem::Btrfs);
+}
+
+fn kill_9_at_any_moment(file_system: FileSystem) {
+    sprat_testkit::requires!(client_and_server::missing(), file_system.missing());
     let rounds: u32 =
         number("SPRAT_TORTURE_ROUNDS").map_or(ROUNDS_SHORT, |rounds| rounds.try_into().unwrap());
     let seed = dice::seed();
 
     let mut dice = Dice::new(seed);
-    let mut torture = Torture::new(dice.any());
+    let mut torture = Torture::new(dice.any(), file_system);
     // The short form has not a round for each.
     let first = usize::try_from(seed % VICTIMS.len() as u64).unwrap();
     let mut with_unsynced = 0;
@@ -102,7 +111,7 @@ fn kill_9_at_any_moment_loses_no_finished_snapshot_and_leaves_nothing() {
     for round in 1..=rounds {
         if round > 1 && (round - 1) % ROUNDS_OF_ONE_CONTAINER == 0 {
             journals_replayed += torture.journals_replayed;
-            torture = Torture::new(dice.any());
+            torture = Torture::new(dice.any(), file_system);
         }
         let victim = VICTIMS[(first + round as usize - 1) % VICTIMS.len()];
         let moment = choose_moment(victim, &mut dice);
@@ -167,7 +176,7 @@ fn choose_moment(victim: Victim, dice: &mut Dice) -> Moment {
 
 impl Torture {
     /// A new container with one finished snapshot, of a tree with sparse-tailed files.
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, file_system: FileSystem) -> Self {
         let mut pair = ClientAndServer::new();
         let source = pair.path("source");
         let shape = Shape {
@@ -176,7 +185,7 @@ impl Torture {
             large_files: 0,
         };
         source_tree::make(&source, shape, seed);
-        pair.init(8);
+        pair.init_with(8, file_system);
         let mut torture = Self {
             pair,
             dice: Dice::new(seed ^ 0x5eed),

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use sprat_testkit::client_and_server::{self, ClientAndServer};
+use sprat_testkit::client_and_server::{self, ClientAndServer, FileSystem};
 use sprat_testkit::dice::{self, Dice, number};
 use sprat_testkit::manifest::{Manifest, assert_same};
 use sprat_testkit::running::{Reported, Running};
@@ -91,7 +91,16 @@ struct Torture {
 
 #[test]
 fn repeated_connection_losses_cost_only_time() {
-    sprat_testkit::requires!(client_and_server::missing());
+    repeated_connection_losses(FileSystem::Ext4);
+}
+
+#[test]
+fn repeated_connection_losses_cost_only_time_on_btrfs() {
+    repeated_connection_losses(FileSystem::Btrfs);
+}
+
+fn repeated_connection_losses(file_system: FileSystem) {
+    sprat_testkit::requires!(client_and_server::missing(), file_system.missing());
     let rounds = number("SPRAT_TORTURE_ROUNDS");
     let seed = dice::seed();
     let (losses, files) = rounds.map_or(SHORT, |rounds| {
@@ -104,7 +113,7 @@ fn repeated_connection_losses_cost_only_time() {
         first: seed,
         ..Log::default()
     };
-    let mut torture = Torture::new(dice.any(), files);
+    let mut torture = Torture::new(dice.any(), files, file_system);
     for round in 1.. {
         if log.losses >= losses {
             break;
@@ -112,7 +121,7 @@ fn repeated_connection_losses_cost_only_time() {
         assert!(round <= losses, "too many runs end before their losses");
         if round % ROUNDS_OF_ONE_CONTAINER == 0 {
             torture.check_offline();
-            torture = Torture::new(dice.any(), files);
+            torture = Torture::new(dice.any(), files, file_system);
         }
         let in_backup = if rounds.is_some() { 8 } else { 3 };
         let in_restore = in_backup / 4 + u32::from(in_backup < 4);
@@ -143,12 +152,12 @@ impl Log {
 
 impl Torture {
     /// A new container, and a source.
-    fn new(seed: u64, files: u64) -> Self {
+    fn new(seed: u64, files: u64, file_system: FileSystem) -> Self {
         let mut pair = ClientAndServer::through_wire(WireOptions {
             round_trip: Duration::from_millis(20),
             bytes_per_s: Some(12_500_000),
         });
-        pair.init(4);
+        pair.init_with(4, file_system);
         let source = pair.path("source");
         source_tree::make_source_like(&source, files, seed);
         Self {

@@ -280,6 +280,22 @@ impl Sheet<'_> {
         &self.known.unknown
     }
 
+    /// The sheet as JSON, with the path of the key file as it is to be shown.
+    #[must_use]
+    pub fn json(&self, key_file: Option<&str>) -> serde_json::Value {
+        serde_json::json!({
+            "secret": true,
+            "made": self.made_at,
+            "recovery_key": self.recovery_key,
+            "key_file": key_file,
+            "key_file_sha256": self.key_file.map(|(_, sha256)| sha256),
+            "steps": self.steps(),
+            "steps_with_sprat": self.steps_with_sprat(),
+            "unknown": self.unknown(),
+            "text": self.text(),
+        })
+    }
+
     /// The sheet as it is printed.
     pub fn text(&self) -> String {
         let mut text = String::new();

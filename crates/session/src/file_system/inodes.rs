@@ -3,14 +3,38 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use crate::text;
+
 /// The number of inodes that mke2fs makes in a volume of `bytes`.
 #[must_use]
 pub fn default_inodes(bytes: u64) -> u64 {
     bytes / default_inode_ratio(bytes)
 }
 
+/// How many files fit into a container, and a warning if the disks of its sources have more. Later only growing
+/// raises the number.
+#[must_use]
+pub fn file_room_texts(room: u64, sources: &[PathBuf]) -> (String, Option<String>) {
+    let note = format!(
+        "the container has room for about {}",
+        text::counted(room, "file", "files")
+    );
+    let there = files_on_disks_of(sources);
+    let warning = (there > room).then(|| {
+        format!(
+            "the disks of this container's jobs have {}, but the container has room for about {}. To \
+             back up most of them, delete the container file and run `sprat init` again with --inodes \
+             {}. Later only `sprat grow` raises the number",
+            text::counted(there, "file", "files"),
+            text::count(room),
+            there.saturating_mul(2)
+        )
+    });
+    (note, warning)
+}
+
 /// The number of files on the disks that `sources` are on, each disk once.
-pub fn files_on_disks_of<'s>(sources: impl IntoIterator<Item = &'s PathBuf>) -> u64 {
+fn files_on_disks_of<'s>(sources: impl IntoIterator<Item = &'s PathBuf>) -> u64 {
     let mut seen = Vec::new();
     let mut files = 0_u64;
     for source in sources {

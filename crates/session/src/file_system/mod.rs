@@ -55,7 +55,7 @@ pub enum FileSystemKind {
 impl FileSystemKind {
     /// The kinds that a volume is searched for, in this order. btrfs is not among them yet: snapshots
     /// on it are not.
-    pub(crate) const ALL: [Self; 1] = [Self::Ext4];
+    pub(crate) const ALL: [Self; 2] = [Self::Ext4, Self::Btrfs];
 
     /// The kind that `init` makes. A volume in which no kind is recognised counts as this one: its
     /// mount then reports what is wrong.
