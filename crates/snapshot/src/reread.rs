@@ -22,8 +22,7 @@ use crate::recent::{self, Recent};
 use crate::record::{RunRecord, Warning};
 use crate::rsync::{Invocation, TRANSFER_OPTIONS};
 use crate::suspects::{Suspects, name_of};
-use crate::walk::each_file;
-use crate::walk::remove_name;
+use crate::walk::{each_file, remove_name};
 
 /// Why a file is read from its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
