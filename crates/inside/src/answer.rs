@@ -1,4 +1,4 @@
-//! What is asked about, and how large an answer may be.
+//! What is asked about, and the form of paths in an answer.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -10,11 +10,6 @@ use sprat_snapshot::tree::{TreeFolder, is_a_folder};
 use sprat_snapshot::{
     Cancel, JobName, Listed, SnapshotChoice, SnapshotError, escape_name, unescape_name,
 };
-
-/// How many paths an answer names.
-pub const ANSWER_ENTRIES_MAX: usize = 200_000;
-/// How long their names may be together. The processes of a session exchange at most 256 MiB at once.
-const ANSWER_BYTES_MAX: usize = 32 << 20;
 
 /// A snapshot, or a part of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,46 +34,18 @@ impl Place {
         }
     }
 
-    /// The path in the source.
+    /// The path in the source, without `.`, doubled or trailing slashes.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         let path = unescape_name(&self.path);
-        Path::new("/").join(OsStr::from_bytes(&path))
+        let path = Path::new("/").join(OsStr::from_bytes(&path));
+        path.components().collect()
     }
 }
 
 /// A path as text for JSON and for a terminal.
 pub(crate) fn escaped(path: &Path) -> String {
     escape_name(path.as_os_str().as_bytes())
-}
-
-/// How much more an answer may name.
-#[derive(Debug)]
-pub(crate) struct Room {
-    entries: usize,
-    bytes: usize,
-}
-
-impl Room {
-    pub(crate) fn new() -> Self {
-        Self {
-            entries: ANSWER_ENTRIES_MAX,
-            bytes: ANSWER_BYTES_MAX,
-        }
-    }
-
-    /// Whether one more name of this length fits.
-    pub(crate) fn takes(&mut self, name: &str) -> bool {
-        let fits = self.entries > 0 && self.bytes >= name.len();
-        if fits {
-            self.entries -= 1;
-            self.bytes -= name.len();
-        } else {
-            // Nothing shorter may follow: a list with gaps would mislead.
-            self.entries = 0;
-        }
-        fits
-    }
 }
 
 pub(crate) fn go_on(cancel: &Cancel) -> Result<(), SnapshotError> {

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use sprat_snapshot::tree::{Tree, TreeFolder};
 use sprat_snapshot::{Cancel, EntryKind, Listed, SnapshotError};
 
-use crate::answer::{Place, Room, escaped, go_on};
+use crate::answer::{Place, escaped, go_on};
 use crate::found::{Change, Found, Kind, Seen};
+use crate::room::Room;
 
 /// What to compare.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -342,7 +343,7 @@ impl DiffReport {
         sum.before_bytes += bytes(&before);
         sum.after_bytes += bytes(&after);
         let path = escaped(path);
-        if !room.takes(&path) {
+        if !room.takes(&path, before.iter().chain(&after)) {
             self.more += 1;
             return;
         }

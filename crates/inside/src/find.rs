@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use sprat_snapshot::tree::Tree;
 use sprat_snapshot::{Cancel, JobName, SnapshotError};
 
-use crate::answer::{Room, escaped, go_on, leads_on};
+use crate::answer::{escaped, go_on, leads_on};
 use crate::pattern::Pattern;
+use crate::room::Room;
 use crate::versions::{History, Version};
 
 /// What to find.
@@ -68,7 +69,7 @@ pub fn find(
     let pattern = Pattern::parse(&spec.pattern, spec.ignore_case).map_err(|_| {
         SnapshotError::PathRefused {
             path: spec.pattern.clone(),
-            why: "is not a pattern: a bracket or a brace is not closed",
+            why: "is not a valid pattern",
         }
     })?;
     let jobs = match &spec.job {
@@ -94,7 +95,7 @@ pub fn find(
         };
         search.run(&mut |path, versions| {
             let path = escaped(path);
-            if !room.takes(&path) {
+            if !room.takes(&path, versions.iter().map(|version| &version.found)) {
                 report.more += 1;
                 return;
             }

@@ -17,15 +17,17 @@ mod find;
 mod found;
 mod list;
 mod pattern;
+mod room;
 mod source;
 mod versions;
 
-pub use answer::{ANSWER_ENTRIES_MAX, Place};
+pub use answer::Place;
 pub use cat::{CatSpec, cat};
 pub use diff::{DiffReport, DiffSpec, Difference, Side, Sum, Sums, diff};
 pub use find::{FindReport, FindSpec, PathHistory, SearchedJob, find};
 pub use found::{Change, Found, Kind};
 pub use list::{ListSpec, Listing, ListingEntry, list};
 pub use pattern::{Pattern, PatternError};
+pub use room::ANSWER_ENTRIES_MAX;
 pub use source::{SourceDiffSpec, diff_source};
 pub use versions::{Gone, Version, VersionsReport, VersionsSpec, versions};

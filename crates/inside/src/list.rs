@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use sprat_snapshot::tree::Tree;
 use sprat_snapshot::{Cancel, EntryKind, SnapshotError};
 
-use crate::answer::{Place, Room, escaped, go_on};
+use crate::answer::{Place, escaped, go_on};
 use crate::found::{Found, Kind, Seen};
+use crate::room::Room;
 
 /// What to list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,9 +67,9 @@ pub fn list(
         more: 0,
     };
     let mut room = Room::new();
-    let mut add = |path: &Path, found| {
+    let mut add = |path: &Path, found: Found| {
         let path = escaped(path);
-        match room.takes(&path) {
+        match room.takes(&path, [&found]) {
             true => listing.entries.push(ListingEntry { path, found }),
             false => listing.more += 1,
         }

@@ -6,11 +6,19 @@ use globset::{GlobBuilder, GlobMatcher};
 
 /// The text is no pattern.
 #[derive(Debug)]
-pub struct PatternError(globset::Error);
+pub enum PatternError {
+    /// A bracket or a brace is not closed.
+    Syntax(globset::Error),
+    /// It can match no path.
+    NeverMatches(&'static str),
+}
 
 impl std::fmt::Display for PatternError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)
+        match self {
+            Self::Syntax(error) => write!(f, "{error}"),
+            Self::NeverMatches(why) => f.write_str(why),
+        }
     }
 }
 
@@ -32,8 +40,11 @@ impl Pattern {
     /// unless the slash is its first character.
     ///
     /// # Errors
-    /// A bracket or a brace is not closed.
+    /// A bracket or a brace is not closed, or no path can match.
     pub fn parse(text: &str, ignore_case: bool) -> Result<Self, PatternError> {
+        if let Some(why) = never_matches(text) {
+            return Err(PatternError::NeverMatches(why));
+        }
         let is_path = text.contains('/');
         let whole = match is_path && !text.starts_with('/') {
             true => format!("**/{text}"),
@@ -44,7 +55,7 @@ impl Pattern {
             .backslash_escape(true)
             .case_insensitive(ignore_case)
             .build()
-            .map_err(PatternError)?;
+            .map_err(PatternError::Syntax)?;
         let is_literal = |name: &&str| !ignore_case && !name.contains(['*', '?', '[', '{', '\\']);
         let mut names: Vec<&str> = whole.split('/').take_while(is_literal).collect();
         // The last name is what is searched for.
@@ -74,6 +85,20 @@ impl Pattern {
     /// The folder in which all matches lie.
     pub(crate) fn begins(&self) -> &Path {
         &self.begins
+    }
+}
+
+/// Why a pattern can match no path.
+fn never_matches(text: &str) -> Option<&'static str> {
+    let mut names = text.strip_prefix('/').unwrap_or(text).split('/');
+    let is_no_name = |name: &str| matches!(name, "" | "." | "..");
+    match text {
+        "" => Some("it is empty"),
+        _ if names.any(is_no_name) => Some(
+            "no file is named '.' or '..', and no path has two slashes in a row or a slash at its end; \
+             omit that part",
+        ),
+        _ => None,
     }
 }
 
@@ -107,7 +132,9 @@ mod tests {
         }
         let any_case = Pattern::parse("FSTAB", true).unwrap();
         assert!(any_case.matches("/etc/fstab".as_ref()));
-        assert!(Pattern::parse("[a", false).is_err());
+        for wrong in ["[a", "", "/", ".", "/etc/", "//etc", "/a/../b", "./a"] {
+            assert!(Pattern::parse(wrong, false).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use sprat_snapshot::tree::{Tree, TreeFolder};
 use sprat_snapshot::{Cancel, SnapshotError, unescape_name};
 
-use crate::answer::{Place, Room, escaped, go_on};
+use crate::answer::{Place, escaped, go_on};
 use crate::diff::{DiffReport, Root, Side};
 use crate::found::{Change, Kind, Seen};
+use crate::room::Room;
 
 /// What to compare with its source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -78,7 +78,13 @@ fn found_row(path: &PathHistory) -> Option<Vec<String>> {
     Some(vec![
         first.first.clone(),
         changed,
-        gone.map_or_else(|| NOTHING.to_owned(), |gone| gone.snapshot.clone()),
+        gone.map_or_else(
+            || NOTHING.to_owned(),
+            |gone| match gone.complete {
+                true => gone.snapshot.clone(),
+                false => format!("{}?", gone.snapshot),
+            },
+        ),
         text::count(path.versions.len() as u64),
         size(&newest.found),
         format!("{}:{}", text::harmless(&path.job), whole(&path.path)),
@@ -434,6 +440,9 @@ mod tests {
         2026-11-20T01-30-00Z  2026-11-26T01-30-00Z  2026-11-27T01-30-00Z         4  20 B  home:/etc/fstab
         2026-11-20T01-30-00Z  -                     -                            1  10 B  home:/etc/x\#012
         ");
+        // An incomplete snapshot may lack it only because it could not be read.
+        report.paths = vec![path("/etc/fstab", &history()[..2])];
+        assert!(found(&report).contains("2026-11-23T01-30-00Z? "));
         report.paths.clear();
         assert_eq!(found(&report), "");
     }

@@ -18,6 +18,7 @@ use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder};
 use crate::long_path::{open_at, open_regular_at};
 use crate::name::{JobName, SnapshotName};
+use crate::paths::plain_path;
 use crate::record::EntryKind;
 use crate::restore;
 use crate::text::{escape_path, unescape_path};
@@ -111,6 +112,9 @@ impl Tree {
     /// # Errors
     /// The volume can't be read.
     pub fn folder(&self, path: &Path) -> Result<Option<TreeFolder>, SnapshotError> {
+        if has_parent_step(path) {
+            return Ok(None);
+        }
         let mut at =
             open_folder_at(&self.path).map_err(|error| self.failed("open", path, error))?;
         for step in steps(path) {
@@ -141,15 +145,24 @@ impl Tree {
     /// # Errors
     /// The volume can't be read.
     pub fn place(&self, path: &Path) -> Result<Option<(TreeFolder, PathBuf)>, SnapshotError> {
+        if has_parent_step(path) {
+            return Ok(None);
+        }
         let mut parents: Vec<&Path> = steps(path).collect();
         let name = parents.pop().unwrap_or(Path::new(".")).to_owned();
         let parent: PathBuf = parents.into_iter().collect();
         Ok(self.folder(&parent)?.map(|folder| (folder, name)))
     }
 
-    /// Why a path can't be used: nothing has it, or it leads through a symbolic link.
+    /// Why a path can't be used: nothing has it, it has `..` in it, or it leads through a symbolic link.
     #[must_use]
     pub fn no_such(&self, path: &Path) -> SnapshotError {
+        if let Err(why) = plain_path(path) {
+            return SnapshotError::PathRefused {
+                path: escape_path(path),
+                why,
+            };
+        }
         let link = path.ancestors().skip(1).find(|above| {
             let stat = self.stat(above).ok().flatten();
             stat.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
@@ -289,6 +302,11 @@ fn steps(path: &Path) -> impl Iterator<Item = &Path> {
     })
 }
 
+/// No folder has a name `..`. Without that step, the path would be one of another file.
+fn has_parent_step(path: &Path) -> bool {
+    path.components().any(|step| step == Component::ParentDir)
+}
+
 /// Nothing has this name, or what has it is no folder.
 fn is_absence(error: &io::Error) -> bool {
     matches!(
@@ -325,12 +343,18 @@ mod tests {
             "/link/secret",
             "/a/../../outside/secret",
             "/../outside/secret",
+            "/a/../a/file",
+            "/a/b/../file",
+            "/a/../file",
+            "/a/..",
         ] {
             assert!(tree.stat(Path::new(path)).unwrap().is_none(), "{path}");
         }
         assert!(tree.folder(Path::new("/link")).unwrap().is_none());
         let refused = tree.no_such(Path::new("/link/secret")).to_string();
         assert!(refused.contains("symbolic link"), "{refused}");
+        let refused = tree.no_such(Path::new("/a/../file")).to_string();
+        assert!(refused.contains("'..'"), "{refused}");
         let missing = tree.no_such(Path::new("/a/none")).to_string();
         assert!(missing.contains("has no /a/none"), "{missing}");
         let (folder, name) = tree.place(Path::new("/a/file")).unwrap().unwrap();

@@ -230,6 +230,14 @@ fn one_file_is_listed_and_compared_by_itself() {
         ),
         (3, 5)
     );
+    // A slash at the end, as the completion of a shell leaves it.
+    let spec = ListSpec {
+        place: bench.place("latest", ""),
+        recursive: false,
+    };
+    let listing = list(&bench.volume(), &spec, &cancel).unwrap();
+    assert_eq!(Path::new(&listing.path), bench.source());
+    assert!(!listing.path.ends_with('/'));
     // Everything, from the top: the folders above the source are listed, too.
     let spec = ListSpec {
         place: Place::new(job(), SnapshotChoice::Latest, None),
