@@ -243,6 +243,7 @@ impl<'w> Watch<'w> {
         let events = self.notifier.events.read();
         let status =
             worst([observed.overview.exit(at), overview::damage(events.open())].into_iter());
+        let mut unkept = Vec::new();
         publish::write(
             &observed.overview,
             &events,
@@ -253,9 +254,9 @@ impl<'w> Watch<'w> {
                 last_run: self.state.read().last_run,
             },
             at,
-            &mut self.problems,
+            &mut unkept,
         );
-        let unkept = self.state_problems(observed.problems);
+        unkept.extend(self.state_problems(observed.problems));
         let exits = [
             observed.overview.is_overdue().then_some(Exit::Overdue),
             (!unkept.is_empty()).then_some(Exit::Failed),
