@@ -85,8 +85,8 @@ pub fn versions(
             Some(newest) if matches!(newest.no_such(&path), SnapshotError::PathRefused { .. }) => {
                 newest.no_such(&path)
             }
-            _ => SnapshotError::NoSuchPath {
-                snapshot: format!("of job {job}, whichever it is,"),
+            _ => SnapshotError::NoSuchPathInJob {
+                job: report.job,
                 path: report.path,
             },
         });

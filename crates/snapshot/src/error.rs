@@ -160,6 +160,9 @@ pub enum SnapshotError {
     /// The snapshot has no such path.
     #[error("snapshot {snapshot} has no {path}")]
     NoSuchPath { snapshot: String, path: String },
+    /// No snapshot of the job has such a path.
+    #[error("no snapshot of job {job} has {path}")]
+    NoSuchPathInJob { job: String, path: String },
     /// The path to restore is not accepted.
     #[error("{path}: {why}")]
     PathRefused { path: String, why: &'static str },
@@ -371,9 +374,10 @@ impl SnapshotError {
             Self::VolumeFull { .. } => Kind::VolumeFull,
             Self::Volume { source, .. } if is_damage(source) => Kind::Damaged,
             Self::Volume { .. } | Self::Layout { .. } => Kind::Volume,
-            Self::NoSuchJob { .. } | Self::NoSuchSnapshot { .. } | Self::NoSuchPath { .. } => {
-                Kind::NotFound
-            }
+            Self::NoSuchJob { .. }
+            | Self::NoSuchSnapshot { .. }
+            | Self::NoSuchPath { .. }
+            | Self::NoSuchPathInJob { .. } => Kind::NotFound,
             Self::DestinationFull { .. }
             | Self::DestinationRefused { .. }
             | Self::DestinationConflicts { .. }

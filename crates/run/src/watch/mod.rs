@@ -243,8 +243,7 @@ impl<'w> Watch<'w> {
         let events = self.notifier.events.read();
         let status =
             worst([observed.overview.exit(at), overview::damage(events.open())].into_iter());
-        let mut unkept = Vec::new();
-        publish::write(
+        let unpublished = publish::write(
             &observed.overview,
             &events,
             &publish::To {
@@ -254,9 +253,10 @@ impl<'w> Watch<'w> {
                 last_run: self.state.read().last_run,
             },
             at,
-            &mut unkept,
+            &mut self.problems,
         );
-        unkept.extend(self.state_problems(observed.problems));
+        let mut unkept = self.state_problems(observed.problems);
+        unkept.extend(unpublished);
         let exits = [
             observed.overview.is_overdue().then_some(Exit::Overdue),
             (!unkept.is_empty()).then_some(Exit::Failed),

@@ -25,14 +25,14 @@ pub(super) struct To<'w> {
     pub(super) last_run: Option<Timestamp>,
 }
 
-/// Writes both. What fails is a problem.
+/// Writes both. Metrics that can't be written are a problem; returns why the status can't.
 pub(super) fn write(
     overview: &Overview,
     events: &Events,
     to: &To<'_>,
     now: Timestamp,
     problems: &mut Vec<String>,
-) {
+) -> Option<String> {
     let sent = |copy: &crate::copy_name::CopyName| {
         let history = RunHistory::new(&to.watched.state_dir);
         let lines = history.load(copy).unwrap_or_default();
@@ -54,10 +54,9 @@ pub(super) fn write(
         true => public(overview, events, (now, to.code), &sent).write(state_dir),
         false => PublicStatus::remove(state_dir),
     };
-    if let Err(error) = written {
-        let path = PublicStatus::path(state_dir);
-        problems.push(format!("can't write {}: {error}", path.display()));
-    }
+    let error = written.err()?;
+    let path = PublicStatus::path(state_dir);
+    Some(format!("can't write {}: {error}", path.display()))
 }
 
 fn last_code(state: &CopyState) -> Option<u8> {
