@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use sprat_testkit::needs;
 
-use sprat_testkit::client_and_server::{self, ClientAndServer};
+use sprat_testkit::client_and_server::{self, ClientAndServer, FileSystem};
 use sprat_testkit::program::{run_within, shown, system};
 
 /// A name that only the ssh configuration (here) and /etc/hosts (in the guest) can resolve.
@@ -137,8 +137,17 @@ impl Owner {
 
     /// Makes a container; returns the sheet as it was printed.
     pub fn init(&mut self, name: &str) -> Sheet {
+        self.init_with(name, FileSystem::Ext4)
+    }
+
+    /// The same with this file system in it.
+    pub fn init_with(&mut self, name: &str, file_system: FileSystem) -> Sheet {
         let size = self.0.choose_size(2).to_string();
-        self.sheet(name, &["init", name, "--size", &size])
+        let kind = ["--file-system", file_system.name()];
+        self.sheet(
+            name,
+            &[&["init", name, "--size", &size][..], &kind].concat(),
+        )
     }
 
     /// Runs a command that prints a sheet.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::qemu::guest;
 use crate::qemu::{Guest, OpenWith, Owner, SERVER, Sheet};
+use sprat_testkit::client_and_server::FileSystem;
 use sprat_testkit::dice::Dice;
 use sprat_testkit::manifest::{Manifest, assert_same};
 use sprat_testkit::power::Power;
@@ -33,10 +34,11 @@ const CHEAP: &str = "--cheap-kdf-for-tests";
 
 #[test]
 fn sheet_restores_snapshots_on_a_stock_kernel_and_sprat_continues() {
-    sprat_testkit::requires!(crate::qemu::missing());
+    sprat_testkit::requires!(crate::qemu::missing(), FileSystem::Btrfs.missing());
     let begun = Instant::now();
-    let mut owner = Owner::new(&["laptop"]);
+    let mut owner = Owner::new(&["laptop", "other"]);
     make_source(&owner);
+    let sheet_of_btrfs = owner.init_with("other", FileSystem::Btrfs);
     // The key derivation that a user gets.
     let sheet = owner.init("laptop");
     let owner = &owner;
@@ -52,7 +54,7 @@ fn sheet_restores_snapshots_on_a_stock_kernel_and_sprat_continues() {
     several_snapshots(owner, &mut guest);
     guest.recover("several-snapshots", &sheet, OpenWith::KeyFile);
 
-    with_much(owner, 5, || kill_a_backup_half_way(owner));
+    with_much(owner, 5, || kill_a_backup_half_way(owner, "laptop"));
     guest.expect_as_in("several-snapshots", "killed");
     owner.keep_state("laptop", "killed");
     guest.recover("killed", &sheet, OpenWith::KeyFile);
@@ -85,6 +87,16 @@ fn sheet_restores_snapshots_on_a_stock_kernel_and_sprat_continues() {
     owner.keep_state("laptop", "power-cut");
     guest.expect_as_in("pruned", "power-cut");
     guest.recover("power-cut", &docs[1], OpenWith::KeyFile);
+
+    on_btrfs(owner, &mut guest);
+    let modules = "modprobe xxhash_generic; modprobe btrfs";
+    guest.recover_after(
+        modules,
+        "killed-on-btrfs",
+        &sheet_of_btrfs,
+        OpenWith::KeyFile,
+        "",
+    );
 
     // The container itself with other keys, and what the person does to it.
     let new_sheet = other_keys(owner);
@@ -137,6 +149,18 @@ fn several_snapshots(owner: &Owner, guest: &mut Guest<'_>) {
     }
     guest.expect_latest("several-snapshots");
     owner.keep_state("laptop", "several-snapshots");
+}
+
+/// Two snapshots in the container with btrfs, and a backup that is killed.
+fn on_btrfs(owner: &Owner, guest: &mut Guest<'_>) {
+    owner.backup("other");
+    guest.expect_snapshot("killed-on-btrfs");
+    change(owner, 2);
+    std::thread::sleep(Duration::from_millis(1100));
+    owner.backup("other");
+    guest.expect_latest("killed-on-btrfs");
+    with_much(owner, 8, || kill_a_backup_half_way(owner, "other"));
+    owner.keep_state("other", "killed-on-btrfs");
 }
 
 /// Each way to give space back, and how it is asked for.
@@ -244,17 +268,17 @@ fn with_much(owner: &Owner, seed: u64, run: impl FnOnce()) {
     fs::remove_dir_all(&folder).unwrap();
 }
 
-/// The container's size on the server's disk.
-fn allocated(owner: &Owner) -> u64 {
-    fs::metadata(owner.container("laptop")).unwrap().blocks() * 512
+/// A container's size on the server's disk.
+fn allocated(owner: &Owner, name: &str) -> u64 {
+    fs::metadata(owner.container(name)).unwrap().blocks() * 512
 }
 
 /// Every connection is cut twice while bytes are on their way; the backup ends well all the same.
 fn a_backup_with_lines_cut(owner: &Owner) {
-    let before = allocated(owner);
+    let before = allocated(owner, "laptop");
     let mut backup = owner.sprat(&["backup", "job-laptop"]).spawn().unwrap();
     for mebibytes in [3, 10] {
-        while allocated(owner) < before + (mebibytes << 20) {
+        while allocated(owner, "laptop") < before + (mebibytes << 20) {
             assert!(
                 backup.try_wait().unwrap().is_none(),
                 "the backup ended before its line was cut"
@@ -314,10 +338,11 @@ fn a_backup_with_the_power_cut(owner: &Owner) -> usize {
 }
 
 /// Every process of a session is killed at once while its bytes are on their way.
-fn kill_a_backup_half_way(owner: &Owner) {
-    let before = allocated(owner);
-    let mut backup = owner.sprat(&["backup", "job-laptop"]).spawn().unwrap();
-    while allocated(owner) < before + (6 << 20) {
+fn kill_a_backup_half_way(owner: &Owner, name: &str) {
+    let before = allocated(owner, name);
+    let job = format!("job-{name}");
+    let mut backup = owner.sprat(&["backup", &job]).spawn().unwrap();
+    while allocated(owner, name) < before + (6 << 20) {
         assert!(
             backup.try_wait().unwrap().is_none(),
             "the backup ended before it was killed"
@@ -336,7 +361,7 @@ fn kill_a_backup_half_way(owner: &Owner) {
     println!(
         "killed {} processes after {} bytes",
         processes.len(),
-        allocated(owner) - before
+        allocated(owner, name) - before
     );
     owner.assert_nothing_is_left(Duration::from_secs(20));
 }
