@@ -22,7 +22,7 @@ use crate::paths::plain_path;
 use crate::record::EntryKind;
 use crate::restore;
 use crate::text::{escape_path, unescape_path};
-use crate::walk::{Listed, is_folder, listed, open_folder, open_folder_at};
+use crate::walk::{Listed, is_folder, listed, open_folder_at, open_folder_below};
 
 /// The longest extended attributes of one file that are compared. Linux allows 64 KiB for a value
 /// (`XATTR_SIZE_MAX`) and for the list of names (`XATTR_LIST_MAX`).
@@ -115,16 +115,13 @@ impl Tree {
         if has_parent_step(path) {
             return Ok(None);
         }
-        let mut at =
-            open_folder_at(&self.path).map_err(|error| self.failed("open", path, error))?;
-        for step in steps(path) {
-            at = match open_folder(at.as_fd(), step) {
-                Ok(folder) => folder,
-                Err(error) if is_absence(&error) => return Ok(None),
-                Err(error) => return Err(self.failed("open", path, error)),
-            };
+        let top = open_folder_at(&self.path).map_err(|error| self.failed("open", path, error))?;
+        let below: PathBuf = steps(path).collect();
+        match open_folder_below(top.as_fd(), &below) {
+            Ok(fd) => Ok(Some(TreeFolder { fd })),
+            Err(error) if is_absence(&error) => Ok(None),
+            Err(error) => Err(self.failed("open", path, error)),
         }
-        Ok(Some(TreeFolder { fd: at }))
     }
 
     /// The attributes of what has this path. `None`: nothing has.

@@ -29,26 +29,32 @@ pub(crate) fn open_folder_at(path: &Path) -> io::Result<OwnedFd> {
     open_folder(rustix::fs::CWD, path)
 }
 
-/// The folder in `root` that has the name `path`, and the last part of `path`. No symbolic link on the way is followed: it
-/// could lead out of the tree, to the files of this machine.
+/// Opens the folder `path` below `root`. No symbolic link on the way is followed: it could lead out of the tree, to the
+/// files of this machine.
 ///
 /// # Errors
-/// A part of the path is no folder, or `path` has other parts than names.
+/// A part of the path is no folder, or `path` is absolute or has `..` in it.
+pub(crate) fn open_folder_below(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+    let mut folder = open_folder(root, Path::new("."))?;
+    for part in path.components() {
+        folder = match part {
+            Component::Normal(name) => open_folder(folder.as_fd(), Path::new(name))?,
+            Component::CurDir => continue,
+            _ => return Err(Errno::INVAL.into()),
+        };
+    }
+    Ok(folder)
+}
+
+/// The folder that the name `path` of `root` is in, and the last part of `path`. See [`open_folder_below`].
 pub(crate) fn folder_of<'p>(
     root: BorrowedFd<'_>,
     path: &'p Path,
 ) -> io::Result<(OwnedFd, &'p Path)> {
-    let mut names = path.components().map(|part| match part {
-        Component::Normal(name) => Ok(Path::new(name)),
-        _ => Err(Errno::INVAL),
-    });
-    let mut last = names.next().ok_or(Errno::INVAL)??;
-    let mut folder = open_folder(root, Path::new("."))?;
-    for name in names {
-        folder = open_folder(folder.as_fd(), last)?;
-        last = name?;
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => Ok((open_folder_below(root, parent)?, Path::new(name))),
+        _ => Err(Errno::INVAL.into()),
     }
-    Ok((folder, last))
 }
 
 /// What the file `path` of `root` is, if it is a regular one. See [`folder_of`].
