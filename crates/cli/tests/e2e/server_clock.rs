@@ -58,6 +58,14 @@ impl Scene {
         known["doubt"]["cause"].clone()
     }
 
+    /// The next run believes the clock, and prunes.
+    fn ends_without_a_doubt(&mut self) {
+        let (ran, snapshots) = self.run();
+        let found = (snapshots, self.doubt());
+        assert_eq!(found, (1, Value::Null), "{}", ran.whole());
+        self.machine().nothing_is_left();
+    }
+
     /// The machine was off, and its clock is wrong by so much since. It can't notice that by itself.
     fn boot_with_error(&mut self, error_s: i64) {
         self.clock.error_s = error_s;
@@ -88,14 +96,7 @@ fn nothing_is_pruned_while_the_servers_clock_differs_and_no_time_service_decides
     assert_eq!(snapshots, 3);
     // A time service that keeps the clock knows better than a server.
     scene.clock.synchronised = true;
-    let (ran, snapshots) = scene.run();
-    assert_eq!(
-        (snapshots, scene.doubt()),
-        (1, Value::Null),
-        "{}",
-        ran.whole()
-    );
-    scene.machine().nothing_is_left();
+    scene.ends_without_a_doubt();
 }
 
 #[test]
@@ -108,12 +109,5 @@ fn server_that_agrees_ends_a_doubt_and_the_same_run_prunes() {
     assert_eq!(snapshots, 2, "{}", ran.whole());
     // The clock is set, which alone makes a doubt.
     scene.clock.error_s = 0;
-    let (ran, snapshots) = scene.run();
-    assert_eq!(
-        (snapshots, scene.doubt()),
-        (1, Value::Null),
-        "{}",
-        ran.whole()
-    );
-    scene.machine().nothing_is_left();
+    scene.ends_without_a_doubt();
 }

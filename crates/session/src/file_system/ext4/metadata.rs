@@ -12,7 +12,8 @@ use rustix::fs::{Advice, fadvise};
 
 use crate::file_system::Read;
 use crate::file_system::ext4::{
-    BG_BLOCK_UNINIT, BG_INODE_UNINIT, BLOCK, STAMP_RANGE, SuperBlock, bytes_at, used::block_number,
+    BG_BLOCK_UNINIT, BG_INODE_UNINIT, BLOCK, STAMP_RANGE, SuperBlock, bytes_at,
+    used::{block_number, in_bytes},
 };
 use crate::file_system::ranges::merged;
 
@@ -89,11 +90,7 @@ impl SuperBlock {
             left -= if fits { len } else { 0 };
             fits
         });
-        let mut ranges = merged(blocks);
-        for range in &mut ranges {
-            *range = range.start * BLOCK..range.end * BLOCK;
-        }
-        Ok(ranges)
+        Ok(in_bytes(merged(blocks)))
     }
 }
 
@@ -101,16 +98,11 @@ impl SuperBlock {
 mod tests {
     use sprat_testkit::requires;
 
-    use super::super::used::tests::{LAZY, OURS, image, missing, run, super_block};
+    use super::super::used::tests::{LAZY, OURS, Ranges, image, missing, ranges_of, run};
     use super::*;
 
-    fn metadata_ranges(image: &File) -> Result<Vec<Range<u64>>, String> {
-        let mut read = |at: u64, buf: &mut [u8]| {
-            image
-                .read_exact_at(buf, at)
-                .map_err(|error| error.to_string())
-        };
-        super_block(&mut read)?.metadata_ranges(&mut read)
+    fn metadata_ranges(image: &File) -> Ranges {
+        ranges_of(image, SuperBlock::metadata_ranges)
     }
 
     #[test]

@@ -57,14 +57,14 @@ impl SuperBlock {
             read(group.bitmap * BLOCK, &mut bitmap)?;
             self.add_used(group, &bitmap, &mut used)?;
         }
-        let mut used = merged(used);
+        let used = merged(used);
         if used.last().is_some_and(|last| last.end > self.blocks()) {
             return Err("a block group is larger than the file system".to_owned());
         }
-        for range in &mut used {
-            *range = range.start * BLOCK..range.end * BLOCK;
-        }
-        Ok(without(&used, &merged(self.disposable_ranges(read)?)))
+        Ok(without(
+            &in_bytes(used),
+            &merged(self.disposable_ranges(read)?),
+        ))
     }
 
     fn require_known_features(&self) -> Result<(), String> {
@@ -175,6 +175,14 @@ impl SuperBlock {
     }
 }
 
+/// Ranges of blocks as ranges of bytes.
+pub(super) fn in_bytes(blocks: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    let ranges = blocks.into_iter();
+    ranges
+        .map(|range| range.start * BLOCK..range.end * BLOCK)
+        .collect()
+}
+
 pub(super) fn block_number(descriptor: &[u8], low: usize, high: usize) -> u64 {
     let word = |at: usize| u64::from(u32::from_le_bytes(bytes_at(descriptor, at)));
     match descriptor.len() >= 64 {
@@ -230,19 +238,26 @@ pub(super) mod tests {
         image
     }
 
-    pub(crate) fn super_block(read: &mut Read<'_>) -> Result<SuperBlock, String> {
+    fn super_block(read: &mut Read<'_>) -> Result<SuperBlock, String> {
         let mut first = vec![0; 4096];
         read(0, &mut first)?;
         SuperBlock::parse(&first).ok_or_else(|| "no super block".to_owned())
     }
 
-    fn used_ranges(image: &File) -> Result<Vec<Range<u64>>, String> {
+    pub(crate) type Ranges = Result<Vec<Range<u64>>, String>;
+
+    /// What `ask` finds by an image's super block.
+    pub(crate) fn ranges_of(image: &File, ask: fn(&SuperBlock, &mut Read<'_>) -> Ranges) -> Ranges {
         let mut read = |at: u64, buf: &mut [u8]| {
             image
                 .read_exact_at(buf, at)
                 .map_err(|error| error.to_string())
         };
-        super_block(&mut read)?.used_ranges(&mut read)
+        ask(&super_block(&mut read)?, &mut read)
+    }
+
+    fn used_ranges(image: &File) -> Ranges {
+        ranges_of(image, SuperBlock::used_ranges)
     }
 
     pub(crate) const OURS: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,\
