@@ -1,18 +1,20 @@
 //! `sprat copy`: copies a container to another location, or moves it there.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
 use serde_json::json;
 use sprat_luks::{Pins, RecoveryKey};
+use sprat_run::copy_text::{self, CopyDone};
 use sprat_run::recovery_sheet::{SheetJob, SheetParts};
-use sprat_session::copy::{CopyObserver, CopyOptions, CopyPhase, CopyReport, NewKeyOptions, copy};
+use sprat_session::copy::{
+    CopyObserver, CopyOptions, CopyPhase, CopyProgress, CopyStep, NewKeyOptions, copy,
+};
 use sprat_session::ssh_config::Known;
 use sprat_session::state::key_notes;
-use sprat_session::{Access, IdentityPolicy, connect, progress, text};
+use sprat_session::{Access, IdentityPolicy, connect};
 use sprat_store::StoreError;
-use sprat_store::copy::{CopyProgress, CopyStep};
 
 use super::context::{CommandArgs, Context, Resolved};
 use crate::output::{Reporter, result_json};
@@ -129,24 +131,19 @@ impl CommandArgs for CopyArgs {
             let kind = source.secret.key_kind();
             key_notes::note_new_container(state_dir, &report.pins.uuid, target, kind);
         }
-        let text = summary(&source, &destination, &report, self.new_key);
-        let figures = report.figures;
-        let fields = json!({
-            "source": source.target.to_string(),
-            "destination": destination.target.to_string(),
-            "uuid": report.pins.uuid,
-            "fingerprint": report.pins.fingerprint(),
-            "container_bytes": report.container_bytes,
-            "resumed_bytes": report.resumed_bytes,
-            "read_bytes": figures.map_or(0, |figures| figures.read_bytes),
-            "written_bytes": figures.map_or(0, |figures| figures.written_bytes),
-            "verified_bytes": figures.map_or(0, |figures| figures.verified_bytes),
-            "holes_by": report.holes_by,
-            "new_key": self.new_key,
-            "source_removed": report.source_removed,
-            "source_found": report.source_found,
-            "seconds": begun.elapsed().as_secs_f64(),
-        });
+        let key_files = (&source.default_key_file, &destination.default_key_file);
+        let old_key_file = match key_files {
+            (Some(old), Some(new)) if old != new && old.exists() && !new.exists() => Some(old),
+            _ => None,
+        };
+        let done = CopyDone {
+            source: &source.target,
+            destination: &destination.target,
+            report: &report,
+            new_key: self.new_key,
+            old_key_file: old_key_file.map(PathBuf::as_path),
+        };
+        let (text, fields) = (done.text(), done.json(begun.elapsed()));
         let json = result_json("copy", Exit::Done, fields);
         context.output.result(&text, &json)?;
         Ok(Exit::Done)
@@ -156,65 +153,6 @@ impl CommandArgs for CopyArgs {
 fn has_no_folder(resolved: &Resolved) -> bool {
     let connected = connect::connect(&resolved.target, &resolved.ssh);
     matches!(connected, Err(StoreError::NotFound { .. }))
-}
-
-/// The result as text, and what is left to do.
-fn summary(
-    source: &Resolved,
-    destination: &Resolved,
-    report: &CopyReport,
-    new_key: bool,
-) -> String {
-    let (from, to) = (&source.target, &destination.target);
-    let verb = if report.source_removed {
-        "moved"
-    } else {
-        "copied"
-    };
-    let mut text = format!("{verb} {from} to {to}\n");
-    match &report.figures {
-        Some(figures) => text.push_str(&format!(
-            "{} long, {} written, {} read back and equal\n",
-            text::bytes(report.container_bytes),
-            text::bytes(figures.written_bytes),
-            text::bytes(figures.verified_bytes),
-        )),
-        None => text.push_str("an earlier run had copied the container and read it back\n"),
-    }
-    if !report.source_found {
-        text.push_str(&format!(
-            "{from} is not there: an earlier run removed it, or its disk is not mounted. This machine \
-             keeps its notes about {from}\n"
-        ));
-    }
-    if new_key {
-        text.push_str(&format!(
-            "{to} has a new volume key. It opens with the key that was used here and with the \
-             recovery key of the sheet that was shown when the copy began, and with no other key of \
-             {from}: add others with\n  sprat key add {to}\n\
-             Without that sheet, make another one with\n  sprat key add {to} --new-recovery\n"
-        ));
-    }
-    let gone = report.source_removed || !report.source_found;
-    if gone && !new_key {
-        text.push_str(&format!(
-            "The recovery sheet shows the old location. Print a new one:\n  sprat key sheet {to}\n"
-        ));
-    }
-    if gone {
-        text.push_str(&format!("In the config, write\n  target = \"{to}\"\n"));
-    }
-    if source.default_key_file != destination.default_key_file
-        && let (Some(old), Some(new)) = (&source.default_key_file, &destination.default_key_file)
-        && old.exists()
-        && !new.exists()
-    {
-        text.push_str(&format!(
-            "The key file is {}: give it with --key-file, or set key_file in the config\n",
-            old.display()
-        ));
-    }
-    text
 }
 
 /// Shows a copy to the user.
@@ -254,7 +192,7 @@ impl CopyObserver for Shown<'_> {
     }
 
     fn phase(&mut self, phase: CopyPhase) {
-        let (name, line) = phase_text(phase);
+        let (name, line) = copy_text::phase_text(phase);
         self.reporter.step(line, &json!({ "phase": name }));
     }
 
@@ -262,81 +200,12 @@ impl CopyObserver for Shown<'_> {
         if self.step.replace(now.step) != Some(now.step) {
             self.step_begun = Instant::now();
         }
-        let rate = progress::bytes_per_s(now.done_bytes, self.step_begun.elapsed());
-        let left_bytes = now.total_bytes.saturating_sub(now.done_bytes);
-        let left = progress::time_left(left_bytes, rate);
-        let event = json!({ "progress": {
-            "phase": match now.step {
-                CopyStep::Copying => "copying",
-                CopyStep::Verifying => "verifying",
-            },
-            "done_bytes": now.done_bytes,
-            "total_bytes": now.total_bytes,
-            "read_bytes": now.read_bytes,
-            "written_bytes": now.written_bytes,
-            "verified_bytes": now.verified_bytes,
-            "bytes_per_s": rate,
-            "seconds_left": left.map(|left| left.as_secs()),
-        }});
-        let line = progress_text(now, rate, left);
+        let (line, json) = copy_text::progress(now, self.step_begun.elapsed());
+        let event = json!({ "progress": json });
         self.reporter.other_progress(&line, &event);
     }
 
     fn tell(&mut self, text: &str, matters: bool) {
         self.reporter.tell(text, matters);
-    }
-}
-
-fn phase_text(phase: CopyPhase) -> (&'static str, &'static str) {
-    match phase {
-        CopyPhase::Opening => ("opening", "acquiring both locks"),
-        CopyPhase::Mapping => ("mapping", "finding the data in the source"),
-        CopyPhase::Copying => ("copying", "copying"),
-        CopyPhase::Verifying => ("verifying", "reading back"),
-        CopyPhase::Publishing => ("publishing", "renaming the copy to its final name"),
-        CopyPhase::Removing => ("removing", "removing the source"),
-    }
-}
-
-fn progress_text(progress: &CopyProgress, rate: Option<u64>, left: Option<Duration>) -> String {
-    let doing = match progress.step {
-        CopyStep::Copying => "copying",
-        CopyStep::Verifying => "reading back",
-    };
-    let percent = progress.done_bytes * 100 / progress.total_bytes.max(1);
-    let mut parts = vec![
-        format!("{doing}, {percent}%"),
-        format!(
-            "{} of {}",
-            text::bytes(progress.done_bytes),
-            text::bytes(progress.total_bytes)
-        ),
-    ];
-    if progress.step == CopyStep::Copying && progress.written_bytes < progress.done_bytes / 2 {
-        parts.push(format!("{} sent", text::bytes(progress.written_bytes)));
-    }
-    parts.extend(rate.map(|rate| format!("{}/s", text::bytes(rate))));
-    parts.extend(left.map(|left| format!("{} left", text::duration(left))));
-    parts.join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn progress_shows_rate_and_time_left_of_the_step() {
-        let progress = CopyProgress {
-            step: CopyStep::Copying,
-            done_bytes: 300 << 20,
-            total_bytes: 1 << 30,
-            read_bytes: 300 << 20,
-            written_bytes: 10 << 20,
-            verified_bytes: 0,
-        };
-        insta::assert_snapshot!(
-            progress_text(&progress, Some(10 << 20), Some(Duration::from_secs(72))),
-            @"copying, 29%, 300 MiB of 1.0 GiB, 10.0 MiB sent, 10.0 MiB/s, 1 min 12 s left"
-        );
     }
 }

@@ -26,7 +26,8 @@ use std::time::{Duration, Instant};
 
 use sprat_luks::{Pins, RecoveryKey, Secret, SectorCipher};
 use sprat_store::Outage;
-use sprat_store::copy::{CopyNote, CopyProgress};
+use sprat_store::copy::CopyNote;
+pub use sprat_store::copy::{CopyProgress, CopyStep};
 
 use crate::copy::endpoint::Endpoint;
 use crate::copy::new_key::{NewHeader, NewKey};

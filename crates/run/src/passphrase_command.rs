@@ -7,16 +7,20 @@ use std::process::{ChildStdout, Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
+use sprat_session::Failure;
 use sprat_session::child_tree::ChildTree;
 use sprat_session::interrupt::Interrupt;
 use zeroize::Zeroizing;
 
-use super::secret_file::{PASSPHRASE_BYTES_MAX, read_bounded};
-use crate::{Failure, terminal};
+use crate::secret_file::{PASSPHRASE_BYTES_MAX, read_bounded};
 
-/// Runs the command with our stderr and no input, and returns what it prints.
-pub(crate) fn run(
+/// Runs the command with our stderr and no input, and returns what it prints. `on_terminal`: it may ask there.
+///
+/// # Errors
+/// The command can't be started, fails or prints too much, or the user interrupts.
+pub fn run(
     words: &[OsString],
+    on_terminal: bool,
     interrupt: &Interrupt,
 ) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let program = words[0].to_string_lossy().into_owned();
@@ -26,8 +30,8 @@ pub(crate) fn run(
         .args(&words[1..])
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
-    // On a terminal the command may ask there; in a process group of its own it would be stopped.
-    let own_group = !terminal::is_there();
+    // In a process group of its own it would be stopped when it asks on the terminal.
+    let own_group = !on_terminal;
     if own_group {
         command.process_group(0);
     }
@@ -126,9 +130,9 @@ mod tests {
             }
             stops.request();
         });
-        let failure = run(&words(&script), &interrupt).unwrap_err();
+        let failure = run(&words(&script), false, &interrupt).unwrap_err();
         stopper.join().unwrap();
-        assert_eq!(failure.exit, crate::Exit::Interrupted);
+        assert_eq!(failure.exit, sprat_session::Exit::Interrupted);
         let left = std::fs::read_to_string(&pid).unwrap();
         let gone = || {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", left.trim()));
@@ -145,8 +149,8 @@ mod tests {
     #[test]
     fn failure_of_the_command_is_reported_and_its_answer_is_taken() {
         let interrupt = Interrupt::never().unwrap();
-        let answer = run(&words("printf 'a b'"), &interrupt).unwrap();
+        let answer = run(&words("printf 'a b'"), false, &interrupt).unwrap();
         assert_eq!(answer.as_slice(), b"a b");
-        assert!(run(&words("printf x; exit 3"), &interrupt).is_err());
+        assert!(run(&words("printf x; exit 3"), false, &interrupt).is_err());
     }
 }

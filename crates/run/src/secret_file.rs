@@ -6,17 +6,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use sprat_luks::Secret;
-use sprat_session::trusted_file;
+use sprat_session::{Failure, trusted_file};
 use sprat_snapshot::local_file;
 use zeroize::Zeroizing;
-
-use crate::Failure;
-use crate::output::Output;
 
 /// Bytes of a key file that sprat creates. So many random bytes need no slow derivation.
 const KEY_BYTES: usize = 4096;
 /// Longest passphrase, from a file or a command: 8 KiB is more than anybody types.
-pub(super) const PASSPHRASE_BYTES_MAX: usize = 8192;
+pub const PASSPHRASE_BYTES_MAX: usize = 8192;
 
 fn unreadable(what: &str, error: &std::io::Error) -> Failure {
     let failure = Failure::usage(format!("{what} can't be read")).caused_by(error);
@@ -27,7 +24,10 @@ fn unreadable(what: &str, error: &std::io::Error) -> Failure {
 }
 
 /// Opens a file with a secret, and warns if others can read or replace it.
-pub(super) fn open_secret(path: &Path, what: &str, output: Output) -> Result<File, Failure> {
+///
+/// # Errors
+/// It can't be opened, or is no regular file.
+pub fn open_secret(path: &Path, what: &str, warn: &dyn Fn(&str)) -> Result<File, Failure> {
     let file = trusted_file::open(path).map_err(|error| {
         let failure = unreadable(what, &error);
         match error.kind() {
@@ -39,13 +39,13 @@ pub(super) fn open_secret(path: &Path, what: &str, output: Output) -> Result<Fil
     })?;
     let about = file.metadata().map_err(|error| unreadable(what, &error))?;
     if about.mode() & 0o077 != 0 {
-        output.warning(&format!(
+        warn(&format!(
             "{what} can be read by other users (mode {:04o}). Run chmod 600 on the file",
             about.mode() & 0o7777
         ));
     }
     if let Ok(Some(why)) = trusted_file::writable_by_others(path) {
-        output.warning(&format!(
+        warn(&format!(
             "{what} can be replaced by other users: {why}. Make the folder writable only for root or \
              its owner"
         ));
@@ -53,10 +53,13 @@ pub(super) fn open_secret(path: &Path, what: &str, output: Output) -> Result<Fil
     Ok(file)
 }
 
-/// Reads a key file; empty ones are refused.
-pub(super) fn read_key_file(path: &Path, output: Output) -> Result<Vec<u8>, Failure> {
+/// Reads a key file.
+///
+/// # Errors
+/// It can't be read, is empty, or is too long.
+pub fn read_key_file(path: &Path, warn: &dyn Fn(&str)) -> Result<Vec<u8>, Failure> {
     let what = format!("the key file {}", path.display());
-    let file = open_secret(path, &what, output)?;
+    let file = open_secret(path, &what, warn)?;
     let mut bytes = read_bounded(file, Secret::LEN_MAX, &what)?;
     if bytes.is_empty() {
         return Err(Failure::usage(format!("{what} is empty")));
@@ -65,7 +68,10 @@ pub(super) fn read_key_file(path: &Path, output: Output) -> Result<Vec<u8>, Fail
 }
 
 /// Reads at most `bytes_max` bytes. No part of them stays in freed memory.
-pub(super) fn read_bounded(
+///
+/// # Errors
+/// It can't be read, or is longer.
+pub fn read_bounded(
     mut from: impl Read,
     bytes_max: usize,
     what: &str,
@@ -95,7 +101,10 @@ pub(super) fn read_bounded(
 
 /// Creates a key file of random bytes, mode 0600, durable before it is used, and its folder (0700) if it is
 /// missing. `false`: the file exists already, and was not changed.
-pub(crate) fn make_key_file(path: &Path) -> Result<bool, Failure> {
+///
+/// # Errors
+/// It can't be written.
+pub fn make_key_file(path: &Path) -> Result<bool, Failure> {
     let cannot = |error: &dyn std::error::Error| {
         Failure::failed(format!("can't create the key file {}", path.display())).caused_by(error)
     };

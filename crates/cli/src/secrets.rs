@@ -1,12 +1,12 @@
 //! Where keys and passphrases come from: files, commands, the terminal.
 
-mod passphrase_command;
-mod secret_file;
-
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use sprat_luks::{RecoveryKey, RecoveryKeyError, Secret, SlotKind};
+use sprat_run::passphrase_command;
+pub(crate) use sprat_run::secret_file::make_key_file;
+use sprat_run::secret_file::{PASSPHRASE_BYTES_MAX, open_secret, read_bounded, read_key_file};
 use sprat_session::interrupt::Interrupt;
 use sprat_session::state::key_notes::KeyKind;
 use sprat_store::hex;
@@ -14,8 +14,6 @@ use zeroize::Zeroizing;
 
 use crate::output::Output;
 use crate::{Failure, terminal};
-pub(crate) use secret_file::make_key_file;
-use secret_file::{PASSPHRASE_BYTES_MAX, open_secret, read_bounded, read_key_file};
 
 /// Shortest key file that `init` accepts: 256 bits.
 const KEY_BYTES_MIN: usize = 32;
@@ -89,7 +87,10 @@ impl SecretSource {
         interrupt: &Interrupt,
     ) -> Result<(Secret, Option<KeyHint>), Failure> {
         match self {
-            Self::KeyFile(path) => Ok((Secret::key_file(read_key_file(path, output)?), None)),
+            Self::KeyFile(path) => Ok((
+                Secret::key_file(read_key_file(path, &|text| output.warning(text))?),
+                None,
+            )),
             Self::PassphraseFile(_) | Self::PassphraseCommand(_) | Self::Terminal => {
                 let typed = self.passphrase("Passphrase or recovery key: ", output, interrupt)?;
                 Ok((passphrase_secret(&typed.text), key_hint(&typed)))
@@ -104,7 +105,7 @@ impl SecretSource {
         interrupt: &Interrupt,
     ) -> Result<(Secret, SlotKind), Failure> {
         if let Self::KeyFile(path) = self {
-            let bytes = read_key_file(path, output)?;
+            let bytes = read_key_file(path, &|text| output.warning(text))?;
             if bytes.len() < KEY_BYTES_MIN {
                 return Err(Failure::usage(format!(
                     "the key file {} is too short: {} bytes, at least {KEY_BYTES_MIN} needed",
@@ -196,12 +197,14 @@ impl SecretSource {
             Self::PassphraseFile(path) => {
                 let what = format!("the passphrase file {}", path.display());
                 read_bounded(
-                    open_secret(path, &what, output)?,
+                    open_secret(path, &what, &|text| output.warning(text))?,
                     PASSPHRASE_BYTES_MAX,
                     &what,
                 )?
             }
-            Self::PassphraseCommand(words) => passphrase_command::run(words, interrupt)?,
+            Self::PassphraseCommand(words) => {
+                passphrase_command::run(words, terminal::is_there(), interrupt)?
+            }
             Self::Terminal => {
                 return Ok(Typed {
                     text: terminal::ask(prompt, interrupt)?,
