@@ -52,6 +52,9 @@ pub struct CopyState {
     pub failed_in_a_row: u32,
     /// When the first of the attempts began that ended with 11 or 14, if the last one did.
     pub not_reached_since: Option<Timestamp>,
+    /// Its last attempt stopped because it had taken long and a copy in another container was due: that one
+    /// goes first.
+    pub gave_way: bool,
     /// When an attempt last moved bytes.
     pub bytes_moved_at: Option<Timestamp>,
     /// When the copy was found overdue for the first time in this boot.
@@ -181,6 +184,8 @@ impl CopyState {
         let exit = attempt.exit;
         self.last_attempt = Some(attempt);
         self.skipped = None;
+        // One that a person interrupted has not had its turn.
+        self.gave_way &= exit == Exit::Interrupted;
         match exit {
             Exit::Done | Exit::Unread => {
                 self.last_success = Some(started);

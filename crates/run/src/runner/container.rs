@@ -384,7 +384,7 @@ impl<'a> Runner<'a> {
         let (Some(job), Some(container), By::Run) = (copy.job, work.container, self.by) else {
             return End::of(take(&mut observer, self.interrupt), None);
         };
-        let check = self.checks(Copy { job, container }, sent);
+        let check = self.checks(Copy { job, container }, sent, TURN_MAX);
         let taken = while_allowed(self.interrupt, CHECK_INTERVAL, check, |interrupt| {
             take(&mut observer, interrupt)
         });
@@ -397,11 +397,13 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// What is checked each minute: why the copy stops, if it does.
+    /// What is checked each minute: why the copy stops, if it does. After `turn` it gives way to a copy in
+    /// another container.
     fn checks<'c>(
         &'c self,
         copy: Copy<'c>,
         sent: &'c AtomicU64,
+        turn: Duration,
     ) -> impl FnMut() -> Option<String> + Send + 'c {
         let conditions = conditions(copy);
         let zone = self.config.zone();
@@ -418,8 +420,11 @@ impl<'a> Runner<'a> {
             if let Some(reason) = reason.filter(|_| !self.anyway) {
                 return Some(reason);
             }
-            let waits = began.elapsed() >= TURN_MAX && self.another_is_due(copy, now);
-            waits.then(|| "it took 12 hours, and a copy in another container is due".to_owned())
+            if began.elapsed() < turn || !self.another_is_due(copy, now) {
+                return None;
+            }
+            self.change(&copy.name(), |state| state.gave_way = true);
+            Some("it took 12 hours, and a copy in another container is due".to_owned())
         }
     }
 

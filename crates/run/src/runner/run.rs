@@ -149,9 +149,13 @@ impl<'c> Plan<'c> {
         self.slices.is_empty() && !self.copies.iter().any(Selected::is_tried)
     }
 
-    /// The sessions, in the order of the config.
-    fn work(&self) -> Vec<ContainerWork<'c>> {
+    /// The sessions, in the order of the config, except that a container with a copy that gave way comes last.
+    pub(super) fn work(&self) -> Vec<ContainerWork<'c>> {
         let mut all: Vec<ContainerWork<'c>> = Vec::new();
+        let gave_way = |work: &ContainerWork<'_>| {
+            let mut tried = self.copies.iter().filter(|selected| selected.is_tried());
+            tried.any(|one| one.gave_way && one.copy.container.name == work.name)
+        };
         for selected in &self.copies {
             let container = selected.copy.container;
             let copy = selected.is_tried().then(|| CopyWork::of(selected.copy));
@@ -167,6 +171,7 @@ impl<'c> Plan<'c> {
                 }),
             }
         }
+        all.sort_by_key(gave_way);
         all
     }
 

@@ -25,6 +25,8 @@ pub struct Selected<'c> {
     pub asked: bool,
     /// It would be made, but for this.
     pub skip: Option<String>,
+    /// It gave way to copies in other containers: they go first.
+    pub gave_way: bool,
 }
 
 impl Selected<'_> {
@@ -75,6 +77,7 @@ impl Selecting<'_> {
             decision,
             asked,
             skip,
+            gave_way: state.gave_way,
         }
     }
 

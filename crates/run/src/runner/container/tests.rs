@@ -60,7 +60,7 @@ impl Scene {
     /// Two jobs in one container; every hook of the first one writes a line to `log`.
     fn new(more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let at = folder.path().display();
+        let at = folder.path().display().to_string();
         let hook = format!("sh -c 'echo $SPRAT_HOOK $SPRAT_EXIT >> {at}/log'");
         let text = format!(
             "[container.x]\ntarget = \"{at}/x.luks\"\nlock_wait = \"0 s\"\n\
@@ -69,6 +69,10 @@ impl Scene {
              before = \"{hook}\"\nafter = \"{hook}\"\nfailed = \"{hook}\"\nfinally = \"{hook}\"\n\
              [job.b]\ncontainer = \"x\"\nsources = \"/home\"\n"
         );
+        Self::of(folder, &text)
+    }
+
+    fn of(folder: tempfile::TempDir, text: &str) -> Self {
         let path = folder.path().join("sprat.toml");
         std::fs::write(&path, text).unwrap();
         let loaded = load(&[path], &ConfigPlaces::default());
@@ -133,10 +137,10 @@ fn conditions_are_checked_again_before_each_container() {
 
     // They also stop a copy that is under way.
     let sent = AtomicU64::new(0);
-    assert!(runner.checks(copy, &sent)().unwrap().contains("5 %"));
+    assert!(runner.checks(copy, &sent, TURN_MAX)().unwrap().contains("5 %"));
     // A person who wants the copy now has it.
     runner.anyway = true;
-    assert_eq!(runner.checks(copy, &sent)(), None);
+    assert_eq!(runner.checks(copy, &sent, TURN_MAX)(), None);
     assert_eq!(
         runner.work_on(&scene.work(), &mut front).exit(),
         Exit::Failed
@@ -235,4 +239,46 @@ fn hooks_owed_by_a_job_that_left_the_config_are_reported_once_and_owed_until_it_
     assert_eq!(runner.pay_owed_hooks(&copies).len(), 0);
     assert_eq!(scene.log(), "before\nafter 137\nfinally 137\n");
     assert_eq!(later.report_unknown_hooks().len(), 0);
+}
+
+#[test]
+fn copy_that_gave_way_after_its_turn_comes_after_the_other_container() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().display();
+    let text = format!(
+        "[container.slow]\ntarget = \"{at}/slow.luks\"\n[container.fast]\ntarget = \"{at}/fast.luks\"\n\
+         [job.a]\ncontainer = [\"slow\", \"fast\"]\nsources = \"/home\"\n"
+    );
+    let scene = Scene::of(folder, &text);
+    let runner = scene.runner();
+    let copies: Vec<_> = scene.config.copies().collect();
+    let order = || {
+        let plan = runner.plan(&copies, Timestamp::now());
+        let work = plan.work().into_iter();
+        work.map(|work| work.name).collect::<Vec<_>>()
+    };
+    assert_eq!(order(), ["slow", "fast"]);
+    let sent = AtomicU64::new(0);
+    assert_eq!(runner.checks(copies[0], &sent, TURN_MAX)(), None);
+    let reason = runner.checks(copies[0], &sent, Duration::ZERO)().unwrap();
+    assert!(reason.contains("another container is due"), "{reason}");
+    assert_eq!(order(), ["fast", "slow"]);
+
+    let now = Timestamp::now();
+    let ended = |exit| {
+        let attempt = crate::copy_state::Attempt {
+            run: "r".to_owned(),
+            started: now,
+            ended: now,
+            exit,
+            reason: None,
+            inputs: String::new(),
+        };
+        runner.change(&copies[0].name(), |state| state.attempted(attempt));
+    };
+    // Interrupted again, it has not had its turn.
+    ended(Exit::Interrupted);
+    assert_eq!(order(), ["fast", "slow"]);
+    ended(Exit::Unreachable);
+    assert_eq!(order(), ["slow", "fast"]);
 }
