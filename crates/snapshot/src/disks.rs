@@ -341,6 +341,11 @@ impl Disk {
         }
     }
 
+    /// A folder of a file system that is mounted: if it is missing, that is a missing source, not a missing disk.
+    fn is_reachable_folder(&self) -> bool {
+        !self.file_system.mounted_here && self.file_system.is_reachable()
+    }
+
     fn gone(&self) -> GoneDisk {
         GoneDisk {
             file_system: self.file_system.clone(),
@@ -388,6 +393,9 @@ impl Disks {
             };
             if spec.disks_gone.iter().any(|said| disk.is_named(said)) {
                 this.add_gone(disk.gone());
+                continue;
+            }
+            if presence == Presence::Missing && disk.is_reachable_folder() {
                 continue;
             }
             let path = disk.file_system.place.clone();

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mounts::{Mount, holding, mounts};
 use crate::paths::{joined, real_path};
-use crate::text::{escape_name, escape_path};
+use crate::text::{escape_name, escape_path, unescape_path};
 
 /// File systems that report the same `f_fsid` at each mount. Others report a device number, which
 /// changes with each start.
@@ -94,6 +94,23 @@ impl FileSystem {
             self.is_same(&found) != Some(false)
         };
         self.is_unknown() || table.iter().filter(alike).any(is_this)
+    }
+
+    /// Whether it is mounted, and with it the folder of it that was at the place. False also where too
+    /// little is known to say so.
+    pub(crate) fn is_reachable(&self) -> bool {
+        let root = unescape_path(&self.root);
+        let holds = |mount: &&Mount| {
+            family(&mount.kind) == family(&self.kind) && root.starts_with(&mount.root)
+        };
+        let is_this = |mount: &Mount| {
+            let found = Self {
+                root: self.root.clone(),
+                ..Self::at(mount, &mount.at, &mount.at)
+            };
+            self.is_same(&found) == Some(true)
+        };
+        mounts().is_ok_and(|table| table.iter().filter(holds).any(is_this))
     }
 
     /// What names it at any place: its UUID or `f_fsid`. Empty: it has neither.

@@ -235,6 +235,41 @@ fn a_source_with_a_missing_disk_is_reported_and_its_snapshot_kept() {
 }
 
 #[test]
+fn folder_that_is_gone_is_a_missing_source_and_no_missing_disk() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    fs::write(bench.source().join("file"), "x").unwrap();
+    let disk = bench.path("disk");
+    let folders = [bench.path("plain"), disk.join("folder")];
+    fs::create_dir(&disk).unwrap();
+    run("mount", &["-t", "tmpfs", "disk", disk.to_str().unwrap()]);
+    let _unmount = Disk(disk.clone());
+    for folder in &folders {
+        fs::create_dir(folder).unwrap();
+        fs::write(folder.join("precious"), "x").unwrap();
+    }
+    let mut spec = bench.spec();
+    spec.sources = [vec![bench.source()], folders.to_vec()].concat();
+    let before = bench.try_take(&spec).unwrap().name;
+    for folder in &folders {
+        fs::remove_dir_all(folder).unwrap();
+    }
+    let report = bench.try_take(&spec).unwrap();
+    assert!(!report.record.complete);
+    assert_eq!(warnings_of(&report), []);
+    // Retention keeps both folders all the same.
+    keep_the_last(&bench);
+    for folder in &folders {
+        let kept = bench.job().join(before.to_string());
+        assert!(kept.join(folder.strip_prefix("/").unwrap()).exists());
+    }
+    // The disk on which one of them was goes, too.
+    umount(&disk);
+    let report = bench.try_take(&spec).unwrap();
+    assert_eq!(warnings_of(&report), missing_at(&folders[1], before));
+}
+
+#[test]
 fn a_disk_that_is_a_source_stays_kept_while_its_mount_point_is_empty() {
     requires!(crate::folder::loop_missing());
     let bench = Bench::new();

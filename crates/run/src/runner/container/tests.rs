@@ -137,7 +137,11 @@ fn conditions_are_checked_again_before_each_container() {
 
     // They also stop a copy that is under way.
     let sent = AtomicU64::new(0);
-    assert!(runner.checks(copy, &sent, TURN_MAX)().unwrap().contains("5 %"));
+    assert!(
+        runner.checks(copy, &sent, TURN_MAX)()
+            .unwrap()
+            .contains("5 %")
+    );
     // A person who wants the copy now has it.
     runner.anyway = true;
     assert_eq!(runner.checks(copy, &sent, TURN_MAX)(), None);
