@@ -1,7 +1,7 @@
 //! The server's disk becomes full while a backup runs, by another file or by itself: it stops in order before.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,10 @@ use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
 use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
-/// Sends a signal to every rsync below `session`; how many there are.
-fn signal_rsync(session: u32, signal: Signal) -> usize {
+/// Sends a signal to every rsync below `session`, and returns their pids.
+fn signal_rsync(session: u32, signal: Signal) -> Vec<u32> {
     let mut parents = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let about = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
@@ -34,11 +34,12 @@ fn signal_rsync(session: u32, signal: Signal) -> usize {
     let ours = parents
         .iter()
         .filter(|(pid, _, name)| name == "rsync" && below(*pid));
-    ours.filter(|(pid, ..)| {
-        let pid = Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap();
-        kill_process(pid, signal).is_ok()
-    })
-    .count()
+    ours.map(|(pid, ..)| *pid)
+        .filter(|pid| {
+            let pid = Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap();
+            kill_process(pid, signal).is_ok()
+        })
+        .collect()
 }
 
 /// The names in `store`, without the leases, which stay after their release.
@@ -74,21 +75,40 @@ fn backup_stops_before_another_file_fills_the_servers_disk() {
     let mut command = remote.command(&[&options[..], &arguments[..]].concat());
     let mut running = Running::start(&mut command);
     let began = Instant::now();
-    while signal_rsync(running.child.id(), Signal::STOP) == 0 {
+    while signal_rsync(running.child.id(), Signal::STOP).is_empty() {
         assert!(began.elapsed() < LIMIT);
         std::thread::sleep(Duration::from_millis(2));
     }
-    // What rsync had written by then is on the server before the room is measured out.
-    rustix::fs::sync();
-    // Another program uses all but 6 MiB.
+    // Another program uses all but 6 MiB. What rsync had written before it was stopped is on its way:
+    // the other program gives back what that needs, until nothing moves any more.
+    let send_what_is_written = || {
+        for pid in signal_rsync(running.child.id(), Signal::STOP) {
+            // The receiver works in the new snapshot. No other file system is waited for.
+            if let Ok(folder) = fs::File::open(format!("/proc/{pid}/cwd")) {
+                rustix::fs::syncfs(&folder).unwrap();
+            }
+        }
+    };
+    send_what_is_written();
     let mut others = fs::File::create(store.join("somebody-else's")).unwrap();
     let free_bytes = || {
         let free = rustix::fs::statvfs(&store).unwrap();
         free.f_bavail * free.f_frsize
     };
-    // In pieces: what rsync had written before it was stopped is on its way as well.
-    while free_bytes() > 7 << 20 {
-        others.write_all(&[7; 1 << 20]).unwrap();
+    let mut quiet_since = Instant::now();
+    while quiet_since.elapsed() < Duration::from_secs(2) {
+        let (free, used) = (free_bytes(), others.metadata().unwrap().len());
+        if free > 7 << 20 {
+            others.write_all(&[7; 1 << 20]).unwrap();
+        } else if free < 6 << 20 {
+            others.set_len(used.saturating_sub(1 << 20)).unwrap();
+            others.seek(SeekFrom::End(0)).unwrap();
+        } else {
+            send_what_is_written();
+            std::thread::sleep(Duration::from_millis(20));
+            continue;
+        }
+        quiet_since = Instant::now();
     }
     drop(others);
     running.until(LIMIT, "that it stops", |seen| seen.phase == "stopping_full");
