@@ -29,9 +29,6 @@ use sprat_testkit::program::{self, system};
 use sprat_testkit::ssh_server::{OpenSshOptions, SshServer, openssh};
 use sprat_testkit::tree::bytes;
 
-/// How long a session may take to end all of its processes and mounts.
-const END_MAX: Duration = Duration::from_secs(15);
-
 /// What is missing for a session here.
 #[must_use]
 pub fn missing() -> Option<String> {
@@ -324,13 +321,13 @@ impl SessionHarness {
     /// Waits until nothing of this machine runs, is mounted or looped.
     #[track_caller]
     pub fn assert_nothing_remains(&self) {
-        leftovers::assert_gone(END_MAX, || self.remains());
+        leftovers::assert_gone(|| self.remains());
     }
 
     /// As [`Self::assert_nothing_remains`], where the server's folder is itself a mount.
     #[track_caller]
     pub fn assert_nothing_remains_but_store(&self) {
-        leftovers::assert_gone(END_MAX, || {
+        leftovers::assert_gone(|| {
             let mut remains = self.remains();
             remains.retain(|what| !what.starts_with("mount"));
             remains
@@ -381,13 +378,6 @@ impl SessionHarness {
     #[must_use]
     pub fn server_files(&self) -> Vec<String> {
         sprat_testkit::leases::names_but_free(&self.path("store"))
-    }
-}
-
-impl Drop for SessionHarness {
-    fn drop(&mut self) {
-        // A failed test leaves no mount behind for the next one.
-        self.machine.detach("mnt");
     }
 }
 

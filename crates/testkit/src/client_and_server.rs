@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
-
 use crate::leftovers::{self, Process};
 use crate::machine::{TestMachine, own_size};
 use crate::needs;
@@ -258,10 +256,10 @@ impl ClientAndServer {
     /// no session.
     ///
     /// # Panics
-    /// When something is left after `limit`.
+    /// When something is left after a long time.
     #[track_caller]
-    pub fn assert_nothing_is_left(&self, limit: Duration) {
-        leftovers::assert_gone(limit, || {
+    pub fn assert_nothing_is_left(&self) {
+        leftovers::assert_gone(|| {
             let folder = self.machine.folder().as_os_str().as_bytes();
             let mut left = leftovers::of(&[folder], self.volume_bytes);
             let sessions = self.sshd.session_pids();
@@ -270,20 +268,5 @@ impl ClientAndServer {
             }
             left
         });
-    }
-}
-
-impl Drop for ClientAndServer {
-    /// After a failed test, ends the sessions that are stopped or wait for a connection.
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            return;
-        }
-        let servers = self.sshd.session_pids();
-        let clients = self.processes().into_iter();
-        for client in clients.filter(|client| !servers.contains(&client.pid)) {
-            let _ = Pid::from_raw(client.pid).map(|pid| kill_process(pid, Signal::KILL));
-        }
-        self.machine.detach("mounted");
     }
 }

@@ -28,6 +28,7 @@ pub mod recorder;
 pub mod running;
 pub mod source_tree;
 pub mod ssh_server;
+pub mod test_folder;
 pub mod tmpfs;
 pub mod tree;
 pub mod watchdog;

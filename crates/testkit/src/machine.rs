@@ -16,12 +16,10 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
-
 use crate::leftovers::{self, Process};
 use crate::program;
+use crate::test_folder::TestFolder;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// The container that most tests use, as an argument.
 pub const CONTAINER: &str = "store/x.luks";
@@ -42,7 +40,7 @@ pub const ADD_PASSPHRASE: [&str; 6] = [
 /// Folders and settings that no other test uses; removed on drop.
 #[derive(Debug)]
 pub struct TestMachine {
-    folder: TempDir,
+    folder: TestFolder,
 }
 
 /// How one run of sprat ended.
@@ -67,12 +65,7 @@ impl TestMachine {
     /// Makes the folders `config`, `state`, `run`, `home` and `store`.
     #[must_use]
     pub fn new() -> Self {
-        let folder = tempfile::Builder::new()
-            .prefix("sprat-machine-")
-            // A mount shows files to every user who can enter the folder.
-            .permissions(PermissionsExt::from_mode(0o700))
-            .tempdir()
-            .unwrap();
+        let folder = TestFolder::new("sprat-machine-");
         for name in ["config", "state", "run", "home", "store"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
@@ -305,20 +298,13 @@ impl TestMachine {
     /// Waits until no process of this machine runs and none of its mounts is left.
     #[track_caller]
     pub fn nothing_is_left(&self) {
-        leftovers::assert_gone(Duration::from_secs(10), || self.left());
-    }
-
-    /// Detaches the mount at `name`, if there is one, after a failed test.
-    pub fn detach(&self, name: &str) {
-        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-        let _ = rustix::mount::unmount(self.path(name), flags);
+        leftovers::assert_gone(|| self.left());
     }
 
     fn left(&self) -> Vec<String> {
         let own = self.folder.path().to_string_lossy().into_owned();
         let running = self.processes().into_iter();
         let mut left: Vec<String> = running
-            .filter(|process| !waits_for_another_device(process))
             .map(|process| format!("process {}: {}", process.pid, process.line()))
             .collect();
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
@@ -329,29 +315,6 @@ impl TestMachine {
         });
         left.extend(of_ours.map(str::to_owned));
         left
-    }
-}
-
-/// Whether sprat left this reader behind on purpose: it asks whether a device is dead, and waits for an
-/// answer that may never come. The device is another test's: a mount of this one is found by itself.
-fn waits_for_another_device(process: &Process) -> bool {
-    let is = |word: &str| process.words.iter().any(|found| found == word);
-    is("of=/dev/null") && is("iflag=direct")
-}
-
-/// A failed test leaves nothing behind that another test on this machine could meet.
-impl Drop for TestMachine {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            return;
-        }
-        self.kill_all();
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-        for point in points.filter(|point| Path::new(point).starts_with(self.folder.path())) {
-            let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-            let _ = rustix::mount::unmount(point, flags);
-        }
     }
 }
 

@@ -6,6 +6,38 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
+use crate::leftovers::LIMIT;
+
+/// Waits until a program handles `signal`, which would end it before, or until it has ended.
+///
+/// # Panics
+/// When that takes too long.
+pub fn until_it_handles(signal: Signal, pid: u32) {
+    let until = Instant::now() + LIMIT;
+    let bit = 1_u64 << (signal.as_raw() - 1);
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_default().trim()
+        };
+        let handles = |name: &str| u64::from_str_radix(field(name), 16).unwrap_or(0) & bit != 0;
+        // proc(5): blocked, ignored, caught.
+        if ["SigBlk:", "SigIgn:", "SigCgt:"].into_iter().any(handles)
+            || field("State:").starts_with('Z')
+        {
+            return;
+        }
+        assert!(
+            Instant::now() < until,
+            "{signal:?} is not handled:\n{status}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// What the session reported last.
 #[derive(Debug, Clone, Default)]
 pub struct Reported {

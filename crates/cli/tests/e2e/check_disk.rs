@@ -287,7 +287,7 @@ fn interrupted_reading_continues_at_the_next_check() {
     std::thread::sleep(Duration::from_secs(3));
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
     kill_process(pid, Signal::INT).unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(Duration::from_secs(2));
     fs::remove_file(hold).unwrap();
     let ended = child.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(130));

@@ -9,6 +9,7 @@ use crate::copy_scene::CopyScene;
 use sprat_store::{LockError, WriteJournal};
 use sprat_testkit::dice::Dice;
 use sprat_testkit::hostile::{ALWAYS, Act, Fault, Hostile, Kind};
+use sprat_testkit::leftovers::LIMIT;
 use sprat_testkit::machine::strikes::{Blow, copy_sparse, missing};
 use sprat_testkit::machine::{CONTAINER, Ran};
 use sprat_testkit::requires;
@@ -48,7 +49,7 @@ impl CopyScene {
             .filter_map(|name| name.strip_suffix(".record"))
             .map(|id| {
                 // What was killed may take a moment to be gone.
-                let until = Instant::now() + Duration::from_secs(10);
+                let until = Instant::now() + LIMIT;
                 loop {
                     match WriteJournal::open(&folder, id) {
                         Err(LockError::HeldHere { .. }) if Instant::now() < until => {

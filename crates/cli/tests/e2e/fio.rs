@@ -81,11 +81,11 @@ fn fio_reads_back_every_block_over_a_cut_connection() {
     let losses = told.pointer("/volume/losses").unwrap().as_u64().unwrap();
     println!("{losses} losses");
     assert!(losses >= 3, "{told}");
-    pair.assert_nothing_is_left(Duration::from_secs(30));
+    pair.assert_nothing_is_left();
 
     // And once more by a session that has nothing but the server.
     pair.ok(&[&["--no-cache"][..], &mount].concat(), LIMIT);
     fio(&dir, seed, &["--verify_only"]);
     pair.ok(&["umount", &shown_dir], LIMIT);
-    pair.assert_nothing_is_left(Duration::from_secs(30));
+    pair.assert_nothing_is_left();
 }

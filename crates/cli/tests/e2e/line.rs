@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use sprat_testkit::client_and_server::{self, ClientAndServer};
 use sprat_testkit::manifest::{Manifest, assert_same};
-use sprat_testkit::running::Running;
+use sprat_testkit::running::{Running, until_it_handles};
 use sprat_testkit::source_tree;
 use sprat_testkit::ssh_server::OpenSshOptions;
 use sprat_testkit::wire::{Door, Loss, WireOptions};
@@ -104,7 +104,7 @@ fn assert_the_next_run_goes_on(pair: &ClientAndServer, source: &Path) {
     let restored = pair.restore("line", source);
     assert_same(&Manifest::of(source), &restored, "the next run's snapshot");
     std::fs::remove_dir_all(pair.path("restored/line")).unwrap();
-    pair.assert_nothing_is_left(Duration::from_secs(30));
+    pair.assert_nothing_is_left();
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn interrupt_without_a_connection_ends_the_backup() {
         let exit = running.end(LIMIT);
         assert_eq!(exit, Some(130), "{loss:?}: {:#?}", running.said);
         assert!(asked.elapsed() < PROMISED, "{:?}", asked.elapsed());
-        pair.assert_nothing_is_left(Duration::from_secs(30));
+        pair.assert_nothing_is_left();
         pair.connection().door(Door::Open);
     }
     assert_the_next_run_goes_on(&pair, &source);
@@ -159,7 +159,7 @@ fn interrupt_without_a_connection_ends_a_restore() {
     signal(running.child.id(), Signal::INT);
     assert_eq!(running.end(LIMIT), Some(130), "{:#?}", running.said);
     assert!(asked.elapsed() < PROMISED, "{:?}", asked.elapsed());
-    pair.assert_nothing_is_left(Duration::from_secs(30));
+    pair.assert_nothing_is_left();
     assert_the_next_run_goes_on(&pair, &source);
 }
 
@@ -175,7 +175,7 @@ fn reconnect_timeout_ends_with_14_and_the_next_run_succeeds() {
         pair.connection().lose(loss);
         let exit = running.end(LIMIT);
         assert_eq!(exit, Some(14), "{loss:?}: {:#?}", running.said);
-        pair.assert_nothing_is_left(Duration::from_secs(30));
+        pair.assert_nothing_is_left();
     }
     assert_the_next_run_goes_on(&pair, &source);
 }
@@ -203,12 +203,13 @@ fn umount_ends_without_a_connection() {
             if by == "sprat" {
                 assert_eq!(end(child), Some(14), "{by}");
             } else {
+                until_it_handles(Signal::INT, child.id());
                 std::thread::sleep(Duration::from_millis(1000));
                 signal(child.id(), Signal::INT);
                 assert_eq!(end(child), Some(130), "{by}");
             }
         }
-        pair.assert_nothing_is_left(LIMIT);
+        pair.assert_nothing_is_left();
         pair.connection().door(Door::Open);
     }
     assert_the_next_run_goes_on(&pair, &source);
@@ -268,7 +269,7 @@ fn machine_that_slept_beyond_the_servers_timeout_continues() {
     assert_eq!(running.end(LIMIT), Some(0), "{:#?}", running.said);
     let restored = pair.restore("line", &source);
     assert_same(&Manifest::of(&source), &restored, "after two sleeps");
-    pair.assert_nothing_is_left(Duration::from_secs(30));
+    pair.assert_nothing_is_left();
 }
 
 #[test]
@@ -307,7 +308,7 @@ fn late_writes_of_stopped_servers_do_no_harm() {
     }
     assert!(woken >= 3, "no old server was left");
     assert_eq!(running.end(LIMIT), Some(0), "{:#?}", running.said);
-    pair.assert_nothing_is_left(Duration::from_secs(30));
+    pair.assert_nothing_is_left();
     let image = pair.path("plain");
     let plain = PlainVolume::export(&pair.container(), &pair.key_file(), &image);
     plain.assert_clean();

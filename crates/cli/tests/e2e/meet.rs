@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use sprat_testkit::leftovers::LIMIT;
 use sprat_testkit::machine::remote::RemoteMachine;
 use sprat_testkit::machine::{CONTAINER, TestMachine, noise};
 use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
@@ -46,7 +47,7 @@ impl Other {
 }
 
 fn volume_process(machine: &TestMachine) -> Pid {
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + LIMIT;
     loop {
         let found = machine
             .processes()
@@ -60,8 +61,8 @@ fn volume_process(machine: &TestMachine) -> Pid {
     }
 }
 
-fn wait_until(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
-    let until = Instant::now() + limit;
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + LIMIT;
     while !is_so() {
         assert!(Instant::now() < until, "{what}");
         std::thread::sleep(Duration::from_millis(100));
@@ -87,9 +88,7 @@ fn stop_while_it_sends(machine: &TestMachine) -> (Child, Pid) {
     let container = machine.path(CONTAINER);
     let taken = || std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&container).unwrap());
     let before = taken();
-    wait_until(Duration::from_secs(60), "nothing is sent", || {
-        taken() > before + (8 << 20) / 512
-    });
+    wait_until("nothing is sent", || taken() > before + (8 << 20) / 512);
     kill_process(volume, Signal::STOP).unwrap();
     (sleeper, volume)
 }
@@ -170,7 +169,7 @@ fn reader_is_stopped_after_another_machine_wrote() {
     other.backs_up();
     // At the latest at the next lease check, every ten seconds. What the kernel has read before is still
     // visible.
-    std::thread::sleep(Duration::from_secs(14));
+    std::thread::sleep(Duration::from_secs(20));
     let large = machine
         .path("mnt/home/latest")
         .join(machine.path("src/large").strip_prefix("/").unwrap());
@@ -200,8 +199,11 @@ fn sleeper_writes() -> Option<String> {
     std::thread::sleep(Duration::from_secs(3));
     // While the owner may only sleep, no other session opens; and an interrupted wait opens for none.
     let target = other.container.to_str().unwrap();
+    let lease = || leases::held(&machine.path("store")).pop();
+    let of_sleeper = lease();
     let mut waiting = start(&other.machine, &["unlock", target, "--watch", "1"]);
-    std::thread::sleep(Duration::from_secs(5));
+    wait_until("it takes over", || lease() != of_sleeper);
+    std::thread::sleep(Duration::from_secs(3));
     assert!(waiting.try_wait().unwrap().is_none(), "it does not wait");
     let pid = Pid::from_child(&waiting);
     kill_process(pid, Signal::INT).unwrap();
@@ -263,7 +265,7 @@ fn idle_connection_loss_reconnects_and_renews_the_lock() {
         let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
     }
     let before = renewals();
-    wait_until(Duration::from_secs(50), "nobody renews", || {
+    wait_until("nobody renews", || {
         lease() != first && renewals() >= before + 2
     });
     remote.ok(&["umount", mnt.to_str().unwrap()]);
@@ -293,9 +295,7 @@ fn a_server_that_comes_back_without_its_disk_is_waited_for() {
         std::os::unix::fs::MetadataExt::blocks(&about) * 512
     };
     let before = taken();
-    wait_until(Duration::from_secs(60), "nothing is sent", || {
-        taken() > before + (1 << 20)
-    });
+    wait_until("nothing is sent", || taken() > before + (1 << 20));
     fs::rename(&store, &away).unwrap();
     fs::create_dir(&store).unwrap();
     for pid in remote.sshd.session_pids() {
@@ -335,18 +335,18 @@ fn read_only_commands_end_at_the_first_interrupt() {
                 .iter()
                 .any(|process| process.line().contains("sleep 1000"))
         };
-        wait_until(Duration::from_secs(20), "no ssh", hangs);
+        wait_until("no ssh", hangs);
         let pid = Pid::from_raw(i32::try_from(sprat.id()).unwrap()).unwrap();
         kill_process(pid, Signal::INT).unwrap();
         let begun = Instant::now();
         let ended = sprat.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&ended.stderr).into_owned();
         assert_eq!(ended.status.code(), Some(130), "{look:?}: {said}");
-        assert!(begun.elapsed() < Duration::from_secs(5), "{look:?}");
+        assert!(begun.elapsed() < LIMIT, "{look:?}");
         assert!(said.contains("interrupted\nHint: "), "{said}");
         // A real ssh ends by itself. The next command's must not be mistaken for this one.
         machine.kill_all();
-        wait_until(Duration::from_secs(20), "it is not gone", || !hangs());
+        wait_until("it is not gone", || !hangs());
     }
 }
 
@@ -365,7 +365,7 @@ fn kill_9_while_ssh_connects_leaves_no_ssh() {
         key.to_str().unwrap(),
     ];
     let mut sprat = start(&machine, &[&options[..], &backup].concat());
-    wait_until(Duration::from_secs(20), "no ssh", || {
+    wait_until("no ssh", || {
         let processes = machine.processes();
         processes
             .iter()
@@ -492,9 +492,7 @@ fn server_kernel_check_frees_a_container_without_a_wait() {
     let container = remote.machine.path(CONTAINER);
     let taken = || std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&container).unwrap());
     let before = taken();
-    wait_until(Duration::from_secs(60), "nothing is sent", || {
-        taken() > before + (4 << 20) / 512
-    });
+    wait_until("nothing is sent", || taken() > before + (4 << 20) / 512);
     let _stopped = Stopped::new(volume);
     let sessions = remote.sshd.session_pids();
     let by_other = |words: &[&str]| other.run(&mut remote.command_of(&other, words));

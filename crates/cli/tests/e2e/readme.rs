@@ -176,7 +176,7 @@ fn readme_example_works_as_it_stands_on_a_new_machine() {
     assert_is_a_private_sheet(&pair.path("recovery-sheet.txt"));
     let listed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(listed.contains("home"), "snapshots are listed: {listed}");
-    pair.assert_nothing_is_left(Duration::from_secs(20));
+    pair.assert_nothing_is_left();
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn quick_start_works_as_it_stands_up_to_the_daily_backup() {
         listed.contains("Remote working directory: /data"),
         "{listed}"
     );
-    pair.assert_nothing_is_left(Duration::from_secs(20));
+    pair.assert_nothing_is_left();
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use sprat_testkit::leftovers::LIMIT;
 use sprat_testkit::machine::Ran;
 use sprat_testkit::machine::remote::RemoteMachine;
 use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
@@ -97,7 +98,7 @@ impl Scene {
             .command(&[&["run", "--now"], arguments].concat());
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let child = command.spawn().unwrap();
-        let end = Instant::now() + Duration::from_secs(60);
+        let end = Instant::now() + LIMIT;
         while !begun.exists() {
             assert!(Instant::now() < end, "the hook did not begin");
             std::thread::sleep(Duration::from_millis(20));

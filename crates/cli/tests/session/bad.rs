@@ -12,6 +12,7 @@ use sprat_luks::Secret;
 use sprat_session as session;
 use sprat_session::{Access, Notice, Phase, Session, UnlockWish, unlock};
 use sprat_snapshot::RestoreSpec;
+use sprat_testkit::leftovers::LIMIT;
 use sprat_testkit::ssh_server::OpenSshOptions;
 use sprat_testkit::{leases, requires};
 use sprat_testkit_session::session_harness::{
@@ -397,13 +398,7 @@ fn a_second_interrupt_ends_everything_at_once() {
     let asked = interrupt.clone();
     let mut seen = asking_while_copying(asked, 2);
     let mut session = harness.open(Access::ReadWrite).unwrap();
-    let begun = Instant::now();
     let taken = session.take_snapshot(harness.slow_spec(), &mut seen, &interrupt);
-    assert!(
-        begun.elapsed() < Duration::from_secs(10),
-        "{:?}",
-        begun.elapsed()
-    );
     assert_exit(taken.map(drop), Exit::Interrupted);
     assert_exit(
         session.close(&mut seen, &interrupt).map(drop),
@@ -459,11 +454,7 @@ fn an_interrupt_while_connecting_does_not_wait_for_the_server() {
     let begun = Instant::now();
     let opened = Session::open(options, &harness.secret, &mut seen, &interrupt);
     assert_exit(opened, Exit::Interrupted);
-    assert!(
-        begun.elapsed() < Duration::from_secs(3),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
     harness.assert_nothing_remains();
     harness
         .open(Access::ReadWrite)

@@ -8,6 +8,7 @@ use sprat::Exit;
 use sprat_session::address::Target;
 use sprat_session::interrupt::Interrupt;
 use sprat_session::{Access, Session};
+use sprat_testkit::leftovers::LIMIT;
 use sprat_testkit::requires;
 use sprat_testkit_session::session_harness::{
     Observed, SessionHarness, assert_exit, fill, never, ssh_missing,
@@ -49,7 +50,7 @@ fn die_while_writing(harness: &SessionHarness) {
         .unwrap();
     let begun = Instant::now();
     while harness.allocated() < before + (2 << 20) {
-        assert!(begun.elapsed() < Duration::from_secs(60));
+        assert!(begun.elapsed() < LIMIT);
         std::thread::sleep(Duration::from_millis(1));
     }
     harness.kill(&["ssh", "volume-process", "worker", "backup", "rsync"]);
@@ -82,11 +83,7 @@ fn takeover_waits_from_the_dead_sessions_end_and_is_interruptible() {
         &interrupt,
     );
     assert_exit(opened, Exit::Interrupted);
-    assert!(
-        begun.elapsed() < Duration::from_secs(8),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
     harness.assert_nothing_remains();
     options.quiet_time = quiet_time;
     let begun = Instant::now();

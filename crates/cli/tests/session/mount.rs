@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use sprat::{Exit, Failure};
 use sprat_session as session;
-use sprat_session::{Access, ClosedReport, Notice, Session};
+use sprat_session::{Access, ClosedReport, Notice, Phase, Session};
+use sprat_testkit::leftovers::LIMIT;
 use sprat_testkit::{needs, requires};
 use sprat_testkit_session::session_harness::{
     Observed, SessionHarness, assert_exit, fill, missing, never, ssh_missing,
@@ -158,7 +159,7 @@ fn doctor_ends_while_a_mounted_volume_does_not_answer() {
     assert_eq!(harness.signal(&["volume-process"], Signal::STOP), 1);
     let mut doctor = harness.command(&["doctor", "--json"]);
     let mut doctor = doctor.stdout(Stdio::piped()).spawn().unwrap();
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + LIMIT;
     let mut ended = false;
     while !ended && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(50));
@@ -207,8 +208,24 @@ fn every_umount_of_one_mount_gets_its_one_result() {
     fs::write(harness.path("mnt/x"), vec![7; 3 << 20]).unwrap();
     // All have found the mount before the first one ends it.
     let user = fs::File::open(harness.path("mnt/x")).unwrap();
+    let begun = std::sync::Arc::new(std::sync::Barrier::new(4));
+    let one = || {
+        let begun = std::sync::Arc::clone(&begun);
+        let on_phase = move |phase| {
+            if phase == Phase::Unmounting {
+                begun.wait();
+            }
+        };
+        let mut seen = Observed {
+            on_phase: Some(Box::new(on_phase)),
+            ..Observed::default()
+        };
+        let (run, dir) = (harness.path("run"), harness.path("mnt"));
+        session::unmount(&run, &dir, &mut seen, &never())
+    };
     std::thread::scope(|scope| {
-        let all: Vec<_> = (0..3).map(|_| scope.spawn(|| unmount(&harness))).collect();
+        let all: Vec<_> = (0..3).map(|_| scope.spawn(one)).collect();
+        begun.wait();
         std::thread::sleep(Duration::from_millis(250));
         drop(user);
         for one in all {
@@ -276,7 +293,7 @@ fn umount_names_the_other_place_where_the_volume_is_mounted() {
     for _ in 0..2 {
         let begun = Instant::now();
         let failure = assert_exit(unmount(&harness), Exit::Failed);
-        assert!(begun.elapsed() < Duration::from_secs(30));
+        assert!(begun.elapsed() < LIMIT);
         let place = format!("mounted at {}", other.display());
         assert!(failure.what.contains(&place), "{failure}");
     }
@@ -309,13 +326,13 @@ fn umount_of_a_busy_mount_ends_while_a_network_mount_does_not_answer() {
         .args(["-o", &format!("ssh_command={}", login.display())])
         .spawn()
         .unwrap();
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + LIMIT;
     while !net.join("f").exists() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(50));
     }
     // Open in a process of its own: a child of this one would wait for the server at its exec.
     let mut foreign = Command::new("sleep")
-        .arg("60")
+        .arg("600")
         .stdin(fs::File::open(net.join("f")).unwrap())
         .spawn()
         .unwrap();
@@ -327,7 +344,7 @@ fn umount_of_a_busy_mount_ends_while_a_network_mount_does_not_answer() {
     let mounted = harness.path("mnt").display().to_string();
     let mut umount = harness.command(&["umount", &mounted]);
     let mut umount = umount.stderr(Stdio::piped()).spawn().unwrap();
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + LIMIT;
     let mut ended = None;
     while ended.is_none() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(50));

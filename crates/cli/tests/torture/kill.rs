@@ -201,7 +201,7 @@ impl Torture {
         self.change_source(round);
         let now = Manifest::of(&self.source);
         let killed = self.kill_a_backup(victim, moment);
-        self.pair.assert_nothing_is_left(Duration::from_secs(30));
+        self.pair.assert_nothing_is_left();
         println!(
             "round {round}: {:?} at {moment:?}: {} phase {}, {} bytes unsynced, session exit {:?} after {:.1?}",
             killed.victim,
@@ -354,7 +354,7 @@ impl Torture {
         arguments.extend(["backup", self.pair.target(), "--name", "torture"].map(str::to_owned));
         arguments.push(self.source.display().to_string());
         self.pair.ok(&arguments, Duration::from_secs(150));
-        self.pair.assert_nothing_is_left(Duration::from_secs(30));
+        self.pair.assert_nothing_is_left();
         let name = self.newest_finished_snapshot(what);
         self.finished.insert(name, Manifest::of(&self.source));
     }

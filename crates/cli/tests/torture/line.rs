@@ -212,7 +212,7 @@ impl Torture {
         }
         let exit = running.end(Duration::from_secs(240));
         assert_eq!(exit, Some(0), "{arguments:?}: {:#?}", running.said);
-        self.pair.assert_nothing_is_left(Duration::from_secs(30));
+        self.pair.assert_nothing_is_left();
         println!(
             "    {} ended by itself after {:.1?}",
             arguments

@@ -114,7 +114,7 @@ fn sheet_restores_snapshots_on_a_stock_kernel_and_sprat_continues() {
     assert_same(&Manifest::of(&owner.source()), &back, "after all");
     let file = owner.container("laptop");
     PlainVolume::export(&file, &owner.key_file("laptop"), &owner.path("plain")).assert_clean();
-    owner.assert_nothing_is_left(Duration::from_secs(20));
+    owner.assert_nothing_is_left();
     println!(
         "prepared in {prepared:.1?}, in the guest {recovered:.1?}, all {:.1?}",
         begun.elapsed()
@@ -333,7 +333,7 @@ fn a_backup_with_the_power_cut(owner: &Owner) -> usize {
         .unwrap();
     let lost = recorder.cut_power(&mut power, seed).unwrap();
     backup.wait().unwrap();
-    owner.assert_nothing_is_left(Duration::from_secs(20));
+    owner.assert_nothing_is_left();
     lost
 }
 
@@ -363,7 +363,7 @@ fn kill_a_backup_half_way(owner: &Owner, name: &str) {
         processes.len(),
         allocated(owner, name) - before
     );
-    owner.assert_nothing_is_left(Duration::from_secs(20));
+    owner.assert_nothing_is_left();
 }
 
 /// The guest wrote to the container: the state kept here is outdated. sprat reports that, and reads

@@ -582,6 +582,6 @@ fn before_sleep_all_is_answered_and_nothing_more_is_sent() {
     lease.sends(0, &[1; 4096]);
     let begun = Instant::now();
     lease.prepare_for_sleep();
-    assert!((4..6).contains(&begun.elapsed().as_secs()));
+    assert!(begun.elapsed() >= Duration::from_secs(4));
     lease.wake();
 }

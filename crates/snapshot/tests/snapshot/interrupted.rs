@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::folder::{Bench, inode, now, wait_for};
 use sprat_snapshot::{Cancel, EntryKind, SnapshotError, Warning};
@@ -120,8 +120,7 @@ fn cancelled_run(bench: &Bench) -> SnapshotError {
     let mut spec = bench.spec();
     spec.rsync = bench.rsync_script("", "rsync --bwlimit=8000");
     let cancel = Cancel::new();
-    let began = Instant::now();
-    let error = sprat_snapshot::take(
+    sprat_snapshot::take(
         &bench.volume(),
         &spec,
         now(),
@@ -132,13 +131,7 @@ fn cancelled_run(bench: &Bench) -> SnapshotError {
         },
         &cancel,
     )
-    .unwrap_err();
-    assert!(
-        began.elapsed() < Duration::from_secs(8),
-        "{:?}",
-        began.elapsed()
-    );
-    error
+    .unwrap_err()
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn recording(greeting: &[u8]) -> (SftpStore, Received) {
         }
         let (seen, mut stream) = (Arc::clone(&seen), stream.try_clone().unwrap());
         std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(300));
             seen.lock().unwrap().push("fsynced");
             stream.write_all(&status(id, 0)).unwrap();
         });

@@ -250,7 +250,7 @@ fn check_behind_a_write_keeps_the_order_and_reports_its_failure() {
                     waits.store(true, Ordering::SeqCst);
                     let (waits, mut stream) = (Arc::clone(&waits), stream.try_clone().unwrap());
                     std::thread::spawn(move || {
-                        std::thread::sleep(std::time::Duration::from_millis(100));
+                        std::thread::sleep(std::time::Duration::from_millis(500));
                         waits.store(false, Ordering::SeqCst);
                         stream.write_all(&status(id, written)).unwrap();
                     });
@@ -287,7 +287,7 @@ fn attributes_behind_a_flush_are_those_after_the_last_write() {
                 }
                 let mut stream = stream.try_clone().unwrap();
                 std::thread::spawn(move || {
-                    std::thread::sleep(std::time::Duration::from_millis(100));
+                    std::thread::sleep(std::time::Duration::from_millis(500));
                     stream.write_all(&status(id, 0)).unwrap();
                 });
                 Some(Next::Answered)
@@ -477,7 +477,8 @@ fn failed_local_flush_fails_for_ever_despite_the_kernels_success() {
     let file = store.create_new(&name()).unwrap();
     file.write_at(0, &[1; 4096]).unwrap();
     file.flush().unwrap();
-    run(&mut Command::new("sync"));
+    // Of this file system only: another one on this machine may not answer.
+    run(Command::new("sync").arg("-f").arg(over.mount.path()));
     // No space is left below; the file system does not know that.
     let filler = over.disk.path().join("filler");
     let mut full = std::fs::File::create_new(&filler).unwrap();

@@ -11,6 +11,7 @@ use sprat_store::{
     Access, FileName, ReadClass, SftpOptions, SftpStore, Store, StoreError, StoreErrorKind,
     StoreFile, WriteGuard,
 };
+use sprat_testkit::leftovers::LIMIT;
 
 use crate::part::scripted::{
     FSTAT, LSTAT, Next, OPEN, Script, WRITE, attributes, connect_to, serial_greeting, serve, status,
@@ -184,7 +185,7 @@ fn session_ends_at_once_beside_a_login_that_hangs() {
         server.eventually_struck(3);
         let begun = Instant::now();
         drop(server);
-        assert!(begun.elapsed() < Duration::from_secs(10));
+        assert!(begun.elapsed() < LIMIT);
     }
 }
 

@@ -9,6 +9,7 @@ use sprat_store::{
     Access, FileName, Lock, LockError, OwnerNote, ReadClass, SftpOptions, SftpStore, SshTarget,
     Store, StoreError, StoreErrorKind, WriteJournal,
 };
+use sprat_testkit::leftovers::LIMIT;
 use sprat_testkit::ssh_server::{OpenSshOptions, SshServer, openssh};
 use sprat_testkit::{needs, requires};
 
@@ -158,7 +159,7 @@ fn killed_connection_ends_every_call_and_leaves_nothing_behind() {
                         let begun = Instant::now();
                         loop {
                             match file.write_at(writer << 22, &vec![2; 1 << 20]) {
-                                Ok(()) => assert!(begun.elapsed() < Duration::from_secs(10)),
+                                Ok(()) => assert!(begun.elapsed() < LIMIT),
                                 Err(error) => return error.kind(),
                             }
                         }
@@ -203,7 +204,7 @@ fn stopped_server_is_a_lost_connection_after_the_timeout() {
         kind(file.write_at(0, &vec![1; 4 << 20])),
         StoreErrorKind::Disconnected
     );
-    assert!(begun.elapsed() < Duration::from_secs(9));
+    assert!(begun.elapsed() < LIMIT);
     drop((file, store));
     assert_eq!((children(), threads()), (vec![], vec![]));
     drop(sshd);

@@ -48,6 +48,8 @@ async def main():
         server_host_keys=[sys.argv[2]],
         authorized_client_keys=sys.argv[3],
         sftp_factory=True,
+        # The test keeps the port bound.
+        reuse_address=True,
     )
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     server.close()

@@ -348,5 +348,5 @@ fn stopped_server_that_writes_late_changes_nothing() {
 /// Longer than the stop in the test, so that late writes arrive within it. Without a quiet time the
 /// stopped servers would overwrite newer blocks here.
 fn quiet_time() -> Duration {
-    Duration::from_millis(1500)
+    Duration::from_secs(3)
 }

@@ -413,11 +413,9 @@ fn run(moment: Moment, sleep: Sleep, way: Way, long: bool, dice: &mut Dice) -> O
         );
         std::thread::sleep(Duration::from_millis(20));
     };
-    wait_until(
-        Duration::from_secs(60),
-        "the server's processes go on",
-        || scene.remote.sshd.session_pids().is_empty(),
-    );
+    wait_until("the server's processes go on", || {
+        scene.remote.sshd.session_pids().is_empty()
+    });
     let said = format!("{at}: {ended:?} {}", scene.said());
     let Some(backed_up) = backed_up else {
         return Outcome::Refused;

@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use sprat::{Exit, Failure};
 use sprat_session::address::Target;
 use sprat_session::{Access, DoorWay, Session, UnlockWish, Unlocked, unlock};
+use sprat_testkit::leftovers::LIMIT;
 use sprat_testkit::{leases, requires};
 
 use sprat_testkit_session::session_harness::{
@@ -92,7 +93,7 @@ fn lost_lease_publishes_its_list_before_answers_and_free_after() {
     let is_free = || fs::read_to_string(&lease).is_ok_and(|text| text.contains("\"free\":true"));
     let begun = Instant::now();
     while lists() == 0 {
-        assert!(begun.elapsed() < Duration::from_secs(25), "no list");
+        assert!(begun.elapsed() < LIMIT, "no list");
         assert!(!sending.is_finished(), "it ended without a list");
         thread::sleep(Duration::from_millis(20));
     }
@@ -134,10 +135,7 @@ impl Unlocking {
     fn wait_for(&self, what: &str) {
         let begun = Instant::now();
         while self.count(what) == 0 {
-            assert!(
-                begun.elapsed() < Duration::from_secs(60),
-                "not said: {what}"
-            );
+            assert!(begun.elapsed() < LIMIT, "not said: {what}");
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -221,7 +219,7 @@ fn waiting_unlock_survives_lost_connections_and_server_outage() {
     harness.sshd().stop();
     let begun = Instant::now();
     let failure = unlocking.thread.join().unwrap().unwrap_err();
-    assert!(begun.elapsed() < Duration::from_secs(30));
+    assert!(begun.elapsed() < LIMIT);
     assert_eq!(failure.exit, Exit::Unreachable, "{failure:?}");
     assert!(failure.hint.unwrap().contains("Run `sprat unlock` again"));
     let store = sprat_store::LocalStore::open(&harness.path("store")).unwrap();

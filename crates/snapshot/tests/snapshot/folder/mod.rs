@@ -14,16 +14,17 @@ use sprat_snapshot::{
     Cancel, EntryKind, JobName, Progress, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotError,
     SnapshotReport, SnapshotSpec,
 };
+use sprat_testkit::test_folder::TestFolder;
 
 /// An empty volume and an empty source beside it, removed at the end.
 pub struct Bench {
-    dir: tempfile::TempDir,
+    dir: TestFolder,
 }
 
 impl Bench {
     pub fn new() -> Self {
         let this = Self {
-            dir: tempfile::tempdir().unwrap(),
+            dir: TestFolder::new("sprat-snapshot-"),
         };
         fs::create_dir(this.volume()).unwrap();
         fs::create_dir(this.source()).unwrap();
@@ -168,7 +169,11 @@ impl SmallExt4 {
 
 impl Drop for SmallExt4 {
     fn drop(&mut self) {
-        run("umount", &[self.at.to_str().unwrap()]);
+        // A failed test may have left it busy.
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.at)
+            .status();
     }
 }
 

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use sprat_store::SftpOptions;
+use sprat_testkit::leftovers::LIMIT;
 use sprat_testkit::needs;
 
 /// An SFTP server program's options, with time limits short enough for tests.
@@ -61,16 +62,16 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Asks until there is an answer, for at most ten seconds.
+/// Asks until there is an answer, for at most [`LIMIT`].
 pub fn eventually<T>(mut ask: impl FnMut() -> Option<T>) -> T {
-    let until = std::time::Instant::now() + Duration::from_secs(10);
+    let until = std::time::Instant::now() + LIMIT;
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
         assert!(
             std::time::Instant::now() < until,
-            "still not, after ten seconds"
+            "still not, after {LIMIT:?}"
         );
         std::thread::sleep(Duration::from_millis(10));
     }
