@@ -9,7 +9,12 @@
 //! none of them is younger than the run that began to copy it. So the source had this content all the
 //! time. The run cuts the file to its durable length and lets rsync append the rest in a separate tree,
 //! which it then links from. A file with any other name on the volume is never used.
+//!
+//! In the subvolume `work` of a btrfs the second name is at the top of `work`, because no link leads out of a
+//! subvolume, and rsync appends the rest in place. The time of such a file is that of the last write until
+//! it is whole, so no run takes it for unchanged.
 
+use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -29,9 +34,11 @@ use crate::job::{Folder, RunFolder, replace_file};
 use crate::name::SnapshotName;
 use crate::paths::plain_path;
 use crate::progress::Progress;
+use crate::reflink;
 use crate::reread::copying;
 use crate::rsync::{Ended, Invocation, Outcome, Rsync, within, written_in};
 use crate::text::{escape_path, unescape_path};
+use crate::walk::{folder_of, leads_within, listed, names_in, open_folder_at};
 
 /// Smaller files are copied again from the beginning.
 const BIG_BYTES: u64 = 16 << 20;
@@ -125,7 +132,11 @@ struct Current {
 /// Follows which large file rsync is writing.
 pub(crate) struct Begun {
     state: OwnedFd,
+    /// The folder with the second names.
+    files: OwnedFd,
     name: SnapshotName,
+    /// The new tree, relative to the job's folder.
+    to: Folder,
     /// The new tree, as the kernel names it.
     tree: PathBuf,
     started_ns: i128,
@@ -135,15 +146,16 @@ pub(crate) struct Begun {
 }
 
 impl Begun {
-    pub(crate) fn new(
-        folder: &RunFolder,
-        name: SnapshotName,
-        started: Timestamp,
-    ) -> io::Result<Self> {
-        let tree = folder.job.path.join(Folder::Inflight(name).to_string());
+    pub(crate) fn new(folder: &RunFolder, to: Folder, started: Timestamp) -> io::Result<Self> {
+        let tree = folder.job.path.join(to.to_string());
         Ok(Self {
             state: folder.state.try_clone()?,
-            name,
+            files: match to {
+                Folder::Work(_) => open_folder_at(&tree)?,
+                _ => folder.state.try_clone()?,
+            },
+            name: to.name(),
+            to,
             tree: std::fs::canonicalize(tree)?,
             started_ns: started.as_nanosecond(),
             current: Mutex::default(),
@@ -168,8 +180,8 @@ impl Begun {
                 continue;
             };
             let slot = format!("{}{FILE}", self.name);
-            forget(&self.state, self.name);
-            if linkat(rustix::fs::CWD, &path, &self.state, &slot, AtFlags::empty()).is_ok() {
+            self.forget(self.name);
+            if linkat(rustix::fs::CWD, &path, &self.files, &slot, AtFlags::empty()).is_ok() {
                 *current = Some(Current {
                     slot: self.name,
                     note: Note {
@@ -229,7 +241,7 @@ impl Begun {
         let current = self.current();
         let current = current.as_ref()?;
         let slot = format!("{}{FILE}", current.slot);
-        let stat = statat(&self.state, slot, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let stat = statat(&self.files, slot, AtFlags::SYMLINK_NOFOLLOW).ok()?;
         Some((stat.st_ino, u64::try_from(stat.st_size).ok()?))
     }
 
@@ -260,7 +272,24 @@ impl Begun {
         if current.in_place && is_part {
             let _ = std::fs::remove_file(in_tree);
         }
-        forget(&self.state, current.slot);
+        self.forget(current.slot);
+    }
+
+    /// Removes the begun file of the run `slot`.
+    fn forget(&self, slot: SnapshotName) {
+        let _ = unlinkat(&self.files, format!("{slot}{FILE}"), AtFlags::empty());
+        forget(&self.state, slot);
+    }
+
+    /// Removes the begun files of all runs: a finished snapshot has all files.
+    pub(crate) fn forget_all(&self, folder: &RunFolder) {
+        // The folder is the root of the snapshot's tree.
+        let _ = reflink::keeping_time(&self.files, || {
+            for (slot, _) in slots(folder, &self.files).unwrap_or_default() {
+                self.forget(slot);
+            }
+            Ok(())
+        });
     }
 
     /// The run has stopped, and all that it wrote is durable.
@@ -309,21 +338,21 @@ impl Begun {
         };
         let mut done: Option<Outcome> = None;
         let mut any = false;
-        for (slot, note) in usable(folder).map_err(failed)? {
+        for (slot, note) in self.usable(folder).map_err(failed)? {
             if cancel.is_cancelled() {
                 break;
             }
             let path = unescape_path(&note.path);
-            if !is_wanted(&path) {
-                forget(&self.state, slot);
+            let in_tree = self.in_tree(&note);
+            let is_folder = std::fs::symlink_metadata(&in_tree).is_ok_and(|about| about.is_dir());
+            if !is_wanted(&path) || is_folder || !leads_within(&self.tree, below(&path)) {
+                self.forget(slot);
                 continue;
             }
-            let in_tree = self.in_tree(&note);
             self.put_in_tree(slot, &note, &in_tree).map_err(failed)?;
-            let to = self.tree.file_name().unwrap_or_default().to_string_lossy();
             let options = ["--append", "--no-whole-file"].map(Into::into);
             let names = std::iter::once(path.as_path());
-            let appending = copying(invocation, names, &to, &options);
+            let appending = copying(invocation, names, &self.to.to_string(), &options);
             let outcome = rsync.run(&appending, progress, cancel)?;
             let stops = matches!(outcome.ended, Ended::Cancelled | Ended::Full(_));
             let whole = outcome.ended == Ended::Whole
@@ -350,15 +379,20 @@ impl Begun {
         let mut current = self.current();
         let name = format!("{slot}{FILE}");
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(&self.state, &name, flags, Mode::empty())?;
+        let file = openat(&self.files, &name, flags, Mode::empty())?;
         // rsync skips a file that already has the full length.
         let bytes = note.bytes.min(note.source.bytes.saturating_sub(1));
         rustix::fs::ftruncate(&file, bytes)?;
         if let Some(above) = in_tree.parent() {
             std::fs::create_dir_all(above)?;
         }
+        // In `work`: the file of an older snapshot.
+        match std::fs::remove_file(in_tree) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         linkat(
-            &self.state,
+            &self.files,
             &name,
             rustix::fs::CWD,
             in_tree,
@@ -386,23 +420,27 @@ fn is_whole(in_tree: &Path, note: &Note) -> bool {
     })
 }
 
-/// Removes the begun file of the run `name`.
+/// Removes the begun file of the run `name`, if it is in the state folder, and its note.
 pub(crate) fn forget(state: &OwnedFd, name: SnapshotName) {
     for ending in [NOTE, FILE] {
         let _ = unlinkat(state, format!("{name}{ending}"), AtFlags::empty());
     }
 }
 
-/// Removes the begun files of all runs: a finished snapshot has all files.
-pub(crate) fn forget_all(folder: &RunFolder) {
-    for (slot, _) in slots(folder).unwrap_or_default() {
-        forget(&folder.state, slot);
-    }
+/// Whether the name at the top of `work` is that of a begun file.
+pub(crate) fn is_file_name(name: &OsStr) -> bool {
+    let slot = name.to_str().and_then(|name| name.strip_suffix(FILE));
+    slot.is_some_and(|slot| SnapshotName::parse(slot).is_ok())
+}
+
+fn below(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
 }
 
 /// The runs that have begun files, and whether each has a note.
-fn slots(folder: &RunFolder) -> io::Result<Vec<(SnapshotName, bool)>> {
-    let names = crate::walk::names_in(folder.state.as_fd(), Path::new("."))?;
+fn slots(folder: &RunFolder, files: &OwnedFd) -> io::Result<Vec<(SnapshotName, bool)>> {
+    let mut names = names_in(folder.state.as_fd(), Path::new("."))?;
+    names.extend(names_in(files.as_fd(), Path::new("."))?);
     let names: Vec<String> = names
         .into_iter()
         .filter_map(|(name, _)| name.into_os_string().into_string().ok())
@@ -422,57 +460,75 @@ fn slots(folder: &RunFolder) -> io::Result<Vec<(SnapshotName, bool)>> {
         .collect())
 }
 
-/// The begun files that can be used, longest first. All others are removed.
-fn usable(folder: &RunFolder) -> io::Result<Vec<(SnapshotName, Note)>> {
-    let mut usable = Vec::new();
-    for (slot, has_note) in slots(folder)? {
-        match has_note.then(|| check(folder, slot)).flatten() {
-            Some(note) => usable.push((slot, note)),
-            None => forget(&folder.state, slot),
+impl Begun {
+    /// The begun files that can be used, longest first. All others are removed.
+    fn usable(&self, folder: &RunFolder) -> io::Result<Vec<(SnapshotName, Note)>> {
+        let mut usable = Vec::new();
+        for (slot, has_note) in slots(folder, &self.files)? {
+            match has_note.then(|| self.check(folder, slot)).flatten() {
+                Some(note) => usable.push((slot, note)),
+                None => self.forget(slot),
+            }
         }
+        usable.sort_by_key(|(_, note)| std::cmp::Reverse(note.bytes));
+        for (slot, _) in usable.iter().skip(FILES_MAX) {
+            self.forget(*slot);
+        }
+        usable.truncate(FILES_MAX);
+        Ok(usable)
     }
-    usable.sort_by_key(|(_, note)| std::cmp::Reverse(note.bytes));
-    for (slot, _) in usable.iter().skip(FILES_MAX) {
-        forget(&folder.state, *slot);
-    }
-    usable.truncate(FILES_MAX);
-    Ok(usable)
-}
 
-/// Reads a note, and checks that it describes the present file and source.
-fn check(folder: &RunFolder, slot: SnapshotName) -> Option<Note> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = openat(&folder.state, format!("{slot}{NOTE}"), flags, Mode::empty()).ok()?;
-    let mut text = Vec::new();
-    let file = std::fs::File::from(file);
-    file.take(NOTE_BYTES_MAX).read_to_end(&mut text).ok()?;
-    let note: Note = serde_json::from_slice(&text).ok()?;
-    let path = plain_path(&unescape_path(&note.path)).ok()?;
-    if Identity::of(&path)? != note.source || note.bytes < BIG_BYTES {
-        return None;
+    /// Reads a note, and checks that it describes the present file and source.
+    fn check(&self, folder: &RunFolder, slot: SnapshotName) -> Option<Note> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = openat(&self.state, format!("{slot}{NOTE}"), flags, Mode::empty()).ok()?;
+        let mut text = Vec::new();
+        let file = std::fs::File::from(file);
+        file.take(NOTE_BYTES_MAX).read_to_end(&mut text).ok()?;
+        let note: Note = serde_json::from_slice(&text).ok()?;
+        let path = plain_path(&unescape_path(&note.path)).ok()?;
+        if Identity::of(&path)? != note.source || note.bytes < BIG_BYTES {
+            return None;
+        }
+        let about = || {
+            statat(
+                &self.files,
+                format!("{slot}{FILE}"),
+                AtFlags::SYMLINK_NOFOLLOW,
+            )
+            .ok()
+        };
+        if about()?.st_nlink > 1 {
+            self.remove_other_names(folder, &path, &note).ok()?;
+        }
+        let about = about()?;
+        let is_file = rustix::fs::FileType::from_raw_mode(about.st_mode).is_file();
+        let long_enough = u64::try_from(about.st_size).is_ok_and(|bytes| bytes >= note.bytes);
+        (is_file && about.st_ino == note.inode && about.st_nlink == 1 && long_enough)
+            .then_some(note)
     }
-    let about = || {
-        statat(
-            &folder.state,
-            format!("{slot}{FILE}"),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .ok()
-    };
-    if about()?.st_nlink > 1 {
-        // After a crash the file may also have its name in the tree in which rsync appended to it.
-        for partial in folder.partials().ok()? {
+
+    /// After a crash the file may also have its name in the tree in which rsync appended to it. In `work` it may
+    /// have a temporary name, too.
+    fn remove_other_names(&self, folder: &RunFolder, path: &Path, note: &Note) -> io::Result<()> {
+        if let Folder::Work(_) = self.to {
+            let (inside, _) = folder_of(self.files.as_fd(), below(path))?;
+            for entry in listed(inside.as_fd())? {
+                if entry.inode == note.inode {
+                    unlinkat(&inside, &entry.name, AtFlags::empty())?;
+                }
+            }
+            return Ok(());
+        }
+        for partial in folder.partials().map_err(io::Error::other)? {
             let tree = folder.job.path.join(partial.to_string());
-            let in_tree = tree.join(path.strip_prefix("/").unwrap_or(&path));
+            let in_tree = tree.join(below(path));
             let is_same = std::fs::symlink_metadata(&in_tree)
                 .is_ok_and(|about| about.ino() == note.inode && about.len() < note.source.bytes);
             if is_same {
-                std::fs::remove_file(&in_tree).ok()?;
+                std::fs::remove_file(&in_tree)?;
             }
         }
+        Ok(())
     }
-    let about = about()?;
-    let is_file = rustix::fs::FileType::from_raw_mode(about.st_mode).is_file();
-    let long_enough = u64::try_from(about.st_size).is_ok_and(|bytes| bytes >= note.bytes);
-    (is_file && about.st_ino == note.inode && about.st_nlink == 1 && long_enough).then_some(note)
 }

@@ -39,6 +39,15 @@ const MARGIN_NS: i128 = 1_000_000_000;
 /// NTP may slew the clock. A step back is larger than any slewing during a run.
 const STEP_BACK_NS: i128 = 500_000_000;
 
+/// What checkpoints are needed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// All files.
+    ForAll,
+    /// Only large files, while one of them is written. Each commit of a btrfs is whole by itself.
+    ForLargeFiles,
+}
+
 /// The thread that makes checkpoints. It runs until this is dropped.
 pub(crate) struct Checkpoints {
     stop: Option<Sender<()>>,
@@ -59,6 +68,7 @@ impl Checkpoints {
         name: SnapshotName,
         every: Duration,
         begun: Option<Arc<Begun>>,
+        need: Need,
     ) -> io::Result<Self> {
         let state = Arc::new(state.try_clone()?);
         let (stop, stopped) = channel::<()>();
@@ -79,6 +89,9 @@ impl Checkpoints {
                         continue;
                     }
                     let written = begun.as_ref().and_then(|begun| begun.written());
+                    if need == Need::ForLargeFiles && written.is_none() {
+                        continue;
+                    }
                     make(&state, name)?;
                     if let Some(begun) = &begun {
                         // This concerns only the next run. This run continues.
@@ -169,7 +182,8 @@ mod tests {
         let name = SnapshotName::parse("2026-11-23T13-21-01Z").unwrap();
         assert_eq!(read(&state, name), None);
         let began_ns = i128::from(clock_gettime(ClockId::Realtime).tv_sec) * 1_000_000_000;
-        let checkpoints = Checkpoints::begin(&state, name, Duration::from_millis(5), None).unwrap();
+        let checkpoints =
+            Checkpoints::begin(&state, name, Duration::from_millis(5), None, Need::ForAll).unwrap();
         let first = loop {
             if let Some(first) = read(&state, name) {
                 break first;

@@ -14,6 +14,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use crate::error::SnapshotError;
 use crate::file_listener::FileListener;
 use crate::found::Found;
 use crate::name_list::NameList;
@@ -57,6 +58,15 @@ impl Host {
     /// Its folder in a snapshot.
     pub(crate) fn folder(&self) -> PathBuf {
         host_folder(&self.name)
+    }
+
+    /// The error of a source here whose place is the host's.
+    pub(crate) fn refuse_place(&self) -> SnapshotError {
+        SnapshotError::SourceRefused {
+            path: escape_path(&Path::new("/").join(self.folder())),
+            why: "is where the snapshot has what is pulled from another host. Exclude or rename it"
+                .to_owned(),
+        }
     }
 
     /// A path of the host as the snapshot has it, absolute.

@@ -9,7 +9,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -29,6 +29,8 @@ const STEP_S: i64 = 3;
 const HOST_BEHIND_S: i64 = 60;
 /// Means all files, if there were too many to list.
 const ALL: &str = "*";
+/// Of the names of the lists.
+const ENDING: &str = ".recent";
 const FILE_BYTES_MAX: u64 = 1 << 30;
 
 /// The files that a run must compare by content.
@@ -46,7 +48,7 @@ pub(crate) fn from_s(started: Timestamp) -> i64 {
 }
 
 /// The same for files that are pulled from another host.
-fn from_s_on_hosts(started: Timestamp) -> i64 {
+pub(crate) fn from_s_on_hosts(started: Timestamp) -> i64 {
     from_s(started) - HOST_BEHIND_S
 }
 
@@ -66,7 +68,7 @@ fn as_text(from_s: i64) -> String {
 }
 
 fn file_name(name: SnapshotName) -> String {
-    format!("{name}.recent")
+    format!("{name}{ENDING}")
 }
 
 /// Writes the list of the run `name` into the state folder. It is durable after the next sync.
@@ -86,6 +88,15 @@ pub(crate) fn write(state: &OwnedFd, name: SnapshotName, recent: &NameList) -> i
 /// Removes the list of a run whose tree is gone.
 pub(crate) fn forget(state: &OwnedFd, name: SnapshotName) {
     let _ = rustix::fs::unlinkat(state, file_name(name), rustix::fs::AtFlags::empty());
+}
+
+/// The runs that have a list.
+pub(crate) fn runs(state: &OwnedFd) -> io::Result<Vec<SnapshotName>> {
+    let names = crate::walk::names_in(state.as_fd(), Path::new("."))?;
+    let names = names.iter().filter_map(|(name, _)| name.to_str());
+    Ok(names
+        .filter_map(|name| SnapshotName::parse(name.strip_suffix(ENDING)?).ok())
+        .collect())
 }
 
 impl Recent {

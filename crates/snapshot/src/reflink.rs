@@ -8,8 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, futimens, ioctl_ficlone, mkdirat,
-    openat, unlinkat,
+    AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, fstat, futimens, ioctl_ficlone,
+    mkdirat, openat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -23,22 +23,39 @@ pub(crate) fn file(from: &File, folder: BorrowedFd<'_>, name: &Path) -> io::Resu
     let to = openat(folder, name, flags, Mode::from(0o600))?;
     let done = ioctl_ficlone(&to, from)
         .map_err(io::Error::from)
-        .and_then(|()| set_time(&to, &from.metadata()?));
+        .and_then(|()| {
+            let about = from.metadata()?;
+            set_time(&to, about.mtime(), about.mtime_nsec())
+        });
     if done.is_err() {
         let _ = unlinkat(folder, name, AtFlags::empty());
     }
     done
 }
 
-fn set_time(file: &OwnedFd, about: &Metadata) -> io::Result<()> {
+/// Does `change` to the names in `folder`, which keeps its time.
+pub(crate) fn keeping_time(
+    folder: &OwnedFd,
+    change: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
+    let about = fstat(folder)?;
+    change()?;
+    set_time(
+        folder,
+        about.st_mtime,
+        i64::try_from(about.st_mtime_nsec).unwrap_or(0),
+    )
+}
+
+fn set_time(file: &OwnedFd, second: i64, nanosecond: i64) -> io::Result<()> {
     let times = Timestamps {
         last_access: Timespec {
             tv_sec: 0,
             tv_nsec: UTIME_OMIT,
         },
         last_modification: Timespec {
-            tv_sec: about.mtime(),
-            tv_nsec: about.mtime_nsec(),
+            tv_sec: second,
+            tv_nsec: nanosecond,
         },
     };
     Ok(futimens(file, &times)?)

@@ -56,8 +56,16 @@ pub(crate) struct Tree<'t> {
     pub(crate) links_to_copy: bool,
     /// See [`recent::from_s`].
     pub(crate) recent_from_s: i64,
+    /// The folders in it that are pulled from other hosts, which have runs of their own.
+    pub(crate) hosts: Vec<PathBuf>,
     /// The tree beside it that unchanged files were linked from first.
     pub(crate) linked_first: Option<String>,
+}
+
+impl Tree<'_> {
+    fn is_of_host(&self, path: &Path) -> bool {
+        self.hosts.iter().any(|host| path.starts_with(host))
+    }
 }
 
 impl Plan {
@@ -80,7 +88,7 @@ impl Plan {
                 plan.add(path, &about, Why::FromOlder, &mut inodes);
             }
         }
-        for path in &recent.paths {
+        for path in recent.paths.iter().filter(|path| !tree.is_of_host(path)) {
             let Some((mut file, about)) = open(tree.root, path)? else {
                 continue;
             };
@@ -109,6 +117,7 @@ impl Plan {
             if suspect.several || tree.links_to_copy {
                 of_suspects.insert(suspect.inode, why);
             } else if let Some(path) = suspect.below(tree.job)
+                && !tree.is_of_host(path)
                 && let Some((_, about)) = open(tree.root, path)?
             {
                 if suspects.find(&about).is_some() {
@@ -119,7 +128,7 @@ impl Plan {
             }
         }
         if !inodes.is_empty() || !of_suspects.is_empty() {
-            plan.add_names_of(tree.root, &inodes, &of_suspects, suspects)?;
+            plan.add_names_of(tree, &inodes, &of_suspects, suspects)?;
         }
         Ok(plan)
     }
@@ -137,19 +146,20 @@ impl Plan {
 
     fn add_names_of(
         &mut self,
-        root: &OwnedFd,
+        tree: &Tree<'_>,
         inodes: &BTreeMap<u64, Why>,
         of_suspects: &BTreeMap<u64, Why>,
         suspects: &Suspects,
     ) -> io::Result<()> {
         let chosen: BTreeSet<PathBuf> = self.paths.keys().cloned().collect();
         let mut failed = Ok(());
+        let root = tree.root;
         each_file(root, &mut |path, stat| {
             let known = inodes.get(&stat.st_ino);
             let Some(why) = known.or_else(|| of_suspects.get(&stat.st_ino)) else {
                 return;
             };
-            if chosen.contains(path) {
+            if chosen.contains(path) || tree.is_of_host(path) {
                 return;
             }
             // Another file may have got the inode meanwhile.
@@ -297,6 +307,7 @@ mod tests {
             job: "home",
             links_to_copy: false,
             recent_from_s: i64::MAX,
+            hosts: Vec::new(),
             linked_first: None,
         };
         let recent = Recent {

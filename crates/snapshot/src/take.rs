@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use crate::aside::Aside;
 use crate::attempts::Attempts;
 use crate::automounts;
-use crate::begun::{self, Begun};
+use crate::begun::Begun;
 use crate::census::{Census, FileList};
 use crate::checkpoint::{self, Checkpoints};
 use crate::disks::{self, Disks};
@@ -111,12 +111,6 @@ fn take_or_fail(
     how: How<'_>,
 ) -> Result<SnapshotReport, SnapshotError> {
     let in_work = matches!(how, How::InWork(_));
-    if let Some(source) = spec.pulled.first().filter(|_| in_work) {
-        return Err(SnapshotError::SourceRefused {
-            path: source.to_string(),
-            why: "a container with btrfs can't have sources of other hosts yet".to_owned(),
-        });
-    }
     progress(Progress::begin(Phase::Checking));
     let has = |path: &PathBuf| spec.staged.iter().any(|file| file.path == *path);
     if let Some(path) = spec.required.iter().find(|path| !has(path)) {
@@ -175,7 +169,7 @@ fn take_or_fail(
         true => LinkedCopy::find(volume_root, spec, &folder, &sources)?,
         false => None,
     };
-    let run = Run {
+    let mut run = Run {
         spec,
         name: chosen.name,
         started: now,
@@ -260,7 +254,8 @@ impl Run<'_> {
     ) -> Result<SnapshotReport, SnapshotError> {
         let inflight = self.folder.make_inflight(self.name)?;
         let began = std::time::Instant::now();
-        let (begun, checkpoints) = self.begin_checkpoints(inflight, checkpoint_every)?;
+        let need = checkpoint::Need::ForAll;
+        let (begun, checkpoints) = self.begin_checkpoints(inflight, checkpoint_every, need)?;
         let mut invocation = self.invocation(inflight);
         // With `--checksum` rsync reads the older files anyway, and verifies what it copies.
         let tree = self.folder.job.path.join(inflight.to_string());
@@ -287,7 +282,7 @@ impl Run<'_> {
         let outcome = outcome.and_then(|mut outcome| {
             unfit.link(&self.folder.job, &tree, &mut outcome);
             let (mut outcome, plan) = self.read_again(outcome, inflight, progress, cancel)?;
-            let pulled = self.pull_all(&mut outcome, inflight, progress, cancel)?;
+            let pulled = self.pull_all(&mut outcome, inflight, None, progress, cancel)?;
             Ok((outcome, plan, pulled))
         });
         let checkpointed = checkpoints.end();
@@ -320,7 +315,7 @@ impl Run<'_> {
                 self.made(&outcome, inflight).check(&mut record)?;
                 let wrote = self.place_staged(&tree, &mut record)?;
                 self.note_recent(&outcome)?;
-                begun::forget_all(&self.folder);
+                begun.forget_all(&self.folder);
                 // The record is written before the snapshot gets its name, so that every finished
                 // snapshot has one. One sync makes the record and the tree durable.
                 self.folder.write_record(&record)?;
@@ -349,8 +344,9 @@ impl Run<'_> {
         &self,
         inflight: Folder,
         every: Duration,
+        need: checkpoint::Need,
     ) -> Result<(Arc<Begun>, Checkpoints), SnapshotError> {
-        let begun = Begun::new(&self.folder, self.name, self.started);
+        let begun = Begun::new(&self.folder, inflight, self.started);
         let begun = Arc::new(begun.map_err(|source| SnapshotError::Volume {
             op: "open",
             object: inflight.to_string(),
@@ -361,6 +357,7 @@ impl Run<'_> {
             self.name,
             every,
             Some(Arc::clone(&begun)),
+            need,
         )
         .map_err(|source| SnapshotError::System {
             op: "start a thread",
@@ -553,6 +550,7 @@ impl Run<'_> {
             return Ok(Outcome::default());
         }
         let aside = Aside::new(&self.folder, self.name, &self.sync);
+        let aside = (!self.in_work).then_some(&aside);
         let is_wanted = |path: &Path| {
             let mut sources = self.sources.list.iter();
             sources.any(|source| path.starts_with(&source.path))
@@ -571,10 +569,10 @@ impl Run<'_> {
         {
             return Ok(before.clone());
         }
-        if any {
+        if let Some(aside) = aside.filter(|_| any) {
             aside.begin_again(invocation, &NameList::default(), false)?;
         }
-        let mut outcome = self.attempt(invocation, inflight, Some(&aside), progress, cancel)?;
+        let mut outcome = self.attempt(invocation, inflight, aside, progress, cancel)?;
         if let Some(before) = before {
             outcome.stats.add_copied(&before.stats);
             outcome.counts_unknown = true;

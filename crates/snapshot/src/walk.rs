@@ -57,6 +57,17 @@ pub(crate) fn folder_of<'p>(
     }
 }
 
+/// Whether no symbolic link is among the folders above `below` in the tree `root`. It could lead out of the
+/// tree, to the files of this machine. Some of the folders may be missing.
+pub(crate) fn leads_within(root: &Path, below: &Path) -> bool {
+    let above = below.parent().unwrap_or(below);
+    let opened = open_folder_at(root).and_then(|root| open_folder_below(root.as_fd(), above));
+    match opened {
+        Ok(_) => true,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
 /// What the file `path` of `root` is, if it is a regular one. See [`folder_of`].
 pub(crate) fn regular_file(root: BorrowedFd<'_>, path: &Path) -> Option<Stat> {
     let (folder, name) = folder_of(root, path).ok()?;

@@ -5,25 +5,33 @@
 //! Nothing needs to be prepared for a crash: each commit of the volume is whole, so a run goes on in
 //! what an interrupted one left.
 
-use std::collections::BTreeMap;
-use std::fs::Metadata;
+mod hosts;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{FileType, Metadata};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, renameat, unlinkat};
+use rustix::fs::{AtFlags, renameat, statat, unlinkat};
 
+use crate::begun;
 use crate::cancel::Cancel;
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder, STATE_FOLDER, WORK_PATH, on_volume, replace_file};
 use crate::long_path::{self, lstat};
 use crate::name::SnapshotName;
+use crate::recent;
 use crate::reflink;
 use crate::subvolume_ops::Subvolumes;
 use crate::suspects::Suspects;
 use crate::text::unescape_path;
-use crate::walk::{is_folder, open_folder, remove_content};
+use crate::walk::{
+    folder_of, is_folder, leads_within, open_folder, open_folder_at, remove_content,
+};
+
+pub(crate) use hosts::forget_held;
 
 /// Holds the name of the run that last began. If there is no snapshot of that name, the run was
 /// interrupted.
@@ -39,19 +47,37 @@ pub(crate) fn interrupted(job: &JobFolder) -> Option<SnapshotName> {
     (!job.is_folder(Path::new(&finished)) && job.is_folder(Path::new(WORK_PATH))).then_some(name)
 }
 
+/// The runs that have left a list of recent files and no snapshot. Their files may still be in `work`: the run
+/// that was interrupted last may have ended before it compared them.
+pub(crate) fn unfinished(folder: &RunFolder) -> Result<Vec<SnapshotName>, SnapshotError> {
+    let own = folder.job.own_folders()?;
+    let named = recent::runs(&folder.state).map_err(on_volume("list", &WORK_PATH))?;
+    Ok(named
+        .into_iter()
+        .filter(|name| !own.contains(&Folder::Named(*name)))
+        .collect())
+}
+
 /// The subvolume of one run.
 pub(crate) struct Work<'a> {
     folder: &'a RunFolder,
     subvolumes: &'a dyn Subvolumes,
     path: PathBuf,
+    /// The folders of the hosts that the run pulls from.
+    hosts: Vec<PathBuf>,
 }
 
 impl<'a> Work<'a> {
-    pub(crate) fn new(folder: &'a RunFolder, subvolumes: &'a dyn Subvolumes) -> Self {
+    pub(crate) fn new(
+        folder: &'a RunFolder,
+        subvolumes: &'a dyn Subvolumes,
+        hosts: Vec<PathBuf>,
+    ) -> Self {
         Self {
             folder,
             subvolumes,
             path: folder.job.path.join(WORK_PATH),
+            hosts,
         }
     }
 
@@ -71,6 +97,7 @@ impl<'a> Work<'a> {
         &self,
         name: SnapshotName,
         last: Option<Folder>,
+        suspects: &Suspects,
         cancel: &Cancel,
     ) -> Result<(), SnapshotError> {
         if lstat(&self.path).is_ok() {
@@ -82,14 +109,19 @@ impl<'a> Work<'a> {
                 });
             }
         } else {
-            self.make(last, cancel)?;
+            self.make(last, suspects, cancel)?;
         }
         let text = format!("{name}\n");
         replace_file(&self.folder.state, LAST_RUN, text.as_bytes())
             .map_err(on_volume("write", &LAST_RUN))
     }
 
-    fn make(&self, last: Option<Folder>, cancel: &Cancel) -> Result<(), SnapshotError> {
+    fn make(
+        &self,
+        last: Option<Folder>,
+        suspects: &Suspects,
+        cancel: &Cancel,
+    ) -> Result<(), SnapshotError> {
         let failed = || on_volume("make", &WORK_PATH);
         let last = last.map(|folder| self.folder.job.path.join(folder.to_string()));
         if let Some(last) = &last
@@ -102,8 +134,9 @@ impl<'a> Work<'a> {
         }
         self.subvolumes.make(&self.path).map_err(failed())?;
         // A snapshot that somebody made by hand may be a plain folder.
+        let is_right = |about: &Metadata| suspects.find(about).is_none();
         if let Some(last) = last
-            && !reflink::tree(&last, &self.path, &|_| true, cancel).map_err(failed())?
+            && !reflink::tree(&last, &self.path, &is_right, cancel).map_err(failed())?
         {
             return Err(SnapshotError::Cancelled);
         }
@@ -125,7 +158,8 @@ impl<'a> Work<'a> {
         let _ = self.subvolumes.commit(&self.folder.job.path);
     }
 
-    /// Removes what belongs to none of the sources (absolute paths): rsync deletes only within a source.
+    /// Removes what belongs to none of the sources (absolute paths): rsync deletes only within a source. The folders
+    /// of hosts are no part of the source `/`.
     pub(crate) fn keep_only(
         &self,
         sources: &[PathBuf],
@@ -135,11 +169,18 @@ impl<'a> Work<'a> {
         let mut todo = vec![PathBuf::from("/")];
         while let Some(folder) = todo.pop() {
             if sources.contains(&folder) {
+                if folder == Path::new("/") {
+                    let hosts = self.hosts.iter().map(|host| folder.join(host));
+                    todo.extend(hosts.filter(|host| lstat(&self.in_tree(host)).is_ok()));
+                }
                 continue;
             }
             let at = self.in_tree(&folder);
             let open = open_folder(rustix::fs::CWD, &at).map_err(failed())?;
             for name in long_path::names(&at).map_err(failed())? {
+                if folder == Path::new("/") && begun::is_file_name(&name) {
+                    continue;
+                }
                 let path = folder.join(&name);
                 let leads_to_source = sources.iter().any(|source| source.starts_with(&path));
                 if !leads_to_source {
@@ -157,8 +198,12 @@ impl<'a> Work<'a> {
 
     /// Separates hard links that the source no longer has. rsync writes a changed file as a new one, but sets the
     /// attributes of an unchanged one in place, and that would change its other names, too.
+    ///
+    /// A file of `suspects` stays as it is: a copy would have its wrong content in another file, which no list
+    /// names. All its names are read from the source after rsync's run.
     pub(crate) fn separate_links(
         &self,
+        suspects: &Suspects,
         walked: &mut dyn FnMut(u64),
         cancel: &Cancel,
     ) -> Result<u64, SnapshotError> {
@@ -169,7 +214,9 @@ impl<'a> Work<'a> {
             entries += 1;
             walked(entries);
             match about {
-                Ok(about) if !about.is_dir() && about.nlink() > 1 => {
+                Ok(about)
+                    if !about.is_dir() && about.nlink() > 1 && suspects.find(&about).is_none() =>
+                {
                     linked.entry(about.ino()).or_default().push(path.to_owned());
                 }
                 Ok(_) => {}
@@ -192,8 +239,14 @@ impl<'a> Work<'a> {
         Ok(separated)
     }
 
-    /// The names of one file whose source is another file than that of the first name.
+    /// The names of one file whose source is another file than that of the first name. Those on another host are
+    /// not known: rsync links them again.
     fn no_longer_linked<'n>(&self, names: &'n [PathBuf]) -> Vec<&'n PathBuf> {
+        let below = |path: &PathBuf| path.strip_prefix(&self.path).ok().map(Path::to_owned);
+        let mut all = names.iter().filter_map(below);
+        if all.any(|below| self.is_of_host(&below)) {
+            return names.iter().skip(1).collect();
+        }
         let source = |path: &PathBuf| {
             let below = path.strip_prefix(&self.path).ok()?;
             let about = lstat(&Path::new("/").join(below)).ok()?;
@@ -224,80 +277,99 @@ impl<'a> Work<'a> {
 
     /// Takes back from older snapshots what the tree lacks of `wanted` (absolute paths): a disk that is
     /// there again, a source that is back in the job, a folder that can be read again. Otherwise rsync
-    /// would send all of it again. Never takes a file whose content is known to be wrong.
+    /// would send all of it again. Never takes a file whose content is known to be wrong. `live` returns
+    /// what the source has there, if it is of this machine. Adds to `taken` the snapshots that it took from.
     pub(crate) fn take_back(
         &self,
         wanted: &[PathBuf],
+        live: &dyn Fn(&Path) -> Option<FileType>,
         suspects: &Suspects,
+        taken: &mut BTreeSet<SnapshotName>,
         cancel: &Cancel,
     ) -> Result<(), SnapshotError> {
-        let mut snapshots: Option<Vec<PathBuf>> = None;
+        let mut snapshots: Option<Vec<Folder>> = None;
         for path in wanted {
             let to = self.in_tree(path);
-            let Ok(live) = lstat(path) else { continue };
-            if !lacks(&to) {
+            let below = path.strip_prefix("/").unwrap_or(path);
+            if !leads_within(&self.path, below) || !lacks(&to) {
                 continue;
             }
             if snapshots.is_none() {
                 snapshots = Some(self.newest_first()?);
             }
-            let below = path.strip_prefix("/").unwrap_or(path);
-            let has = |snapshot: &PathBuf| {
-                let from = snapshot.join(below);
-                let same = lstat(&from).is_ok_and(|about| about.file_type() == live.file_type());
-                (same && !lacks(&from)).then_some(from)
+            let has = |snapshot: &Folder| {
+                let from = self.in_snapshot(*snapshot, below)?;
+                let live = live(path);
+                let same = |about: Metadata| live.is_none_or(|live| about.file_type() == live);
+                let same = lstat(&from).is_ok_and(same);
+                (same && !lacks(&from)).then_some((snapshot.name(), from))
             };
             let found = snapshots.iter().flatten().find_map(has);
-            let Some(from) = found else { continue };
-            let is_right = |about: &Metadata| suspects.find(about).is_none();
-            let copied = self.make_parents(path).and_then(|()| {
-                // An empty folder is filled.
-                reflink::tree(&from, &to, &is_right, cancel)
-            });
-            if !copied.map_err(on_volume("take back", &WORK_PATH))? {
-                return Err(SnapshotError::Cancelled);
-            }
+            let Some((name, from)) = found else { continue };
+            taken.insert(name);
+            self.take_from(&from, path, suspects, cancel)?;
         }
         Ok(())
     }
 
     /// Takes back all that the tree lacks of a source (absolute path) that the last run did not have, or had
-    /// only a part of.
+    /// only a part of. Adds to `taken` the snapshot that it took from.
     pub(crate) fn take_back_source(
         &self,
         source: &Path,
         suspects: &Suspects,
+        taken: &mut BTreeSet<SnapshotName>,
         cancel: &Cancel,
     ) -> Result<(), SnapshotError> {
-        let own = self.folder.job.own_folders()?.into_iter().rev();
-        let had_it = own
-            .filter(|folder| matches!(folder, Folder::Named(_)))
-            .find(|folder| {
-                let record = self.folder.job.record(folder.name());
-                record.is_ok_and(|record| covers(&record.sources, source))
-            });
+        let had_it = self.newest_first()?.into_iter().find(|folder| {
+            let record = self.folder.job.record(folder.name());
+            record.is_ok_and(|record| covers(&record.sources, source))
+        });
         let Some(folder) = had_it else { return Ok(()) };
         let below = source.strip_prefix("/").unwrap_or(source);
-        let from = self.folder.job.path.join(folder.to_string()).join(below);
-        if lstat(&from).is_err() {
+        let from = self.in_snapshot(folder, below);
+        let Some(from) = from.filter(|from| lstat(from).is_ok()) else {
+            return Ok(());
+        };
+        taken.insert(folder.name());
+        self.take_from(&from, source, suspects, cancel)
+    }
+
+    /// Copies what is at `from` on the volume and right to the absolute path `path` in the tree. What exists
+    /// there stays, and an empty folder is filled.
+    pub(crate) fn take_from(
+        &self,
+        from: &Path,
+        path: &Path,
+        suspects: &Suspects,
+        cancel: &Cancel,
+    ) -> Result<(), SnapshotError> {
+        let below = path.strip_prefix("/").unwrap_or(path);
+        if !leads_within(&self.path, below) {
+            // rsync replaces what is in the way.
             return Ok(());
         }
         let is_right = |about: &Metadata| suspects.find(about).is_none();
-        let taken = self
-            .make_parents(source)
-            .and_then(|()| reflink::tree(&from, &self.in_tree(source), &is_right, cancel));
-        match taken.map_err(on_volume("take back", &WORK_PATH))? {
+        let copied = self
+            .make_parents(path)
+            .and_then(|()| reflink::tree(from, &self.in_tree(path), &is_right, cancel));
+        match copied.map_err(on_volume("take back", &WORK_PATH))? {
             true => Ok(()),
             false => Err(SnapshotError::Cancelled),
         }
     }
 
-    fn newest_first(&self) -> Result<Vec<PathBuf>, SnapshotError> {
+    fn newest_first(&self) -> Result<Vec<Folder>, SnapshotError> {
         let own = self.folder.job.own_folders()?.into_iter().rev();
         Ok(own
             .filter(|folder| matches!(folder, Folder::Named(_)))
-            .map(|folder| self.folder.job.path.join(folder.to_string()))
             .collect())
+    }
+
+    /// The path of `below` in a snapshot. `None`: a link on the way leads elsewhere.
+    fn in_snapshot(&self, snapshot: Folder, below: &Path) -> Option<PathBuf> {
+        let root = self.folder.job.path.join(snapshot.to_string());
+        leads_within(&root, below).then(|| root.join(below))
     }
 
     /// Makes the folders above the absolute path `path` in the tree. rsync sets their attributes.
@@ -306,15 +378,25 @@ impl<'a> Work<'a> {
         std::fs::create_dir_all(self.in_tree(parent))
     }
 
-    /// Removes the names of files (absolute paths) that must not stay with their older content. Folders
-    /// stay.
+    /// Removes the names of files (paths of the source, some without the slash at the beginning) that must not
+    /// stay with their older content. Folders stay, and keep their time.
+    ///
+    /// The names are those of rsync's messages. None leads out of the tree.
     pub(crate) fn drop_files(&self, paths: &[PathBuf]) -> Result<(), SnapshotError> {
+        let failed = || on_volume("remove", &WORK_PATH);
+        let root = open_folder_at(&self.path).map_err(failed())?;
         for path in paths {
-            let at = self.in_tree(path);
-            if lstat(&at).is_ok_and(|about| !about.is_dir()) {
-                let removed = reflink::in_folder(&at)
-                    .and_then(|(folder, name)| Ok(unlinkat(folder, name, AtFlags::empty())?));
-                removed.map_err(on_volume("remove", &WORK_PATH))?;
+            let below = path.strip_prefix("/").unwrap_or(path);
+            let Ok((folder, name)) = folder_of(root.as_fd(), below) else {
+                // A part of the path is no folder: the tree has no such file.
+                continue;
+            };
+            let about = statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW);
+            if about.is_ok_and(|about| !is_folder(&about)) {
+                let removed = reflink::keeping_time(&folder, || {
+                    Ok(unlinkat(&folder, name, AtFlags::empty())?)
+                });
+                removed.map_err(failed())?;
             }
         }
         Ok(())
@@ -329,7 +411,10 @@ impl<'a> Work<'a> {
                 Ok(about) if !about.is_dir() => {
                     let below = path.strip_prefix(&self.path).unwrap_or(path);
                     let source = Path::new("/").join(below);
-                    if lstat(&source).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                    if !self.is_of_host(below)
+                        && lstat(&source)
+                            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+                    {
                         gone.push(source);
                     }
                 }
@@ -366,7 +451,7 @@ fn lacks(path: &Path) -> bool {
 }
 
 fn remove(folder: BorrowedFd<'_>, name: &Path, cancel: &Cancel) -> io::Result<()> {
-    let about = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let about = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
     if !is_folder(&about) {
         return Ok(unlinkat(folder, name, AtFlags::empty())?);
     }
@@ -384,6 +469,7 @@ pub(crate) fn delete(
 ) -> Result<bool, SnapshotError> {
     let path = folder.job.path.join(WORK_PATH);
     let _ = unlinkat(&folder.state, LAST_RUN, AtFlags::empty());
+    forget_held(folder, subvolumes, &[])?;
     match lstat(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         _ => subvolumes

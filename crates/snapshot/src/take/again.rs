@@ -6,6 +6,7 @@ use crate::cancel::Cancel;
 use crate::error::SnapshotError;
 use crate::job::Folder;
 use crate::progress::Progress;
+use crate::pulled::Host;
 use crate::recent;
 use crate::reread::{self, Plan, Tree};
 use crate::rsync::{Ended, ITEMS_MAX, Outcome};
@@ -33,6 +34,7 @@ impl Run<'_> {
             job: self.spec.job.as_str(),
             links_to_copy: self.copy.is_some(),
             recent_from_s: recent::from_s(self.started),
+            hosts: self.sources.pulled.hosts.iter().map(Host::folder).collect(),
             linked_first: self
                 .linked_from
                 .first()

@@ -1,10 +1,11 @@
 //! The command line of rsync for a snapshot.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Run;
 use crate::job::Folder;
+use crate::mounts::pattern_for;
 use crate::recent;
 use crate::rsync::{Invocation, Side, TRANSFER_OPTIONS};
 use crate::sources::argument;
@@ -27,6 +28,7 @@ impl Run<'_> {
                 // Without it one unread folder would keep all files that are gone.
                 arguments.push("--ignore-errors".into());
                 arguments.extend(self.attribute_filters());
+                arguments.extend(self.filters_of_top());
                 &[][..]
             }
             false => &self.linked_from,
@@ -62,6 +64,23 @@ impl Run<'_> {
             .to_vec(),
             false => Vec::new(),
         }
+    }
+
+    /// What is at the top of `work` and no part of the source `/`: the folders of hosts, and begun files.
+    fn filters_of_top(&self) -> Vec<OsString> {
+        let mut sources = self.sources.list.iter();
+        if !sources.any(|source| source.path == Path::new("/")) {
+            return Vec::new();
+        }
+        let hosts = self.sources.pulled.hosts.iter();
+        let places = hosts.map(|host| Path::new("/").join(host.folder()));
+        let protect = |place: PathBuf| {
+            let mut filter = OsString::from("--filter=P ");
+            filter.push(pattern_for(&place, false));
+            filter
+        };
+        let begun = OsString::from("--filter=P /20*Z.begun");
+        places.map(protect).chain(std::iter::once(begun)).collect()
     }
 
     pub(super) fn run_into_volume(&self, arguments: Vec<OsString>) -> Invocation {

@@ -1,31 +1,37 @@
 //! The run on a btrfs volume: prepares the subvolume `work`, runs rsync into it, and makes a snapshot of it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rustix::fs::{AtFlags, unlinkat};
 
+use super::pull::Pulled;
 use super::{Run, copied_nothing};
 use crate::adopted;
+use crate::automounts::is_clearly_excluded;
+use crate::begun;
 use crate::cancel::Cancel;
+use crate::checkpoint;
 use crate::completeness::source_of;
 use crate::error::SnapshotError;
 use crate::job::{Folder, RunFolder, WORK_PATH, on_volume};
 use crate::long_path::{lstat, size_and_time};
 use crate::name::SnapshotName;
 use crate::progress::{Phase, Progress};
+use crate::pulled::Host;
+use crate::pulled_source::{PulledSource, host_folder};
 use crate::recent::{self, Recent};
 use crate::record::{RunRecord, Warning};
-use crate::reflink;
-use crate::rsync::{Ended, Outcome};
+use crate::rsync::{Ended, ITEMS_MAX, Outcome};
 use crate::spec::SnapshotReport;
 use crate::subvolume_ops::Subvolumes;
 use crate::suspects::Suspects;
-use crate::text::unescape_path;
+use crate::text::{escape_path, unescape_path};
 use crate::walk::open_folder_at;
 use crate::work::{self, Work};
 
-/// Reads which files of an interrupted run must be compared by content. Its own list may be missing.
+/// Reads which files of interrupted runs must be compared by content. The list of the last one may be missing.
 pub(super) fn read_recent_of_interrupted(
     folder: &RunFolder,
     recent: &mut Recent,
@@ -36,13 +42,17 @@ pub(super) fn read_recent_of_interrupted(
     let tree =
         open_folder_at(&folder.job.path.join(WORK_PATH)).map_err(on_volume("open", &WORK_PATH))?;
     recent::list_again(&folder.state, name, &tree).map_err(on_volume("list", &WORK_PATH))?;
-    recent.read(&folder.state, name);
+    for name in work::unfinished(folder)? {
+        recent.read(&folder.state, name);
+    }
+    let is_begun = |path: &PathBuf| begun::is_file_name(path.as_os_str());
+    recent.paths.retain(|path| !is_begun(path));
     Ok(())
 }
 
 impl Run<'_> {
     pub(super) fn carry_out_in_work(
-        &self,
+        &mut self,
         subvolumes: &dyn Subvolumes,
         mut warnings: Vec<Warning>,
         progress: &mut dyn FnMut(Progress),
@@ -50,13 +60,29 @@ impl Run<'_> {
     ) -> Result<SnapshotReport, SnapshotError> {
         let folder = Folder::Work(self.name);
         let tree = self.folder.job.path.join(WORK_PATH);
-        let work = Work::new(&self.folder, subvolumes);
+        let hosts = self.sources.pulled.hosts.iter().map(Host::folder).collect();
+        let work = Work::new(&self.folder, subvolumes, hosts);
+        self.refuse_sources_at_hosts()?;
         work.go_on_with_deletions()?;
         let interrupted = work::interrupted(&self.folder.job);
+        let unfinished = work::unfinished(&self.folder)?;
         let began = Instant::now();
-        work.begin(self.name, self.last(), cancel)?;
-        self.prepare(&work, progress, cancel)?;
-        let invocation = self.invocation(folder);
+        let suspects = self.spec.suspects.as_deref().map(Suspects::load);
+        let suspects = suspects.unwrap_or_default();
+        work.begin(self.name, self.last(), &suspects, cancel)?;
+        work::forget_held(&self.folder, subvolumes, &self.spec.pulled)?;
+        if interrupted.is_some() {
+            // No snapshot has what the interrupted run pulled from them.
+            for host in self.hosts_away() {
+                work.hold_back(&host, cancel)?;
+            }
+        }
+        for taken_from in self.prepare(&work, &suspects, progress, cancel)? {
+            self.recent.read(&self.folder.state, taken_from);
+        }
+        let mut invocation = self.invocation(folder);
+        let need = checkpoint::Need::ForLargeFiles;
+        let (begun, checkpoints) = self.begin_checkpoints(folder, checkpoint::INTERVAL, need)?;
         let scout = self.scout();
         let mut followed = |now: Progress| {
             if let Some(scout) = &scout {
@@ -64,13 +90,20 @@ impl Run<'_> {
             }
             progress(now.expecting(self.disks.files_before));
         };
-        let outcome = match self.sources.list.is_empty() {
-            true => Ok(Outcome::default()),
-            false => self.attempt(&invocation, folder, None, &mut followed, cancel),
-        };
+        let outcome = self.copy(&mut invocation, folder, &begun, &mut followed, cancel);
         drop(scout);
-        let (outcome, plan) =
+        let (mut outcome, plan) =
             outcome.and_then(|outcome| self.read_again(outcome, folder, progress, cancel))?;
+        let dropped = self.drop_unread(&work, &outcome, &tree, cancel);
+        let pulled = match dropped.is_ok() {
+            true => self.pull_all(&mut outcome, folder, Some(&work), progress, cancel)?,
+            false => Pulled::default(),
+        };
+        self.keep_recent_of_held(&work, &mut outcome);
+        if let Err(error) = checkpoints.end() {
+            work.distrust();
+            return Err(self.sync_failed(error));
+        }
         progress(Progress {
             phase: Phase::Syncing,
             ..outcome.progress
@@ -79,15 +112,19 @@ impl Run<'_> {
         warnings.extend(self.unchanged_copied(&outcome, &tree));
         let mut record = self.record(&invocation, &outcome, warnings);
         plan.add_to_record(&mut record);
+        pulled.add_to_record(&mut record);
         record.ended = self
             .started
             .checked_add(began.elapsed())
             .unwrap_or(self.started);
-        let checked = self
-            .drop_unread(&work, &outcome, &tree, cancel)
-            .and_then(|()| self.check_outcome(&outcome, folder));
+        let checked = dropped.and_then(|()| self.check_outcome(&outcome, folder));
         if let Err(stopped) = checked {
+            if matches!(stopped, SnapshotError::VolumeFull { .. }) {
+                // Its space is needed, also for pruning.
+                begun.withdraw();
+            }
             self.sync_or_distrust(&work)?;
+            begun.stopped();
             let _ = self.note_recent(&outcome);
             record.finished_run = false;
             record.complete = false;
@@ -100,10 +137,12 @@ impl Run<'_> {
         self.made(&outcome, folder).check(&mut record)?;
         let wrote = self.place_staged(&tree, &mut record)?;
         self.note_recent(&outcome)?;
+        begun.forget_all(&self.folder);
+        checkpoint::forget(&self.folder.state, self.name);
         if wrote || !copied_nothing(&outcome) {
             self.sync_or_distrust(&work)?;
         }
-        if let Some(before) = interrupted {
+        for before in interrupted.into_iter().chain(unfinished) {
             self.folder.forget_record_of(before);
         }
         self.finish_in_work(&work, record, progress)
@@ -115,37 +154,57 @@ impl Run<'_> {
         linked.find(|folder| matches!(folder, Folder::Named(_)))
     }
 
-    /// Makes the tree one from which rsync makes an exact copy.
+    /// Makes the tree one from which rsync makes an exact copy. Returns the snapshots that parts of it were taken
+    /// from.
     fn prepare(
         &self,
         work: &Work<'_>,
+        suspects: &Suspects,
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
-    ) -> Result<(), SnapshotError> {
+    ) -> Result<BTreeSet<SnapshotName>, SnapshotError> {
         let sources: Vec<PathBuf> = self
             .sources
             .list
             .iter()
             .map(|source| source.path.clone())
             .collect();
-        work.keep_only(&sources, cancel)?;
-        let suspects = self.spec.suspects.as_deref().map(Suspects::load);
+        let pulled = self.sources.pulled.hosts.iter();
+        let pulled: Vec<&PulledSource> = pulled.flat_map(|host| &host.sources).collect();
+        let hosts = self.sources.pulled.hosts.iter();
+        for host in hosts.clone() {
+            work.take_back_held(&host.folder(), suspects, cancel)?;
+        }
+        let places = pulled
+            .iter()
+            .map(|source| Path::new("/").join(source.place()));
+        let all: Vec<PathBuf> = sources.iter().cloned().chain(places.clone()).collect();
+        work.keep_only(&all, cancel)?;
         let before = self.newest_record();
         let unread = before.iter().flat_map(|(_, record)| &record.unread.names);
+        let unread = unread.map(|name| unescape_path(name));
+        let (of_hosts, unread): (Vec<PathBuf>, Vec<PathBuf>) =
+            unread.partition(|path| places.clone().any(|place| path.starts_with(place)));
         let mounts = self.sources.mounts.iter().map(|mount| mount.path.clone());
         let mut wanted: Vec<PathBuf> = sources.iter().cloned().chain(mounts).collect();
-        wanted.extend(unread.map(|name| unescape_path(name)));
+        wanted.extend(unread);
         wanted.retain(|path| sources.iter().any(|source| path.starts_with(source)));
-        let suspects = suspects.unwrap_or_default();
-        work.take_back(&wanted, &suspects, cancel)?;
+        let mut taken = BTreeSet::new();
+        let is_live = |path: &Path| lstat(path).ok().map(|about| about.file_type());
+        wanted.retain(|path| is_live(path).is_some());
+        for source in pulled {
+            work.take_back_pulled(source, suspects, &mut taken, cancel)?;
+        }
+        wanted.extend(of_hosts);
+        work.take_back(&wanted, &is_live, suspects, &mut taken, cancel)?;
         for source in &sources {
             let known = |record: &RunRecord| work::covers(&record.sources, source);
             if before.as_ref().is_some_and(|(_, record)| !known(record)) {
-                work.take_back_source(source, &suspects, cancel)?;
+                work.take_back_source(source, suspects, &mut taken, cancel)?;
             }
         }
         if self.last().is_none() {
-            self.take_from_copy(work, cancel)?;
+            self.take_from_copy(work, suspects, cancel)?;
         }
         let scout = self.scout();
         let mut walked = |entries| {
@@ -154,25 +213,65 @@ impl Run<'_> {
             }
         };
         progress(Progress::begin(Phase::Recovering));
-        work.separate_links(&mut walked, cancel)?;
+        work.separate_links(suspects, &mut walked, cancel)?;
         match cancel.is_cancelled() {
             true => Err(SnapshotError::Cancelled),
-            false => Ok(()),
+            false => Ok(taken),
+        }
+    }
+
+    /// Refuses a source here whose place in the snapshot is that of a host.
+    fn refuse_sources_at_hosts(&self) -> Result<(), SnapshotError> {
+        for host in &self.sources.pulled.hosts {
+            let place = Path::new("/").join(host.folder());
+            let mut sources = self.sources.list.iter();
+            let is_here = sources
+                .any(|source| place.starts_with(&source.path) || source.path.starts_with(&place));
+            if is_here && lstat(&place).is_ok() && !is_clearly_excluded(self.spec, &place) {
+                return Err(host.refuse_place());
+            }
+        }
+        Ok(())
+    }
+
+    /// The folders of the job's hosts that the run does not pull from.
+    fn hosts_away(&self) -> BTreeSet<PathBuf> {
+        let all = self.spec.pulled.iter();
+        let mut folders: BTreeSet<PathBuf> = all.map(|source| host_folder(&source.host)).collect();
+        for host in &self.sources.pulled.hosts {
+            folders.remove(&host.folder());
+        }
+        folders
+    }
+
+    /// No run has compared the recent files of a host that is held back.
+    fn keep_recent_of_held(&self, work: &Work<'_>, outcome: &mut Outcome) {
+        let hosts = self.spec.pulled.iter();
+        let hosts: BTreeSet<PathBuf> = hosts.map(|source| host_folder(&source.host)).collect();
+        for host in hosts.iter().filter(|host| work.is_held(host)) {
+            let paths = self.recent.paths.iter();
+            for path in paths.filter(|path| path.starts_with(host)) {
+                outcome.recent.push_within(escape_path(path), ITEMS_MAX);
+            }
+            // A list that lacks some means all files.
+            outcome.recent.count += u64::from(self.recent.all);
         }
     }
 
     /// A first run begins with an adopted copy, if there is one.
-    fn take_from_copy(&self, work: &Work<'_>, cancel: &Cancel) -> Result<(), SnapshotError> {
+    fn take_from_copy(
+        &self,
+        work: &Work<'_>,
+        suspects: &Suspects,
+        cancel: &Cancel,
+    ) -> Result<(), SnapshotError> {
         let found = adopted::to_link_from(self.volume_root, &self.spec.job, &self.sources)?;
-        let Some((copy, source)) = found else {
-            return Ok(());
-        };
-        let to = work.in_tree(&source);
-        let taken = std::fs::create_dir_all(&to)
-            .and_then(|()| reflink::tree(&self.volume_root.join(copy), &to, &|_| true, cancel));
-        taken
-            .map(drop)
-            .map_err(on_volume("take from a copy", &WORK_PATH))
+        match found {
+            Some((copy, source)) => {
+                work.take_from(&self.volume_root.join(copy), &source, suspects, cancel)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Removes the files that rsync could not read, and those that vanished: the tree has them with their

@@ -18,12 +18,13 @@ use crate::pulled::{Host, why_failed};
 use crate::pulled_source::PulledPart;
 use crate::recent::{self, Recent};
 use crate::record::{RunRecord, Warning};
-use crate::rsync::{Ended, Guard, Invocation, Obstacle, Outcome, TRANSFER_OPTIONS};
+use crate::rsync::{Ended, Guard, ITEMS_MAX, Invocation, Obstacle, Outcome, TRANSFER_OPTIONS};
 use crate::scout::Scout;
 use crate::sources::has_no_file;
 use crate::suspects::Suspects;
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{each_file, open_folder_at, regular_file, remove_content, remove_name};
+use crate::work::Work;
 
 /// How many files of a host may be refused by the volume.
 const REFUSED_MAX: usize = 32;
@@ -59,6 +60,10 @@ struct Pull<'p> {
     at: PathBuf,
     /// The same relative to the job's folder, as rsync's destination.
     to: String,
+    /// The subvolume that the run writes to. `None`: it is a new tree.
+    work: Option<&'p Work<'p>>,
+    /// The folder has content of an earlier run.
+    has_older: bool,
     /// Older trees of it, relative to `at`.
     link_dests: Vec<OsString>,
     /// Files of it to compare with the host, relative to the host's root.
@@ -74,6 +79,7 @@ impl Run<'_> {
         &self,
         outcome: &mut Outcome,
         inflight: Folder,
+        work: Option<&Work<'_>>,
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
     ) -> Result<Pulled, SnapshotError> {
@@ -82,7 +88,7 @@ impl Run<'_> {
             if !matches!(outcome.ended, Ended::Whole | Ended::WithUnread) {
                 break;
             }
-            let mut pull = Pull::begin(self, host, inflight)?;
+            let mut pull = Pull::begin(self, host, inflight, work)?;
             let before = outcome.stats.files;
             let mut further = |now: Progress| {
                 progress(Progress {
@@ -120,21 +126,32 @@ fn add_host(outcome: &mut Outcome, host: &Host, theirs: Outcome) {
 }
 
 impl<'p> Pull<'p> {
-    fn begin(run: &'p Run<'p>, host: &'p Host, inflight: Folder) -> Result<Self, SnapshotError> {
+    fn begin(
+        run: &'p Run<'p>,
+        host: &'p Host,
+        inflight: Folder,
+        work: Option<&'p Work<'p>>,
+    ) -> Result<Self, SnapshotError> {
         let folder = host.folder();
         let job = &run.folder.job.path;
         let at = job.join(inflight.to_string()).join(&folder);
-        if lstat(&at).is_ok() {
-            return Err(SnapshotError::SourceRefused {
-                path: escape_path(&Path::new("/").join(&folder)),
-                why: "is where the snapshot has what is pulled from another host. Exclude or rename it"
-                    .to_owned(),
-            });
+        let is_there = lstat(&at).is_ok();
+        if is_there && work.is_none() {
+            return Err(host.refuse_place());
         }
-        std::fs::create_dir(&at).map_err(on_volume("create", &host.name))?;
-        let mut recent = Recent::default();
+        if !is_there {
+            std::fs::create_dir(&at).map_err(on_volume("create", &host.name))?;
+        }
+        let mut recent = match work.is_some() {
+            true => run.recent.clone(),
+            false => Recent::default(),
+        };
         let mut link_dests = Vec::new();
-        for from in run.trees_with(host) {
+        let trees = match work.is_some() {
+            true => Vec::new(),
+            false => run.trees_with(host),
+        };
+        for from in trees {
             recent.read(&run.folder.state, from.name());
             let older = Path::new("../..").join(from.to_string()).join(&folder);
             link_dests.push(crate::sources::argument("--link-dest=", older.as_os_str()));
@@ -144,8 +161,10 @@ impl<'p> Pull<'p> {
         Ok(Self {
             run,
             host,
-            at,
             to: format!("./{inflight}/{}/", folder.display()),
+            work,
+            has_older: is_there && std::fs::read_dir(&at).is_ok_and(|mut all| all.next().is_some()),
+            at,
             link_dests,
             recent,
             outcome: Outcome::default(),
@@ -162,12 +181,17 @@ impl<'p> Pull<'p> {
         let run = self.run;
         let tree = self.at.parent().unwrap_or(&self.at).to_owned();
         let by_content = self.recent.all || run.recent.all || run.spec.checksum;
-        let guard = (!by_content)
+        let guard = (!by_content && self.work.is_none())
             .then(|| Guard::begin(run.volume_root, &tree))
             .flatten();
         let mut options = TRANSFER_OPTIONS.map(OsString::from).to_vec();
         options.extend(by_content.then(|| "--checksum".into()));
         options.extend(self.link_dests.iter().cloned());
+        if self.work.is_some() {
+            let deletes = ["--delete", "--delete-excluded", "--ignore-errors"];
+            options.extend(deletes.map(OsString::from));
+        }
+        options.extend(run.attribute_filters());
         let (filters, input) = self.host.filters(run.spec)?;
         options.extend(filters);
         let place = (&*run.folder.job.path, &*self.to);
@@ -200,7 +224,7 @@ impl<'p> Pull<'p> {
         invocation.listener = self.host.listener(&self.run.spec.listener);
     }
 
-    /// Runs rsync, and again without a file that the volume refuses. Each run begins with an empty
+    /// Runs rsync, and again without a file that the volume refuses. In a new tree each run begins with an empty
     /// folder: a file in it may be that of an older snapshot, and no run may change that one.
     fn attempts(
         &self,
@@ -232,7 +256,9 @@ impl<'p> Pull<'p> {
             let path = Path::new("/").join(of_host);
             invocation.leave_out(&path);
             refused.push(path);
-            self.empty(&Cancel::new())?;
+            if self.work.is_none() {
+                self.empty(&Cancel::new())?;
+            }
         }
     }
 
@@ -247,10 +273,14 @@ impl<'p> Pull<'p> {
 
     fn scout(&self) -> Option<Scout> {
         let root = open_folder_at(&self.run.folder.job.path).ok()?;
-        let trees = self.run.trees_with(self.host).into_iter();
-        let trees: Vec<PathBuf> = trees
-            .map(|from| PathBuf::from(from.to_string()).join(self.host.folder()))
-            .collect();
+        let in_tree = |from: Folder| PathBuf::from(from.to_string()).join(self.host.folder());
+        let trees: Vec<PathBuf> = match self.work.is_some() {
+            true => vec![in_tree(Folder::Work(self.run.name))],
+            false => {
+                let trees = self.run.trees_with(self.host).into_iter();
+                trees.map(in_tree).collect()
+            }
+        };
         (!trees.is_empty()).then(|| Scout::begin(root, trees, None))
     }
 
@@ -264,7 +294,9 @@ impl<'p> Pull<'p> {
     ) -> Result<(), SnapshotError> {
         let failed = || on_volume("check", &self.host.name);
         let linked = |path: &PathBuf| {
-            lstat(&self.at.join(path)).is_ok_and(|about| about.is_file() && about.nlink() > 1)
+            let may_be_older = |links| links > 1 || self.work.is_some();
+            lstat(&self.at.join(path))
+                .is_ok_and(|about| about.is_file() && may_be_older(about.nlink()))
         };
         if !by_content {
             let recent = self.recent.paths.iter().filter(|path| linked(path));
@@ -273,7 +305,9 @@ impl<'p> Pull<'p> {
                 .map_err(failed())?;
             let options = ["--checksum".into()].into_iter();
             let options = options.chain(self.link_dests.iter().cloned());
-            self.pull_names(recent, options.collect(), progress, cancel)?;
+            let options = options.collect();
+            self.note_still_recent(&recent);
+            self.pull_names(recent, options, self.work.is_none(), progress, cancel)?;
         }
         let mut whole: BTreeSet<PathBuf> = BTreeSet::new();
         let from_older = self.outcome.copied_from_older.names.iter();
@@ -304,7 +338,18 @@ impl<'p> Pull<'p> {
                 damaged.is_some() || from_older.contains(path)
             });
         }
-        self.pull_names(whole, Vec::new(), progress, cancel)
+        self.pull_names(whole, Vec::new(), true, progress, cancel)
+    }
+
+    /// In `work` rsync does not report a file again that it compares and finds unchanged.
+    fn note_still_recent(&mut self, compared: &BTreeSet<PathBuf>) {
+        let from_s = recent::from_s_on_hosts(self.run.started);
+        for path in compared.iter().filter(|_| self.work.is_some()) {
+            if lstat(&self.at.join(path)).is_ok_and(|about| about.mtime() >= from_s) {
+                let name = escape_path(path);
+                self.outcome.recent.push_within(name, ITEMS_MAX);
+            }
+        }
     }
 
     /// Adds the other names in the tree of files with several ones: all of them must change together.
@@ -323,11 +368,13 @@ impl<'p> Pull<'p> {
         Ok(all)
     }
 
-    /// Removes these names from the new tree and pulls them again.
+    /// Pulls these names again. `remove`: removes them from the tree first. Otherwise `more` makes rsync compare
+    /// their content.
     fn pull_names(
         &mut self,
         names: BTreeSet<PathBuf>,
         more: Vec<OsString>,
+        remove: bool,
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
     ) -> Result<(), SnapshotError> {
@@ -339,12 +386,13 @@ impl<'p> Pull<'p> {
         if names.is_empty() || !self.is_going_on() {
             return Ok(());
         }
-        for name in &names {
+        for name in names.iter().filter(|_| remove) {
             remove_name(root.as_fd(), name).map_err(failed())?;
         }
         let run = self.run;
         let mut options = TRANSFER_OPTIONS.map(OsString::from).to_vec();
         options.extend(more);
+        options.extend(run.attribute_filters());
         let place = (&*run.folder.job.path, &*self.to);
         let paths = names.iter().map(PathBuf::as_path);
         let mut invocation = self.host.invocation_of(run.spec, options, paths, place);
@@ -372,7 +420,12 @@ impl<'p> Pull<'p> {
         cancel: &Cancel,
     ) -> Result<(), SnapshotError> {
         match &self.outcome.ended {
+            Ended::Whole | Ended::WithUnread if self.has_older && !self.all_named() => {
+                let why = "more of its files vanished or could not be read than can be listed";
+                self.lack_all(why, cancel)?;
+            }
             Ended::Whole | Ended::WithUnread => {
+                self.drop_unread(cancel)?;
                 self.ask_for_vanished(progress, cancel)?;
                 for source in &self.host.sources {
                     self.missing_in_tree(&source.path);
@@ -385,11 +438,11 @@ impl<'p> Pull<'p> {
                     Obstacle::WriteRefused(_) => "the volume refuses too many of its files",
                     _ => "the volume's file system refuses a hard link",
                 };
-                self.lack_all(why);
+                self.lack_all(why, cancel)?;
             }
             Ended::Conflict(_) | Ended::Failed { .. } => {
                 let why = why_failed(&self.outcome);
-                self.lack_all(&why);
+                self.lack_all(&why, cancel)?;
             }
         }
         if !self.outcome.unread.is_empty() {
@@ -398,7 +451,51 @@ impl<'p> Pull<'p> {
         Ok(())
     }
 
-    fn lack_all(&mut self, why: &str) {
+    /// The files of which rsync reported that it could not read or write them.
+    fn not_copied(&self) -> [&NameList; 3] {
+        let outcome = &self.outcome;
+        [&outcome.unread, &outcome.vanished, &outcome.unwritten]
+    }
+
+    fn all_named(&self) -> bool {
+        let lists = self.not_copied();
+        lists
+            .iter()
+            .all(|list| list.count == list.names.len() as u64)
+    }
+
+    /// Removes from `work` what it has of files that were not copied: that is their older content.
+    fn drop_unread(&self, cancel: &Cancel) -> Result<(), SnapshotError> {
+        let Some(work) = self.work else { return Ok(()) };
+        let [unread, vanished, unwritten] = self.not_copied();
+        let names = unread.names.iter().chain(&vanished.names);
+        let names: Vec<PathBuf> = names.map(|name| unescape_path(name)).collect();
+        let in_snapshot = names.iter().map(|path| self.host.in_snapshot(path));
+        let tree = self.at.parent().unwrap_or(&self.at);
+        let unwritten = unwritten.names.iter();
+        let unwritten = unwritten.map(|name| source_of(tree, &unescape_path(name)));
+        work.drop_files(&in_snapshot.chain(unwritten).collect::<Vec<_>>())?;
+        let messages = &self.outcome.messages;
+        // rsync leaves the folder of a source that it did not find as it is.
+        let of_argument =
+            |line: &String| line.contains("link_stat \"") || line.contains("change_dir \"");
+        if messages.count == messages.names.len() as u64 && !messages.names.iter().any(of_argument)
+        {
+            return Ok(());
+        }
+        for source in &self.host.sources {
+            if names.iter().any(|name| source.path.starts_with(name)) {
+                work.empty(&source.place(), cancel)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that the snapshot has not all of the host. Older content is never in it.
+    fn lack_all(&mut self, why: &str, cancel: &Cancel) -> Result<(), SnapshotError> {
+        if let Some(work) = self.work.filter(|_| self.has_older) {
+            work.hold_back(&self.host.folder(), cancel)?;
+        }
         for source in &self.host.sources {
             self.outcome.unread.push(escape_path(&source.path));
             self.warnings.push(Warning::SourceLeftOut {
@@ -407,6 +504,7 @@ impl<'p> Pull<'p> {
             });
         }
         self.outcome.ended = Ended::WithUnread;
+        Ok(())
     }
 
     /// Notes a source that has no file in the tree: its disk may not be mounted on the host.

@@ -332,7 +332,7 @@ fn two_runs_of_one_job_at_once_are_refused() {
     assert_eq!(bench.kinds(), [EntryKind::Complete]);
 }
 
-const BIG_BYTES: u64 = 96 << 20;
+pub(crate) const BIG_BYTES: u64 = 96 << 20;
 
 /// A run that is cancelled in the middle of a large file, when it has more than `from` bytes. Returns
 /// how many bytes were kept.
@@ -359,7 +359,7 @@ fn stop_in_large_file(bench: &Bench, from: u64) -> u64 {
     fs::metadata(&begun[0]).unwrap().len()
 }
 
-fn files_ending(folder: &Path, ending: &str) -> Vec<PathBuf> {
+pub(crate) fn files_ending(folder: &Path, ending: &str) -> Vec<PathBuf> {
     let Ok(all) = fs::read_dir(folder) else {
         return Vec::new();
     };
@@ -370,7 +370,7 @@ fn files_ending(folder: &Path, ending: &str) -> Vec<PathBuf> {
 }
 
 /// A large file that was not written just now.
-fn large_source(bench: &Bench) -> PathBuf {
+pub(crate) fn large_source(bench: &Bench) -> PathBuf {
     let file = bench.source().join("folder/vm.img");
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     let mut content = Vec::new();

@@ -1,5 +1,9 @@
 //! Snapshots on a real btrfs: rsync into the subvolume `work`, and read-only snapshots of it.
 
+mod hosts;
+mod large_files;
+mod wrong_content;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -70,53 +74,67 @@ impl Subvolumes for ByProgs {
 }
 
 /// A bench whose volume is a btrfs, with sprat's mount options.
-struct OnBtrfs(Bench);
+struct OnBtrfs {
+    _mounted: Mounted,
+    bench: Bench,
+}
+
+/// A mounted volume.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        run("umount", &[self.0.to_str().unwrap()]);
+    }
+}
+
+fn mount_btrfs(bench: &Bench) -> Mounted {
+    let image = bench.path("image");
+    run("truncate", &["-s", "512M", image.to_str().unwrap()]);
+    run("mkfs.btrfs", &["-q", "-f", image.to_str().unwrap()]);
+    let options = "loop,flushoncommit,notreelog,noatime,compress=zstd:3";
+    let (image, volume) = (image, bench.volume());
+    let paths = [image.to_str().unwrap(), volume.to_str().unwrap()];
+    run("mount", &[&["-o", options][..], &paths].concat());
+    Mounted(volume)
+}
 
 impl OnBtrfs {
     fn new() -> Self {
         let bench = Bench::new();
-        let image = bench.path("image");
-        run("truncate", &["-s", "512M", image.to_str().unwrap()]);
-        run("mkfs.btrfs", &["-q", "-f", image.to_str().unwrap()]);
-        let options = "loop,flushoncommit,notreelog,noatime,compress=zstd:3";
-        let (image, volume) = (image, bench.volume());
-        let paths = [image.to_str().unwrap(), volume.to_str().unwrap()];
-        run("mount", &[&["-o", options][..], &paths].concat());
-        Self(bench)
+        let mounted = mount_btrfs(&bench);
+        Self {
+            _mounted: mounted,
+            bench,
+        }
     }
 
     fn take(&self) -> SnapshotReport {
-        self.try_take(&self.0.spec()).unwrap()
+        self.try_take(&self.bench.spec()).unwrap()
     }
 
     fn try_take(&self, spec: &SnapshotSpec) -> Result<SnapshotReport, SnapshotError> {
-        let volume = self.0.volume();
+        let volume = self.bench.volume();
         let cancel = Cancel::new();
         sprat_snapshot::take_into_subvolume(&volume, spec, now(), &ByProgs, &mut |_| {}, &cancel)
     }
 
     fn prune(&self, spec: &PruneSpec) -> PruneReport {
         let cancel = Cancel::new();
-        sprat_snapshot::prune_subvolumes(&self.0.volume(), spec, &ByProgs, &mut |_| {}, &cancel)
+        sprat_snapshot::prune_subvolumes(&self.bench.volume(), spec, &ByProgs, &mut |_| {}, &cancel)
             .unwrap()
     }
 
     fn source(&self, name: &str) -> PathBuf {
-        self.0.source().join(name)
+        self.bench.source().join(name)
     }
 
     fn kept(&self, report: &SnapshotReport, name: &str) -> PathBuf {
-        self.0.in_snapshot(report.name).join(name)
+        self.bench.in_snapshot(report.name).join(name)
     }
 
     fn work(&self) -> PathBuf {
-        self.0.job().join(".sprat/work")
-    }
-}
-
-impl Drop for OnBtrfs {
-    fn drop(&mut self) {
-        run("umount", &[self.0.volume().to_str().unwrap()]);
+        self.bench.job().join(".sprat/work")
     }
 }
 
@@ -132,44 +150,53 @@ fn keep_last(snapshots: u32) -> PruneSpec {
 fn each_snapshot_is_an_exact_copy_and_older_ones_stay_as_they_are() {
     requires!(missing());
     let volume = OnBtrfs::new();
-    make_odd_tree(&volume.0.source()).unwrap();
+    make_odd_tree(&volume.bench.source()).unwrap();
     fs::create_dir(volume.source("moved")).unwrap();
     fs::write(volume.source("moved/file"), "content").unwrap();
     fs::write(volume.source("becomes folder"), "content").unwrap();
     let first = volume.take();
     assert!(first.record.complete, "{:?}", first.record);
-    let before = volume.0.path("before");
-    let from = format!("{}/", volume.0.source().display());
+    let before = volume.bench.path("before");
+    let from = format!("{}/", volume.bench.source().display());
     // By default rsync leaves a time that differs by less than a second.
     let options = ["-aHAXS", "--modify-window=-1"];
     let folders = [from.as_str(), before.to_str().unwrap()];
     run("rsync", &[options, folders].concat());
-    assert_same(&volume.0.source(), &volume.0.in_snapshot(first.name));
+    assert_same(
+        &volume.bench.source(),
+        &volume.bench.in_snapshot(first.name),
+    );
 
     fs::rename(volume.source("moved"), volume.source("elsewhere")).unwrap();
     fs::remove_file(volume.source("becomes folder")).unwrap();
     fs::create_dir(volume.source("becomes folder")).unwrap();
     fs::write(volume.source("becomes folder/file"), "new").unwrap();
     let second = volume.take();
-    assert_same(&volume.0.source(), &volume.0.in_snapshot(second.name));
-    assert_same(&before, &volume.0.in_snapshot(first.name));
+    assert_same(
+        &volume.bench.source(),
+        &volume.bench.in_snapshot(second.name),
+    );
+    assert_same(&before, &volume.bench.in_snapshot(first.name));
     let refused = fs::write(volume.kept(&first, "x"), "x").unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
-    let latest = fs::read_link(volume.0.job().join("latest")).unwrap();
+    let latest = fs::read_link(volume.bench.job().join("latest")).unwrap();
     assert_eq!(latest.to_str().unwrap(), second.name.to_string());
-    assert_eq!(volume.0.kinds(), [EntryKind::Complete; 2]);
+    assert_eq!(volume.bench.kinds(), [EntryKind::Complete; 2]);
 
     let third = volume.take();
     assert_eq!(third.record.stats.transferred, 0);
-    assert_same(&volume.0.source(), &volume.0.in_snapshot(third.name));
-    let place = volume.0.path("place");
+    assert_same(
+        &volume.bench.source(),
+        &volume.bench.in_snapshot(third.name),
+    );
+    let place = volume.bench.path("place");
     volume
-        .0
+        .bench
         .restore(&RestoreSpec::new(job_name(), place.clone()))
         .unwrap();
     assert_same(
-        &volume.0.source(),
-        &crate::folder::below(&place, &volume.0.source()),
+        &volume.bench.source(),
+        &crate::folder::below(&place, &volume.bench.source()),
     );
 }
 
@@ -193,7 +220,10 @@ fn links_that_the_source_no_longer_has_are_separated() {
     set_mode(&volume.source("mode2"), 0o600).unwrap();
     fs::write(volume.source("content2"), "other content").unwrap();
     let second = volume.take();
-    assert_same(&volume.0.source(), &volume.0.in_snapshot(second.name));
+    assert_same(
+        &volume.bench.source(),
+        &volume.bench.in_snapshot(second.name),
+    );
     let inode = |name| fs::metadata(volume.kept(&second, name)).unwrap().ino();
     assert_ne!(inode("mode"), inode("mode2"));
     assert_eq!(inode("stays"), inode("stays2"));
@@ -225,7 +255,10 @@ fn what_no_longer_belongs_to_the_job_leaves_the_next_snapshot() {
     assert!(!volume.kept(&second, "b/excluded").exists());
     // It comes back without being read again.
     let third = volume.take();
-    assert_same(&volume.0.source(), &volume.0.in_snapshot(third.name));
+    assert_same(
+        &volume.bench.source(),
+        &volume.bench.in_snapshot(third.name),
+    );
     assert_eq!(
         third.record.stats.transferred, 0,
         "{:?}",
@@ -251,7 +284,10 @@ fn unread_file_is_absent_and_not_old() {
     assert!(volume.kept(&first, "fuse/open-13").exists());
     drop(mounted);
     let third = volume.take();
-    assert_same(&volume.0.source(), &volume.0.in_snapshot(third.name));
+    assert_same(
+        &volume.bench.source(),
+        &volume.bench.in_snapshot(third.name),
+    );
     assert_eq!(third.record.stats.transferred, 0, "it was taken back");
 }
 
@@ -292,23 +328,29 @@ fn interrupted_run_is_continued_and_shown_until_then() {
     fs::write(volume.source("file"), "content").unwrap();
     let first = volume.take();
     fs::write(volume.source("new"), "new content").unwrap();
-    let mut spec = volume.0.spec();
+    let mut spec = volume.bench.spec();
     // Copies everything, and fails then.
     spec.rsync = volume
-        .0
+        .bench
         .rsync_script("rsync \"$@\" >/dev/null; exit 12", "rsync");
     volume.try_take(&spec).unwrap_err();
     assert!(volume.work().exists());
-    assert_eq!(volume.0.kinds(), [EntryKind::Complete, EntryKind::Partial]);
-    let shown = volume.0.list().remove(1);
+    assert_eq!(
+        volume.bench.kinds(),
+        [EntryKind::Complete, EntryKind::Partial]
+    );
+    let shown = volume.bench.list().remove(1);
     assert_eq!(shown.folder, ".sprat/work");
     assert!(shown.record.unwrap().stopped_by.is_some());
-    let latest = fs::read_link(volume.0.job().join("latest")).unwrap();
+    let latest = fs::read_link(volume.bench.job().join("latest")).unwrap();
     assert_eq!(latest.to_str().unwrap(), first.name.to_string());
     let second = volume.take();
-    assert_eq!(volume.0.kinds(), [EntryKind::Complete; 2]);
-    assert_same(&volume.0.source(), &volume.0.in_snapshot(second.name));
-    let records = fs::read_dir(volume.0.job().join(".sprat"))
+    assert_eq!(volume.bench.kinds(), [EntryKind::Complete; 2]);
+    assert_same(
+        &volume.bench.source(),
+        &volume.bench.in_snapshot(second.name),
+    );
+    let records = fs::read_dir(volume.bench.job().join(".sprat"))
         .unwrap()
         .flatten();
     let records = records.filter(|one| one.file_name().to_str().unwrap().ends_with(".json"));
@@ -320,7 +362,7 @@ fn interrupted_run_is_continued_and_shown_until_then() {
     let report = volume.prune(&drop_it);
     assert!(report.interrupted[0].removed);
     assert!(!volume.work().exists());
-    assert_eq!(volume.0.kinds(), [EntryKind::Complete; 2]);
+    assert_eq!(volume.bench.kinds(), [EntryKind::Complete; 2]);
     assert!(volume.take().record.complete);
 }
 
@@ -330,13 +372,13 @@ fn file_that_changed_within_its_time_step_is_compared_after_an_interrupted_run()
     requires!(missing());
     let volume = OnBtrfs::new();
     fs::write(volume.source("file"), "content 1").unwrap();
-    let mut spec = volume.0.spec();
+    let mut spec = volume.bench.spec();
     spec.rsync = volume
-        .0
+        .bench
         .rsync_script("rsync \"$@\" >/dev/null; exit 12", "rsync");
     volume.try_take(&spec).unwrap_err();
     // As after kill -9: the run has left no list of its own.
-    for entry in fs::read_dir(volume.0.job().join(".sprat"))
+    for entry in fs::read_dir(volume.bench.job().join(".sprat"))
         .unwrap()
         .flatten()
     {
@@ -363,14 +405,17 @@ fn prune_deletes_subvolumes_and_nothing_else() {
     let report = volume.prune(&keep_last(1));
     let removed: Vec<bool> = report.snapshots.iter().map(|one| one.removed).collect();
     assert_eq!(removed, [true, true, false]);
-    let names = btrfs(&["subvolume", "list", "-o"], &[&volume.0.volume()]).unwrap();
+    let names = btrfs(&["subvolume", "list", "-o"], &[&volume.bench.volume()]).unwrap();
     for (report, gone) in reports.iter().zip(removed) {
         let name = report.name.to_string();
         assert_eq!(!names.contains(&name), gone, "{names}");
-        let record = volume.0.job().join(format!(".sprat/{name}.json"));
+        let record = volume.bench.job().join(format!(".sprat/{name}.json"));
         assert_eq!(!record.exists(), gone);
     }
-    assert_same(&volume.0.source(), &volume.0.in_snapshot(reports[2].name));
+    assert_same(
+        &volume.bench.source(),
+        &volume.bench.in_snapshot(reports[2].name),
+    );
     assert_eq!(volume.take().record.stats.transferred, 0);
 }
 
@@ -389,12 +434,15 @@ fn removal_of_the_last_snapshot_frees_its_space() {
             suspects: None,
             dry_run: false,
         };
-        let (root, cancel) = (volume.0.volume(), Cancel::new());
+        let (root, cancel) = (volume.bench.volume(), Cancel::new());
         sprat_snapshot::remove_subvolumes(&root, &spec, &ByProgs, &mut |_| {}, &cancel).unwrap();
         assert_eq!(volume.work().exists(), has_work);
     }
     let report = volume.take();
-    assert_same(&volume.0.source(), &volume.0.in_snapshot(report.name));
+    assert_same(
+        &volume.bench.source(),
+        &volume.bench.in_snapshot(report.name),
+    );
 }
 
 #[test]
@@ -404,26 +452,29 @@ fn snapshots_made_by_hand_are_continued() {
         let volume = OnBtrfs::new();
         fs::write(volume.source("file"), vec![9; 1 << 20]).unwrap();
         set_time(&volume.source("file"), 1_600_000_000, 0).unwrap();
-        let by_hand = volume.0.job().join("2026-01-01T00-00-00Z");
-        fs::create_dir(volume.0.job()).unwrap();
+        let by_hand = volume.bench.job().join("2026-01-01T00-00-00Z");
+        fs::create_dir(volume.bench.job()).unwrap();
         match by_subvolume {
             true => ByProgs.make(&by_hand).unwrap(),
             false => fs::create_dir(&by_hand).unwrap(),
         }
-        let to = crate::folder::below(&by_hand, &volume.0.source());
+        let to = crate::folder::below(&by_hand, &volume.bench.source());
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         run(
             "cp",
             &[
                 "-a",
-                volume.0.source().to_str().unwrap(),
+                volume.bench.source().to_str().unwrap(),
                 to.to_str().unwrap(),
             ],
         );
         let report = volume.take();
         assert_eq!(report.record.stats.transferred, 0, "{by_subvolume}");
-        assert_same(&volume.0.source(), &volume.0.in_snapshot(report.name));
-        assert_same(&volume.0.source(), &to);
+        assert_same(
+            &volume.bench.source(),
+            &volume.bench.in_snapshot(report.name),
+        );
+        assert_same(&volume.bench.source(), &to);
     }
 }
 
@@ -432,7 +483,7 @@ fn btrfs_attributes_of_a_source_do_not_reach_the_volume() {
     requires!(missing());
     let volume = OnBtrfs::new();
     let other = OnBtrfs::new();
-    let source = other.0.volume().join("source");
+    let source = other.bench.volume().join("source");
     fs::create_dir(&source).unwrap();
     fs::write(source.join("file"), "content").unwrap();
     set_xattr(&source.join("file"), "btrfs.compression", b"lzo").unwrap();
@@ -440,7 +491,7 @@ fn btrfs_attributes_of_a_source_do_not_reach_the_volume() {
     let spec = SnapshotSpec::new(job_name(), vec![source.clone()]);
     let report = volume.try_take(&spec).unwrap();
     assert!(report.record.complete, "{:?}", report.record);
-    let tree = volume.0.job().join(report.name.to_string());
+    let tree = volume.bench.job().join(report.name.to_string());
     let kept = crate::folder::below(&tree, &source.join("file"));
     let mut names = vec![0; 1024];
     let bytes = rustix::fs::llistxattr(&kept, &mut names[..]).unwrap();
@@ -456,14 +507,14 @@ fn check_reads_each_file_of_each_job_once() {
     fs::hard_link(volume.source("file"), volume.source("link")).unwrap();
     volume.take();
     volume.take();
-    let mut spec = volume.0.spec();
+    let mut spec = volume.bench.spec();
     spec.job = JobName::new("other").unwrap();
     fs::write(volume.source("file"), "other content").unwrap();
     volume.try_take(&spec).unwrap();
     let check = CheckSpec {
         what: CheckWhat::Everything,
-        known: volume.0.path("checks/x.sums"),
-        suspects: volume.0.path("checks/x.json"),
+        known: volume.bench.path("checks/x.sums"),
+        suspects: volume.bench.path("checks/x.json"),
         duration_max: None,
         bytes_max: None,
         duration_over: std::time::Duration::ZERO,
@@ -471,7 +522,7 @@ fn check_reads_each_file_of_each_job_once() {
         never_enter: Vec::new(),
         containers: Vec::new(),
     };
-    let root = volume.0.volume();
+    let root = volume.bench.volume();
     let report = sprat_snapshot::check(&root, &check, &mut |_| {}, &Cancel::new()).unwrap();
     let kept = walkdir(&root);
     assert_eq!(report.files_read, kept, "{report:?}");

@@ -16,18 +16,18 @@ use sprat_testkit::{needs, requires};
 use crate::checked::{against_source, read_all, rewrite};
 use crate::folder::{Bench, inode, job_name};
 
-fn missing() -> Option<String> {
+pub(crate) fn missing() -> Option<String> {
     openssh::missing().or_else(needs::root)
 }
 
 /// A machine, and a server that has many names.
-struct Scene {
-    bench: Bench,
+pub(crate) struct Scene {
+    pub(crate) bench: Bench,
     server: SshServer,
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let scene = Self {
             bench: Bench::new(),
             server: SshServer::start(),
@@ -48,14 +48,14 @@ impl Scene {
     }
 
     /// A file on the hosts, which are all this machine.
-    fn write(&self, path: &str, content: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn write(&self, path: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.at(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, content).unwrap();
         path
     }
 
-    fn at(&self, path: &str) -> PathBuf {
+    pub(crate) fn at(&self, path: &str) -> PathBuf {
         self.bench.path("hosts").join(path)
     }
 
@@ -71,7 +71,7 @@ impl Scene {
         }
     }
 
-    fn spec(&self, pulled: &[(&str, &str)]) -> SnapshotSpec {
+    pub(crate) fn spec(&self, pulled: &[(&str, &str)]) -> SnapshotSpec {
         let config = self.server.path("config").display().to_string();
         let options = [
             "BatchMode=yes",
@@ -95,7 +95,7 @@ impl Scene {
     }
 
     /// A path of a host in a snapshot.
-    fn pulled(&self, report: &SnapshotReport, host: &str, path: &str) -> PathBuf {
+    pub(crate) fn pulled(&self, report: &SnapshotReport, host: &str, path: &str) -> PathBuf {
         let below = self.at(path);
         let below = below.strip_prefix("/").unwrap();
         self.bench

@@ -1,0 +1,90 @@
+//! Large files that are interrupted.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use super::*;
+use crate::interrupted::{BIG_BYTES, files_ending, large_source};
+
+/// A run that is cancelled in the middle of the large file, when it has more than `from` bytes. Returns how many
+/// bytes were kept.
+fn stop(volume: &OnBtrfs, from: u64) -> u64 {
+    let mut spec = volume.bench.spec();
+    spec.rsync = volume.bench.rsync_script("", "rsync --bwlimit=16000");
+    let cancel = Cancel::new();
+    let begun = || files_ending(&volume.work(), ".begun");
+    let root = volume.bench.volume();
+    sprat_snapshot::take_into_subvolume(
+        &root,
+        &spec,
+        now(),
+        &ByProgs,
+        &mut |_| {
+            let written = begun().first().and_then(|path| fs::metadata(path).ok());
+            if written.is_some_and(|about| about.len() > from + (2 << 20)) {
+                cancel.cancel();
+            }
+        },
+        &cancel,
+    )
+    .unwrap_err();
+    let begun = begun();
+    assert_eq!(begun.len(), 1, "{begun:?}");
+    fs::metadata(&begun[0]).unwrap().len()
+}
+
+#[test]
+fn next_run_copies_only_the_rest_of_a_large_file() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    // An older version is in the way.
+    let file = volume.source("folder/vm.img");
+    fs::create_dir(file.parent().unwrap()).unwrap();
+    fs::write(&file, "old content").unwrap();
+    let first = volume.take();
+    large_source(&volume.bench);
+    let kept = stop(&volume, 16 << 20);
+    assert!(kept > 16 << 20 && kept < BIG_BYTES, "{kept}");
+    // As after kill -9: rsync has left its temporary file, with more than what is sure.
+    let begun = files_ending(&volume.work(), ".begun").remove(0);
+    let folder = crate::folder::below(&volume.work(), file.parent().unwrap());
+    fs::hard_link(&begun, folder.join(".vm.img.a1B2c3")).unwrap();
+    let writer = File::options().write(true).open(&begun).unwrap();
+    writer.write_all_at(&[9; 1 << 20], kept).unwrap();
+    let again = stop(&volume, kept);
+    assert!(again >= kept, "{again} {kept}");
+    assert!(!folder.join("vm.img").exists());
+    let report = volume.take();
+    assert!(report.record.complete, "{:?}", report.record);
+    assert_same(
+        &volume.bench.source(),
+        &volume.bench.in_snapshot(report.name),
+    );
+    assert_eq!(report.record.stats.bytes_literal, BIG_BYTES - again);
+    let tree = volume.bench.job().join(report.name.to_string());
+    assert!(files_ending(&tree, ".begun").is_empty());
+    let notes = files_ending(&volume.bench.job().join(".sprat"), ".begun.json");
+    assert!(notes.is_empty(), "{notes:?}");
+    assert_eq!(
+        fs::read(volume.kept(&first, "folder/vm.img")).unwrap(),
+        b"old content"
+    );
+}
+
+#[test]
+fn begun_file_is_not_used_for_another_version_of_it() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    let file = large_source(&volume.bench);
+    stop(&volume, 16 << 20);
+    let time = fs::metadata(&file).unwrap().modified().unwrap();
+    let writer = File::options().write(true).open(&file).unwrap();
+    writer.write_all_at(b"changed", 0).unwrap();
+    writer.set_modified(time).unwrap();
+    let report = volume.take();
+    assert_eq!(report.record.stats.bytes_literal, BIG_BYTES);
+    assert_same(
+        &volume.bench.source(),
+        &volume.bench.in_snapshot(report.name),
+    );
+}

@@ -1,0 +1,174 @@
+//! What `work` must not keep or take back from older snapshots, and where it must not write.
+
+use std::os::unix::fs::symlink;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::*;
+use crate::checked::{against_source, rewrite};
+
+/// An rsync that copies everything and reports this line then.
+fn rsync_that_reports(volume: &OnBtrfs, line: &str) -> PathBuf {
+    let script = format!("rsync \"$@\"; echo '{line}' >&2; exit 23");
+    volume.bench.rsync_script(&script, "rsync")
+}
+
+/// An old time, which proves that the file is unchanged.
+fn set_old(path: &Path) {
+    set_time(path, 1_600_000_000, 5).unwrap();
+}
+
+fn take_at(
+    volume: &OnBtrfs,
+    spec: &SnapshotSpec,
+    now: Timestamp,
+) -> Result<SnapshotReport, SnapshotError> {
+    let (root, cancel) = (volume.bench.volume(), Cancel::new());
+    sprat_snapshot::take_into_subvolume(&root, spec, now, &ByProgs, &mut |_| {}, &cancel)
+}
+
+#[test]
+fn separated_link_does_not_keep_content_that_a_check_found_wrong() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    let names = ["a", "b", "c"].map(|name| volume.source(name));
+    fs::write(&names[0], "content 1").unwrap();
+    set_old(&names[0]);
+    for other in &names[1..] {
+        fs::hard_link(&names[0], other).unwrap();
+    }
+    volume.take();
+    rewrite(&names[0], b"content 2");
+    let found = against_source(&volume.bench);
+    assert!(found.finished, "{found:?}");
+    for other in &names[1..] {
+        fs::remove_file(other).unwrap();
+        fs::write(other, "content 2").unwrap();
+        set_old(other);
+    }
+    let mut spec = volume.bench.spec();
+    spec.suspects = Some(volume.bench.path("suspects.json"));
+    let report = volume.try_take(&spec).unwrap();
+    assert_same(
+        &volume.bench.source(),
+        &volume.bench.in_snapshot(report.name),
+    );
+}
+
+#[test]
+fn file_that_changed_while_it_was_sent_is_absent_and_its_folder_keeps_its_time() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    let folder = volume.source("folder");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("file"), "content").unwrap();
+    set_old(&folder);
+    volume.take();
+    let mut spec = volume.bench.spec();
+    // rsync prints this name without the slash at its beginning.
+    let name = folder.join("file");
+    let name = name.strip_prefix("/").unwrap().display();
+    let line = format!("ERROR: {name} failed verification -- update discarded.");
+    spec.rsync = rsync_that_reports(&volume, &line);
+    let report = volume.try_take(&spec).unwrap();
+    assert_eq!(report.record.unread.count, 1);
+    let kept = volume.kept(&report, "folder");
+    assert!(!kept.join("file").exists());
+    assert_eq!(fs::metadata(kept).unwrap().mtime(), 1_600_000_000);
+}
+
+#[test]
+fn no_file_outside_of_the_volume_is_removed_for_an_unread_name() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    let outside = volume.bench.path("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("file"), "content").unwrap();
+    symlink(&outside, volume.source("link")).unwrap();
+    let mut spec = volume.bench.spec();
+    let name = volume.source("link/file");
+    let line = format!(
+        r#"rsync: [sender] send_files failed to open "{}": Permission denied (13)"#,
+        name.display()
+    );
+    spec.rsync = rsync_that_reports(&volume, &line);
+    assert!(!volume.try_take(&spec).unwrap().record.complete);
+    assert!(outside.join("file").exists());
+}
+
+#[test]
+fn nothing_is_taken_back_through_a_symbolic_link() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    let (above, outside) = (volume.source("above"), volume.bench.path("outside"));
+    let make = || {
+        fs::create_dir_all(above.join("inner")).unwrap();
+        fs::write(above.join("inner/file"), "content").unwrap();
+        set_old(&above.join("inner/file"));
+    };
+    make();
+    volume.take();
+    fs::remove_dir_all(&above).unwrap();
+    fs::create_dir(&outside).unwrap();
+    symlink(&outside, &above).unwrap();
+    volume.take();
+    fs::remove_file(&above).unwrap();
+    make();
+    let spec = SnapshotSpec::new(job_name(), vec![above.join("inner")]);
+    let report = volume.try_take(&spec).unwrap();
+    assert!(report.record.complete);
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    assert_same(&above, &volume.kept(&report, "above"));
+}
+
+/// A file whose time does not show whether it changed after it was read: the list of the first run counts
+/// until some run has compared it.
+#[test]
+fn file_that_changed_within_its_time_step_is_compared_after_two_interrupted_runs() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    fs::write(volume.source("file"), "content 1").unwrap();
+    let mut spec = volume.bench.spec();
+    let hours = |hours| now() + SignedDuration::from_hours(hours);
+    let scripts = ["rsync \"$@\" >/dev/null; exit 12", "exit 12"];
+    for (hour, script) in (0..).zip(scripts) {
+        spec.rsync = volume.bench.rsync_script(script, "rsync");
+        take_at(&volume, &spec, hours(hour)).unwrap_err();
+    }
+    rewrite(&volume.source("file"), b"content 2");
+    let report = take_at(&volume, &volume.bench.spec(), hours(2)).unwrap();
+    assert_same(
+        &volume.bench.source(),
+        &volume.bench.in_snapshot(report.name),
+    );
+    let state = fs::read_dir(volume.bench.job().join(".sprat")).unwrap();
+    let lists = state.flatten().filter(|one| {
+        one.path()
+            .extension()
+            .is_some_and(|ending| ending == "recent")
+    });
+    assert_eq!(lists.count(), 0, "they are of runs that have no snapshot");
+}
+
+#[test]
+fn file_that_changed_within_its_time_step_is_compared_after_it_was_taken_back() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    let sources = ["a", "b"].map(|name| volume.source(name));
+    for source in &sources {
+        fs::create_dir(source).unwrap();
+        fs::write(source.join("file"), "content 1").unwrap();
+    }
+    let take = |sources: &[PathBuf]| {
+        let spec = SnapshotSpec::new(job_name(), sources.to_vec());
+        volume.try_take(&spec).unwrap()
+    };
+    take(&sources);
+    take(&sources[1..]);
+    rewrite(&sources[0].join("file"), b"content 2");
+    let report = take(&sources);
+    assert_same(
+        &volume.bench.source(),
+        &volume.bench.in_snapshot(report.name),
+    );
+}
