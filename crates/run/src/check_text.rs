@@ -201,7 +201,7 @@ fn files(read_data: bool, report: &CheckReport) -> String {
     out
 }
 
-fn list(out: &mut String, title: &str, names: &NameList) {
+pub(crate) fn list(out: &mut String, title: &str, names: &NameList) {
     if names.is_empty() {
         return;
     }

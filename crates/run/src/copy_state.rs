@@ -165,6 +165,8 @@ pub struct ContainerState {
     pub sliced: Option<Timestamp>,
     /// When the last slice began, however it ended.
     pub slice_tried: Option<Timestamp>,
+    /// When the last drill began, however it ended.
+    pub drill_tried: Option<Timestamp>,
     /// When it was last trimmed, or a trim was found not to be worth it.
     pub trimmed: Option<Timestamp>,
 }

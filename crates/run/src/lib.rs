@@ -17,6 +17,7 @@ pub mod copy_name;
 pub mod copy_state;
 pub mod copy_text;
 pub mod day_part;
+pub mod drill_text;
 pub mod due;
 pub mod growth;
 pub mod hooks;

@@ -55,7 +55,7 @@ pub use protocol::reports::{
     Phase, SessionProgress, TrimReport, TrimRoute, VolumeRoom, VolumeStats, free_text,
 };
 pub use session::preview::preview;
-pub use session::{Session, check, check_file_system};
+pub use session::{Session, check, check_file_system, drill};
 pub use settings::{
     Access, CONNECTIONS, CreateOptions, IdentityPolicy, Mode, SIZE_BYTES_MIN, SessionSettings,
     SshOptions, TAKEOVER_QUIET_TIMES,

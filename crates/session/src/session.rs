@@ -1,6 +1,7 @@
 //! An open container as a command uses it: operations on the mounted volume, and the end.
 
 pub mod check;
+pub mod drill;
 mod inside;
 pub mod preview;
 

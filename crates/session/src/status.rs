@@ -145,7 +145,9 @@ impl ContainerStatus {
             let full = room.filter(|seen| seen.room.is_low()).map(|_| Exit::Failed);
             let damaged = known
                 .each_check()
-                .any(|(_, check)| check.exit != Exit::Done)
+                .map(|(_, check)| check)
+                .chain(&known.checks.drill)
+                .any(|check| check.exit != Exit::Done)
                 .then_some(Exit::Damaged);
             let jobs = known.history.jobs.iter();
             let jobs = jobs.filter(|(job, _)| self.in_config(job) && !others(job));

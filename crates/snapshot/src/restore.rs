@@ -1,9 +1,9 @@
-//! Restores a snapshot, or a file or folder of it, to a folder of the machine.
+//! Restores a snapshot, or files and folders of it, to a folder of the machine.
 
-use std::ffi::OsString;
+mod transfer;
+
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, statat};
@@ -21,13 +21,13 @@ use crate::paths::{plain_path, real_path};
 use crate::progress::{Phase, Progress};
 use crate::protected_paths::{self, Destination};
 use crate::record::{EntryKind, ONE_FILE_SYSTEM, RunRecord, Warning};
-use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side};
+use crate::rsync::Rsync;
 use crate::scout::{Copied, Scout};
-use crate::sources::argument;
 use crate::spec::{RestoreReport, RestoreSpec};
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{is_folder, names_in, open_folder};
 use crate::without_place;
+use transfer::{Transfer, judge};
 
 /// Restores what `spec` selects from the volume that is mounted at `volume_root`, which may be
 /// read-only.
@@ -277,6 +277,9 @@ impl Chosen {
         let in_place = spec.to == Path::new("/");
         let tops = self.record.iter();
         let staged: Vec<PathBuf> = tops.flat_map(without_place::tops).collect();
+        if !spec.paths.is_empty() {
+            return self.several_paths(tree.as_fd(), &spec.paths, in_place.then_some(&staged));
+        }
         if let Some(path) = path {
             let is_staged = staged.iter().any(|top| Path::new("/").join(top) == path);
             if in_place && is_staged {
@@ -322,12 +325,49 @@ impl Chosen {
         })
     }
 
-    /// Finds one path in the snapshot, step by step, so that no symbolic link leads outside.
-    fn one_path(
+    /// Finds one path in the snapshot.
+    fn one_path(&self, tree: BorrowedFd<'_>, path: &Path) -> Result<What, SnapshotError> {
+        let below = self.find(tree, path)?;
+        let (parent, name) = (below.parent(), below.file_name());
+        Ok(What {
+            base: self.folder.join(parent.unwrap_or(Path::new(""))),
+            paths: name.map(PathBuf::from).into_iter().collect(),
+            left_out: Vec::new(),
+        })
+    }
+
+    /// Finds several paths in the snapshot. `staged`: what has no place there, if that is left out.
+    fn several_paths(
         &self,
-        tree: std::os::fd::BorrowedFd<'_>,
-        path: &Path,
+        tree: BorrowedFd<'_>,
+        wanted: &[PathBuf],
+        staged: Option<&Vec<PathBuf>>,
     ) -> Result<What, SnapshotError> {
+        let mut what = What {
+            base: self.folder.clone(),
+            paths: Vec::new(),
+            left_out: Vec::new(),
+        };
+        for path in wanted {
+            let below = self.find(tree, path)?;
+            let has_no_place = |top: &PathBuf| below.starts_with(top);
+            match staged.is_some_and(|tops| tops.iter().any(has_no_place)) {
+                true => what.left_out.push(below),
+                false => what.paths.push(below),
+            }
+        }
+        // A folder comes before what is in it, which is restored with it.
+        what.paths.sort();
+        what.paths.dedup_by(|path, before| path.starts_with(before));
+        match (what.paths.first(), what.left_out.first()) {
+            (None, Some(top)) => Err(no_place(&Path::new("/").join(top))),
+            _ => Ok(what),
+        }
+    }
+
+    /// The path below the snapshot's folder. It is followed step by step, so that no symbolic link leads
+    /// outside.
+    fn find(&self, tree: BorrowedFd<'_>, path: &Path) -> Result<PathBuf, SnapshotError> {
         let missing = || SnapshotError::NoSuchPath {
             snapshot: self.folder_text(),
             path: escape_path(path),
@@ -354,11 +394,7 @@ impl Chosen {
             at = open_folder(at.as_fd(), step).map_err(|_| missing())?;
         }
         statat(&at, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|_| missing())?;
-        Ok(What {
-            base: self.folder.join(parent),
-            paths: vec![PathBuf::from(name)],
-            left_out: Vec::new(),
-        })
+        Ok(below.to_owned())
     }
 
     /// Deleting is allowed only if the snapshot is known to have everything that existed then.
@@ -494,153 +530,4 @@ fn is_folder_in(job: &JobFolder, what: &What, to: &Path, at: &Path) -> bool {
     let below = at.strip_prefix(to).unwrap_or(at);
     let in_snapshot = job.path.join(&what.base).join(below);
     rustix::fs::lstat(&in_snapshot).is_ok_and(|stat| is_folder(&stat))
-}
-
-/// The runs of rsync of one restore.
-struct Transfer<'a> {
-    rsync: &'a Rsync,
-    /// The job's folder.
-    job: &'a Path,
-    to: &'a Path,
-    what: &'a What,
-    spec: &'a RestoreSpec,
-}
-
-impl Transfer<'_> {
-    /// Creates the folders `parents` like those of the snapshot, with nothing in them. Returns what
-    /// changed.
-    fn create_parents(
-        &self,
-        parents: &[PathBuf],
-        cancel: &Cancel,
-    ) -> Result<NameList, SnapshotError> {
-        if parents.is_empty() {
-            return Ok(NameList::default());
-        }
-        let arguments = ["-dlptgoDAXX"].map(OsString::from).to_vec();
-        let invocation = self.rsync_with(arguments, parents);
-        let outcome = self.rsync.run(&invocation, &mut |_| {}, cancel)?;
-        judge(&outcome, self.to)?;
-        Ok(outcome.changes)
-    }
-
-    /// Writes the files that differ although size and time are equal, and removes other objects that
-    /// must be written again.
-    fn rewrite(
-        &self,
-        unequal: &Unequal,
-        changes: &mut NameList,
-        progress: &mut dyn FnMut(Progress),
-        cancel: &Cancel,
-    ) -> Result<Option<Outcome>, SnapshotError> {
-        let mut written = None;
-        if !unequal.files.is_empty() {
-            let arguments = ["-aHAXXS", "--ignore-times", "--from0", "--files-from=-"];
-            let arguments = arguments.map(OsString::from).to_vec();
-            // The names are relative to the folder itself.
-            let mut invocation = self.rsync_with(arguments, &[PathBuf::new()]);
-            invocation.names_from(unequal.files.iter().map(PathBuf::as_path));
-            let outcome = self.rsync.run(&invocation, progress, cancel)?;
-            // A file that can't be written must not prevent the others from being restored.
-            if !matches!(outcome.ended, Ended::Failed { .. }) {
-                judge(&outcome, self.to)?;
-            }
-            changes.append(&outcome.changes);
-            written = Some(outcome);
-        }
-        for path in &unequal.others {
-            if self.spec.dry_run {
-                changes.push(format!("c.+++++++++ {}", escape_path(path)));
-            } else {
-                // It is written again later. rsync reports what can't be removed.
-                let _ = std::fs::remove_file(self.to.join(path));
-            }
-        }
-        Ok(written)
-    }
-
-    /// The main run.
-    fn invocation(&self, protected: &[OsString]) -> Invocation {
-        let mut arguments: Vec<OsString> = ["-aHAXXS", "--modify-window=-1"]
-            .map(OsString::from)
-            .to_vec();
-        if self.spec.delete {
-            arguments.push("--delete".into());
-        }
-        // Without --delete-excluded a pattern protects what exists, and excludes what is in the snapshot.
-        let exclude = |pattern: &OsString| argument("--exclude=", pattern);
-        arguments.extend(protected.iter().map(exclude));
-        self.rsync_with(arguments, &self.what.paths)
-    }
-
-    fn rsync_with(&self, mut arguments: Vec<OsString>, paths: &[PathBuf]) -> Invocation {
-        arguments.extend(
-            [
-                "--numeric-ids",
-                "--relative",
-                // Without it folders above the paths would get the snapshot's attributes, and a link
-                // there would be replaced.
-                "--no-implied-dirs",
-                "--no-human-readable",
-                "--outbuf=L",
-            ]
-            .map(OsString::from),
-        );
-        if self.spec.dry_run {
-            arguments.extend(
-                ["--dry-run", "--info=stats2,flist0", "--out-format=%i %n%L"].map(OsString::from),
-            );
-        } else {
-            arguments.push("--info=progress2,stats2,flist0,name0".into());
-        }
-        arguments.push("--".into());
-        for path in paths {
-            // With --relative, only the part behind `/./` appears at the destination.
-            let mut argument = OsString::from("./");
-            argument.push(&self.what.base);
-            argument.push("/./");
-            argument.push(path);
-            arguments.push(argument);
-        }
-        let mut destination = self.to.as_os_str().to_owned();
-        if !destination.as_bytes().ends_with(b"/") {
-            destination.push("/");
-        }
-        arguments.push(destination);
-        let written_to = self.to.ancestors().find(|path| path.exists());
-        Invocation::new(
-            arguments,
-            self.job,
-            written_to.unwrap_or(Path::new("/")),
-            Side::OutOfVolume,
-        )
-    }
-}
-
-fn judge(outcome: &Outcome, to: &Path) -> Result<(), SnapshotError> {
-    match &outcome.ended {
-        Ended::Whole | Ended::WithUnread => Ok(()),
-        Ended::Cancelled => Err(SnapshotError::RestoreCancelled),
-        Ended::Full(full) => Err(SnapshotError::DestinationFull {
-            path: escape_path(to),
-            kind: full.kind,
-            free_bytes: full.free_bytes,
-            free_inodes: full.free_inodes,
-        }),
-        Ended::Conflict(folder) => Err(SnapshotError::DestinationConflicts {
-            path: escape_path(to),
-            folders: vec![folder.clone()],
-        }),
-        // A restore makes no further attempt: such a file is a failure.
-        Ended::Because(_) => Err(SnapshotError::RestoreFailed {
-            ended: "stopped".to_owned(),
-            first_message: outcome.messages.names.first().cloned().unwrap_or_default(),
-            messages: outcome.messages.clone(),
-        }),
-        Ended::Failed { ended, message } => Err(SnapshotError::RestoreFailed {
-            ended: ended.clone(),
-            first_message: message.clone(),
-            messages: outcome.messages.clone(),
-        }),
-    }
 }

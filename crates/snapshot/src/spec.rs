@@ -145,6 +145,10 @@ pub struct RestoreSpec {
     /// everything, with its whole path below `to`. With `to` = `/` that restores in place.
     #[serde(default, with = "path_text_option")]
     pub path: Option<PathBuf>,
+    /// Several files or folders instead, by their absolute paths in the source. Each keeps its whole path
+    /// below `to`. Not with `delete`.
+    #[serde(default, with = "path_texts")]
+    pub paths: Vec<PathBuf>,
     /// Absolute path of the destination folder. It is created if it is missing.
     #[serde(with = "path_text")]
     pub to: PathBuf,
@@ -185,6 +189,7 @@ impl RestoreSpec {
             job,
             snapshot: SnapshotChoice::Latest,
             path: None,
+            paths: Vec::new(),
             to,
             dry_run: false,
             delete: false,

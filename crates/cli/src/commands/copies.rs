@@ -10,12 +10,14 @@ use sprat_run::runner::{
     upkeep_text, warning_lines,
 };
 use sprat_session::check::Checked;
+use sprat_session::drill::Drilled;
 use sprat_session::interrupt::Interrupt;
 use sprat_session::{Access, Observer, Session, TrimHow, TrimReport, Worthwhile, text};
 use sprat_snapshot::CheckWhat;
 
 use super::check::Wanted;
 use super::context::{Context, Prepared, Resolved};
+use super::drill::drill;
 use super::trim::trim;
 use crate::output::{Output, Reporter};
 use crate::{Exit, Failure};
@@ -94,6 +96,11 @@ impl Front for Containers<'_> {
         let checked = wanted.check(self.context, prepared, &mut self.reporter, interrupt, begun);
         self.reporter.clear();
         checked.map(|(checked, _)| checked)
+    }
+
+    fn drill(&mut self, container: &str, interrupt: &Interrupt) -> Result<Drilled, Failure> {
+        let prepared = self.prepare(container, Access::ReadOnly)?;
+        drill(self.context, prepared, None, interrupt)
     }
 
     fn trim(

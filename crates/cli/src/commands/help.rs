@@ -24,7 +24,10 @@ const GROUPS: [(&str, &[&str]); 7] = [
             "completions",
         ],
     ),
-    ("Every day", &["backup", "run", "status", "check", "prune"]),
+    (
+        "Every day",
+        &["backup", "run", "status", "check", "drill", "prune"],
+    ),
     ("Alarms", &["notify", "accept"]),
     (
         "Browse and restore",

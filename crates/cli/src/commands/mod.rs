@@ -14,6 +14,7 @@ mod copies;
 mod copy;
 mod diff;
 mod doctor;
+mod drill;
 mod find;
 mod grow;
 mod help;
@@ -122,6 +123,9 @@ enum Command {
     /// Check a container's integrity
     #[command(before_help = check::EXAMPLES, after_help = check::NOTES)]
     Check(check::CheckArgs),
+    /// Restore a sample from the server, and compare it
+    #[command(before_help = drill::EXAMPLES, after_help = drill::NOTES)]
+    Drill(drill::DrillArgs),
     /// Copy or move a container, and verify the copy
     #[command(before_help = copy::EXAMPLES, after_help = copy::NOTES)]
     Copy(copy::CopyArgs),
@@ -230,6 +234,7 @@ fn dispatch(name: String, cli: Cli) -> Exit {
         Command::Mount(args) => run.command(&args),
         Command::Umount(args) => run.command(&args),
         Command::Check(args) => run.command(&args),
+        Command::Drill(args) => run.command(&args),
         Command::Copy(args) => run.command(&args),
         Command::Trim(args) => run.command(&args),
         Command::Grow(args) => run.command(&args),

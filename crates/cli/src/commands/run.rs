@@ -13,7 +13,8 @@ use sprat_run::notify::By;
 use sprat_run::run_lock::RunLock;
 use sprat_run::run_loop::Calls;
 use sprat_run::runner::{
-    Plan, RunReport, Runner, attempts, hooks_of_containers, plan_table, slices_json, with_states,
+    Plan, RunReport, Runner, attempts, drills_json, hooks_of_containers, plan_table, slices_json,
+    with_states,
 };
 use sprat_run::schedule::Places;
 use sprat_run::timer::Minute;
@@ -67,6 +68,8 @@ fn wait(text: &str) -> Result<Duration, String> {
 
 impl CommandArgs for RunArgs {
     const NEEDS_ROOT: bool = true;
+    // The events of copies, checks and drills say what was found.
+    const NOTES_DAMAGE: bool = true;
 
     fn accepts_mistakes(&self) -> bool {
         true
@@ -186,6 +189,7 @@ impl RunArgs {
             "dry_run": true,
             "copies": runner.copies_json(&report, Timestamp::now()),
             "checks": plan.checks_json(),
+            "drills": plan.drills_json(),
             "events": [],
         });
         let text = plan_table(plan, &runner.config.zone());
@@ -261,6 +265,7 @@ impl RunArgs {
                 "dry_run": false,
                 "copies": runner.copies_json(&report, Timestamp::now()),
                 "checks": slices_json(&done.containers),
+                "drills": drills_json(&done.containers),
                 "events": ended.open.iter().map(event_json).collect::<Vec<_>>(),
             });
             printed = printed.and(output.result("", &result_json("run", exit, fields)));

@@ -27,6 +27,7 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
       run          Make the backups that are due, then prune: for timers
       status       Show each copy, free space and the lock
       check        Check a container's integrity
+      drill        Restore a sample from the server, and compare it
       prune        Remove the snapshots of a job that no retention rule keeps
 
     Alarms:

@@ -18,6 +18,7 @@ mod copy_lost;
 mod copy_scene;
 mod damage;
 mod doctor;
+mod drill;
 mod fio;
 mod headers;
 mod keys;

@@ -13,6 +13,8 @@ use sprat_testkit::machine::{CONTAINER, TestMachine};
 use sprat_testkit::{needs, requires};
 use sprat_testkit_session::plain_volume::PlainVolume;
 
+use crate::damage::{first_block, flip, inside};
+
 const HEADER_BYTES: u64 = 16 << 20;
 
 /// A container of two snapshots, `yesterday` with the first alone, and `src-yesterday`, its source.
@@ -307,6 +309,35 @@ fn used_blocks(machine: &TestMachine) -> (BTreeSet<u64>, BTreeSet<u64>) {
     drop(guard);
     let metadata = used.difference(&content).copied().collect();
     (used, metadata)
+}
+
+#[test]
+fn drill_reads_from_the_server_and_not_from_a_warm_cache() {
+    requires!(client_and_server::missing());
+    let machine = with_a_warm_cache();
+    assert_eq!(served(&machine, &["drill", CONTAINER]).code, 0);
+    let container = machine.path(CONTAINER);
+    let time = fs::metadata(&container).unwrap().modified().unwrap();
+    let new = inside(&machine, "new");
+    let snapshots = fs::read_dir(machine.path("cache")).unwrap();
+    assert!(snapshots.count() > 1, "no cache beside the scratch folder");
+    let listed = served(&machine, &["snapshots", CONTAINER, "--json"]).json();
+    let newest = listed["snapshots"].as_array().unwrap().last().unwrap();
+    let snapshot = newest["folder"].as_str().unwrap();
+    let block = first_block(&machine, &format!("blocks \"/home/{snapshot}{new}\""));
+    flip(&container, block);
+    let file = File::options().write(true).open(&container).unwrap();
+    file.set_modified(time).unwrap();
+    let drilled = served(&machine, &["drill", CONTAINER]);
+    assert_eq!(drilled.code, 13, "{}", drilled.whole());
+    assert!(
+        drilled
+            .stdout
+            .contains("1 block of the server differ from what this machine wrote"),
+        "{}",
+        drilled.whole()
+    );
+    machine.nothing_is_left();
 }
 
 #[test]

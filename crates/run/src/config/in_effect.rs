@@ -1,7 +1,7 @@
 //! The keys that are checked and have no effect yet. Who gives one its effect takes it off the list.
 
 /// Table and key. `config check` warns of each that is set.
-const NOT_IN_EFFECT: &[(&str, &[&str])] = &[("container", &["drill_every"])];
+const NOT_IN_EFFECT: &[(&str, &[&str])] = &[];
 
 /// Begins the warning about a key without effect.
 pub(super) const NOT_YET: &str = "not yet in effect";

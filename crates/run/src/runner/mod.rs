@@ -11,6 +11,7 @@ mod around;
 mod checks;
 mod clock;
 mod container;
+mod drills;
 mod outcome;
 mod prune;
 mod record;
@@ -31,6 +32,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sprat_session::address::Target;
 use sprat_session::check::Checked;
+use sprat_session::drill::Drilled;
 use sprat_session::interrupt::Interrupt;
 use sprat_session::{Failure, Observer, Session, TrimReport, Worthwhile};
 use sprat_snapshot::{FileSystem, SnapshotSpec};
@@ -44,6 +46,7 @@ use crate::state_file::StateFile;
 
 pub use alarms::file_list;
 pub use around::OwedFailed;
+pub use drills::drills_json;
 pub use outcome::{
     ContainerDone, End, Outcome, attempts, hooks_of_containers, outcome_json, slices_json,
     with_states,
@@ -76,6 +79,12 @@ pub trait Front {
         slice: &Slice,
         interrupt: &Interrupt,
     ) -> Result<Checked, Failure>;
+
+    /// Restores a sample in a session of its own, and keeps the result.
+    ///
+    /// # Errors
+    /// Nothing could be restored. Damage is no error.
+    fn drill(&mut self, container: &str, interrupt: &Interrupt) -> Result<Drilled, Failure>;
 
     /// Releases unused space in a session of its own, if that is worth it.
     ///

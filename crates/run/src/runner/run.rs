@@ -21,6 +21,8 @@ pub struct Plan<'c> {
     pub copies: Vec<Selected<'c>>,
     /// The containers of which a slice of the check is due.
     pub slices: Vec<&'c Container>,
+    /// The containers of which a drill is due.
+    pub drills: Vec<&'c Container>,
 }
 
 /// What a run did.
@@ -77,16 +79,19 @@ impl<'a> Runner<'a> {
         let zone = self.config.zone();
         let selecting = self.selecting(&zone, self.anyway, now);
         let select = |copy: &Copy<'c>| selecting.select(*copy, &self.state_with_disk(copy));
-        let mut slices: Vec<&'c Container> = Vec::new();
+        let mut containers: Vec<&'c Container> = Vec::new();
         for container in copies.iter().map(|copy| copy.container) {
-            let is_new = slices.iter().all(|known| known.name != container.name);
-            if is_new && self.slice_due(container, now).is_some() {
-                slices.push(container);
+            if containers.iter().all(|known| known.name != container.name) {
+                containers.push(container);
             }
         }
+        let (mut slices, mut drills) = (containers.clone(), containers);
+        slices.retain(|container| self.slice_due(container, now).is_some());
+        drills.retain(|container| self.is_drill_due(container, now));
         Plan {
             copies: copies.iter().map(select).collect(),
             slices,
+            drills,
         }
     }
 
@@ -146,7 +151,9 @@ impl<'c> Plan<'c> {
     /// Nothing is to be done.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.slices.is_empty() && !self.copies.iter().any(Selected::is_tried)
+        self.slices.is_empty()
+            && self.drills.is_empty()
+            && !self.copies.iter().any(Selected::is_tried)
     }
 
     /// The sessions, in the order of the config, except that a container with a copy that gave way comes last.
@@ -159,10 +166,11 @@ impl<'c> Plan<'c> {
         for selected in &self.copies {
             let container = selected.copy.container;
             let copy = selected.is_tried().then(|| CopyWork::of(selected.copy));
-            let has_slice = self.slices.iter().any(|one| one.name == container.name);
+            let mut beside = self.slices.iter().chain(&self.drills);
+            let is_checked = beside.any(|one| one.name == container.name);
             match all.iter_mut().find(|work| work.name == container.name) {
                 Some(work) => work.copies.extend(copy),
-                None if copy.is_none() && !has_slice => {}
+                None if copy.is_none() && !is_checked => {}
                 None => all.push(ContainerWork {
                     name: container.name.clone(),
                     target: container.target.clone(),
@@ -180,6 +188,13 @@ impl<'c> Plan<'c> {
     pub fn checks_json(&self) -> Value {
         let slices = self.slices.iter();
         slices.map(|one| json!({ "container": one.name })).collect()
+    }
+
+    /// The drills that are due, as JSON.
+    #[must_use]
+    pub fn drills_json(&self) -> Value {
+        let drills = self.drills.iter();
+        drills.map(|one| json!({ "container": one.name })).collect()
     }
 }
 

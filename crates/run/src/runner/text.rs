@@ -126,6 +126,9 @@ pub fn plan_table(plan: &Plan<'_>, zone: &TimeZone) -> String {
             container.name
         ));
     }
+    for container in &plan.drills {
+        said.push_str(&format!("{}: a drill is due\n", container.name));
+    }
     said
 }
 

@@ -1,10 +1,11 @@
 //! What a run does with a container beside its copies, outside of all hooks of jobs: a slice of the check
-//! each day, and a trim where it frees much. Each has a session of its own.
+//! each day, a drill when it is due, and a trim where it frees much. Each has a session of its own.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use sprat_session::check::Checked;
+use sprat_session::drill::Drilled;
 use sprat_session::status::{ContainerStatus, LocalStatus};
 use sprat_session::{Exit, Failure, TrimReport, TrimRoute, VolumeRoom, Worthwhile, text};
 use sprat_snapshot::NameList;
@@ -13,14 +14,15 @@ use super::checks::while_allowed;
 use super::{ContainerWork, Front, Runner};
 use crate::config::Container;
 use crate::copy_state::{ContainerState, container_file};
+use crate::drill_text;
 use crate::due::add_less_slack;
 use crate::notify::By;
 use crate::run_history::RunHistory;
 use crate::times::is_ahead;
 
-const DAY: Duration = Duration::from_secs(86_400);
-/// After a failure, a slice waits for so long.
-const RETRY: Duration = Duration::from_secs(3600);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
+/// After a failure, a slice or a drill waits for so long.
+pub(super) const RETRY: Duration = Duration::from_secs(3600);
 /// A container is trimmed once in this time, at most.
 const TRIM_INTERVAL: Duration = Duration::from_secs(7 * 86_400);
 /// From when on a trim is worth its session.
@@ -29,9 +31,9 @@ const WORTHWHILE: Worthwhile = Worthwhile {
     percent: 10,
 };
 /// How often it is checked that the connection is not metered.
-const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// Damaged files that are named; `sprat check` names all.
-const NAMES_SHOWN: usize = 5;
+pub(super) const NAMES_SHOWN: usize = 5;
 
 /// A part of a check of all data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,9 +51,11 @@ pub struct Slice {
 pub struct Upkeep {
     /// The slice that was read.
     pub slice: Option<SliceDone>,
+    /// The drill that was done.
+    pub drill: Option<Drilled>,
     /// What a trim released, in bytes.
     pub released_bytes: Option<u64>,
-    /// What failed, or what the check found.
+    /// What failed, or what the check or the drill found.
     pub failures: Vec<Failure>,
 }
 
@@ -83,6 +87,9 @@ pub fn upkeep_text(name: &str, done: &Upkeep) -> String {
             }
         ));
     }
+    if let Some(drilled) = &done.drill {
+        said.push_str(&drill_text::summary(name, drilled));
+    }
     if let Some(released) = done.released_bytes {
         said.push_str(&format!(
             "{name}: {} released by a trim\n",
@@ -96,7 +103,10 @@ impl Upkeep {
     /// The exit codes of all that was done.
     pub(super) fn exits(&self) -> impl Iterator<Item = Exit> {
         let failures = self.failures.iter().map(|failure| failure.exit);
-        failures.chain(self.slice.map(|slice| slice.exit))
+        let drill = self.drill.as_ref().map(Drilled::exit);
+        failures
+            .chain(self.slice.map(|slice| slice.exit))
+            .chain(drill)
     }
 }
 
@@ -146,16 +156,21 @@ impl Runner<'_> {
         {
             self.slice(container, &slice, &mut done, front);
         }
+        if (opened || is_alone) && may(self) && self.is_drill_due(container, Timestamp::now()) {
+            self.drill(container, &mut done, front);
+        }
         if opened && may(self) && self.trim_due(container, Timestamp::now()) {
             self.trim(container, &mut done, front);
         }
         done
     }
 
-    /// A hook of the container kept a slice from being read.
+    /// A hook of the container kept a slice from being read, or a drill from being done.
     pub(super) fn no_slice(&self, work: &ContainerWork<'_>, failure: Option<Failure>) -> Upkeep {
         let now = Timestamp::now();
-        self.change_container(&work.name, |state| state.slice_tried = Some(now));
+        self.change_container(&work.name, |state| {
+            (state.slice_tried, state.drill_tried) = (Some(now), Some(now));
+        });
         Upkeep {
             failures: failure.into_iter().collect(),
             ..Upkeep::default()
@@ -223,7 +238,7 @@ impl Runner<'_> {
     }
 
     /// A server that is away, and a lock, are tried again later.
-    fn failed(&self, failure: Failure, what: &str, done: &mut Upkeep) {
+    pub(super) fn failed(&self, failure: Failure, what: &str, done: &mut Upkeep) {
         tracing::info!(?failure, what, "did not end");
         let is_quiet = match failure.exit {
             Exit::Unreachable | Exit::Locked => true,
@@ -241,7 +256,7 @@ impl Runner<'_> {
     }
 
     /// Why a session without a copy may not begin now, or must stop.
-    fn why_not_now(&self, container: &Container) -> Option<String> {
+    pub(super) fn why_not_now(&self, container: &Container) -> Option<String> {
         match container.target.local_path() {
             Some(file) => (!file.exists()).then(|| "its disk is not there".to_owned()),
             None => self.machine.not_metered().reason(),
@@ -259,12 +274,12 @@ impl Runner<'_> {
         new.filter_map(|line| line.copied_bytes).sum()
     }
 
-    fn known(&self, container: &Container) -> Option<LocalStatus> {
+    pub(super) fn known(&self, container: &Container) -> Option<LocalStatus> {
         let read = ContainerStatus::read(&self.state_dir, &container.target, Vec::new(), None);
         read.known.unwrap_or_default()
     }
 
-    fn change_container(&self, name: &str, change: impl FnOnce(&mut ContainerState)) {
+    pub(super) fn change_container(&self, name: &str, change: impl FnOnce(&mut ContainerState)) {
         let mut file = container_file(&self.state_dir, name);
         file.change(change);
         self.report_problems(file.take_problems());
@@ -272,7 +287,7 @@ impl Runner<'_> {
 }
 
 /// Whether `wait` has passed since `last`.
-fn is_time(last: Option<Timestamp>, wait: Duration, now: Timestamp) -> bool {
+pub(super) fn is_time(last: Option<Timestamp>, wait: Duration, now: Timestamp) -> bool {
     let last = last.filter(|last| !is_ahead(*last, now));
     last.is_none_or(|last| add_less_slack(last, wait) <= now)
 }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use sprat_session::Exit;
 use sprat_session::state::history::MissingPlace;
 
-use super::{Ended, Now, Overview, WatchState, Watched, space};
+use super::{ContainerView, Ended, Now, Overview, WatchState, Watched, space};
 use crate::clock::clock_file;
 use crate::config::Watch as WatchOfFile;
 use crate::config::{Mistake, Stops};
@@ -207,6 +207,7 @@ impl Observed {
                 .each_check()
                 .filter(|(_, check)| check.exit != Exit::Done);
             let bad = bad.max_by_key(|(_, check)| check.at);
+            self.drill(events, at, view);
             let key = Key::damage(subject.clone(), FoundBy::Check);
             match bad {
                 Some((kind, check)) => {
@@ -236,6 +237,28 @@ impl Observed {
             let read = view.check().filter(|check| check.exit == Exit::Done);
             let key = Key::damage(subject, FoundBy::Command);
             events.observe_clean(at, &key, read.map(|check| check.at));
+        }
+    }
+
+    /// The last drill of a container.
+    fn drill(&self, events: &mut Events, at: Timestamp, view: &ContainerView) {
+        let key = Key::damage(Subject::Container(view.name.clone()), FoundBy::Drill);
+        let Some((drilled, has_passed)) = view.drill() else {
+            return;
+        };
+        let accepted = events.accepted(&key);
+        if has_passed {
+            events.observe_clean(at, &key, Some(drilled));
+        } else if accepted.is_none_or(|accepted| accepted < drilled) {
+            let found = Finding {
+                cause: Cause::new(Exit::Damaged.code(), "drill"),
+                text: "Files that a drill restored are not what was backed up.".to_owned(),
+                hint: format!(
+                    "Run `sprat drill {0}`, which names them, and `sprat check {0} --read-data`.",
+                    view.name
+                ),
+            };
+            events.observe(at, &key, Some(&found));
         }
     }
 }

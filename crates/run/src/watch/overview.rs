@@ -165,9 +165,10 @@ impl ContainerView {
         let Some(known) = &self.known else {
             return Exit::Done;
         };
-        if known
-            .each_check()
-            .any(|(_, check)| check.exit != Exit::Done)
+        let checks = known.each_check().map(|(_, check)| check);
+        if checks
+            .chain(&known.checks.drill)
+            .any(|check| check.exit != Exit::Done)
         {
             return Exit::Damaged;
         }
@@ -182,6 +183,13 @@ impl ContainerView {
     pub fn check(&self) -> Option<&KeptCheck> {
         let check = self.known.as_ref()?.checks.read_data.as_ref()?;
         Some(check).filter(|check| check.finished)
+    }
+
+    /// When the last drill was, and whether it passed.
+    #[must_use]
+    pub fn drill(&self) -> Option<(Timestamp, bool)> {
+        let drill = self.known.as_ref()?.checks.drill.as_ref()?;
+        Some((drill.at, drill.exit == Exit::Done))
     }
 
     /// The check of all data is not through after 1.5 times its period.

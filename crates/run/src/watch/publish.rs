@@ -96,8 +96,8 @@ fn metrics(
                 .and_then(|history| history.server.as_ref())
                 .and_then(|seen| seen.available_bytes),
             check: view.check().map(|check| check.at),
-            drill: None,
-            drill_passed: None,
+            drill: view.drill().map(|(at, _)| at),
+            drill_passed: view.drill().map(|(_, passed)| passed),
         }
     });
     Metrics {
@@ -149,8 +149,8 @@ fn public(
                 .and_then(|history| history.server.as_ref())
                 .and_then(|seen| seen.available_bytes),
             check: view.check().map(|check| check.at),
-            drill: None,
-            drill_passed: None,
+            drill: view.drill().map(|(at, _)| at),
+            drill_passed: view.drill().map(|(_, passed)| passed),
             key_rehearsed: known.and_then(|known| known.proved),
         }
     });

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use sprat_session::Exit;
 use sprat_session::address::Target;
 use sprat_session::json::{exit_json, failure_json};
+use sprat_session::state::checks::KeptCheck;
 use sprat_session::status::{ContainerStatus, LocalStatus};
 
 use super::{ContainerView, CopyView, space};
@@ -63,7 +64,7 @@ impl ContainerReport {
             "jobs": self.jobs_json(),
             "jobs_never_run": self.status.never_run().collect::<Vec<_>>(),
             "checks": known.map(checks_json),
-            "drill": null,
+            "drill": known.and_then(|known| known.checks.drill.as_ref()).map(check_json),
             "key_proved": known.and_then(|known| known.proved),
             "events": self.events.iter().map(event_json).collect::<Vec<_>>(),
         })
@@ -172,13 +173,16 @@ pub fn event_json(event: &Event) -> Value {
 }
 
 fn checks_json(known: &LocalStatus) -> Value {
-    let each = known.each_check().map(|(kind, check)| {
-        let result = json!({
-            "at": check.at,
-            "result": exit_json(check.exit),
-            "finished": check.finished,
-        });
-        (kind, result)
-    });
+    let each = known
+        .each_check()
+        .map(|(kind, check)| (kind, check_json(check)));
     each.collect::<Map<_, _>>().into()
+}
+
+fn check_json(check: &KeptCheck) -> Value {
+    json!({
+        "at": check.at,
+        "result": exit_json(check.exit),
+        "finished": check.finished,
+    })
 }

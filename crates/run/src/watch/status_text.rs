@@ -52,6 +52,7 @@ impl ContainerReport {
             Ok(Some(known)) => {
                 row("volume", volume(known, shown));
                 row("checks", checks(known, shown.now));
+                row("drill", drill(known, shown.now));
                 row("keys", keys(known, shown));
                 if let Some(bytes) = known.written_bytes
                     && bytes >= WRITTEN_MANY_BYTES
@@ -304,6 +305,14 @@ fn checks(known: &LocalStatus, now: Timestamp) -> String {
     match shown.is_empty() {
         true => "none by this machine yet: run `sprat check`".to_owned(),
         false => shown.join("; "),
+    }
+}
+
+fn drill(known: &LocalStatus, now: Timestamp) -> String {
+    match &known.checks.drill {
+        None => "none by this machine yet: run `sprat drill`".to_owned(),
+        Some(drill) if drill.exit == Exit::Done => format!("passed, {}", ago(drill.at, now)),
+        Some(drill) => format!("FAILED, {}: run `sprat drill`", ago(drill.at, now)),
     }
 }
 

@@ -66,7 +66,7 @@ pub(super) fn digest(
                 .check()
                 .map(|check| (check.at, check.exit == Exit::Done)),
             is_check_late: view.is_check_late(until),
-            drill: None,
+            drill: view.drill(),
             is_key_unrehearsed: known.is_some()
                 && proved.is_none_or(|proved| until.duration_since(proved) > REHEARSE_WITHIN),
         }

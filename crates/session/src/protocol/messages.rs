@@ -7,14 +7,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sprat_attach::CryptMapping;
 use sprat_inside::{
-    CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, ListSpec, Listing, SourceDiffSpec,
-    VersionsReport, VersionsSpec,
+    CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, ListSpec,
+    Listing, SourceDiffSpec, VersionsReport, VersionsSpec,
 };
 use sprat_luks::SlotKind;
 use sprat_snapshot::{
-    Census, CheckReport, CheckSpec, JobName, PinReport, PinSpec, PruneReport, PruneSpec,
-    RemoveReport, RemoveSpec, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport,
-    SnapshotSpec, StagedFile,
+    Census, CheckReport, CheckSpec, DrillReport, DrillSpec, JobName, PinReport, PinSpec,
+    PruneReport, PruneSpec, RemoveReport, RemoveSpec, RestoreReport, RestoreSpec, SnapshotEntry,
+    SnapshotReport, SnapshotSpec, StagedFile,
 };
 
 use crate::Failure;
@@ -241,6 +241,8 @@ pub(crate) enum WorkerOrder {
     },
     /// Reads files of the mounted volume.
     CheckFiles(Box<CheckSpec>),
+    /// Restores a sample of the mounted volume, and compares it.
+    Drill(Box<DrillSpec>),
     /// Finds the files of the mounted volume that have content in these blocks, ascending, and notes
     /// them in the list of files whose content is wrong.
     NameBlocks {
@@ -288,6 +290,7 @@ pub(crate) enum WorkerReply {
     Pinned(Box<PinReport>),
     Checked(FileSystemCheck),
     FilesChecked(Box<CheckReport>),
+    Drilled(Box<DrillReport>),
     /// The files' names, and why the list could not be written.
     BlocksNamed(sprat_snapshot::NameList, Option<String>),
     /// With what was left in the volume and, of one that was written to, the newest snapshot of

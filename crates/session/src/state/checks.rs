@@ -1,7 +1,7 @@
 //! The results of the last check of each kind, kept on this machine for each container.
 //!
 //! `checks/UUID-TARGET.json` ([`StatePaths`]) in the state folder: `quick` (header and file system; every
-//! check covers those), `read_data`, and `against_source` with an entry for each job. One kind never replaces
+//! check covers those), `read_data`, `drill`, and `against_source` with an entry for each job. One kind never replaces
 //! another: a check of the metadata says nothing about damaged files.
 
 use std::collections::BTreeMap;
@@ -27,6 +27,8 @@ pub struct KeptChecks {
     pub read_data: Option<KeptCheck>,
     /// When the first part ended of a check of every file that is not finished.
     pub read_data_since: Option<Timestamp>,
+    /// The last drill.
+    pub drill: Option<KeptCheck>,
     /// The latest snapshot beside its source, by job.
     pub against_source: BTreeMap<String, KeptCheck>,
 }
@@ -53,6 +55,8 @@ pub enum Kind<'a> {
     ReadData,
     /// The job of this name was compared with its source.
     AgainstSource(&'a str),
+    /// A sample was restored.
+    Drill,
 }
 
 /// The kept results of a container. Empty if the file is missing or unusable.
@@ -73,6 +77,8 @@ impl KeptChecks {
             Kind::Quick => self.quick.as_ref(),
             Kind::ReadData => self.read_data.as_ref(),
             Kind::AgainstSource(job) => self.against_source.get(job),
+            // Each drill stands for itself. What was damaged is in the sample of the next one.
+            Kind::Drill => None,
         };
         let is_worth_more = |kept: &KeptCheck| kept.exit == Exit::Damaged || kept.finished;
         if part_only && of_kind.is_some_and(is_worth_more) {
@@ -81,6 +87,7 @@ impl KeptChecks {
         match kind {
             Kind::Quick => self.quick = Some(check),
             Kind::ReadData => self.read_data = Some(check),
+            Kind::Drill => self.drill = Some(check),
             Kind::AgainstSource(job) => {
                 self.against_source.insert(job.to_owned(), check);
             }

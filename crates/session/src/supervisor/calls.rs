@@ -4,8 +4,8 @@ use serde::Serialize;
 use sprat_attach::CryptMapping;
 use sprat_inside::{DiffReport, FindReport, Listing, VersionsReport};
 use sprat_snapshot::{
-    Census, CheckReport, NameList, PinReport, PruneReport, RemoveReport, RestoreReport,
-    SnapshotEntry, SnapshotReport, StagedFile,
+    Census, CheckReport, DrillReport, NameList, PinReport, PruneReport, RemoveReport,
+    RestoreReport, SnapshotEntry, SnapshotReport, StagedFile,
 };
 
 use crate::file_system::FileSystemCheck;
@@ -84,6 +84,7 @@ impl Order for WorkerOrder {
             | Self::Pin(_)
             | Self::CheckFileSystem { .. }
             | Self::CheckFiles(_)
+            | Self::Drill(_)
             | Self::NameBlocks { .. } => OnInterrupt::Cancel,
             // To stop in the middle of a mount gains nothing: a mount is short.
             Self::Mount { .. } | Self::Grow { .. } | Self::Unmount | Self::Keep(_) => {
@@ -148,6 +149,7 @@ answers! {
     RemoveReport: Reply::Worker(WorkerReply::Removed(report)) => *report;
     PinReport: Reply::Worker(WorkerReply::Pinned(report)) => *report;
     FileSystemCheck: Reply::Worker(WorkerReply::Checked(check)) => check;
+    DrillReport: Reply::Worker(WorkerReply::Drilled(report)) => *report;
     CheckReport: Reply::Worker(WorkerReply::FilesChecked(report)) => *report;
     (NameList, Option<String>): Reply::Worker(WorkerReply::BlocksNamed(names, not_saved)) => (names, not_saved);
     (Option<VolumeRoom>, Option<Newest>): Reply::Worker(WorkerReply::Unmounted(room, newest)) => (room, newest);

@@ -350,6 +350,15 @@ impl Worker {
                 })?;
                 WorkerReply::FilesChecked(Box::new(report))
             }
+            WorkerOrder::Drill(spec) => {
+                let (root, cancel) = (self.root()?, self.cancel.clone());
+                // The sources stand in the volume only.
+                let needed = vec![Path::new("/"), &*spec.scratch];
+                let report = self.with_mounts(needed, Path::new("/"), |events| {
+                    sprat_snapshot::drill(root, &spec, events, &cancel)
+                })?;
+                WorkerReply::Drilled(Box::new(report))
+            }
             WorkerOrder::NameBlocks { blocks, suspects } => {
                 let places: Vec<Range<u64>> = blocks
                     .iter()

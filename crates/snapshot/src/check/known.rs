@@ -35,7 +35,7 @@ const FILE_BYTES_MAX: u64 = 4 << 30;
 pub(crate) struct Key(u64);
 
 /// The checksum of a file's content.
-pub(super) struct Hash(Sha256);
+pub(crate) struct Hash(Sha256);
 
 /// How a checksum compares with the known one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub(super) enum ChecksumMatch {
 
 /// All known checksums.
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(crate) struct Known {
     /// The number of the present check. All runs of one check have the same.
     check: u32,
     files: HashMap<Key, (u64, u32)>,
@@ -69,22 +69,22 @@ impl Key {
 }
 
 impl Hash {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Sha256::new())
     }
 
-    pub(super) fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    pub(super) fn finish(self) -> u64 {
+    pub(crate) fn finish(self) -> u64 {
         first_eight(&self.0.finish())
     }
 }
 
 impl Known {
     /// Reads the checksums of earlier checks. A missing or damaged file counts as empty.
-    pub(super) fn load(path: &Path) -> io::Result<Self> {
+    pub(crate) fn load(path: &Path) -> io::Result<Self> {
         let mut bytes = Vec::new();
         match File::open(path) {
             Ok(file) => file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?,
@@ -112,6 +112,11 @@ impl Known {
             check: u32::from_le_bytes(*content.get(MAGIC.len()..)?.first_chunk()?),
             files,
         })
+    }
+
+    /// The checksum of the file's content, if an earlier check read it.
+    pub(crate) fn checksum(&self, key: Key) -> Option<u64> {
+        self.files.get(&key).map(|(digest, _)| *digest)
     }
 
     /// Whether the present check has read the file.

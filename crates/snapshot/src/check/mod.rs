@@ -31,10 +31,12 @@ use crate::progress::Progress;
 use crate::text::{escape_path, path_text, path_texts};
 pub(crate) use affected::same_path_elsewhere;
 pub use blocks::{FilesOn, files_on};
-pub(crate) use known::Key;
-use known::Known;
 pub use known::begin_known_from;
+pub(crate) use known::{Hash, Key, Known};
 use read::{Task, read_tasks};
+pub(crate) use source::{
+    Compared, Source, compare as compare_with_source, of_difference as is_of_source, read_after,
+};
 use walk::Run;
 
 /// How many files are read at once. On a slow connection most of the time for a small file is waiting.

@@ -11,14 +11,14 @@ use crate::long_path::{self, size_and_time};
 use crate::name::SnapshotName;
 
 /// The live file that belongs to a file of a snapshot.
-pub(super) struct Source {
-    pub(super) path: PathBuf,
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
     /// See [`read_after`].
-    pub(super) read_after_s: Option<i64>,
+    pub(crate) read_after_s: Option<i64>,
 }
 
 /// The result of the comparison.
-pub(super) enum Compared {
+pub(crate) enum Compared {
     /// They are equal, byte for byte.
     Same,
     /// Size or modification time of the source changed after the snapshot.
@@ -38,7 +38,7 @@ pub(super) enum Compared {
 /// copied the file. It is the newest of the job's `moments` that is not later than the file's birth. If
 /// the snapshot of that run is gone, an older one is found, which is valid, too. The birth itself would
 /// be too late: rsync reads ahead of what it writes.
-pub(super) fn read_after(stat: &fs::Metadata, moments: &[SnapshotName]) -> Option<i64> {
+pub(crate) fn read_after(stat: &fs::Metadata, moments: &[SnapshotName]) -> Option<i64> {
     let born = stat.created().ok()?.duration_since(UNIX_EPOCH).ok()?;
     let born_s = i64::try_from(born.as_secs()).ok()?;
     let seconds = moments.iter().map(|name| name.moment().as_second());
@@ -46,7 +46,7 @@ pub(super) fn read_after(stat: &fs::Metadata, moments: &[SnapshotName]) -> Optio
 }
 
 /// Reads the snapshot's file to its end, and compares what can be compared. `None` if it was cancelled.
-pub(super) fn compare(
+pub(crate) fn compare(
     file: &Path,
     source: &Source,
     cancel: &Cancel,
@@ -115,7 +115,7 @@ fn open(kept: &fs::Metadata, source: &Path) -> Result<File, Compared> {
 /// What a difference means. Nobody can set a file's change time (ctime). If it is older than the copy,
 /// the source is unchanged. If it is newer, nothing is known: the file was rewritten and its times were
 /// restored, or only its owner changed.
-fn of_difference(kept: &fs::Metadata, source: &Source) -> Compared {
+pub(crate) fn of_difference(kept: &fs::Metadata, source: &Source) -> Compared {
     // Checked again: it may have changed while it was read.
     match long_path::lstat(&source.path) {
         Ok(now) if looks_the_same(kept, &now) => {

@@ -10,6 +10,7 @@
 mod adopted;
 mod census;
 mod checked;
+mod drilled;
 mod excluded;
 mod folder;
 mod in_place;

@@ -174,8 +174,8 @@ impl World {
         let text = format!(
             "time_zone = \"{ZONE}\"\n\
              [container.nas]\ntarget = \"nas:{folder}/store/nas.luks\"\nssh_command = \"{folder}/ssh\"\n\
-             min_free = \"1 MiB\"\ncheck_every = \"never\"\n\
-             [container.usb]\ntarget = \"{folder}/usb/usb.luks\"\nmin_free = \"1 MiB\"\ncheck_every = \"never\"\n\
+             min_free = \"1 MiB\"\ncheck_every = \"never\"\ndrill_every = \"never\"\n\
+             [container.usb]\ntarget = \"{folder}/usb/usb.luks\"\nmin_free = \"1 MiB\"\ncheck_every = \"never\"\ndrill_every = \"never\"\n\
              [job.mail]\ncontainer = \"nas\"\nsources = \"{folder}/mail\"\nevery = \"1 h\"\n\
              keep_hourly = 12\nkeep_daily = 5\nkeep_weekly = 3\nprune_every = \"0 s\"\nalert_after = \"3 days\"\n\
              [job.home]\ncontainer = [\"nas\", \"usb\"]\nsources = [\"{folder}/home\", \"{folder}/photos\"]\n\

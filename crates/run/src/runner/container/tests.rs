@@ -1,6 +1,7 @@
 //! The work on a container that does not open: which copies end how, and which hooks run.
 
 use sprat_session::check::Checked;
+use sprat_session::drill::Drilled;
 use sprat_session::{TrimReport, Worthwhile};
 use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
@@ -38,6 +39,10 @@ impl Front for Closed {
     }
 
     fn check_slice(&mut self, _: &str, _: &Slice, _: &Interrupt) -> Result<Checked, Failure> {
+        unreachable!("nothing is opened")
+    }
+
+    fn drill(&mut self, _: &str, _: &Interrupt) -> Result<Drilled, Failure> {
         unreachable!("nothing is opened")
     }
 
