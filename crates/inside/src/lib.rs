@@ -10,6 +10,7 @@
 //! - Every answer is bounded. What does not fit is counted.
 #![forbid(unsafe_code)]
 
+mod analyze;
 mod answer;
 mod cat;
 mod diff;
@@ -21,6 +22,7 @@ mod room;
 mod source;
 mod versions;
 
+pub use analyze::{AnalyzeReport, AnalyzeSpec, PathCost, Removal, SnapshotCost, analyze};
 pub use answer::Place;
 pub use cat::{CatSpec, cat};
 pub use diff::{DiffReport, DiffSpec, Difference, Side, Sum, Sums, diff};

@@ -8,6 +8,7 @@
 //! - A mistake in the config is reported with file and line, and never guessed around.
 #![forbid(unsafe_code)]
 
+pub mod analyze_text;
 pub mod check_text;
 pub mod clock;
 pub mod completion;

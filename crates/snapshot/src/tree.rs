@@ -15,12 +15,13 @@ use rustix::io::Errno;
 
 use crate::choice::SnapshotChoice;
 use crate::error::SnapshotError;
-use crate::job::{Folder, JobFolder};
+use crate::job::{Folder, JobFolder, STATE_FOLDER};
 use crate::long_path::{open_at, open_regular_at};
 use crate::name::{JobName, SnapshotName};
 use crate::paths::plain_path;
 use crate::record::EntryKind;
 use crate::restore;
+use crate::scout::Scout;
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{Listed, is_folder, listed, open_folder_at, open_folder_below};
 
@@ -44,6 +45,12 @@ pub struct Tree {
 #[derive(Debug)]
 pub struct TreeFolder {
     fd: OwnedFd,
+}
+
+/// See [`Tree::ahead`].
+#[derive(Debug)]
+pub struct Ahead {
+    scout: Scout,
 }
 
 impl Tree {
@@ -124,6 +131,45 @@ impl Tree {
         }
     }
 
+    /// The attributes of what lies beside the snapshot and goes with it: its record.
+    ///
+    /// # Errors
+    /// The volume can't be read.
+    pub fn beside(&self) -> Result<Vec<Stat>, SnapshotError> {
+        let path = Path::new(STATE_FOLDER);
+        let failed = |error| self.failed("list", path, error);
+        let Some(job) = self.path.parent() else {
+            return Ok(Vec::new());
+        };
+        let state = TreeFolder::of_machine(&job.join(path)).map_err(failed)?;
+        let Some(state) = state else {
+            return Ok(Vec::new());
+        };
+        let begin = format!("{}.", self.folder);
+        let mut found = Vec::new();
+        for entry in state.entries().map_err(failed)? {
+            let is_its = entry
+                .name
+                .to_str()
+                .is_some_and(|name| name.starts_with(&begin));
+            if is_its && let Some(stat) = state.stat(&entry.name).map_err(failed)? {
+                found.push(stat);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Lists all folders ahead of a caller that lists them, too, as long as the answer lives. `None`: that
+    /// can't be done, and the caller waits longer for a slow connection.
+    #[must_use]
+    pub fn ahead(&self) -> Option<Ahead> {
+        let (folder, name) = (self.path.parent()?, self.path.file_name()?);
+        let root = open_folder_at(folder).ok()?;
+        Some(Ahead {
+            scout: Scout::begin(root, vec![PathBuf::from(name)], None),
+        })
+    }
+
     /// The attributes of what has this path. `None`: nothing has.
     ///
     /// # Errors
@@ -190,7 +236,26 @@ impl Tree {
     }
 }
 
+impl Ahead {
+    /// So many names were listed.
+    pub fn follow(&self, listed: u64) {
+        self.scout.follow(listed);
+    }
+}
+
 impl TreeFolder {
+    /// The number of the file system. Inodes of different ones may have the same number.
+    ///
+    /// # Errors
+    /// The volume can't be read.
+    #[allow(
+        clippy::useless_conversion,
+        reason = "the field has 32 bits on some machines"
+    )]
+    pub fn device(&self) -> io::Result<u64> {
+        Ok(fstat(&self.fd)?.st_dev.into())
+    }
+
     /// Opens a folder of this machine, to compare with. `None`: there is none.
     ///
     /// # Errors

@@ -38,6 +38,7 @@ const GROUPS: [(&str, &[&str]); 7] = [
             "find",
             "versions",
             "diff",
+            "analyze",
             "restore",
             "mount",
             "umount",

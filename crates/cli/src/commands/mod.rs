@@ -3,6 +3,7 @@
 //! A new command is a file here, a variant of `Command`, and its name in a group of `help.rs`.
 
 mod accept;
+mod analyze;
 mod backup;
 mod backup_preview;
 mod cat;
@@ -99,6 +100,9 @@ enum Command {
     /// Compare two snapshots
     #[command(before_help = diff::EXAMPLES, after_help = diff::NOTES)]
     Diff(diff::DiffArgs),
+    /// Show what snapshots cost, and what a removal would free
+    #[command(before_help = analyze::EXAMPLES, after_help = analyze::NOTES)]
+    Analyze(analyze::AnalyzeArgs),
     /// Restore a snapshot, or a part of it
     #[command(before_help = restore::EXAMPLES)]
     Restore(restore::RestoreArgs),
@@ -226,6 +230,7 @@ fn dispatch(name: String, cli: Cli) -> Exit {
         Command::Find(args) => run.command(&args),
         Command::Versions(args) => run.command(&args),
         Command::Diff(args) => run.command(&args),
+        Command::Analyze(args) => run.command(&args),
         Command::Restore(args) => run.command(&args),
         Command::Prune(args) => run.command(&args),
         Command::Pin(args) => run.command(&args),

@@ -41,6 +41,7 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
       find         Find files in all snapshots: when they came, changed and went
       versions     List the versions of a file or folder
       diff         Compare two snapshots
+      analyze      Show what snapshots cost, and what a removal would free
       restore      Restore a snapshot, or a part of it
       mount        Mount snapshots for browsing
       umount       Unmount a container and wait until all data is on the server's disk

@@ -196,3 +196,41 @@ fn snapshot_is_compared_with_its_source_as_the_job_would_read_it() {
         .failed_with(2);
     machine.nothing_is_left();
 }
+
+#[test]
+fn costs_are_shown_and_what_a_removal_frees() {
+    requires!(needs::root());
+    let (machine, first) = with_two_snapshots();
+    let shown = machine.ok(&["analyze", CONTAINER]).stdout;
+    assert!(shown.starts_with("SNAPSHOT"), "{shown}");
+    let rows = shown.lines().filter(|line| line.starts_with("home/"));
+    assert_eq!(rows.count(), 2, "{shown}");
+    assert!(
+        shown.contains("most often changed:\n  2×  home:"),
+        "{shown}"
+    );
+    let named = format!("home/{first}");
+    let found = machine.ok(&["analyze", CONTAINER, &named, "--json"]).json();
+    assert_eq!(
+        (&found["exact"], &found["command"]),
+        (&true.into(), &"analyze".into())
+    );
+    let removal = &found["removal"];
+    assert_eq!(removal["snapshots"], serde_json::json!([named]));
+    assert_eq!(removal["frees_bytes"], found["snapshots"][0]["own_bytes"]);
+    assert!(removal["frees_bytes"].as_u64().unwrap() > 0);
+    let text = machine.ok(&["analyze", CONTAINER, &named, "home/latest", "--job", "home"]);
+    assert!(
+        text.stdout.contains("removing 2 snapshots frees "),
+        "{}",
+        text.whole()
+    );
+    for bad in ["home", "home/latest:/etc"] {
+        let refused = machine.sprat(&["analyze", CONTAINER, bad]).failed_with(2);
+        assert!(refused.contains("is not JOB/SNAPSHOT"), "{refused}");
+    }
+    machine
+        .sprat(&["analyze", CONTAINER, "home/2020"])
+        .failed_with(1);
+    machine.nothing_is_left();
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sprat_attach::CryptMapping;
 use sprat_inside::{
-    CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, ListSpec,
+    AnalyzeReport, AnalyzeSpec, CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, ListSpec,
     Listing, SourceDiffSpec, VersionsReport, VersionsSpec,
 };
 use sprat_luks::SlotKind;
@@ -228,6 +228,7 @@ pub(crate) enum WorkerOrder {
     Diff(Box<DiffSpec>),
     /// Compares with the source. The list of its paths is on the descriptor socket.
     DiffSource(Box<SourceDiffSpec>),
+    Analyze(Box<AnalyzeSpec>),
     /// Writes a file's content to the descriptor on the descriptor socket.
     Cat(Box<CatSpec>),
     Prune(Box<PruneSpec>),
@@ -283,6 +284,7 @@ pub(crate) enum WorkerReply {
     Found(Box<FindReport>),
     VersionsFound(Box<VersionsReport>),
     Differs(Box<DiffReport>),
+    Analyzed(Box<AnalyzeReport>),
     /// How many bytes.
     Written(u64),
     Pruned(Box<PruneReport>),

@@ -4,8 +4,8 @@ use std::io::{self, BufWriter, Seek as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 
 use sprat_inside::{
-    CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, ListSpec, Listing, SourceDiffSpec,
-    VersionsReport, VersionsSpec,
+    AnalyzeReport, AnalyzeSpec, CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, ListSpec,
+    Listing, SourceDiffSpec, VersionsReport, VersionsSpec,
 };
 
 use crate::Failure;
@@ -86,6 +86,16 @@ impl Session {
             observer,
             interrupt,
         )
+    }
+
+    /// Finds what snapshots cost.
+    pub fn analyze(
+        &mut self,
+        spec: AnalyzeSpec,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<AnalyzeReport, Failure> {
+        self.ask(&WorkerOrder::Analyze(Box::new(spec)), observer, interrupt)
     }
 
     /// Writes the content of a file to `out`, and returns how many bytes.

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use sprat_attach::CryptMapping;
-use sprat_inside::{DiffReport, FindReport, Listing, VersionsReport};
+use sprat_inside::{AnalyzeReport, DiffReport, FindReport, Listing, VersionsReport};
 use sprat_snapshot::{
     Census, CheckReport, DrillReport, NameList, PinReport, PruneReport, RemoveReport,
     RestoreReport, SnapshotEntry, SnapshotReport, StagedFile,
@@ -79,6 +79,7 @@ impl Order for WorkerOrder {
             | Self::Diff(_)
             | Self::DiffSource(_)
             | Self::Cat(_)
+            | Self::Analyze(_)
             | Self::Prune(_)
             | Self::Remove(_)
             | Self::Pin(_)
@@ -144,6 +145,7 @@ answers! {
     FindReport: Reply::Worker(WorkerReply::Found(report)) => *report;
     VersionsReport: Reply::Worker(WorkerReply::VersionsFound(report)) => *report;
     DiffReport: Reply::Worker(WorkerReply::Differs(report)) => *report;
+    AnalyzeReport: Reply::Worker(WorkerReply::Analyzed(report)) => *report;
     u64: Reply::Worker(WorkerReply::Written(bytes)) => bytes;
     PruneReport: Reply::Worker(WorkerReply::Pruned(report)) => *report;
     RemoveReport: Reply::Worker(WorkerReply::Removed(report)) => *report;

@@ -305,6 +305,11 @@ impl Worker {
                 })?;
                 WorkerReply::Differs(Box::new(report))
             }
+            WorkerOrder::Analyze(spec) => {
+                let is_exact = self.file_system.subvolumes().is_none();
+                let report = sprat_inside::analyze(self.root()?, &spec, is_exact, &self.cancel)?;
+                WorkerReply::Analyzed(Box::new(report))
+            }
             WorkerOrder::Cat(spec) => {
                 let out = sprat_attach::receive_fd(&self.descriptors)?;
                 WorkerReply::Written(sprat_inside::cat(self.root()?, &spec, out, &self.cancel)?)

@@ -91,7 +91,7 @@ impl Proof<'_> {
                     self.report.in_parts += 1;
                     match (source, live.is_some()) {
                         (Some(source), true) if wrong => {
-                            self.judge(file, is_of_source(&file.about, &source));
+                            self.judge(file, &is_of_source(&file.about, &source));
                         }
                         (Some(source), true) => {
                             // It may have been changed while it was read.
@@ -146,11 +146,11 @@ impl Proof<'_> {
                 source,
             });
         }
-        Ok(self.judge(file, is))
+        Ok(self.judge(file, &is))
     }
 
     /// Returns whether the source could be compared.
-    fn judge(&mut self, file: &Sampled, is: Compared) -> bool {
+    fn judge(&mut self, file: &Sampled, is: &Compared) -> bool {
         match is {
             Compared::Same => self.report.compared_with_source += 1,
             Compared::Missed => {
