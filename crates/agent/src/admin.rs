@@ -11,24 +11,19 @@ use rustix::fs::OFlags;
 use crate::disk::{self, bad};
 use crate::generation::{self, Head};
 use crate::index;
-use crate::keeper::{Keeper, mark};
+use crate::keeper::{self, Keeper, mark};
 use crate::log;
 use crate::names::{Kind, Name};
 use crate::past::{self, Past, has_mark};
 use crate::policy::{Bucket, Policy};
 use crate::ranges::{self, BLOCK};
 use crate::root::Root;
-use crate::state::{changed_outside, read_state};
+use crate::state::{changed_outside, is_damaged};
 use crate::tidy;
-use crate::time_text::{self, show_bytes};
+use crate::time_text::show_bytes;
 
 /// Bytes of a past state that are read at once.
 const PIECE: usize = 1 << 20;
-
-/// The exit codes of `status`: the gravest that applies.
-pub const ALARM: u8 = 3;
-pub const OVERDUE: u8 = 4;
-pub const QUOTA: u8 = 5;
 
 /// A past state, found by its container and name.
 struct Found {
@@ -87,115 +82,6 @@ pub fn list(root: &Root) -> io::Result<String> {
     Ok(text)
 }
 
-/// One container's figures for `status`.
-struct Report {
-    name: String,
-    states: usize,
-    last_write_s: i64,
-    session_open: bool,
-    alarm: Option<String>,
-    hold: bool,
-    overdue: bool,
-}
-
-fn report(root: &Root, name: &str, wall_s: i64) -> io::Result<Report> {
-    let parsed = Name::parse(name).ok_or_else(|| bad("not a container"))?;
-    let last_write_s = root.open_file(&parsed, OFlags::RDONLY)?.metadata()?.mtime();
-    let overdue = root
-        .policy
-        .expect_s
-        .is_some_and(|expect_s| wall_s - last_write_s > expect_s);
-    let mut report = Report {
-        name: name.to_owned(),
-        states: 0,
-        last_write_s,
-        session_open: false,
-        alarm: None,
-        hold: false,
-        overdue,
-    };
-    if let Some(folder) = root.kept(name)? {
-        report.states = generation::numbers(&folder)?.len();
-        report.session_open = read_state(&disk::Slots::open(&folder, "state")?)?.writing;
-        if changed_outside(&folder, &root.live(name)?)? {
-            report.alarm =
-                Some("the container was changed by something else than sprat-agent".to_owned());
-        }
-        report.hold = disk::exists_in(&folder, "hold")?;
-        if disk::exists_in(&folder, "alarm")? {
-            report.alarm = Some(
-                String::from_utf8_lossy(&disk::read_all(&folder, "alarm", 4096)?)
-                    .trim()
-                    .to_owned(),
-            );
-        }
-    }
-    Ok(report)
-}
-
-/// The state of a root, as text or JSON, and the exit code.
-pub fn status(root: &Root, json: bool) -> io::Result<(String, u8)> {
-    let now = root.clock.now()?;
-    let used = root.space.used()?;
-    let (available, total) = root.space.available()?;
-    let reports: Vec<Report> = root
-        .containers()?
-        .iter()
-        .map(|name| report(root, name, now.wall_s))
-        .collect::<io::Result<_>>()?;
-    let quota_is_full = root.policy.quota.is_some_and(|quota| used > quota / 10 * 9);
-    let code = match () {
-        () if now.apart || reports.iter().any(|one| one.alarm.is_some()) => ALARM,
-        () if reports.iter().any(|one| one.overdue) => OVERDUE,
-        () if quota_is_full => QUOTA,
-        () => 0,
-    };
-    let mut text = String::new();
-    if json {
-        let containers: Vec<String> = reports
-            .iter()
-            .map(|one| {
-                format!(
-                    "{{\"name\":{:?},\"states\":{},\"last_write\":{},\"session_open\":{},\"alarm\":{},\"hold\":{},\"overdue\":{}}}",
-                    one.name, one.states, one.last_write_s, one.session_open, one.alarm.is_some(), one.hold, one.overdue
-                )
-            })
-            .collect();
-        text = format!(
-            "{{\"used\":{used},\"available\":{available},\"total\":{total},\"clock_apart\":{},\"containers\":[{}]}}\n",
-            now.apart,
-            containers.join(",")
-        );
-        return Ok((text, code));
-    }
-    text += &format!(
-        "used {}, available {}\n",
-        show_bytes(used),
-        show_bytes(available)
-    );
-    if now.apart {
-        text += "ALARM: the wall clock moved by more than a day; nothing expires. If it is right now, run \
-                 sprat-agent clock accept\n";
-    }
-    for one in &reports {
-        let (name, states) = (&one.name, one.states);
-        text += &format!(
-            "{name}: {states} past states, last write {}\n",
-            time_text::name(one.last_write_s)
-        );
-        if let Some(alarm) = &one.alarm {
-            text += &format!("  ALARM: {alarm}. If that was you, run sprat-agent ack {name}\n");
-        }
-        if one.overdue {
-            text += "  OVERDUE: no session wrote for longer than the policy expects\n";
-        }
-        if one.hold {
-            text += "  held: nothing expires\n";
-        }
-    }
-    Ok((text, code))
-}
-
 /// Puts or removes a mark on a past state.
 pub fn set_mark(root: &Root, container: &str, time: &str, what: &str, on: bool) -> io::Result<()> {
     let found = find(root, container, time)?;
@@ -225,6 +111,19 @@ pub fn ack(root: &Root, container: &str) -> io::Result<()> {
     let acked = format!("acked {}\n", root.clock.now()?.counted_s);
     disk::replace_in(&folder, "acked", acked.as_bytes())?;
     disk::remove_in(&folder, "alarm")
+}
+
+/// Makes a new record of the state where it is damaged.
+pub fn repair(root: &Root, container: &str) -> io::Result<String> {
+    let folder = root
+        .kept(container)?
+        .ok_or_else(|| bad(format!("nothing is kept of {container}")))?;
+    let repaired = keeper::repair_state(&folder, root.clock.now()?, &root.policy)?;
+    Ok(if repaired {
+        format!("{container}: repaired; clients can write again\n")
+    } else {
+        format!("{container}: the record of the state is whole, nothing was changed\n")
+    })
 }
 
 /// Marks a past state for removal, and removes it.
@@ -393,6 +292,11 @@ pub fn check(root: &Root, read_data: bool) -> io::Result<(Vec<String>, usize)> {
         let Some(folder) = root.kept(&container)? else {
             continue;
         };
+        if is_damaged(&folder)? {
+            damaged.push(format!(
+                "{container}: the record of the state is damaged; run sprat-agent repair {container}"
+            ));
+        }
         if changed_outside(&folder, &root.live(&container)?)? {
             damaged.push(format!(
                 "{container}: changed by something else than sprat-agent since the last session; all past states \

@@ -11,6 +11,7 @@ use crate::admin;
 use crate::disk::bad;
 use crate::root::Root;
 use crate::serve::Server;
+use crate::status;
 
 const HELP: &str = "\
 sprat-agent: keeps past states of sprat containers on their server
@@ -33,6 +34,7 @@ Commands:
   revert NAME TIME --yes     Write a past state back; the present becomes a past state
   remove NAME --yes          Remove a container with all its past states
   tidy                       Remove what the policy does not keep any more (run it by cron every hour)
+  repair NAME                Make a new record of the state where `status` says that it is damaged
   check                      Check that past states can be read
   export NAME TIME FILE      Copy a past state to a file
   policy check               Show what the policy means
@@ -130,9 +132,8 @@ fn administer(arguments: &Arguments, root: &Root, words: &[&str]) -> Option<io::
     let quiet = |done: io::Result<()>| done.map(|()| 0);
     let shown = |text: io::Result<String>| text.and_then(|text| print(&text)).map(|()| 0);
     Some(match words {
-        ["status"] => {
-            admin::status(root, arguments.json).and_then(|(text, code)| print(&text).map(|()| code))
-        }
+        ["status"] => status::status(root, arguments.json)
+            .and_then(|(text, code)| print(&text).map(|()| code)),
         ["list"] => shown(admin::list(root)),
         ["pin", name, time] => quiet(admin::set_mark(root, name, time, "pinned", true)),
         ["unpin", name, time] => quiet(admin::set_mark(root, name, time, "pinned", false)),
@@ -147,6 +148,7 @@ fn administer(arguments: &Arguments, root: &Root, words: &[&str]) -> Option<io::
         ["remove", ..] => Err(bad(
             "this removes a container and its past states; say --yes",
         )),
+        ["repair", name] => shown(admin::repair(root, name)),
         ["tidy"] => shown(admin::tidy(root)),
         ["check"] => admin::check(root, arguments.read_data).and_then(|(damaged, states)| {
             let mut text: String = damaged.iter().map(|line| format!("{line}\n")).collect();

@@ -371,17 +371,22 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// Without a readable head the log's records are lost: anything may have been saved.
     pub fn open(container: &OwnedFd, number: u32) -> io::Result<Self> {
         let folder = folder(container, number)?;
-        let head = read_head(&folder)?;
+        let secret = match read_head(&folder) {
+            Ok(head) => Some(head.secret),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
+            Err(error) => return Err(error),
+        };
         let mut layer = Self {
             number,
             log: open_log(container, number)?,
-            secret: head.secret,
+            secret: secret.unwrap_or_default(),
             tail: open_in(&folder, "tail", OFlags::RDWR)?,
-            read_to: 0,
+            read_to: if secret.is_some() { 0 } else { u64::MAX },
             entries: std::collections::HashMap::new(),
-            damaged: false,
+            damaged: secret.is_none(),
         };
         layer.refresh()?;
         Ok(layer)

@@ -105,7 +105,7 @@ impl Keeper {
     /// more. With a reason the first write begins a generation whatever the policy allows.
     pub fn begin_session(&mut self, file: &File, reason: Option<&'static str>) -> io::Result<u64> {
         let locks = Rc::clone(&self.locks);
-        let _gate = self.close_gate(&locks)?;
+        let _gate = close_gate(&self.folder, &locks)?;
         let mut state = read_state(&self.slots)?;
         self.fence = state.fence;
         self.join(&mut state, file)?;
@@ -118,24 +118,6 @@ impl Keeper {
         self.is_new_session = true;
         self.forced = reason;
         Ok(state.session)
-    }
-
-    /// Gets `gate` exclusively, if need be by killing those who have it. The kernel grants it only when no write
-    /// is under way.
-    fn close_gate<'a>(&self, locks: &'a Locks) -> io::Result<Locked<'a>> {
-        for (patience, kills) in [(PATIENCE, false), (PATIENCE_AFTER_KILL, true)] {
-            if kills {
-                writers::kill_others(&self.folder)?;
-            }
-            let until = Instant::now() + patience;
-            while Instant::now() < until {
-                if let Some(locked) = locks.gate.try_exclusive()? {
-                    return Ok(locked);
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-        Err(bad("a process of an older session does not end"))
     }
 
     /// Makes this process one of a session that another one has begun.
@@ -508,6 +490,51 @@ impl Keeper {
         self.open = Some(Newest::open(&self.folder, number, self.clock.boot())?);
         Ok(())
     }
+}
+
+/// Gets `gate` exclusively, if need be by killing those who have it. The kernel grants it only when no write
+/// is under way.
+fn close_gate<'a>(container: &OwnedFd, locks: &'a Locks) -> io::Result<Locked<'a>> {
+    for (patience, kills) in [(PATIENCE, false), (PATIENCE_AFTER_KILL, true)] {
+        if kills {
+            writers::kill_others(container)?;
+        }
+        let until = Instant::now() + patience;
+        while Instant::now() < until {
+            if let Some(locked) = locks.gate.try_exclusive()? {
+                return Ok(locked);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    Err(bad("a process of an older session does not end"))
+}
+
+/// Makes a new record of the state where both copies of it are damaged. Until then nobody can write. Returns
+/// false if it is whole. Every process that was there before is refused from now on.
+pub fn repair_state(container: &OwnedFd, now: Now, policy: &Policy) -> io::Result<bool> {
+    let locks = Locks::open(container)?;
+    let _gate = close_gate(container, &locks)?;
+    let slots = Slots::open(container, "state")?;
+    match read_state(&slots) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+        other => return other.map(|_| false),
+    }
+    // The numbers of earlier sessions are lost: no process may have the new one.
+    let session = disk::random_u64()? >> 1;
+    let state = State {
+        session,
+        fence: session,
+        // Whether the container was changed by something else meanwhile, nobody knows.
+        writing: true,
+        secret_due_s: now.counted_s + policy.secret_delay_s()?,
+        // The next write begins a generation.
+        begun_s: now.counted_s - SESSION_GENERATION_S,
+        ..State::default()
+    };
+    slots.write(&state.to_text())?;
+    Journal::open(container)?.note(session, "the record of the state was damaged; repaired")?;
+    Ok(true)
 }
 
 /// Puts a mark on a generation, with a note.

@@ -26,6 +26,7 @@ mod root;
 mod serve;
 mod space;
 mod state;
+mod status;
 mod tidy;
 mod time_text;
 mod wire;

@@ -95,13 +95,48 @@ pub fn has_mark(container: &OwnedFd, number: u32, what: &str) -> io::Result<bool
     }
 }
 
+/// The view, and the generations behind it. Nothing waits for expiry, which may merge generations meanwhile:
+/// an index never changes in place, and an older one leads to the same contents. Only if a generation has
+/// gone, the index that took its entries over may have been read before that: then once more.
+fn load(container: &OwnedFd, number: u32, map: &Blocks) -> io::Result<(Index, Vec<Layer>)> {
+    loop {
+        let mut numbers = generation::numbers(container)?;
+        numbers.retain(|n| *n >= number);
+        if numbers.first() != Some(&number) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        match load_of(container, &numbers, map) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let left = generation::numbers(container)?;
+                if numbers.iter().all(|n| left.contains(n)) {
+                    return Err(error);
+                }
+            }
+            other => return other,
+        }
+    }
+}
+
+fn load_of(container: &OwnedFd, numbers: &[u32], map: &Blocks) -> io::Result<(Index, Vec<Layer>)> {
+    let mut sealed = 0;
+    while sealed < numbers.len() && generation::is_sealed(container, numbers[sealed])? {
+        sealed += 1;
+    }
+    let open = |n: usize| generation::open_index(container, numbers[n]);
+    let scratch = || index::scratch(container);
+    let keep = |block| ranges::contains(map, block);
+    let view = index::merge(sealed, &open, &keep, &scratch, scratch()?)?;
+    let layers = numbers[sealed..]
+        .iter()
+        .map(|n| Layer::open(container, *n))
+        .collect::<io::Result<_>>()?;
+    Ok((view, layers))
+}
+
 impl Past {
     /// Opens the past state that the generation `number` began with.
     pub fn open(container: &OwnedFd, live: File, number: u32) -> io::Result<Self> {
-        let locks = Locks::open(container)?;
-        seal_all(container, &locks)?;
-        // Nothing is merged meanwhile.
-        let _tidy = locks.tidy.shared()?;
+        seal_all(container, &Locks::open(container)?)?;
         let folder = generation::folder(container, number)?;
         let reading = open_in(&folder, "head", OFlags::RDONLY)?;
         disk::retry(|| rustix::fs::flock(&reading, rustix::fs::FlockOperation::LockShared))?;
@@ -109,22 +144,7 @@ impl Past {
             generation::read_head(&folder)?,
             generation::read_map(&folder)?,
         );
-        let numbers: Vec<u32> = generation::numbers(container)?
-            .into_iter()
-            .filter(|n| *n >= number)
-            .collect();
-        let mut sealed = 0;
-        while sealed < numbers.len() && generation::is_sealed(container, numbers[sealed])? {
-            sealed += 1;
-        }
-        let open = |n: usize| generation::open_index(container, numbers[n]);
-        let scratch = || index::scratch(container);
-        let keep = |block| ranges::contains(&map, block);
-        let view = index::merge(sealed, &open, &keep, &scratch, scratch()?)?;
-        let layers = numbers[sealed..]
-            .iter()
-            .map(|n| Layer::open(container, *n))
-            .collect::<io::Result<_>>()?;
+        let (view, layers) = load(container, number, &map)?;
         let container = container.try_clone()?;
         Ok(Self {
             container,
@@ -158,8 +178,7 @@ impl Past {
     /// Reads at most `len` bytes at `offset`; fewer at the end.
     pub fn read(&mut self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         if self.layers.len() > LAYERS_MAX {
-            let live = self.live.try_clone()?;
-            *self = Self::open(&self.container.try_clone()?, live, self.number)?;
+            self.reopen()?;
         }
         let left = usize::try_from(self.head.length.saturating_sub(offset)).unwrap_or(usize::MAX);
         let len = len.min(left);
@@ -221,23 +240,48 @@ impl Past {
     /// Finds what was saved, and which generations were begun, since the last time. Returns whether there
     /// was anything.
     fn refresh(&mut self) -> io::Result<bool> {
+        if self.is_outdated()? {
+            self.reopen()?;
+            return Ok(true);
+        }
         let mut grown = false;
         for layer in &mut self.layers {
             grown |= layer.refresh()?;
         }
-        // Numbers have no gap at this end: only older generations are ever removed.
         loop {
-            let newest = match self.layers.last() {
-                Some(layer) => layer.number,
-                None => return Err(bad("there is no newest generation")),
-            };
-            match Layer::open(&self.container, newest + 1) {
+            match Layer::open(&self.container, self.newest()? + 1) {
                 Ok(layer) => self.layers.push(layer),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(grown),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
                 Err(error) => return Err(error),
             }
             grown = true;
         }
+        // The next generation may have been begun, and removed again.
+        if self.is_outdated()? {
+            self.reopen()?;
+            return Ok(true);
+        }
+        Ok(grown)
+    }
+
+    fn newest(&self) -> io::Result<u32> {
+        let newest = self.layers.last().map(|layer| layer.number);
+        newest.ok_or_else(|| bad("there is no newest generation"))
+    }
+
+    /// Whether generations may have been merged or removed since this one was opened. All but the newest
+    /// are sealed before that.
+    fn is_outdated(&self) -> io::Result<bool> {
+        match generation::is_sealed(&self.container, self.newest()?) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            other => other,
+        }
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
+        let (container, live) = (self.container.try_clone()?, self.live.try_clone()?);
+        *self = Self::open(&container, live, self.number)?;
+        Ok(())
     }
 
     fn log(&mut self, number: u32) -> io::Result<&File> {

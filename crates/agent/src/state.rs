@@ -124,8 +124,20 @@ pub fn read_state(slots: &Slots) -> io::Result<State> {
     }
 }
 
+/// Whether the record of the state is damaged: nobody can write then. Only `repair` makes a new one.
+pub fn is_damaged(container: &OwnedFd) -> io::Result<bool> {
+    match read_state(&Slots::open(container, "state")?) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(true),
+        other => other.map(|_| false),
+    }
+}
+
 /// Whether something else than the agent changed the container since the last session ended in order.
+/// Where the record of the state is damaged, nobody knows: the past stays readable.
 pub fn changed_outside(container: &OwnedFd, live: &File) -> io::Result<bool> {
+    if is_damaged(container)? {
+        return Ok(false);
+    }
     let slots = Slots::open(container, "state")?;
     let before = read_state(&slots)?;
     let Some(left) = before.file.filter(|_| !before.writing) else {

@@ -36,7 +36,7 @@ pub struct Done {
     pub held: Option<String>,
 }
 
-/// The generations as the policy sees them. One with a damaged head stays.
+/// The generations as the policy sees them. Those with a damaged head: [`damaged_due`].
 pub fn candidates(container: &OwnedFd) -> io::Result<Vec<Candidate>> {
     let mut found = Vec::new();
     for (number, head) in past::list(container)? {
@@ -53,6 +53,28 @@ pub fn candidates(container: &OwnedFd) -> io::Result<Vec<Candidate>> {
         });
     }
     Ok(found)
+}
+
+/// The generations with a damaged head that may go. Nobody can read their states, nor knows their times. They
+/// are older than the next one with a head: if no rule keeps even that for its age, they go.
+fn damaged_due(container: &OwnedFd, policy: &Policy, now: Now) -> io::Result<Vec<u32>> {
+    let longest_s = policy.keep.iter().map(|rule| rule.for_s).max().unwrap_or(0);
+    let mut due = Vec::new();
+    let mut next_counted_s = None;
+    for number in generation::numbers(container)?.into_iter().rev() {
+        match generation::read_head(generation::folder(container, number)?) {
+            Ok(head) => next_counted_s = Some(head.counted_s),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                let is_old = |counted_s| now.counted_s - counted_s > longest_s;
+                let pinned = has_mark(container, number, "pinned")?;
+                if !pinned && next_counted_s.is_some_and(is_old) {
+                    due.push(number);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(due)
 }
 
 /// Removes what the policy does not keep any more, and what the administrator marked for removal.
@@ -81,6 +103,10 @@ pub fn run(container: &OwnedFd, policy: &Policy, now: Now) -> io::Result<Done> {
         if asked || due.contains(&one.number) && may_go(container, one.number, now)? {
             expired.push(one.number);
         }
+    }
+    if held.is_none() {
+        expired.extend(damaged_due(container, policy, now)?);
+        expired.sort_unstable();
     }
     remove(container, &expired)?;
     sweep_logs(container)?;

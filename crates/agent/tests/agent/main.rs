@@ -9,6 +9,7 @@
 
 mod client;
 mod commands;
+mod damage;
 mod expiry;
 mod generations;
 mod kills;
