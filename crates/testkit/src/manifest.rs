@@ -103,6 +103,26 @@ impl Manifest {
         )
     }
 
+    /// The files that rsync would take for those of `source`, because size and time are equal, and whose content
+    /// is another one.
+    #[must_use]
+    pub fn mistaken_for(&self, source: &Self) -> Vec<&Path> {
+        let is_mistaken = |path: &Path, found: &Entry| {
+            let (Some(wanted), Kind::File { len, sha256 }) = (source.0.get(path), &found.kind)
+            else {
+                return false;
+            };
+            let same = matches!(&wanted.kind, Kind::File { len: of, sha256: other }
+                if of == len && other != sha256);
+            same && wanted.modified == found.modified
+        };
+        let files = self
+            .0
+            .iter()
+            .filter(|(path, found)| is_mistaken(path, found));
+        files.map(|(path, _)| path.as_path()).collect()
+    }
+
     /// The differences, one line each, at most twenty; empty if the trees are equal.
     #[must_use]
     pub fn differences(&self, other: &Self) -> Vec<String> {

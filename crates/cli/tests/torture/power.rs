@@ -28,10 +28,11 @@ const FILE: &str = "laptop.luks";
 /// A small buffer: many epochs, and so many fsyncs, in a small backup.
 const QUICK: [&str; 4] = ["--quiet-time", "1", "--write-buffer-bytes-max", "2097152"];
 
-/// A finished snapshot: its content, and from when on it was promised.
+/// A finished snapshot: its content, from when on it was promised, and from when on it may be gone.
 struct Promise {
     should: Manifest,
     from: usize,
+    until: Option<usize>,
 }
 
 /// A client whose server is recorded.
@@ -93,8 +94,28 @@ impl Recorded {
         assert_eq!(exit, Some(0), "{:#?}", running.said);
         let from = self.recorder.now();
         let name = self.newest();
-        let promise = Promise { should, from };
+        let promise = Promise {
+            should,
+            from,
+            until: None,
+        };
         assert!(self.promised.insert(name, promise).is_none());
+    }
+
+    /// Removes all snapshots but the newest.
+    fn prune(&mut self) {
+        let now = self.recorder.now();
+        let newest = self.promised.keys().max().cloned();
+        let older = self.promised.iter_mut();
+        for (_, promise) in older.filter(|(name, _)| Some(*name) != newest.as_ref()) {
+            promise.until = Some(now);
+        }
+        let mut command = self.sprat();
+        command.args(["prune", self.pair.target(), "--job", "power"]);
+        command.args(["--keep-last", "1"]);
+        let output = sprat_testkit::program::run_within(&mut command, Duration::from_secs(150));
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}");
     }
 
     /// One whose session is killed half way.
@@ -131,7 +152,8 @@ impl Recorded {
         let found = snapshots_in(&folder.join("power"));
         let mut early = 0;
         for (name, promise) in &self.promised {
-            if promise.from <= moment {
+            let is_promised = promise.from <= moment;
+            if is_promised && promise.until.is_none_or(|until| moment <= until) {
                 assert!(found.contains(name), "{what}: {name} was promised");
             }
             // Under its own name it is whole, promised or not.
@@ -142,8 +164,24 @@ impl Recorded {
                 early += usize::from(promise.from > moment);
             }
         }
+        self.check_work(&folder.join("power/.sprat/work"), &what);
         drop(mounted);
         (plain.journal.contains("recovering journal"), early)
+    }
+}
+
+impl Recorded {
+    /// The tree that the next run continues, on a btrfs: rsync trusts size and time of its files.
+    fn check_work(&self, work: &Path, what: &str) {
+        let tree = work.join(self.source.strip_prefix("/").unwrap());
+        if !tree.exists() {
+            return;
+        }
+        let found = Manifest::of(&tree);
+        for promise in self.promised.values() {
+            let wrong = found.mistaken_for(&promise.should);
+            assert!(wrong.is_empty(), "{what}: work has wrong {wrong:?}");
+        }
     }
 }
 
@@ -182,6 +220,7 @@ fn power_cut_during_a_backup(file_system: FileSystem) {
     recorded.backup();
     source_tree::change_source_like(&recorded.source, &mut recorded.dice, 2);
     recorded.backup();
+    recorded.prune();
 
     let log = recorded.recorder.log();
     let count = |wanted: fn(&Op) -> bool| log.iter().filter(|op| wanted(op)).count();
@@ -266,7 +305,12 @@ fn power_cut_of_the_server(file_system: FileSystem) {
         assert_eq!(exit, Some(0), "{:#?}", running.said);
         let from = recorded.recorder.now();
         let name = recorded.newest();
-        recorded.promised.insert(name, Promise { should, from });
+        let promise = Promise {
+            should,
+            from,
+            until: None,
+        };
+        recorded.promised.insert(name, promise);
     }
     println!("{done} power cuts of the server during backups");
     assert!(done >= cuts.min(2), "too few backups met their power cut");

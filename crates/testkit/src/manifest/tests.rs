@@ -114,3 +114,24 @@ fn comparison_finds_every_damage_of_a_copy() {
         assert!(!differences.is_empty(), "not found: {what}");
     }
 }
+
+#[test]
+fn file_with_the_size_and_time_of_another_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for name in ["wrong", "right", "longer", "younger"] {
+        fs::write(at(name), "content").unwrap();
+        set_time(&at(name), 1_400_000_000, 5).unwrap();
+    }
+    let source = Manifest::of(folder.path());
+    for (name, content, nanosecond) in [
+        ("wrong", "CONTENT", 5),
+        ("longer", "longer content", 5),
+        ("younger", "CONTENT", 6),
+    ] {
+        fs::write(at(name), content).unwrap();
+        set_time(&at(name), 1_400_000_000, nanosecond).unwrap();
+    }
+    let found = Manifest::of(folder.path());
+    assert_eq!(found.mistaken_for(&source), [Path::new("wrong")]);
+}
