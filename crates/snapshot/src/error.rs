@@ -213,6 +213,8 @@ pub enum SnapshotError {
         ended: String,
         /// Its first message that reports a failure.
         first_message: String,
+        /// The volume has files that can't be read as they were written. The messages name them.
+        damaged: bool,
         /// All of its messages.
         messages: NameList,
     },
@@ -305,7 +307,7 @@ pub enum SnapshotErrorKind {
     VolumeFull,
     /// The mounted volume failed. The volume process knows why.
     Volume,
-    /// A structure of the volume's file system is damaged (exit 13).
+    /// A structure of the volume's file system, or a file's content, is damaged (exit 13).
     Damaged,
     /// There is no such job, snapshot or path.
     NotFound,
@@ -367,6 +369,7 @@ impl SnapshotError {
             | Self::HostsMissing { reached: true, .. } => Kind::Source,
             Self::HostsMissing { reached: false, .. } => Kind::Unreachable,
             Self::RsyncMissing { .. } | Self::RsyncUnusable { .. } => Kind::Rsync,
+            Self::RestoreFailed { damaged: true, .. } => Kind::Damaged,
             Self::RsyncFailed { .. } | Self::RestoreFailed { .. } | Self::StoodStill { .. } => {
                 Kind::RsyncFailed
             }

@@ -21,6 +21,7 @@ pub(crate) use guard::Guard;
 pub(crate) use invocation::{Invocation, Side, TRANSFER_OPTIONS};
 pub use listed::Excluded;
 pub(crate) use listed::{Listed, Lists};
+pub(crate) use messages::is_damage;
 pub(crate) use met::Met;
 pub(crate) use output::{Difference, Entry, ITEM_FORMAT, parse_difference, parse_entry};
 pub(crate) use program::Rsync;

@@ -499,6 +499,11 @@ impl From<&SnapshotError> for Failure {
 
 fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
     Some(match error {
+        SnapshotError::RestoreFailed { damaged: true, .. } => {
+            "these files are damaged in the container, and were not restored. All others were. Restore the \
+             damaged ones from another snapshot. `sprat check --read-data` names all damaged files; the next \
+             backup reads them from the source again"
+        }
         _ if error.kind() == SnapshotErrorKind::Damaged => {
             "the file system in the container is damaged. Don't write to it. First restore the \
              files that you need. Then run `sprat check --read-data`: it names the damage, and \

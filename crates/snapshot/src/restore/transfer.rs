@@ -10,7 +10,7 @@ use crate::compare::Unequal;
 use crate::error::SnapshotError;
 use crate::name_list::NameList;
 use crate::progress::Progress;
-use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side};
+use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side, is_damage};
 use crate::sources::argument;
 use crate::spec::RestoreSpec;
 use crate::text::escape_path;
@@ -171,11 +171,13 @@ pub(super) fn judge(outcome: &Outcome, to: &Path) -> Result<(), SnapshotError> {
         Ended::Because(_) => Err(SnapshotError::RestoreFailed {
             ended: "stopped".to_owned(),
             first_message: outcome.messages.names.first().cloned().unwrap_or_default(),
+            damaged: false,
             messages: outcome.messages.clone(),
         }),
         Ended::Failed { ended, message } => Err(SnapshotError::RestoreFailed {
             ended: ended.clone(),
             first_message: message.clone(),
+            damaged: outcome.messages.names.iter().any(|one| is_damage(one)),
             messages: outcome.messages.clone(),
         }),
     }

@@ -133,6 +133,23 @@ const LINK_NOT_FOLLOWED: &str = "refusing to follow a symlink owned by an untrus
 const EPERM: i32 = 1;
 const EMLINK: i32 = 31;
 
+/// Whether a restore's message says that the volume has a file or folder that can't be read as it was written.
+/// `EIO` is btrfs's error for content with a wrong checksum. `EUCLEAN` and `EBADMSG` are those of ext4 for its
+/// structures.
+pub(crate) fn is_damage(message: &str) -> bool {
+    const OF_DAMAGE: [i32; 3] = [5, 117, 74];
+    let Some(rest) = message.strip_prefix("rsync: ") else {
+        return false;
+    };
+    let (role, said) = split_role(rest);
+    let reads = ["send_files failed to open ", "read errors mapping "];
+    let is_sender = match role {
+        Some(role) => role == "sender",
+        None => reads.iter().any(|begin| said.starts_with(begin)),
+    };
+    is_sender && errno_at_end(said).is_some_and(|errno| OF_DAMAGE.contains(&errno))
+}
+
 /// The file that a message names. Old versions print some attribute calls without quotes.
 fn name_in(said: &str, operation: Operation) -> Option<Vec<u8>> {
     if operation == Operation::SetAttribute {
@@ -274,6 +291,28 @@ mod tests {
             } else {
                 assert_eq!(got, unread("/a"), "{line}");
             }
+        }
+    }
+
+    #[test]
+    fn damage_is_an_error_of_the_side_that_reads() {
+        let mapped = r#"rsync: [sender] read errors mapping "/v/a": Input/output error (5)"#;
+        for (message, is) in [
+            (mapped.to_owned(), true),
+            (mapped.replace("[sender] ", ""), true),
+            (mapped.replace("sender", "receiver"), false),
+            (mapped.replace("(5)", "(117)"), true),
+            (mapped.replace("(5)", "(13)"), false),
+            (
+                r#"rsync: write failed on "/to/a": Input/output error (5)"#.to_owned(),
+                false,
+            ),
+            (
+                "rsync error: error in file IO (code 11) (5)".to_owned(),
+                false,
+            ),
+        ] {
+            assert_eq!(is_damage(&message), is, "{message}");
         }
     }
 
