@@ -19,6 +19,7 @@ use crate::policy::{Bucket, Policy};
 use crate::ranges::{self, BLOCK};
 use crate::root::Root;
 use crate::state::{changed_outside, is_damaged};
+use crate::status::is_overdue;
 use crate::tidy;
 use crate::time_text::show_bytes;
 
@@ -151,7 +152,8 @@ pub fn tidy(root: &Root) -> io::Result<String> {
         let Some(folder) = root.kept(&container)? else {
             continue;
         };
-        let done = tidy::run(&folder, &root.policy, now)?;
+        let overdue = is_overdue(&root.live(&container)?, &root.policy, now.wall_s)?;
+        let done = tidy::run(&folder, &root.policy, now, overdue)?;
         text += &format!("{container}: {} past states expired\n", done.removed.len());
         if let Some(held) = done.held {
             text += &format!("{container}: nothing expires by the policy: {held}\n");

@@ -9,9 +9,10 @@ use rustix::process::{Resource, Rlimit};
 
 use crate::admin;
 use crate::disk::bad;
+use crate::notify;
 use crate::root::Root;
 use crate::serve::Server;
-use crate::status;
+use crate::status::Status;
 
 const HELP: &str = "\
 sprat-agent: keeps past states of sprat containers on their server
@@ -46,6 +47,7 @@ Options:
   --read-only     serve: refuse every change
   --read-data     check: read every saved block
   --json          status: as JSON
+  --prometheus    status: as text for Prometheus's node exporter
   --yes           expire, revert, remove: do it
 ";
 
@@ -57,6 +59,7 @@ pub struct Arguments {
     pub read_only: bool,
     read_data: bool,
     json: bool,
+    prometheus: bool,
     yes: bool,
     /// What is no option: the command first.
     pub words: Vec<String>,
@@ -79,6 +82,7 @@ impl Arguments {
                 Some("--read-only") => arguments.read_only = true,
                 Some("--read-data") => arguments.read_data = true,
                 Some("--json") => arguments.json = true,
+                Some("--prometheus") => arguments.prometheus = true,
                 Some("--yes") => arguments.yes = true,
                 Some(option) if option.starts_with('-') && option != "-h" && option != "--help" => {
                     return Err(format!("unknown option {option}"));
@@ -132,8 +136,14 @@ fn administer(arguments: &Arguments, root: &Root, words: &[&str]) -> Option<io::
     let quiet = |done: io::Result<()>| done.map(|()| 0);
     let shown = |text: io::Result<String>| text.and_then(|text| print(&text)).map(|()| 0);
     Some(match words {
-        ["status"] => status::status(root, arguments.json)
-            .and_then(|(text, code)| print(&text).map(|()| code)),
+        ["status"] => Status::of(root).and_then(|status| {
+            let text = match () {
+                () if arguments.json => status.json(),
+                () if arguments.prometheus => status.prometheus(),
+                () => status.text(),
+            };
+            print(&text).map(|()| status.code())
+        }),
         ["list"] => shown(admin::list(root)),
         ["pin", name, time] => quiet(admin::set_mark(root, name, time, "pinned", true)),
         ["unpin", name, time] => quiet(admin::set_mark(root, name, time, "pinned", false)),
@@ -149,7 +159,7 @@ fn administer(arguments: &Arguments, root: &Root, words: &[&str]) -> Option<io::
             "this removes a container and its past states; say --yes",
         )),
         ["repair", name] => shown(admin::repair(root, name)),
-        ["tidy"] => shown(admin::tidy(root)),
+        ["tidy"] => shown(admin::tidy(root)).and_then(|code| notify::run(root).map(|()| code)),
         ["check"] => admin::check(root, arguments.read_data).and_then(|(damaged, states)| {
             let mut text: String = damaged.iter().map(|line| format!("{line}\n")).collect();
             text += &format!("{states} past states checked, {} findings\n", damaged.len());

@@ -18,6 +18,7 @@ mod journal;
 mod keeper;
 mod log;
 mod names;
+mod notify;
 mod past;
 mod policy;
 mod ranges;

@@ -2,11 +2,18 @@
 //!
 //! A file of lines `key = value`; an unknown key is an error. The client can neither read nor change it.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use rustix::fs::OFlags;
 
 use crate::disk::{self, random_u64};
 use crate::time_text::{bytes, duration_s};
+
+const BYTES_MAX: u64 = 1 << 16;
 
 /// Which buckets of the calendar keep a state, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +56,8 @@ pub struct Policy {
     pub hold_on_alarm: bool,
     /// Overdue after so long without a session that wrote.
     pub expect_s: Option<i64>,
+    /// The program that `tidy` runs when what is wrong has changed.
+    pub notify: Option<PathBuf>,
 }
 
 impl Default for Policy {
@@ -75,6 +84,7 @@ impl Default for Policy {
             alarm_percent: 30,
             hold_on_alarm: true,
             expect_s: None,
+            notify: None,
         }
     }
 }
@@ -118,6 +128,10 @@ impl Policy {
                     _ => return None,
                 }
             }
+            "notify" => {
+                self.notify = Some(PathBuf::from(value)).filter(|path| path.is_absolute());
+                self.notify.as_ref()?;
+            }
             "expect" => self.expect_s = Some(duration_s(value)?),
             _ => return None,
         }
@@ -140,14 +154,24 @@ impl Policy {
 
     /// Reads the policy of a root: `.sprat-agent/policy` where no other file is named.
     pub fn read(agent: &OwnedFd, file: Option<&std::path::Path>) -> io::Result<Self> {
-        let text = match file {
-            Some(path) => std::fs::read_to_string(path)?,
-            None => match disk::read_all(agent, "policy", 1 << 16) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-                other => String::from_utf8_lossy(&other?).into_owned(),
+        let opened = match file {
+            Some(path) => File::open(path)?,
+            None => match disk::open_in(agent, "policy", OFlags::RDONLY) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+                other => other?,
             },
         };
-        Self::parse(&text).map_err(|error| disk::bad(format!("policy: {error}")))
+        let mut text = String::new();
+        (&opened).take(BYTES_MAX).read_to_string(&mut text)?;
+        let policy = Self::parse(&text).map_err(|error| disk::bad(format!("policy: {error}")))?;
+        // Else an account could let root run any program.
+        let owner = opened.metadata()?.uid();
+        if policy.notify.is_some() && ![0, rustix::process::geteuid().as_raw()].contains(&owner) {
+            return Err(disk::bad(
+                "policy: notify: the file belongs to another account; use a policy of your own, or of root",
+            ));
+        }
+        Ok(policy)
     }
 }
 
@@ -200,6 +224,7 @@ mod tests {
             "new = burst 0, then 1 per 1h",
             "alarm = 130%",
             "on_alarm = maybe",
+            "notify = mail",
             "at_least = -1",
             "keep =",
         ] {

@@ -1,13 +1,13 @@
-//! What the administrator has to know: space, alarms, overdue containers.
+//! What the administrator has to know: space, alarms, overdue containers; as text, JSON or for Prometheus.
 
+use std::fmt::Write;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use rustix::fs::OFlags;
-
-use crate::disk::{self, bad};
+use crate::disk;
 use crate::generation;
-use crate::names::Name;
+use crate::policy::Policy;
 use crate::root::Root;
 use crate::state::{changed_outside, is_damaged, read_state};
 use crate::time_text::{self, show_bytes};
@@ -17,7 +17,8 @@ pub const ALARM: u8 = 3;
 pub const OVERDUE: u8 = 4;
 pub const QUOTA: u8 = 5;
 
-/// One container's figures for `status`.
+/// One container.
+#[derive(Default)]
 struct Report {
     name: String,
     states: usize,
@@ -30,110 +31,268 @@ struct Report {
     overdue: bool,
 }
 
+type Figure = fn(&Report) -> i64;
+
+/// A root with its containers.
+pub struct Status {
+    used: u64,
+    available: u64,
+    total: u64,
+    clock_apart: bool,
+    quota_is_full: bool,
+    containers: Vec<Report>,
+}
+
+/// Whether nobody wrote a container for longer than the policy expects.
+pub fn is_overdue(live: &File, policy: &Policy, wall_s: i64) -> io::Result<bool> {
+    let age_s = wall_s - live.metadata()?.mtime();
+    Ok(policy.expect_s.is_some_and(|expect_s| age_s > expect_s))
+}
+
 fn report(root: &Root, name: &str, wall_s: i64) -> io::Result<Report> {
-    let parsed = Name::parse(name).ok_or_else(|| bad("not a container"))?;
-    let last_write_s = root.open_file(&parsed, OFlags::RDONLY)?.metadata()?.mtime();
-    let overdue = root
-        .policy
-        .expect_s
-        .is_some_and(|expect_s| wall_s - last_write_s > expect_s);
+    let live = root.live(name)?;
     let mut report = Report {
         name: name.to_owned(),
-        states: 0,
-        last_write_s,
-        session_open: false,
-        damaged: false,
-        alarm: None,
-        hold: false,
-        overdue,
+        last_write_s: live.metadata()?.mtime(),
+        overdue: is_overdue(&live, &root.policy, wall_s)?,
+        ..Report::default()
     };
-    if let Some(folder) = root.kept(name)? {
-        report.states = generation::numbers(&folder)?.len();
-        if is_damaged(&folder)? {
-            report.damaged = true;
-            return Ok(report);
-        }
+    let Some(folder) = root.kept(name)? else {
+        return Ok(report);
+    };
+    report.states = generation::numbers(&folder)?.len();
+    report.hold = disk::exists_in(&folder, "hold")?;
+    if is_damaged(&folder)? {
+        report.damaged = true;
+    } else {
         report.session_open = read_state(&disk::Slots::open(&folder, "state")?)?.writing;
-        if changed_outside(&folder, &root.live(name)?)? {
-            report.alarm =
-                Some("the container was changed by something else than sprat-agent".to_owned());
-        }
-        report.hold = disk::exists_in(&folder, "hold")?;
-        if disk::exists_in(&folder, "alarm")? {
-            report.alarm = Some(
-                String::from_utf8_lossy(&disk::read_all(&folder, "alarm", 4096)?)
-                    .trim()
-                    .to_owned(),
-            );
-        }
+    }
+    if changed_outside(&folder, &live)? {
+        report.alarm =
+            Some("the container was changed by something else than sprat-agent".to_owned());
+    }
+    if disk::exists_in(&folder, "alarm")? {
+        let text = disk::read_all(&folder, "alarm", 4096)?;
+        report.alarm = Some(String::from_utf8_lossy(&text).trim().to_owned());
     }
     Ok(report)
 }
 
-/// The state of a root, as text or JSON, and the exit code.
-pub fn status(root: &Root, json: bool) -> io::Result<(String, u8)> {
-    let now = root.clock.now()?;
-    let used = root.space.used()?;
-    let (available, total) = root.space.available()?;
-    let reports: Vec<Report> = root
-        .containers()?
-        .iter()
-        .map(|name| report(root, name, now.wall_s))
-        .collect::<io::Result<_>>()?;
-    let quota_is_full = root.policy.quota.is_some_and(|quota| used > quota / 10 * 9);
-    let code = match () {
-        () if now.apart || reports.iter().any(|one| one.damaged || one.alarm.is_some()) => ALARM,
-        () if reports.iter().any(|one| one.overdue) => OVERDUE,
-        () if quota_is_full => QUOTA,
-        () => 0,
-    };
-    let mut text = String::new();
-    if json {
-        let containers: Vec<String> = reports
+impl Status {
+    pub fn of(root: &Root) -> io::Result<Self> {
+        let now = root.clock.now()?;
+        let used = root.space.used()?;
+        let (available, total) = root.space.available()?;
+        let names = root.containers()?;
+        let reports = names.iter().map(|name| report(root, name, now.wall_s));
+        Ok(Self {
+            used,
+            available,
+            total,
+            clock_apart: now.apart,
+            quota_is_full: root.policy.quota.is_some_and(|quota| used > quota / 10 * 9),
+            containers: reports.collect::<io::Result<_>>()?,
+        })
+    }
+
+    pub fn code(&self) -> u8 {
+        let any = |what: fn(&Report) -> bool| self.containers.iter().any(what);
+        match () {
+            () if self.clock_apart || any(|one| one.damaged || one.alarm.is_some()) => ALARM,
+            () if any(|one| one.overdue) => OVERDUE,
+            () if self.quota_is_full => QUOTA,
+            () => 0,
+        }
+    }
+
+    /// What is wrong, a line each. The lines stay the same as long as nothing changes.
+    pub fn problems(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        if self.clock_apart {
+            found.push(
+                "ALARM: the wall clock moved by more than a day; nothing expires. If it is right now, run \
+                 sprat-agent clock accept"
+                    .to_owned(),
+            );
+        }
+        if self.quota_is_full {
+            found.push("QUOTA: more than 90 % is used".to_owned());
+        }
+        for one in &self.containers {
+            let name = &one.name;
+            found.extend(
+                one.problems()
+                    .iter()
+                    .map(|problem| format!("{name}: {problem}")),
+            );
+        }
+        found
+    }
+
+    pub fn text(&self) -> String {
+        let (used, available) = (show_bytes(self.used), show_bytes(self.available));
+        let mut text = format!("used {used}, available {available}\n");
+        for one in &self.containers {
+            let last = time_text::name(one.last_write_s);
+            let _ = writeln!(
+                text,
+                "{}: {} past states, last write {last}{}",
+                one.name,
+                one.states,
+                if one.hold {
+                    "; held: nothing expires"
+                } else {
+                    ""
+                }
+            );
+        }
+        for problem in self.problems() {
+            text += &format!("{problem}\n");
+        }
+        text
+    }
+
+    pub fn json(&self) -> String {
+        let containers: Vec<String> = self
+            .containers
             .iter()
             .map(|one| {
                 format!(
-                    "{{\"name\":{:?},\"states\":{},\"last_write\":{},\"session_open\":{},\"damaged\":{},\"alarm\":{},\"hold\":{},\"overdue\":{}}}",
-                    one.name, one.states, one.last_write_s, one.session_open, one.damaged, one.alarm.is_some(), one.hold, one.overdue
+                    "{{\"name\":{},\"states\":{},\"last_write\":{},\"session_open\":{},\"damaged\":{},\"alarm\":{},\
+                     \"hold\":{},\"overdue\":{}}}",
+                    quoted(&one.name),
+                    one.states,
+                    one.last_write_s,
+                    one.session_open,
+                    one.damaged,
+                    one.alarm.is_some(),
+                    one.hold,
+                    one.overdue
                 )
             })
             .collect();
-        text = format!(
-            "{{\"used\":{used},\"available\":{available},\"total\":{total},\"clock_apart\":{},\"containers\":[{}]}}\n",
-            now.apart,
+        let problems: Vec<String> = self.problems().iter().map(|line| quoted(line)).collect();
+        format!(
+            "{{\"used\":{},\"available\":{},\"total\":{},\"clock_apart\":{},\"code\":{},\"problems\":[{}],\
+             \"containers\":[{}]}}\n",
+            self.used,
+            self.available,
+            self.total,
+            self.clock_apart,
+            self.code(),
+            problems.join(","),
             containers.join(",")
-        );
-        return Ok((text, code));
+        )
     }
-    text += &format!(
-        "used {}, available {}\n",
-        show_bytes(used),
-        show_bytes(available)
-    );
-    if now.apart {
-        text += "ALARM: the wall clock moved by more than a day; nothing expires. If it is right now, run \
-                 sprat-agent clock accept\n";
+
+    /// Figures for a text file that Prometheus's node exporter reads.
+    pub fn prometheus(&self) -> String {
+        let mut text = String::new();
+        let mut gauge = |name: &str, help: &str, values: &[(Option<&str>, String)]| {
+            let _ = writeln!(
+                text,
+                "# HELP sprat_agent_{name} {help}\n# TYPE sprat_agent_{name} gauge"
+            );
+            for (container, value) in values {
+                let label = container.map_or_else(String::new, |name| {
+                    format!("{{container={}}}", quoted(name))
+                });
+                let _ = writeln!(text, "sprat_agent_{name}{label} {value}");
+            }
+        };
+        for (name, help, value) in [
+            ("used_bytes", "Space that the folder uses.", self.used),
+            (
+                "available_bytes",
+                "Space that may still be used.",
+                self.available,
+            ),
+            ("total_bytes", "The quota, or the disk.", self.total),
+            (
+                "clock_apart",
+                "1 if the wall clock moved by more than a day.",
+                u64::from(self.clock_apart),
+            ),
+            (
+                "status_code",
+                "The exit code of status.",
+                u64::from(self.code()),
+            ),
+        ] {
+            gauge(name, help, &[(None, value.to_string())]);
+        }
+        let figures: [(&str, &str, Figure); 7] = [
+            ("past_states", "Past states.", |one| {
+                i64::try_from(one.states).unwrap_or(i64::MAX)
+            }),
+            (
+                "last_write_timestamp_seconds",
+                "When a client wrote last.",
+                |one| one.last_write_s,
+            ),
+            (
+                "session_open",
+                "1 if a session writes, or ended abruptly.",
+                |one| one.session_open.into(),
+            ),
+            (
+                "state_damaged",
+                "1 if nobody can write before a repair.",
+                |one| one.damaged.into(),
+            ),
+            ("alarm", "1 if there is an alarm.", |one| {
+                one.alarm.is_some().into()
+            }),
+            ("overdue", "1 if a backup is overdue.", |one| {
+                one.overdue.into()
+            }),
+            ("hold", "1 if nothing expires.", |one| one.hold.into()),
+        ];
+        for (name, help, figure) in figures {
+            let values: Vec<_> = self
+                .containers
+                .iter()
+                .map(|one| (Some(one.name.as_str()), figure(one).to_string()))
+                .collect();
+            gauge(name, help, &values);
+        }
+        text
     }
-    for one in &reports {
-        let (name, states) = (&one.name, one.states);
-        text += &format!(
-            "{name}: {states} past states, last write {}\n",
-            time_text::name(one.last_write_s)
-        );
-        if one.damaged {
-            text += &format!(
-                "  ALARM: the record of the state is damaged, and nobody can write. Run sprat-agent repair {name}\n"
+}
+
+impl Report {
+    fn problems(&self) -> Vec<String> {
+        let name = &self.name;
+        let mut found = Vec::new();
+        if self.damaged {
+            found.push(format!(
+                "ALARM: the record of the state is damaged, and nobody can write. Run sprat-agent repair {name}"
+            ));
+        }
+        if let Some(alarm) = &self.alarm {
+            found.push(format!(
+                "ALARM: {alarm}. If that was you, run sprat-agent ack {name}"
+            ));
+        }
+        if self.overdue {
+            found.push(
+                "OVERDUE: no session wrote for longer than the policy expects; nothing expires"
+                    .to_owned(),
             );
         }
-        if let Some(alarm) = &one.alarm {
-            text += &format!("  ALARM: {alarm}. If that was you, run sprat-agent ack {name}\n");
-        }
-        if one.overdue {
-            text += "  OVERDUE: no session wrote for longer than the policy expects\n";
-        }
-        if one.hold {
-            text += "  held: nothing expires\n";
+        found
+    }
+}
+
+/// Text in quotes, for JSON and for Prometheus.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
         }
     }
-    Ok((text, code))
+    out + "\""
 }

@@ -78,7 +78,7 @@ fn damaged_due(container: &OwnedFd, policy: &Policy, now: Now) -> io::Result<Vec
 }
 
 /// Removes what the policy does not keep any more, and what the administrator marked for removal.
-pub fn run(container: &OwnedFd, policy: &Policy, now: Now) -> io::Result<Done> {
+pub fn run(container: &OwnedFd, policy: &Policy, now: Now, overdue: bool) -> io::Result<Done> {
     let locks = Locks::open(container)?;
     let _tidy = locks.tidy.exclusive()?;
     remove_dead(container)?;
@@ -87,6 +87,7 @@ pub fn run(container: &OwnedFd, policy: &Policy, now: Now) -> io::Result<Done> {
     let held = match () {
         () if disk::exists_in(container, "hold")? => Some("held by the administrator".to_owned()),
         () if policy.hold_on_alarm && alarm.is_some() => alarm,
+        () if policy.hold_on_alarm && overdue => Some("a backup is overdue".to_owned()),
         () if now.apart => Some("the wall clock and the counted clock are apart".to_owned()),
         () => None,
     };

@@ -107,6 +107,104 @@ fn an_alarm_holds_everything_until_it_is_confirmed() {
     assert_eq!(code(&served, &["status"]).0, Some(0));
 }
 
+/// The last write was two days ago.
+#[test]
+fn an_overdue_backup_runs_the_notify_program_once_and_holds_expiry() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let policy = "keep = all 1s\nat_least = 0\nnew = burst 1000000, then 1 per 1s\nsecret = 6h\nfree_min = 0%\n\
+                  expect = 26h\n";
+    let served = three_states(policy);
+    let (program, got) = (served.path("program"), served.path("got"));
+    let script = |rest: &str| {
+        let text = format!("#!/bin/sh\ncat >> {}\n{rest}\n", got.display());
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+    };
+    let policy = format!("{policy}notify = {}\n", program.display());
+    fs::write(served.path(".sprat-agent/policy"), policy).unwrap();
+    script("exit 7");
+    // Nothing is wrong: nothing runs.
+    served.run(&["tidy"]);
+    assert!(!got.exists());
+    served.overwrite(&[(0, vec![3; 10])]);
+    served.overwrite(&[(0, vec![4; 10])]);
+    let before = served.numbers();
+    let two_days_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(48 * 3600);
+    let live = fs::File::options()
+        .write(true)
+        .open(served.path("x.luks"))
+        .unwrap();
+    live.set_modified(two_days_ago).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(2200));
+    let (failed, text) = code(&served, &["tidy"]);
+    assert!(failed == Some(1) && text.contains("notify"), "{text}");
+    script("exit 0");
+    served.run(&["tidy"]);
+    served.run(&["tidy"]);
+    let text = fs::read_to_string(&got).unwrap();
+    assert_eq!(text.lines().count(), 2, "the one that failed, and one more");
+    assert!(
+        text.contains("\"problems\":[") && text.contains("x.luks: OVERDUE"),
+        "{text}"
+    );
+    assert_eq!(served.numbers(), before);
+    // Changed past the agent, too: that is an alarm.
+    assert_eq!(code(&served, &["status"]).0, Some(3));
+    let (_, text) = code(&served, &["status", "--prometheus"]);
+    assert!(
+        text.contains("\nsprat_agent_overdue{container=\"x.luks\"} 1\n"),
+        "{text}"
+    );
+    // Once more when all is well.
+    served.overwrite(&[(0, vec![5; 10])]);
+    served.run(&["tidy"]);
+    let text = fs::read_to_string(&got).unwrap();
+    assert!(
+        text.ends_with("\n") && !text.lines().last().unwrap().contains("OVERDUE"),
+        "{text}"
+    );
+    assert!(served.numbers().len() < before.len());
+    // Root runs no program that another account names.
+    chown(served.path(".sprat-agent/policy"), Some(12345), None).unwrap_or_default();
+    if rustix::process::geteuid().is_root() {
+        let (failed, text) = code(&served, &["tidy"]);
+        assert!(
+            failed == Some(1) && text.contains("another account"),
+            "{text}"
+        );
+    }
+}
+
+/// The text format of Prometheus: `name{label="value"} number`, each name with a type.
+#[test]
+fn figures_for_prometheus_are_in_its_text_format() {
+    let served = three_states(EAGER);
+    let text = served.run(&["status", "--prometheus"]);
+    let mut types = 0;
+    let mut values = 0;
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("# TYPE ") {
+            types += 1;
+            assert!(name.ends_with(" gauge"), "{line}");
+            continue;
+        }
+        if line.starts_with("# HELP ") {
+            continue;
+        }
+        values += 1;
+        let (name, value) = line.split_once(' ').unwrap();
+        value.parse::<i64>().unwrap();
+        let (name, label) = name.split_once('{').unwrap_or((name, ""));
+        assert!(text.contains(&format!("# TYPE {name} gauge\n")), "{line}");
+        assert!(
+            label.is_empty() || label == "container=\"x.luks\"}",
+            "{line}"
+        );
+    }
+    assert!(types == 12 && values == 12, "{text}");
+    assert!(text.contains("sprat_agent_past_states{container=\"x.luks\"} 3\n"));
+}
+
 #[test]
 fn a_past_state_is_written_back_in_place() {
     use std::os::unix::fs::{FileExt, MetadataExt};
