@@ -110,6 +110,7 @@ fn what_is_in_order_and_what_is_not_are_both_told() {
       lock       locked since 2026-11-25 10:36, 1 h 10 min ago (x.luks.lock.3): a session runs, or one died
       volume     1.0 GiB of 5.0 TiB and 900 files free (2026-11-25 09:46, 2 h 0 min ago); NEARLY FULL: run `sprat prune` or `sprat grow`
       checks     quick: no damage, 2 h 0 min ago; --read-data: DAMAGED, 2 h 0 min ago
+      drill      none by this machine yet: run `sprat drill`
       keys       never tested here: `sprat key rehearse` tests the recovery sheet
       job home   last snapshot 2026-11-25T13-21-01Z, some files unread, 2 h 0 min ago
       job www    no snapshot by this machine yet; last run FAILED 1 h 0 min ago: no \u{1b}[2Jline
