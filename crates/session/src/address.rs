@@ -90,6 +90,13 @@ pub enum TargetError {
 }
 
 impl Target {
+    /// The container's name without its ending.
+    #[must_use]
+    pub fn shown_name(&self) -> String {
+        let name = self.name.as_str();
+        name.strip_suffix(".luks").unwrap_or(name).to_owned()
+    }
+
     /// Parses `ssh://[user@]host[:port]/abs/path/x.luks`, `[user@]host:path/x.luks` or a local
     /// path (made absolute against `current_folder`). As with scp, a colon before the first slash
     /// makes it a remote one; a local `a:b.luks` is written `./a:b.luks`. Nothing in it is decoded.

@@ -87,8 +87,17 @@ impl SessionHarness {
         for name in ["source", "out", "mnt"] {
             fs::create_dir(machine.path(name)).unwrap();
         }
-        // The name by which its processes are found.
-        std::os::unix::fs::symlink(program::sprat(), machine.path("sprat")).unwrap();
+        // Its processes are found by their environment.
+        let program = format!(
+            "#!/bin/sh\nSPRAT_TEST_MACHINE={} exec {} \"$@\"\n",
+            machine.folder().display(),
+            program::sprat().display()
+        );
+        fs::set_permissions(
+            machine.write("sprat", program),
+            fs::Permissions::from_mode(0o755),
+        )
+        .unwrap();
         Self {
             machine,
             sshd,

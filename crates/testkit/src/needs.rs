@@ -53,9 +53,13 @@ pub fn find_program(program: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// Where sftp-server lies: Debian's place, then those of other distributions.
+/// Where sftp-server lies: the one that `SPRAT_TEST_SFTP_SERVER` names, such as an old release, or in
+/// Debian's place, or in those of other distributions.
 #[must_use]
 pub fn sftp_server() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("SPRAT_TEST_SFTP_SERVER") {
+        return Some(named.into());
+    }
     [
         "/usr/lib/openssh/sftp-server",
         "/usr/libexec/openssh/sftp-server",

@@ -408,6 +408,21 @@ fn a_session_sees_later_disks_and_keeps_no_other_disk_busy() {
 }
 
 #[test]
+fn ps_shows_the_role_and_the_container_of_each_process() {
+    requires!(needs::root());
+    let machine = TestMachine::with_container();
+    fs::create_dir(machine.path("mnt")).unwrap();
+    machine.ok(&["mount", CONTAINER, "mnt"]);
+    let processes = machine.processes().into_iter();
+    let mut names: Vec<String> = processes.map(|process| process.words[0].clone()).collect();
+    machine.ok(&["umount", "mnt"]);
+    names.sort();
+    names.dedup();
+    assert_eq!(names, ["sprat: mount x", "sprat: volume x"]);
+    machine.nothing_is_left();
+}
+
+#[test]
 fn init_if_missing_makes_a_container_once_and_proves_its_key() {
     requires!(needs::root());
     let machine = TestMachine::new();

@@ -1,7 +1,9 @@
 //! The volume process and the worker as the session sees them: started, heard, ended.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -40,6 +42,15 @@ impl Role {
         matches!(self, Self::Volume | Self::Worker)
     }
 
+    /// What `ps` and `top` show before the container's name.
+    pub(crate) fn title(self) -> &'static CStr {
+        match self {
+            Self::Volume | Self::BackgroundVolume => c"sprat: volume",
+            Self::Worker => c"sprat: worker",
+            Self::Keeper => c"sprat: mount",
+        }
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Volume | Self::BackgroundVolume => "volume process",
@@ -61,14 +72,15 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts `program` and hands each message of it to `deliver`, then `None` once it is gone,
-    /// on a thread of its own.
+    /// Starts `program` for `container` and hands each message of it to `deliver`, then `None` once
+    /// it is gone, on a thread of its own.
     ///
     /// The kernel ties a child to the *thread* that started it: to be called on one that lives as
     /// long as the session.
     pub(crate) fn spawn<T: DeserializeOwned + 'static>(
         program: &Path,
         role: Role,
+        container: &str,
         deliver: impl Fn(Option<T>) + Send + 'static,
     ) -> Result<Self, Failure> {
         let failed = |what: &str, error: &dyn std::error::Error| {
@@ -79,7 +91,9 @@ impl Child {
         let (descriptors, its_descriptors) =
             UnixStream::pair().map_err(|error| failed("descriptor socket", &error))?;
         let mut command = Command::new(program);
+        let title = role.title().to_string_lossy();
         command
+            .arg0(format!("{title} {container}"))
             .arg(role.command())
             .stdin(Stdio::from(OwnedFd::from(its_control)))
             .stdout(Stdio::from(OwnedFd::from(its_descriptors)));

@@ -84,6 +84,8 @@ pub(crate) struct Supervisor {
     program: PathBuf,
     /// The container's journal: this machine has it open once.
     container: String,
+    /// The container as `ps` shows it.
+    shown_name: String,
     volume: Child,
     worker: Option<Child>,
     opened_by: OpenedBy,
@@ -155,7 +157,8 @@ impl Supervisor {
             Shape::Background => Role::BackgroundVolume,
         };
         let hears = queue.clone();
-        let volume = Child::spawn(&settings.program, role, move |reply| {
+        let shown_name = settings.target.shown_name();
+        let volume = Child::spawn(&settings.program, role, &shown_name, move |reply| {
             let _ = hears.send(Event::Volume(reply));
         })?;
         let wakes = queue.clone();
@@ -166,6 +169,7 @@ impl Supervisor {
         let supervisor = Self {
             program: settings.program.clone(),
             container,
+            shown_name,
             volume,
             worker: None,
             opened_by,
@@ -223,7 +227,7 @@ impl Supervisor {
         let hears = self.queue.clone();
         self.worker_number += 1;
         let number = self.worker_number;
-        let worker = Child::spawn(&self.program, role, move |reply| {
+        let worker = Child::spawn(&self.program, role, &self.shown_name, move |reply| {
             let _ = hears.send(Event::Worker(number, reply));
         });
         self.worker = Some(worker.map_err(|failure| self.fail(failure))?);

@@ -37,7 +37,7 @@ use crate::protocol::messages::{
     AbortReport, BackgroundMount, ChangeStart, VolumeOrder, VolumeReply, VolumeStart,
 };
 use crate::protocol::reports::{ClosedReport, ContainerFacts, Notice, Phase, VolumeStats};
-use crate::protocol::spawn::{leave_signals_to_the_session, take_sockets};
+use crate::protocol::spawn::{Role, leave_signals_to_the_session, take_sockets};
 use crate::settings::Access;
 use crate::supervisor::background;
 use crate::volume_process::crypt_device::CryptDevice;
@@ -53,8 +53,8 @@ const FAILURE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Runs V. Its standard input is the control socket.
 pub fn run() -> Exit {
-    // As `ps` and `top` show it; otherwise they show "exe".
-    let _ = rustix::thread::set_name(c"sprat: volume");
+    // As `top` and `ps -e` show it; otherwise they show "exe".
+    let _ = rustix::thread::set_name(Role::Volume.title());
     // First, while there is one thread and no child: both inherit these settings. Each is best
     // effort; `sprat doctor` reports which of them this machine allows.
     let _ = sprat_attach::become_io_flusher();

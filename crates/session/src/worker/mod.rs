@@ -22,7 +22,7 @@ use crate::file_system::FileSystemKind;
 use crate::protocol::frames::{Receiver, Sender};
 use crate::protocol::messages::{WorkerOrder, WorkerReply};
 use crate::protocol::reports::{Notice, VolumeRoom};
-use crate::protocol::spawn::{leave_signals_to_the_session, take_sockets};
+use crate::protocol::spawn::{Role, leave_signals_to_the_session, take_sockets};
 use crate::{Exit, Failure};
 
 /// The longest volume key: AES-256-XTS. It fits into a pipe that no process reads from yet.
@@ -33,7 +33,7 @@ const SSH_NEEDS: [&str; 3] = ["/etc", "/root", "/run"];
 
 /// Runs W; its standard input is the control socket.
 pub fn run() -> Exit {
-    let _ = rustix::thread::set_name(c"sprat: worker");
+    let _ = rustix::thread::set_name(Role::Worker.title());
     leave_signals_to_the_session();
     // First, before a thread is started or a file is opened: it runs this program again.
     let private = sprat_attach::enter_private_namespaces();
@@ -42,7 +42,7 @@ pub fn run() -> Exit {
 
 /// Runs the keeper of a background mount: a worker in the caller's namespaces.
 pub(super) fn run_keeper() -> Exit {
-    let _ = rustix::thread::set_name(c"sprat: mount");
+    let _ = rustix::thread::set_name(Role::Keeper.title());
     let _ = rustix::process::setsid();
     leave_signals_to_the_session();
     converse(Ok(()), true)
