@@ -146,6 +146,32 @@ fn keep_last(snapshots: u32) -> PruneSpec {
     PruneSpec::new(job_name(), rules)
 }
 
+/// The tree has them with their older content. More of them vanish than a record can name.
+#[test]
+fn files_that_vanish_during_the_run_are_not_in_its_snapshot() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    fs::create_dir(volume.source("many")).unwrap();
+    for number in 0..1100 {
+        fs::write(volume.source(&format!("many/{number}")), "x").unwrap();
+    }
+    fs::write(volume.source("stays"), "x").unwrap();
+    volume.take();
+    let mut spec = volume.bench.spec();
+    let many = volume.source("many").display().to_string();
+    let vanish = format!(
+        "rsync \"$@\"\nfor number in $(seq 0 1099); do\n\
+         rm '{many}'/$number && echo \"file has vanished: \\\"{many}/$number\\\"\" >&2\ndone\nexit 24"
+    );
+    spec.rsync = volume.bench.rsync_script(&vanish, "rsync");
+    let report = volume.try_take(&spec).unwrap();
+    assert_eq!(report.record.vanished.count, 1100);
+    assert!(!report.record.complete);
+    let left = fs::read_dir(volume.kept(&report, "many")).unwrap().count();
+    assert_eq!(left, 0);
+    assert!(volume.kept(&report, "stays").exists());
+}
+
 #[test]
 fn each_snapshot_is_an_exact_copy_and_older_ones_stay_as_they_are() {
     requires!(missing());

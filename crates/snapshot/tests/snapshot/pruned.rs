@@ -4,8 +4,8 @@ use std::fs;
 
 use crate::folder::{Bench, job_name, now};
 use sprat_snapshot::{
-    Cancel, EntryKind, KeepCount, KeepReason, KeepRules, PruneReport, PruneSpec, SnapshotError,
-    SnapshotName,
+    Cancel, EntryKind, JobSources, KeepCount, KeepReason, KeepRules, PruneReport, PruneSpec,
+    SnapshotError, SnapshotName, SnapshotSpec,
 };
 use sprat_testkit::compare::assert_same;
 use sprat_testkit::tree::make_odd_tree;
@@ -54,6 +54,46 @@ fn left(bench: &Bench) -> Vec<SnapshotName> {
         .iter()
         .map(|entry| entry.name.unwrap())
         .collect()
+}
+
+/// In the order of making, as if so many days ago. The date of a clock that ran ahead has passed since.
+fn taken_before(bench: &Bench, spec: &SnapshotSpec, days: u32) -> SnapshotName {
+    let at = now().checked_sub(std::time::Duration::from_secs(86_400) * days);
+    let (volume, cancel) = (bench.volume(), Cancel::new());
+    let taken = sprat_snapshot::take(&volume, spec, at.unwrap(), &mut |_| {}, &cancel);
+    taken.unwrap().name
+}
+
+#[test]
+fn snapshot_of_a_clock_that_ran_ahead_takes_no_place_in_the_rules() {
+    let bench = Bench::new();
+    fs::write(bench.source().join("file"), "x").unwrap();
+    let names = [10, 2, 8, 7, 1].map(|days| taken_before(&bench, &bench.spec(), days));
+    prune(&bench, &spec(last(2))).unwrap();
+    assert_eq!(left(&bench), [names[3], names[1], names[4]]);
+}
+
+#[test]
+fn snapshot_of_a_clock_that_ran_ahead_is_not_the_newest_of_a_source() {
+    let bench = Bench::new();
+    let other = bench.path("other");
+    fs::create_dir(&other).unwrap();
+    for folder in [&bench.source(), &other] {
+        fs::write(folder.join("file"), "x").unwrap();
+    }
+    let mut both = bench.spec();
+    both.sources.push(other);
+    let names = [10, 2, 8].map(|days| taken_before(&bench, &both, days));
+    let newest = taken_before(&bench, &bench.spec(), 1);
+    let rules = PruneSpec {
+        sources: Some(JobSources {
+            paths: both.sources,
+            ..JobSources::default()
+        }),
+        ..spec(last(1))
+    };
+    prune(&bench, &rules).unwrap();
+    assert_eq!(left(&bench), [names[2], names[1], newest]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use sprat_testkit::ssh_server::{SshServer, openssh};
 use sprat_testkit::{needs, requires};
 
 use crate::checked::{against_source, read_all, rewrite};
+use crate::folder::failing_volume::FailingVolume;
 use crate::folder::{Bench, inode, job_name};
 
 pub(crate) fn missing() -> Option<String> {
@@ -483,6 +484,59 @@ fn file_that_changed_twice_within_a_step_is_pulled_again_with_all_its_names() {
     let at = |report, path| inode(&scene.pulled(report, "web", path));
     assert_eq!(at(&second, "www/page"), at(&second, "www/name"));
     assert_eq!(at(&second, "www/same"), at(&first, "www/same"));
+}
+
+#[test]
+fn folder_that_vanishes_on_a_host_makes_the_snapshot_incomplete() {
+    requires!(missing());
+    let scene = Scene::new();
+    scene.write("www/page", "page");
+    let moved = scene.write("www/moved/1", "x").parent().unwrap().to_owned();
+    let mut spec = scene.spec(&[("web", "www")]);
+    let vanish = format!(
+        "case \" $* \" in *' -n'*) exec rsync \"$@\";; esac\nrsync \"$@\"; rm -r '{at}'\n\
+         echo 'file has vanished: \"{at}/1\"' >&2; exit 24",
+        at = moved.display()
+    );
+    spec.rsync = scene.bench.rsync_script(&vanish, "rsync");
+    let record = scene.take(&spec).record;
+    assert!(!record.complete);
+    let vanished = Warning::FoldersVanished { folders: 1 };
+    assert!(record.warnings.contains(&vanished), "{record:?}");
+    let name = format!("/@web{}", moved.display());
+    assert_eq!(record.unread.names, [name]);
+}
+
+/// A file that the volume refuses makes rsync run once more. Meanwhile another file changed on the host.
+#[test]
+fn second_run_for_a_host_changes_no_older_snapshot() {
+    requires!(missing().or_else(needs::devices));
+    let scene = Scene::new();
+    let same = scene.write("www/same", "same");
+    let mode = |mode| fs::set_permissions(&same, fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o644);
+    let volume = FailingVolume::mount(&scene.bench.volume(), 1000);
+    let mut spec = scene.spec(&[("web", "www")]);
+    let first = scene.take(&spec);
+    scene.write("www/write-27", "refused");
+    let script = format!(
+        "#!/bin/sh\ncase \" $* \" in *' -n'*) exec rsync \"$@\";; esac\n\
+         [ -e \"$0.ran\" ] && chmod 600 '{}'\n: > \"$0.ran\"\nexec rsync \"$@\"\n",
+        same.display()
+    );
+    let program = scene.bench.path("rsync-of-host");
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    spec.rsync_path = program.display().to_string();
+    let second = scene.take(&spec);
+    let mode_in = |report| {
+        let file = scene.pulled(report, "web", "www/same");
+        fs::metadata(file).unwrap().mode() & 0o777
+    };
+    let modes = (mode_in(&first), mode_in(&second));
+    drop(volume);
+    assert!(second.record.unread.count > 0, "{:?}", second.record);
+    assert_eq!(modes, (0o644, 0o600));
 }
 
 #[test]

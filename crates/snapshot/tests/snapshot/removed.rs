@@ -72,6 +72,26 @@ fn latest(bench: &Bench) -> String {
 }
 
 #[test]
+fn snapshot_of_a_clock_that_ran_ahead_does_not_become_the_latest() {
+    let bench = Bench::new();
+    fs::write(bench.source().join("file"), "x").unwrap();
+    // In the order of making, and in days before now. The date of the second one has passed since.
+    let day = std::time::Duration::from_secs(86_400);
+    let names = [10, 2, 8, 1].map(|days| {
+        let (volume, spec) = (bench.volume(), bench.spec());
+        let at = now().checked_sub(day * days).unwrap();
+        let taken = sprat_snapshot::take(&volume, &spec, at, &mut |_| {}, &Cancel::new());
+        taken.unwrap().name
+    });
+    let newest = RemoveSpec {
+        allow_newest: true,
+        ..removing(&[named(names[3])])
+    };
+    run(&bench, &newest).unwrap();
+    assert_eq!(latest(&bench), names[2].to_string());
+}
+
+#[test]
 fn named_snapshots_are_removed_and_others_unchanged() {
     let (bench, names) = days(4);
     let kept = bench.in_snapshot(names[2]);
