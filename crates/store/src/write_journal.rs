@@ -242,6 +242,12 @@ impl WriteJournal {
         self.state().owes_quiet
     }
 
+    /// Whether nothing can arrive late of the last session, which died or gave up: that is recorded, and
+    /// nothing was sent since.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.state().content.quiet
+    }
+
     /// Records for later sessions that nothing can arrive late any more.
     pub fn quiet(&self) -> Result<(), LockError> {
         let mut state = self.state();

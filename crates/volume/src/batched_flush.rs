@@ -86,8 +86,8 @@ fn write_and_flush(
     let sends = |(offset, bytes): &(u64, &[u8])| engine.session.sends(*offset, bytes);
     let numbers: Vec<u64> = parts.iter().map(sends).collect();
     let flushed = connection.file.write_parts_durably(&parts);
-    // Of a batch that was withheld, too, all that was sent was answered.
-    if matches!(&flushed, Ok(_) | Err(StoreError::Withheld { .. })) {
+    // Of a batch that was withheld or refused, too, all that was sent was answered.
+    if flushed.as_ref().err().is_none_or(StoreError::was_answered) {
         numbers
             .into_iter()
             .for_each(|number| engine.session.answered(number));

@@ -92,12 +92,16 @@ fn send(engine: &Engine, connection: &Connection, run: &Run, buffer: &mut Vec<u8
             engine.session.answered(number);
             Sent::Answered
         }
-        Err(error) if error.kind() == StoreErrorKind::Withheld => {
-            // What was sent of it was answered.
-            engine.session.answered(number);
-            Sent::Refused(Fenced::Lost(Box::new(error)))
+        Err(error) => {
+            // Of a write that was withheld or refused, all that was sent was answered.
+            if error.was_answered() {
+                engine.session.answered(number);
+            }
+            match error.kind() {
+                StoreErrorKind::Withheld => Sent::Refused(Fenced::Lost(Box::new(error))),
+                _ => Sent::Broken(meaning("write", error)),
+            }
         }
-        Err(error) => Sent::Broken(meaning("write", error)),
     }
 }
 

@@ -70,7 +70,8 @@ pub trait SessionHooks: Send + Sync {
         0
     }
 
-    /// The write with this number succeeded. A write that is never answered may arrive late.
+    /// The write with this number was answered: it succeeded, or the store refused it. A write that is never
+    /// answered may arrive late.
     fn answered(&self, _number: u64) {}
 
     /// Every range recorded so far is answered and durable, and no old process of the server can

@@ -7,7 +7,7 @@ mod renewal;
 mod sleep;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
@@ -71,6 +71,8 @@ pub(crate) struct ContainerLease {
     /// Why "free" could not be written.
     left_locked: Mutex<Option<String>>,
     /// Receives the progress of the recovery of a dead session's writes.
+    /// How many writes [`before_send`](sprat_volume::SessionHooks::before_send) allowed.
+    allowed: AtomicU64,
     recovery_listener: OnceLock<Box<dyn Fn(u64, u64) + Send + Sync>>,
 }
 
@@ -151,6 +153,7 @@ impl ContainerLease {
             sleep: sleep::Sleep::default(),
             released_alone: AtomicBool::new(false),
             left_locked: Mutex::new(None),
+            allowed: AtomicU64::new(0),
             recovery_listener: OnceLock::new(),
         }
     }
@@ -528,6 +531,8 @@ impl sprat_volume::SessionHooks for ContainerLease {
             })));
         }
         self.unresolved.store(true, Ordering::SeqCst);
+        let number = u64::try_from(ranges.len()).unwrap_or(u64::MAX);
+        self.allowed.fetch_add(number, Ordering::SeqCst);
         self.record.before_send(ranges).map_err(|error| {
             self.lose(Failure::from(&error));
             Fenced::Lost(Box::new(error))

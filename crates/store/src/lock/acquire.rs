@@ -105,7 +105,10 @@ impl LeaseCheck {
         } else if highest.is_ours(&acquisitions, renewals) && highest.empty {
             Via::Empty
         } else if highest.is_ours(&acquisitions, renewals) {
-            content.add_predecessor(open(highest.number, Some(over)));
+            // What may arrive of sessions before it, its doors say.
+            if !journal.is_quiet() {
+                content.add_predecessor(open(highest.number, Some(over)));
+            }
             Via::Own
         } else if highest.empty && (on_purpose || self.was_empty_long(highest.number)) {
             Via::Empty

@@ -18,6 +18,7 @@ impl ContainerLease {
         // session so.
         let unresolved = self.unresolved.load(Ordering::SeqCst) || self.record.owes_quiet();
         if unresolved {
+            self.record_answered();
             return Ok(false);
         }
         if self.lost().is_some() {
@@ -41,6 +42,20 @@ impl ContainerLease {
             self.released_alone.store(alone, Ordering::SeqCst);
         }
         Ok(true)
+    }
+
+    /// A session that ends with unresolved writes, for example because the server's disk is full, may have got
+    /// the answer to each: then nothing can arrive late, and the next session need not wait. Called while
+    /// nothing can be sent.
+    fn record_answered(&self) {
+        let Some(sent) = self.sent.get() else { return };
+        // As many were allowed as were sent: no thread is about to send one, and there were no requests
+        // of another kind, whose answers are not counted.
+        let all_sent = sent.noted() == self.allowed.load(Ordering::SeqCst);
+        if all_sent && sent.is_answered() && !self.record.owes_quiet() {
+            // Without the entry the next session waits.
+            let _ = self.record.quiet();
+        }
     }
 
     /// Opens the lease ahead, for a [`release`](Self::release) in one round trip.

@@ -148,6 +148,43 @@ fn no_wait_for_a_killed_session_on_a_local_disk() {
 }
 
 #[test]
+fn session_that_got_every_answer_leaves_no_wait() {
+    let block = [1; 4096];
+    let allow = |lease: &ContainerLease| {
+        lease.before_send(std::slice::from_ref(&(0..4096))).unwrap();
+    };
+    let case = |what: &str, send: &dyn Fn(&ContainerLease), waits: bool| {
+        let session = TestSession::new();
+        let lease = &session.lease;
+        lease.notes_sent(late::Sent::new(late::some_key(1)));
+        allow(lease);
+        let number = lease.sends(0, &block);
+        lease.answered(number);
+        send(lease);
+        assert!(!lease.release().unwrap(), "{what}: a write is in doubt");
+        let next = session.killed_and_taken_again();
+        let record = next.lease.record();
+        assert_eq!(
+            record.in_doubt(),
+            std::slice::from_ref(&(0..4096)),
+            "{what}"
+        );
+        assert_eq!(record.may_arrive(), waits, "{what}");
+        assert_eq!(next.door.is_some(), waits, "{what}");
+    };
+    case("all are answered", &|_| (), false);
+    case(
+        "one is not answered",
+        &|lease| {
+            allow(lease);
+            lease.sends(0, &block);
+        },
+        true,
+    );
+    case("a thread is about to send", &allow, true);
+}
+
+#[test]
 fn key_change_recovers_writes_of_a_killed_session() {
     let session = TestSession::new();
     session
