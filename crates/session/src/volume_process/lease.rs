@@ -70,9 +70,9 @@ pub(crate) struct ContainerLease {
     released_alone: AtomicBool,
     /// Why "free" could not be written.
     left_locked: Mutex<Option<String>>,
-    /// Receives the progress of the recovery of a dead session's writes.
     /// How many writes [`before_send`](sprat_volume::SessionHooks::before_send) allowed.
     allowed: AtomicU64,
+    /// Receives the progress of the recovery of a dead session's writes.
     recovery_listener: OnceLock<Box<dyn Fn(u64, u64) + Send + Sync>>,
 }
 
