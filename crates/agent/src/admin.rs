@@ -114,6 +114,16 @@ pub fn ack(root: &Root, container: &str) -> io::Result<()> {
     disk::remove_in(&folder, "alarm")
 }
 
+/// Lets clients write to the header for a while.
+pub fn allow_header(root: &Root, container: &str, for_s: i64) -> io::Result<()> {
+    // A new container has no past yet.
+    root.live(container)?;
+    let folder = disk::make_folder_in(&root.agent, container)?;
+    let until_s = root.clock.now()?.counted_s.saturating_add(for_s);
+    let text = format!("until {until_s}\n");
+    disk::replace_in(&folder, keeper::HEADER_UNTIL, text.as_bytes())
+}
+
 /// Makes a new record of the state where it is damaged.
 pub fn repair(root: &Root, container: &str) -> io::Result<String> {
     let folder = root

@@ -13,6 +13,10 @@ use crate::notify;
 use crate::root::Root;
 use crate::serve::Server;
 use crate::status::Status;
+use crate::time_text::duration_s;
+
+/// So long `allow-header` lets clients write to the header.
+const HEADER_FOR_S: i64 = 600;
 
 const HELP: &str = "\
 sprat-agent: keeps past states of sprat containers on their server
@@ -35,6 +39,7 @@ Commands:
   revert NAME TIME --yes     Write a past state back; the present becomes a past state
   remove NAME --yes          Remove a container with all its past states
   tidy                       Remove what the policy does not keep any more (run it by cron every hour)
+  allow-header NAME          Let clients change the header, which has the keys, for a while
   repair NAME                Make a new record of the state where `status` says that it is damaged
   check                      Check that past states can be read
   export NAME TIME FILE      Copy a past state to a file
@@ -46,6 +51,7 @@ Options:
   --policy FILE   The policy; default: ROOT/.sprat-agent/policy
   --read-only     serve: refuse every change
   --read-data     check: read every saved block
+  --for TIME      allow-header: how long; default: 10m
   --json          status: as JSON
   --prometheus    status: as text for Prometheus's node exporter
   --yes           expire, revert, remove: do it
@@ -60,6 +66,7 @@ pub struct Arguments {
     read_data: bool,
     json: bool,
     prometheus: bool,
+    for_s: Option<i64>,
     yes: bool,
     /// What is no option: the command first.
     pub words: Vec<String>,
@@ -79,6 +86,11 @@ impl Arguments {
             match word.to_str() {
                 Some("--root") => arguments.root = Some(path("--root")?),
                 Some("--policy") => arguments.policy = Some(path("--policy")?),
+                Some("--for") => {
+                    let given = path("--for")?;
+                    let seconds = given.to_str().and_then(duration_s);
+                    arguments.for_s = Some(seconds.ok_or("--for needs a time like 10m")?);
+                }
                 Some("--read-only") => arguments.read_only = true,
                 Some("--read-data") => arguments.read_data = true,
                 Some("--json") => arguments.json = true,
@@ -157,6 +169,11 @@ fn administer(arguments: &Arguments, root: &Root, words: &[&str]) -> Option<io::
         ["revert", ..] => Err(bad("this changes the container; say --yes")),
         ["remove", ..] => Err(bad(
             "this removes a container and its past states; say --yes",
+        )),
+        ["allow-header", name] => quiet(admin::allow_header(
+            root,
+            name,
+            arguments.for_s.unwrap_or(HEADER_FOR_S),
         )),
         ["repair", name] => shown(admin::repair(root, name)),
         ["tidy"] => shown(admin::tidy(root)).and_then(|code| notify::run(root).map(|()| code)),

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 
 /// Only the account itself reads what is here.
@@ -46,15 +46,34 @@ pub fn make_folder_in(folder: impl AsFd, name: &str) -> io::Result<OwnedFd> {
         Err(Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
-    folder_in(folder, name)
+    let made = folder_in(&folder, name)?;
+    give_to_owner(&made, &folder)?;
+    Ok(made)
+}
+
+/// What root makes belongs to the account, as the folder does: else the account could not serve it.
+fn give_to_owner(made: impl AsFd, folder: impl AsFd) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let (owner, found) = (rustix::fs::fstat(folder)?, rustix::fs::fstat(&made)?);
+    let is_folder = FileType::from_raw_mode(found.st_mode).is_dir();
+    // A file with two names may be anybody's.
+    if owner.st_uid != 0 && found.st_uid == 0 && (is_folder || found.st_nlink == 1) {
+        let (user, group) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
+        rustix::fs::fchown(made, Some(user), Some(group))?;
+    }
+    Ok(())
 }
 
 /// Opens a file that is neither a symbolic link nor anything that blocks.
 pub fn open_in(folder: impl AsFd, name: &str, flags: OFlags) -> io::Result<File> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    Ok(File::from(retry(|| {
-        rustix::fs::openat(&folder, name, flags, PRIVATE)
-    })?))
+    let opened = retry(|| rustix::fs::openat(&folder, name, flags, PRIVATE))?;
+    if flags.contains(OFlags::CREATE) {
+        give_to_owner(&opened, &folder)?;
+    }
+    Ok(File::from(opened))
 }
 
 pub fn exists_in(folder: impl AsFd, name: &str) -> io::Result<bool> {

@@ -22,7 +22,7 @@ use crate::clock::{Clock, Now};
 use crate::disk::{self, Locked, Slots, bad};
 use crate::generation::{self, Head, Newest};
 use crate::journal::Journal;
-use crate::policy::Policy;
+use crate::policy::{Header, Policy};
 use crate::ranges::{self, BLOCK, Blocks};
 use crate::space::Space;
 use crate::state::{FileId, Locks, State, read_state};
@@ -41,6 +41,9 @@ const REQUEST_BLOCKS: u64 = 16_384;
 const LOG_BYTES_MAX: u64 = 1 << 30;
 /// A session that lasts longer than this gets a further generation.
 const SESSION_GENERATION_S: i64 = 86_400;
+
+/// Until when, by the counted clock, the administrator allows writes to the header.
+pub const HEADER_UNTIL: &str = "header-until";
 
 /// One process's part in keeping a container's past states.
 #[derive(Debug)]
@@ -66,6 +69,8 @@ pub struct Keeper {
     says_clean: bool,
     /// The next write begins a generation, whatever the policy allows.
     forced: Option<&'static str>,
+    /// The administrator writes, who may change the header.
+    is_trusted: bool,
     /// Counted seconds minus seconds since the boot, when the clock was last read.
     counted_ahead_s: i64,
 }
@@ -97,6 +102,7 @@ impl Keeper {
             slot: None,
             says_clean: false,
             forced: None,
+            is_trusted: false,
             counted_ahead_s: 0,
         })
     }
@@ -117,6 +123,7 @@ impl Keeper {
         self.session = Some(state.session);
         self.is_new_session = true;
         self.forced = reason;
+        self.is_trusted = reason.is_some();
         Ok(state.session)
     }
 
@@ -211,6 +218,7 @@ impl Keeper {
         for _ in 0..8 {
             let gate = locks.gate.shared()?;
             if self.is_ready()? {
+                self.check_header(touched)?;
                 self.save(file, touched)?;
                 // No reader may see the new content and not yet the saved one.
                 fence(Ordering::SeqCst);
@@ -283,6 +291,32 @@ impl Keeper {
         let due =
             counted_s >= state.secret_due_s || counted_s - state.begun_s >= SESSION_GENERATION_S;
         Ok(!due && open.tail()?.is_some_and(|tail| tail < LOG_BYTES_MAX))
+    }
+
+    /// What the policy says of a write to the header. An alarm is there before the write is.
+    fn check_header(&self, touched: &Blocks) -> io::Result<()> {
+        let begin = touched.first().map_or(u64::MAX, |first| first.start);
+        let is_header = begin.saturating_mul(BLOCK) < self.policy.header_bytes;
+        if !is_header || self.is_trusted || self.policy.header == Header::Free {
+            return Ok(());
+        }
+        let counted_s = crate::clock::reading("").up_s + self.counted_ahead_s;
+        let allowed = match disk::read_all(&self.folder, HEADER_UNTIL, 64) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            other => disk::number(&String::from_utf8_lossy(&other?), "until"),
+        };
+        if allowed.is_some_and(|until_s: i64| counted_s < until_s) {
+            return Ok(());
+        }
+        if self.policy.header == Header::Refuse {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        if disk::exists_in(&self.folder, "alarm")? {
+            return Ok(());
+        }
+        let text = "a client wrote to the header, which has the keys";
+        self.journal.note(self.session.unwrap_or(0), text)?;
+        disk::replace_in(&self.folder, "alarm", format!("{text}\n").as_bytes())
     }
 
     /// Saves the old content of `touched`, as far as it isn't saved.

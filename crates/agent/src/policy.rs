@@ -32,6 +32,14 @@ pub struct Keep {
     pub for_s: i64,
 }
 
+/// What a write to a container's header does: whoever can write it can make all keys useless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Header {
+    Alarm,
+    Refuse,
+    Free,
+}
+
 /// What the policy's file says, with defaults for what it does not say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
@@ -56,6 +64,9 @@ pub struct Policy {
     pub hold_on_alarm: bool,
     /// Overdue after so long without a session that wrote.
     pub expect_s: Option<i64>,
+    pub header: Header,
+    /// The header is what lies before this.
+    pub header_bytes: u64,
     /// The program that `tidy` runs when what is wrong has changed.
     pub notify: Option<PathBuf>,
 }
@@ -84,6 +95,8 @@ impl Default for Policy {
             alarm_percent: 30,
             hold_on_alarm: true,
             expect_s: None,
+            header: Header::Alarm,
+            header_bytes: 16 << 20,
             notify: None,
         }
     }
@@ -128,6 +141,15 @@ impl Policy {
                     _ => return None,
                 }
             }
+            "header" => {
+                self.header = match value {
+                    "alarm" => Header::Alarm,
+                    "refuse" => Header::Refuse,
+                    "free" => Header::Free,
+                    _ => return None,
+                }
+            }
+            "header_bytes" => self.header_bytes = bytes(value)?,
             "notify" => {
                 self.notify = Some(PathBuf::from(value)).filter(|path| path.is_absolute());
                 self.notify.as_ref()?;
@@ -208,7 +230,7 @@ mod tests {
     fn a_policy_is_read_and_an_unknown_key_is_an_error() {
         let text = "# mine\nkeep = all 7d, daily 30d, weekly 12w, monthly 12m\nat_least = 3\n\
                     new = burst 12, then 1 per 1h\nsecret = 1h\nalarm = 30%   # of used blocks\nfree_min = 5%\n\
-                    on_alarm = hold\nsize_max = 8T\ncontainers_max = 4\n";
+                    on_alarm = hold\nheader = alarm\nheader_bytes = 16M\nsize_max = 8T\ncontainers_max = 4\n";
         assert_eq!(Policy::parse(text).unwrap(), Policy::default());
         let other = Policy::parse("quota = 2T\nexpect = 26h\non_alarm = note\n").unwrap();
         assert_eq!(
@@ -225,6 +247,7 @@ mod tests {
             "alarm = 130%",
             "on_alarm = maybe",
             "notify = mail",
+            "header = no",
             "at_least = -1",
             "keep =",
         ] {

@@ -14,9 +14,11 @@ pub const READ_WRITE: u32 = 3;
 pub const CREATE_NEW: u32 = 0x2b;
 
 /// Every session begins a generation.
-pub const EAGER: &str = "new = burst 1000000, then 1 per 1s\nsecret = 6h\nfree_min = 0%\n";
+pub const EAGER: &str =
+    "new = burst 1000000, then 1 per 1s\nsecret = 6h\nfree_min = 0%\nheader = free\n";
 /// So does about every second.
-pub const RESTLESS: &str = "new = burst 1000000, then 1 per 1s\nsecret = 1s\nfree_min = 0%\n";
+pub const RESTLESS: &str =
+    "new = burst 1000000, then 1 per 1s\nsecret = 1s\nfree_min = 0%\nheader = free\n";
 
 pub fn agent() -> PathBuf {
     env!("CARGO_BIN_EXE_sprat-agent").into()

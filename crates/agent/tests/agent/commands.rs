@@ -74,7 +74,7 @@ fn check_names_the_damaged_state() {
 /// Garbage over most of the container.
 #[test]
 fn an_alarm_holds_everything_until_it_is_confirmed() {
-    let policy = "keep = all 1s\nat_least = 0\nnew = burst 1000000, then 1 per 1s\nsecret = 6h\nfree_min = 0%\n";
+    let policy = "keep = all 1s\nat_least = 0\nnew = burst 1000000, then 1 per 1s\nsecret = 6h\nfree_min = 0%\nheader = free\n";
     let served = Served::with_container(policy, &blocks(20_000, 1));
     served.overwrite(&[(0, vec![9; BLOCK])]);
     served.run(&["tidy"]);
@@ -107,11 +107,58 @@ fn an_alarm_holds_everything_until_it_is_confirmed() {
     assert_eq!(code(&served, &["status"]).0, Some(0));
 }
 
+/// The account could neither serve nor write what belongs to root.
+#[test]
+fn what_root_makes_belongs_to_the_account() {
+    use std::os::unix::fs::{MetadataExt, lchown};
+    sprat_testkit::requires!(sprat_testkit::needs::root());
+    let served = three_states(EAGER);
+    fs::write(served.path("y.luks"), blocks(1, 1)).unwrap();
+    let mut all = vec![served.path("")];
+    let mut owners = std::collections::BTreeMap::new();
+    let mut walk = |change: bool| {
+        all.truncate(1);
+        let mut at = 0;
+        while at < all.len() {
+            let path = all[at].clone();
+            if path.is_dir() {
+                all.extend(
+                    fs::read_dir(&path)
+                        .unwrap()
+                        .map(|entry| entry.unwrap().path()),
+                );
+            }
+            if change {
+                lchown(&path, Some(12345), Some(12345)).unwrap();
+            }
+            owners.insert(
+                path.clone(),
+                fs::symlink_metadata(&path).map_or(0, |found| found.uid()),
+            );
+            at += 1;
+        }
+        let foreign: Vec<_> = owners.iter().filter(|(_, uid)| **uid != 12345).collect();
+        assert!(foreign.is_empty(), "{foreign:?}");
+        owners.clear();
+        at
+    };
+    let before = walk(true);
+    let name = served.head(2, "name");
+    served.run(&["pin", "x.luks", &name]);
+    served.run(&["hold", "x.luks"]);
+    served.run(&["allow-header", "x.luks"]);
+    served.run(&["allow-header", "y.luks"]);
+    served.run(&["tidy"]);
+    served.run(&["check"]);
+    served.run(&["revert", "x.luks", &name, "--yes"]);
+    assert!(walk(false) > before);
+}
+
 /// The last write was two days ago.
 #[test]
 fn an_overdue_backup_runs_the_notify_program_once_and_holds_expiry() {
     use std::os::unix::fs::{PermissionsExt, chown};
-    let policy = "keep = all 1s\nat_least = 0\nnew = burst 1000000, then 1 per 1s\nsecret = 6h\nfree_min = 0%\n\
+    let policy = "keep = all 1s\nat_least = 0\nnew = burst 1000000, then 1 per 1s\nsecret = 6h\nfree_min = 0%\nheader = free\n\
                   expect = 26h\n";
     let served = three_states(policy);
     let (program, got) = (served.path("program"), served.path("got"));

@@ -70,7 +70,7 @@ fn a_state_with_both_copies_damaged_refuses_writes_until_it_is_repaired() {
 
 #[test]
 fn a_generation_whose_head_is_damaged_blocks_nothing_and_expires() {
-    let policy = "keep = all 1s\nat_least = 0\nnew = burst 1000000, then 1 per 1s\nsecret = 6h\nfree_min = 0%\n";
+    let policy = "keep = all 1s\nat_least = 0\nnew = burst 1000000, then 1 per 1s\nsecret = 6h\nfree_min = 0%\nheader = free\n";
     let (served, mut states) = history(policy, 3);
     // The newest one, which nobody has sealed.
     served.flip("g.3/head", 12);

@@ -13,7 +13,7 @@ use crate::client::{BLOCK, EAGER, READ, READ_WRITE, Served, agent, blocks};
 
 const BLOCKS: u64 = 48;
 /// After two seconds only the first state of a day, and the one that stood longest, stay.
-const SHORT: &str = "keep = all 1s, daily 30d\nat_least = 0\nnew = burst 1000000, then 1 per 1s\nsecret = 6h\nfree_min = 0%\n";
+const SHORT: &str = "keep = all 1s, daily 30d\nat_least = 0\nnew = burst 1000000, then 1 per 1s\nsecret = 6h\nfree_min = 0%\nheader = free\n";
 
 fn block(number: u64) -> u64 {
     number * BLOCK as u64

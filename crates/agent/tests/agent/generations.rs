@@ -9,7 +9,7 @@ use sprat_testkit::dice::Dice;
 use crate::client::{BLOCK, Client, EAGER, READ, READ_WRITE, RESTLESS, Served, blocks};
 
 /// A session writes nothing else, and none but these begin generations.
-const LAZY: &str = "new = burst 1, then 1 per 9h\nsecret = 6h\nfree_min = 0%\n";
+const LAZY: &str = "new = burst 1, then 1 per 9h\nsecret = 6h\nfree_min = 0%\nheader = free\n";
 
 fn block(number: u64) -> u64 {
     number * BLOCK as u64
@@ -457,7 +457,10 @@ fn a_change_past_the_agent_is_noticed_and_shown() {
 #[test]
 fn a_refused_write_changes_nothing_and_the_past_stays() {
     let state = blocks(64, 1);
-    let served = Served::with_container("quota = 600K\nfree_min = 0%\nsecret = 6h\n", &state);
+    let served = Served::with_container(
+        "quota = 600K\nfree_min = 0%\nheader = free\nsecret = 6h\n",
+        &state,
+    );
     // 256 KiB of container, and 256 MiB that saving may exceed the quota by: so a hole is filled instead.
     let file = fs::File::options()
         .write(true)

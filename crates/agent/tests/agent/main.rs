@@ -12,6 +12,7 @@ mod commands;
 mod damage;
 mod expiry;
 mod generations;
+mod header;
 mod kills;
 mod limits;
 mod requests;

@@ -154,15 +154,15 @@ fn sshfs_shows_present_and_past() {
 }
 
 /// The `sprat` that was built beside the agent; in a run of one package it may be missing.
-fn sprat() -> PathBuf {
+fn sprat_program() -> PathBuf {
     agent().with_file_name("sprat")
 }
 
 fn sprat_missing() -> Option<String> {
-    (!sprat().is_file()).then(|| {
+    (!sprat_program().is_file()).then(|| {
         format!(
             "{} is not built: run the tests of the whole workspace",
-            sprat().display()
+            sprat_program().display()
         )
     })
 }
@@ -175,7 +175,8 @@ fn sprat_backs_up_and_restores_unchanged_and_the_past_too() {
         needs::devices(),
         sprat_missing()
     );
-    let served = Served::new(EAGER);
+    // No key is changed: nothing of it may be refused.
+    let served = Served::new(&EAGER.replace("header = free", "header = refuse"));
     let server = sshd(&served);
     let machine = TestMachine::new();
     let ssh: Vec<_> = server
@@ -185,11 +186,16 @@ fn sprat_backs_up_and_restores_unchanged_and_the_past_too() {
         .collect();
     let target = format!("any.host:{}", served.path("x.luks").display());
     let sprat = |words: &[&str]| {
-        let mut command = machine.command_of(sprat());
+        let mut command = machine.command_of(sprat_program());
         command.args(words).arg("--ssh-command").arg(ssh.join(" "));
         machine.run(&mut command).succeeded()
     };
     sprat(&["init", "--json", CHEAP, &target, "--size", "64M"]);
+    let new_key = machine.path("new.key");
+    served.run(&["allow-header", "x.luks"]);
+    let new_key = new_key.to_str().unwrap();
+    sprat(&["key", "add", CHEAP, "--new-key-file", new_key, &target]);
+    served.run(&["allow-header", "x.luks", "--for", "0s"]);
     let tree = |round: u32| {
         for number in 0..8 {
             machine.write(
