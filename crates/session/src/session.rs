@@ -254,7 +254,18 @@ impl Session {
     /// Copies a snapshot, or a part of it, back. What never enters a snapshot stays as it is.
     pub fn restore(
         &mut self,
+        spec: RestoreSpec,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<RestoreReport, Failure> {
+        self.restore_matching(spec, Vec::new(), observer, interrupt)
+    }
+
+    /// As [`Self::restore`], of the paths that match one of the patterns; without one, of all.
+    pub fn restore_matching(
+        &mut self,
         mut spec: RestoreSpec,
+        patterns: Vec<String>,
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<RestoreReport, Failure> {
@@ -262,7 +273,8 @@ impl Session {
         // What is known of locks, keys and headers now is newer than what any snapshot has.
         spec.never_enter.push(self.settings.state_dir.clone());
         spec.containers = local_containers(&self.settings);
-        self.ask(&WorkerOrder::Restore(Box::new(spec)), observer, interrupt)
+        let order = WorkerOrder::Restore(Box::new(spec), patterns);
+        self.ask(&order, observer, interrupt)
     }
 
     /// Removes the snapshots of a job that no rule keeps.

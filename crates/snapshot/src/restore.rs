@@ -17,13 +17,14 @@ use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder};
 use crate::name::JobName;
 use crate::name_list::NameList;
+use crate::owner_names;
 use crate::paths::{plain_path, real_path};
 use crate::progress::{Phase, Progress};
 use crate::protected_paths::{self, Destination};
 use crate::record::{EntryKind, ONE_FILE_SYSTEM, RunRecord, Warning};
 use crate::rsync::Rsync;
 use crate::scout::{Copied, Scout};
-use crate::spec::{RestoreReport, RestoreSpec};
+use crate::spec::{Existing, RestoreReport, RestoreSpec};
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{is_folder, names_in, open_folder};
 use crate::without_place;
@@ -68,6 +69,10 @@ pub fn restore(
         job: &folder.path,
         to: &to,
         what: &what,
+        owners: match spec.owner_by_name {
+            true => owner_names::arguments(&folder.path.join(&chosen.folder))?,
+            false => Vec::new(),
+        },
         spec,
     };
     let parents = what.missing_parents(&to);
@@ -79,13 +84,13 @@ pub fn restore(
         to: &to,
         protected: &protected,
     };
-    let unequal = if spec.trust_times {
+    let unequal = if spec.trust_times || spec.existing == Existing::Keep {
         Unequal::default()
     } else {
         compared.before(progress, cancel)?
     };
     let written = transfer.rewrite(&unequal, &mut changes, progress, cancel)?;
-    let invocation = transfer.invocation(&protected.patterns);
+    let invocation = transfer.invocation(&protected.patterns, spec.existing);
     let scout = what.scout(&folder, &to, spec);
     let mut followed = |now: Progress| {
         if let Some(scout) = &scout {
@@ -97,6 +102,10 @@ pub fn restore(
     drop(scout);
     judge(&outcome, &to)?;
     changes.append(&outcome.changes);
+    let planned = match spec.dry_run {
+        true => Some(transfer.planned(&outcome, written.as_ref(), &protected.patterns, cancel)?),
+        false => None,
+    };
     if let Some(written) = written {
         outcome.add(written);
         judge(&outcome, &to)?;
@@ -123,6 +132,7 @@ pub fn restore(
         same: unequal.same,
         unequal: names,
         verified,
+        planned,
         left_out: what.left_out.iter().map(|path| escape_path(path)).collect(),
         changes,
         messages: outcome.messages,

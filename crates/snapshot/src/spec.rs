@@ -152,6 +152,13 @@ pub struct RestoreSpec {
     /// Absolute path of the destination folder. It is created if it is missing.
     #[serde(with = "path_text")]
     pub to: PathBuf,
+    /// What becomes of files that are there already.
+    #[serde(default)]
+    pub existing: Existing,
+    /// Give files to the users and groups of the same names here. By the snapshot's `/etc/passwd` and
+    /// `/etc/group`. Otherwise, and without such a name, the numbers count.
+    #[serde(default)]
+    pub owner_by_name: bool,
     /// Only report what would be done.
     #[serde(default)]
     pub dry_run: bool,
@@ -191,6 +198,8 @@ impl RestoreSpec {
             path: None,
             paths: Vec::new(),
             to,
+            existing: Existing::default(),
+            owner_by_name: false,
             dry_run: false,
             delete: false,
             delete_excluded: false,
@@ -201,6 +210,33 @@ impl RestoreSpec {
             rsync: rsync_name(),
         }
     }
+}
+
+/// What a restore does with files that are at the destination already.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Existing {
+    /// Replaces those that differ.
+    #[default]
+    Overwrite,
+    /// Keeps them all. Folders still get the attributes of the snapshot.
+    Keep,
+    /// Keeps those with a newer modification time.
+    KeepNewer,
+}
+
+/// What a restore would do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Planned {
+    /// Files and folders that would be created.
+    pub new: u64,
+    /// Regular files whose content would be replaced.
+    pub replaced: u64,
+    /// Regular files that are newer here: with [`Existing::Overwrite`] they are among `replaced`, with
+    /// [`Existing::KeepNewer`] they stay. `None`: all that is there stays.
+    pub newer_here: Option<u64>,
+    /// Files and folders that would be deleted.
+    pub deleted: u64,
 }
 
 /// What a restore did, or with `dry_run` would do.
@@ -230,6 +266,9 @@ pub struct RestoreReport {
     /// Escaped.
     #[serde(default)]
     pub left_out: Vec<String>,
+    /// With `dry_run`: the counts.
+    #[serde(default)]
+    pub planned: Option<Planned>,
     /// With `dry_run`: what would be written or deleted, one escaped line for each.
     pub changes: NameList,
     /// Messages of rsync that report no failure, escaped.

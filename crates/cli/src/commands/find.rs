@@ -1,7 +1,7 @@
 //! `sprat find`: finds files in all snapshots.
 
 use clap::Args;
-use sprat_inside::{FindSpec, Pattern};
+use sprat_inside::FindSpec;
 use sprat_run::inside_text;
 use sprat_snapshot::JobName;
 
@@ -50,8 +50,7 @@ impl CommandArgs for FindArgs {
             pattern: self.pattern.clone(),
             ignore_case: self.ignore_case,
         };
-        Pattern::parse(&self.pattern, self.ignore_case)
-            .map_err(|error| refused(format!("the pattern is not valid: {error}")))?;
+        lookup::check_pattern(&self.pattern, self.ignore_case)?;
         let (target, report) = lookup::look(context, &self.target, |session, reporter| {
             session.find(spec, reporter, &context.interrupt)
         })?;

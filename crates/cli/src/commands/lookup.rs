@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 
 use serde::Serialize;
-use sprat_inside::Place;
+use sprat_inside::{Pattern, Place};
 use sprat_run::inside_text;
 use sprat_session::{Access, Session, text};
 use sprat_snapshot::{EntryKind, unescape_name};
@@ -17,6 +17,15 @@ pub(super) fn place(context: &Context, what: &OsStr, at: Option<&str>) -> Result
     let wanted = context.wanted(what, at)?;
     let snapshot = wanted.snapshot.unwrap_or_default();
     Ok(Place::new(wanted.job, snapshot, wanted.path.as_deref()))
+}
+
+/// Refuses a pattern that can't match, before anything is opened.
+pub(super) fn check_pattern(text: &str, ignore_case: bool) -> Result<(), Failure> {
+    let parsed = Pattern::parse(text, ignore_case);
+    parsed.map(drop).map_err(|error| {
+        Failure::usage(format!("the pattern is not valid: {error}"))
+            .with_hint("nothing was started")
+    })
 }
 
 /// The target, and what `ask` found in it.

@@ -8,9 +8,10 @@ use clap::Args;
 use serde_json::json;
 use sprat_run::restore_text;
 use sprat_session::{Access, text, trusted_file};
-use sprat_snapshot::{EntryKind, RestoreReport, RestoreSpec};
+use sprat_snapshot::{EntryKind, Existing, RestoreReport, RestoreSpec};
 
 use super::context::{CommandArgs, Context};
+use super::lookup;
 use crate::args::TARGET_HELP;
 use crate::output::{Reporter, path_json};
 use crate::{Exit, Failure};
@@ -37,6 +38,17 @@ pub(super) struct RestoreArgs {
     /// Restore the newest snapshot that began at TIME or before: 2026-11-28 14:00, 14:00, yesterday, 3d
     #[arg(long, value_name = "TIME")]
     at: Option<String>,
+    /// Restore only what matches, with its full path below DIR: a name, or a path if P has a slash. May be
+    /// given several times. Put it in quotes: *.odt, '/home/ann/**/thesis*'
+    #[arg(long, value_name = "P", conflicts_with = "delete")]
+    pattern: Vec<String>,
+    /// What to do with files in DIR that differ: overwrite them, keep them, or keep those that are newer
+    #[arg(long, value_name = "HOW", default_value = "overwrite", value_parser = existing)]
+    existing: Existing,
+    /// Give files to the users and groups with the same names on this machine, not with the same numbers.
+    /// The snapshot must have /etc
+    #[arg(long)]
+    owner_by_name: bool,
     /// Show only what would be done
     #[arg(long)]
     dry_run: bool,
@@ -55,6 +67,15 @@ pub(super) struct RestoreArgs {
     verify: bool,
 }
 
+fn existing(text: &str) -> Result<Existing, String> {
+    match text {
+        "overwrite" => Ok(Existing::Overwrite),
+        "keep" => Ok(Existing::Keep),
+        "keep-newer" => Ok(Existing::KeepNewer),
+        _ => Err("it must be overwrite, keep or keep-newer".to_owned()),
+    }
+}
+
 impl CommandArgs for RestoreArgs {
     const NEEDS_ROOT: bool = true;
 
@@ -70,6 +91,16 @@ impl CommandArgs for RestoreArgs {
         spec.delete_excluded = self.delete_excluded;
         spec.trust_times = self.trust_times;
         spec.verify = self.verify;
+        spec.existing = self.existing;
+        spec.owner_by_name = self.owner_by_name;
+        if spec.verify && spec.existing != Existing::Overwrite {
+            let what =
+                "--verify needs --existing overwrite: files that are kept differ from the snapshot";
+            return Err(Failure::usage(what).with_hint("nothing was started"));
+        }
+        for pattern in &self.pattern {
+            lookup::check_pattern(pattern, false)?;
+        }
 
         if !spec.dry_run
             && let Some(why) = others_at(&spec.to)
@@ -85,7 +116,12 @@ impl CommandArgs for RestoreArgs {
         let (report, closed) =
             context.in_session(prepared, &mut reporter, |session, reporter| {
                 let began = Instant::now();
-                let restored = session.restore(spec.clone(), reporter, &context.interrupt);
+                let restored = session.restore_matching(
+                    spec.clone(),
+                    self.pattern.clone(),
+                    reporter,
+                    &context.interrupt,
+                );
                 took = began.elapsed();
                 restored
             })?;

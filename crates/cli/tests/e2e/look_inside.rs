@@ -234,3 +234,56 @@ fn costs_are_shown_and_what_a_removal_frees() {
         .failed_with(1);
     machine.nothing_is_left();
 }
+
+#[test]
+fn restore_takes_what_matches_and_counts_it_before() {
+    requires!(needs::root());
+    let (machine, first) = with_two_snapshots();
+    let what = format!("home/{first}");
+    let restore = |more: &[&str]| {
+        let all = [&["restore", CONTAINER, &what, "--to", "back"], more].concat();
+        machine.sprat(&all)
+    };
+    let inside = machine
+        .path("back")
+        .join(machine.path("tree").strip_prefix("/").unwrap());
+    let dry = restore(&["--pattern", "fstab", "--dry-run"])
+        .succeeded()
+        .stdout;
+    assert!(
+        dry.contains("/tree/etc/fstab\n") && dry.contains("new  "),
+        "{dry}"
+    );
+    assert!(dry.contains(" new, 0 replaced, 0 deleted\n"), "{dry}");
+    assert!(!inside.exists());
+    restore(&["--pattern", "fstab", "--pattern", "gon?"]).succeeded();
+    assert_eq!(fs::read(inside.join("etc/fstab")).unwrap(), b"one");
+    let mut names: Vec<_> = fs::read_dir(&inside)
+        .unwrap()
+        .map(|one| one.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["etc", "gone"]);
+    fs::write(inside.join("etc/fstab"), "newer").unwrap();
+    let dry = restore(&["--dry-run"]).succeeded().stdout;
+    assert!(
+        dry.contains("1 replaced (newer here: 1), 0 deleted\n"),
+        "{dry}"
+    );
+    assert!(dry.contains("replace     "), "{dry}");
+    restore(&["--existing", "keep-newer"]).succeeded();
+    assert_eq!(fs::read(inside.join("etc/fstab")).unwrap(), b"newer");
+    restore(&[]).succeeded();
+    assert_eq!(fs::read(inside.join("etc/fstab")).unwrap(), b"one");
+    let found = restore(&["--pattern", "*.none"]).failed_with(1);
+    assert!(found.contains("*.none"), "{found}");
+    for bad in [
+        &["--pattern", "[a"][..],
+        &["--existing", "some"],
+        &["--pattern", "a", "--delete"],
+        &["--existing", "keep", "--verify"],
+    ] {
+        restore(bad).failed_with(2);
+    }
+    machine.nothing_is_left();
+}

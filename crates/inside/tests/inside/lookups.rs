@@ -276,3 +276,39 @@ fn a_search_and_a_list_can_be_cancelled() {
         Err(SnapshotError::ReadCancelled)
     ));
 }
+
+#[test]
+fn patterns_select_the_topmost_paths_that_match() {
+    let bench = Bench::new();
+    for folder in ["a/kept/deep", "b"] {
+        fs::create_dir_all(bench.source().join(folder)).unwrap();
+    }
+    for name in ["a/kept/deep/kept", "a/one.odt", "b/two.odt", "b/kept"] {
+        bench.write(name, "x");
+    }
+    std::os::unix::fs::symlink("a", bench.source().join("link")).unwrap();
+    bench.take(1);
+    let found = |top: &str, patterns: &[&str]| {
+        let patterns: Vec<String> = patterns.iter().map(ToString::to_string).collect();
+        let place = bench.place("latest", top);
+        let found = sprat_inside::matching(&bench.volume(), &place, &patterns, &Cancel::new())?;
+        let source = bench.source();
+        let inside = found
+            .iter()
+            .map(|path| path.strip_prefix(&source).unwrap().display());
+        Ok::<_, SnapshotError>(inside.map(|path| path.to_string()).collect::<Vec<_>>())
+    };
+    assert_eq!(found("", &["kept"]).unwrap(), ["a/kept", "b/kept"]);
+    assert_eq!(found("b", &["kept"]).unwrap(), ["b/kept"]);
+    assert_eq!(
+        found("", &["*.odt", "kept"]).unwrap(),
+        ["a/kept", "a/one.odt", "b/kept", "b/two.odt"]
+    );
+    assert_eq!(found("", &["a/**/kept"]).unwrap(), ["a/kept"]);
+    assert_eq!(found("b/two.odt", &["*.odt"]).unwrap(), ["b/two.odt"]);
+    // No link is followed.
+    assert_eq!(found("", &["l*"]).unwrap(), ["link"]);
+    let missing = |result| matches!(result, Err(SnapshotError::NoSuchPath { .. }));
+    assert!(missing(found("", &["none"])));
+    assert!(missing(found("none", &["*"])));
+}

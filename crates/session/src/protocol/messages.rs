@@ -221,7 +221,8 @@ pub(crate) enum WorkerOrder {
     Unstage(JobName),
     TakeSnapshot(Box<SnapshotSpec>),
     List,
-    Restore(Box<RestoreSpec>),
+    /// Restores. With patterns, only the paths that match.
+    Restore(Box<RestoreSpec>, Vec<String>),
     ListFolder(Box<ListSpec>),
     Find(Box<FindSpec>),
     Versions(Box<VersionsSpec>),

@@ -72,7 +72,7 @@ impl Order for WorkerOrder {
             | Self::Unstage(_)
             | Self::TakeSnapshot(_)
             | Self::List
-            | Self::Restore(_)
+            | Self::Restore(..)
             | Self::ListFolder(_)
             | Self::Find(_)
             | Self::Versions(_)

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use sprat_attach::{AttachError, AttachOptions, Attachment, CryptMapping, MountOptions};
+use sprat_inside::Place;
 use sprat_snapshot::{Cancel, Progress, SnapshotError};
 use sprat_volume::BLOCK_BYTES;
 use zeroize::Zeroizing;
@@ -314,12 +315,18 @@ impl Worker {
                 let out = sprat_attach::receive_fd(&self.descriptors)?;
                 WorkerReply::Written(sprat_inside::cat(self.root()?, &spec, out, &self.cancel)?)
             }
-            WorkerOrder::Restore(spec) => {
+            WorkerOrder::Restore(mut spec, patterns) => {
                 let cancel = self.cancel.clone();
                 let root = self.root()?;
+                if !patterns.is_empty() {
+                    let (job, snapshot) = (spec.job.clone(), spec.snapshot.clone());
+                    let place = Place::new(job, snapshot, spec.path.take().as_deref());
+                    spec.paths = sprat_inside::matching(root, &place, &patterns, &cancel)?;
+                }
                 let containers = spec.containers.iter().map(|container| &container.path);
                 let paths = spec.never_enter.iter().chain(containers).chain([&spec.to]);
-                let needed = paths.map(|path| &**path).collect();
+                let names = spec.owner_by_name.then(|| Path::new("/etc"));
+                let needed = paths.map(|path| &**path).chain(names).collect();
                 let report = self.with_mounts(needed, &spec.rsync, |events| {
                     sprat_snapshot::restore(root, &spec, events, &cancel)
                 })?;

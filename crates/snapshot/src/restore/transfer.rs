@@ -12,7 +12,7 @@ use crate::name_list::NameList;
 use crate::progress::Progress;
 use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side, is_damage};
 use crate::sources::argument;
-use crate::spec::RestoreSpec;
+use crate::spec::{Existing, Planned, RestoreSpec};
 use crate::text::escape_path;
 
 /// More paths than these are passed to rsync in a list, not as arguments.
@@ -25,6 +25,8 @@ pub(super) struct Transfer<'a> {
     pub(super) job: &'a Path,
     pub(super) to: &'a Path,
     pub(super) what: &'a What,
+    /// The options that map owners.
+    pub(super) owners: Vec<OsString>,
     pub(super) spec: &'a RestoreSpec,
 }
 
@@ -82,10 +84,15 @@ impl Transfer<'_> {
     }
 
     /// The main run.
-    pub(super) fn invocation(&self, protected: &[OsString]) -> Invocation {
+    pub(super) fn invocation(&self, protected: &[OsString], existing: Existing) -> Invocation {
         let mut arguments: Vec<OsString> = ["-aHAXXS", "--modify-window=-1"]
             .map(OsString::from)
             .to_vec();
+        match existing {
+            Existing::Overwrite => {}
+            Existing::Keep => arguments.push("--ignore-existing".into()),
+            Existing::KeepNewer => arguments.push("--update".into()),
+        }
         if self.spec.delete {
             arguments.push("--delete".into());
         }
@@ -93,6 +100,41 @@ impl Transfer<'_> {
         let exclude = |pattern: &OsString| argument("--exclude=", pattern);
         arguments.extend(protected.iter().map(exclude));
         self.rsync_with(arguments, &self.what.paths)
+    }
+
+    /// Counts what a dry run would do. `written`: by [`Self::rewrite`].
+    pub(super) fn planned(
+        &self,
+        main: &Outcome,
+        written: Option<&Outcome>,
+        protected: &[OsString],
+        cancel: &Cancel,
+    ) -> Result<Planned, SnapshotError> {
+        let replaced = |outcome: &Outcome| {
+            let stats = &outcome.stats;
+            stats.transferred.saturating_sub(stats.created_regular)
+        };
+        // The files by which the two differ are newer here.
+        let other = match self.spec.existing {
+            Existing::Keep => None,
+            Existing::Overwrite => Some(Existing::KeepNewer),
+            Existing::KeepNewer => Some(Existing::Overwrite),
+        };
+        let newer_here = match other {
+            None => None,
+            Some(other) => {
+                let invocation = self.invocation(protected, other);
+                let outcome = self.rsync.run(&invocation, &mut |_| {}, cancel)?;
+                judge(&outcome, self.to)?;
+                Some(replaced(main).abs_diff(replaced(&outcome)))
+            }
+        };
+        Ok(Planned {
+            new: main.stats.created,
+            replaced: replaced(main) + written.map_or(0, replaced),
+            newer_here,
+            deleted: main.stats.deleted,
+        })
     }
 
     fn rsync_with(&self, mut arguments: Vec<OsString>, paths: &[PathBuf]) -> Invocation {
@@ -115,6 +157,7 @@ impl Transfer<'_> {
         } else {
             arguments.push("--info=progress2,stats2,flist0,name0".into());
         }
+        arguments.extend(self.owners.iter().cloned());
         let are_many = paths.len() > ARGUMENTS_MAX;
         if are_many {
             arguments.extend(["--from0", "--files-from=-"].map(OsString::from));

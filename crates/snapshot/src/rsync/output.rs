@@ -77,14 +77,17 @@ pub(crate) fn take_stat(line: &str, stats: &mut RunStats) -> bool {
     let Some(count) = number(value) else {
         return false;
     };
+    // `18 (reg: 6, dir: 11, link: 1)`
+    let regular = value.split_once("reg: ").and_then(|(_, rest)| number(rest));
     let field = match what {
         "Number of files" => {
-            // `18 (reg: 6, dir: 11, link: 1)`
-            let regular = value.split_once("reg: ").and_then(|(_, rest)| number(rest));
             stats.regular_files = regular.unwrap_or(0);
             &mut stats.files
         }
-        "Number of created files" => &mut stats.created,
+        "Number of created files" => {
+            stats.created_regular = regular.unwrap_or(0);
+            &mut stats.created
+        }
         "Number of deleted files" => &mut stats.deleted,
         "Number of regular files transferred" => &mut stats.transferred,
         "Total file size" => &mut stats.bytes_total,

@@ -12,6 +12,7 @@ mod census;
 mod checked;
 mod drilled;
 mod excluded;
+mod existing;
 mod folder;
 mod in_place;
 mod interrupted;
