@@ -386,9 +386,14 @@ impl Client {
     }
 
     /// Ends, however the agent ended.
-    pub fn end_anyhow(mut self) {
+    pub fn end_anyhow(self) {
+        let _ = self.end_code();
+    }
+
+    /// Ends, and says with which code. `None`: by a signal.
+    pub fn end_code(mut self) -> Option<i32> {
         self.input = None;
-        let _ = self.child.wait();
+        self.child.wait().unwrap().code()
     }
 }
 

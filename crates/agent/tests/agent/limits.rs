@@ -14,7 +14,7 @@ fn block(number: u64) -> u64 {
 }
 
 /// The most memory that a process ever had, in KiB.
-fn peak_kib(client: &Client) -> u64 {
+pub fn peak_kib(client: &Client) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", client.child.id())).unwrap();
     let line = status
         .lines()

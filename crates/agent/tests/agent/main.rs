@@ -13,6 +13,7 @@ mod damage;
 mod expiry;
 mod generations;
 mod header;
+mod hostile;
 mod kills;
 mod limits;
 mod requests;

@@ -8,7 +8,7 @@ use sprat_testkit::machine::{CHEAP, TestMachine};
 use sprat_testkit::ssh_server::{OpenSshOptions, SshServer, openssh};
 use sprat_testkit::{needs, requires};
 
-use crate::client::{BLOCK, EAGER, Served, agent, blocks};
+use crate::client::{BLOCK, EAGER, READ_WRITE, Served, agent, blocks};
 
 fn sshd(served: &Served) -> SshServer {
     let command = format!(
@@ -168,11 +168,12 @@ fn sprat_missing() -> Option<String> {
 }
 
 #[test]
-fn sprat_backs_up_and_restores_unchanged_and_the_past_too() {
+fn sprat_backs_up_unchanged_and_restores_the_past_of_a_destroyed_container() {
     requires!(
         openssh::missing(),
         needs::root(),
         needs::devices(),
+        needs::program("cryptsetup"),
         sprat_missing()
     );
     // No key is changed: nothing of it may be refused.
@@ -227,4 +228,50 @@ fn sprat_backs_up_and_restores_unchanged_and_the_past_too() {
     let more = ["--ignore-lock", "--key-file", key.to_str().unwrap()];
     let text = restored(&past, "past", &more);
     assert!(text.starts_with("2 5"), "{}", &text[..10]);
+
+    // Somebody has the key and the login, and overwrites everything that is there.
+    let mut policy = fs::read_to_string(served.path(".sprat-agent/policy")).unwrap();
+    policy = policy.replace("header = refuse", "header = alarm");
+    fs::write(served.path(".sprat-agent/policy"), policy).unwrap();
+    let mut hostile = served.connect();
+    let handle = hostile.open("x.luks", READ_WRITE).unwrap();
+    let len = fs::metadata(served.path("x.luks")).unwrap().len();
+    let garbage = blocks(60, 99);
+    for at in (0..len).step_by(garbage.len()) {
+        let part = garbage.len().min(usize::try_from(len - at).unwrap());
+        assert_eq!(hostile.write(&handle, at, &garbage[..part]), 0);
+    }
+    hostile.end();
+    assert!(served.live().starts_with(&garbage));
+    // The state before that has all three snapshots.
+    let evening = *served.numbers().last().unwrap();
+    assert!(evening > last);
+    let past = format!(
+        "any.host:{}",
+        served.path(&served.past_path(evening)).display()
+    );
+    assert!(restored(&past, "evening", &more).starts_with("3 5"));
+    let status = served.command(&["status"]).output().unwrap();
+    assert_eq!(status.status.code(), Some(3), "{status:?}");
+    // The stock tools take a copy of it; the kernel's part is for a VM.
+    let copy = machine.path("copy.luks");
+    let name = served.head(evening, "name");
+    served.run(&["export", "x.luks", &name, copy.to_str().unwrap()]);
+    let opened = Command::new("cryptsetup")
+        .args(["open", "--test-passphrase", "--key-file"])
+        .arg(&key)
+        .arg(&copy)
+        .output()
+        .unwrap();
+    assert!(opened.status.success(), "{opened:?}");
+    let to = machine.path("copied");
+    let mut command = machine.command_of(sprat_program());
+    command.args(["restore", "--key-file"]).arg(&key);
+    command.arg(&copy).args(["home", "--to"]).arg(&to);
+    machine.run(&mut command).succeeded();
+    let back = to.join(machine.path("src").strip_prefix("/").unwrap());
+    for number in 0..8 {
+        let text = fs::read_to_string(back.join(number.to_string())).unwrap();
+        assert!(text == format!("3 {number}\n").repeat(2000), "{number}");
+    }
 }
