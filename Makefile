@@ -1,6 +1,6 @@
 # What to do with this repository. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help build try test test-vm test-packages vm-shell lint audit torture bench install uninstall packages release clean
+.PHONY: help build try test test-vm test-packages image vm-shell lint audit torture bench install uninstall packages release clean
 
 PREFIX = /usr/local
 DESTDIR =
@@ -25,6 +25,9 @@ uninstall: ## removes what `make install` installed; keeps keys, config and stat
 
 packages: ## .deb, .rpm and a tar archive, in target/packages: [OUT=folder]
 	@scripts/package $(if $(OUT),"$(OUT)")
+
+image: ## an OCI image from the .deb of `make packages`: [OUT=folder] (needs root or sudo)
+	@scripts/oci $(if $(OUT),"$(OUT)")
 
 release: ## version, changelog, commit, tag and packages; pushes nothing: VERSION=1.2.3 [OUT=folder]
 	@[ -n "$(VERSION)" ] || { echo "give VERSION=1.2.3"; exit 2; }
