@@ -11,7 +11,7 @@ use sprat_snapshot::tree::Tree;
 use sprat_snapshot::{Cancel, SnapshotError};
 
 use crate::answer::{Place, go_on};
-use crate::found::{Kind, Seen};
+use sprat_snapshot::seen::{Kind, Seen};
 
 const READ_BYTES: usize = 256 << 10;
 /// A pipe that `poll` reports as ready accepts so many bytes at once (pipe(7): `PIPE_BUF`).

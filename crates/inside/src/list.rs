@@ -7,8 +7,8 @@ use sprat_snapshot::tree::Tree;
 use sprat_snapshot::{Cancel, EntryKind, SnapshotError};
 
 use crate::answer::{Place, escaped, go_on};
-use crate::found::{Found, Kind, Seen};
 use crate::room::Room;
+use sprat_snapshot::seen::{Found, Kind, Seen};
 
 /// What to list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

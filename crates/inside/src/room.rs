@@ -1,6 +1,6 @@
 //! How large an answer may be.
 
-use crate::found::Found;
+use sprat_snapshot::seen::Found;
 
 /// How many files and folders an answer describes. A path of several versions counts once for each.
 pub const ANSWER_ENTRIES_MAX: usize = 200_000;
@@ -49,7 +49,7 @@ impl Room {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::found::Kind;
+    use sprat_snapshot::seen::Kind;
 
     fn link(bytes: usize) -> Found {
         Found {

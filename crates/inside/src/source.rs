@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sprat_snapshot::tree::{Tree, TreeFolder};
+use sprat_snapshot::tree_changes::Part;
 use sprat_snapshot::{Cancel, SnapshotError, unescape_name};
 
 use crate::answer::{Place, escaped, go_on};
-use crate::diff::{DiffReport, Root, Side};
-use crate::found::{Change, Kind, Seen};
+use crate::diff::{DiffReport, Side};
 use crate::room::Room;
+use sprat_snapshot::seen::{Change, Kind, Seen};
 
 /// What to compare with its source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +37,10 @@ pub fn diff_source(
 ) -> Result<DiffReport, SnapshotError> {
     let tree = Tree::find(volume_root, &spec.place.job, &spec.place.snapshot)?;
     let base = spec.place.path();
-    let before = Root::new(tree, base.clone());
+    let before = Part {
+        tree,
+        path: base.clone(),
+    };
     let after = Side {
         job: None,
         snapshot: None,
@@ -44,7 +48,7 @@ pub fn diff_source(
         path: escaped(&base),
     };
     let mut compared = Compared {
-        report: DiffReport::between(before.side(), after),
+        report: DiffReport::between(Side::of(&before), after),
         room: Room::new(),
         unmet: read_list(listed, &base)?,
         machine: Machine { last: None },

@@ -7,7 +7,7 @@ use sprat_snapshot::tree::Tree;
 use sprat_snapshot::{Cancel, EntryKind, JobName, SnapshotError};
 
 use crate::answer::{Place, escaped, go_on};
-use crate::found::{Change, Found, Seen};
+use sprat_snapshot::seen::{Change, Found, Kind, Seen};
 
 /// Which path's versions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,7 +125,7 @@ impl<'t> History<'t> {
         self.end_before(number);
         if let Some((at, last)) = &mut self.last
             && last.seen.inode == inode
-            && last.seen.found.kind != crate::found::Kind::Folder
+            && last.seen.found.kind != Kind::Folder
             && let Some(version) = self.versions.last_mut()
         {
             *at = number;

@@ -7,6 +7,7 @@
 //! | `latest` | relative symbolic link to a finished snapshot | rename over the old one |
 //! | `NAME.partial` | an interrupted tree whose files are all durable | rename of `.inflight` |
 //! | `.sprat/NAME.json` | the record | write, rename |
+//! | `.sprat/NAME.changes.zst` | what the run changed, see `change_list` | write, rename |
 //! | `.sprat/NAME.recent` | files that may have changed after they were read, see `recent` | write, rename |
 //! | `.sprat/NAME.checkpoint` | what of `NAME.inflight` is durable | see `checkpoint` |
 //! | `.sprat/deleting-*` | a tree being removed: a snapshot or an interrupted one | rename; the next run or prune finishes the removal |

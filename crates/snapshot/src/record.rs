@@ -105,6 +105,11 @@ pub enum Warning {
         /// Names removed from the interrupted tree.
         files: u64,
     },
+    /// What the run changed could not be listed. The snapshot is as good as without it.
+    ChangesNotListed {
+        /// Why.
+        reason: String,
+    },
     /// The interrupted tree could not be removed; the next run tries again.
     LeftoverKept {
         /// Its folder.

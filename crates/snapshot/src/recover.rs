@@ -8,6 +8,7 @@ use rustix::fs::{AtFlags, renameat, statat};
 
 use crate::begun;
 use crate::cancel::Cancel;
+use crate::change_list;
 use crate::checkpoint;
 use crate::error::SnapshotError;
 use crate::job::{DELETING, Folder, RunFolder, STATE_FOLDER, on_volume};
@@ -124,6 +125,7 @@ impl RunFolder {
         checkpoint::forget(&self.state, folder.name());
         recent::forget(&self.state, folder.name());
         begun::forget(&self.state, folder.name());
+        change_list::forget(&self.state, folder.name());
         let record = format!("{}.json", folder.name());
         let _ = rustix::fs::unlinkat(&self.state, record, AtFlags::empty());
         self.finish_removal(&away, cancel)
@@ -167,6 +169,7 @@ impl RunFolder {
         checkpoint::forget(&self.state, name);
         recent::forget(&self.state, name);
         begun::forget(&self.state, name);
+        change_list::forget(&self.state, name);
         // A record without a snapshot does no harm.
         let _ = rustix::fs::unlinkat(&self.state, format!("{name}.json"), AtFlags::empty());
     }

@@ -45,6 +45,9 @@ pub struct SnapshotSpec {
     /// Count what is new before anything is copied.
     #[serde(default)]
     pub census: Option<CensusSpec>,
+    /// Where this machine keeps copies of the lists of what the runs of this job changed; `None`: nowhere.
+    #[serde(default, with = "path_text_option")]
+    pub change_lists: Option<PathBuf>,
     /// Files that come from no source. Their content waits on the volume.
     #[serde(default)]
     pub staged: Vec<StagedFile>,
@@ -102,6 +105,7 @@ impl SnapshotSpec {
             exclude_from: Vec::new(),
             scan: ScanRules::default(),
             census: None,
+            change_lists: None,
             staged: Vec::new(),
             required: Vec::new(),
             never_enter: Vec::new(),

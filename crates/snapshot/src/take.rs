@@ -30,6 +30,7 @@ use crate::recent::{self, Recent};
 use crate::record::{EntryKind, RunRecord, Warning};
 
 use crate::cancel::Cancel;
+use crate::change_list::ChangeList;
 use crate::completeness::{Made, source_of};
 use crate::progress::{Phase, Progress};
 use crate::pulled;
@@ -315,6 +316,7 @@ impl Run<'_> {
                 self.made(&outcome, inflight).check(&mut record)?;
                 let wrote = self.place_staged(&tree, &mut record)?;
                 self.note_recent(&outcome)?;
+                self.list_changes(inflight, None, cancel, &mut record);
                 begun.forget_all(&self.folder);
                 // The record is written before the snapshot gets its name, so that every finished
                 // snapshot has one. One sync makes the record and the tree durable.
@@ -334,7 +336,7 @@ impl Run<'_> {
                 synced.and_then(|()| self.sync())?;
                 begun.stopped();
                 let _ = self.note_recent(&outcome);
-                self.keep_partial(record, &stopped)?;
+                self.keep_partial(record, &stopped, cancel)?;
                 Err(stopped)
             }
         }
@@ -417,10 +419,41 @@ impl Run<'_> {
         Ok(placed.wrote)
     }
 
-    /// The newest snapshot that is linked from, and its record.
-    fn newest_record(&self) -> Option<(Folder, RunRecord)> {
+    /// The newest snapshot that is linked from: the one that was made last.
+    fn last(&self) -> Option<Folder> {
         let mut linked = self.linked_from.iter().map(|(folder, _)| *folder);
-        let newest = linked.find(|folder| matches!(folder, Folder::Named(_)))?;
+        linked.find(|folder| matches!(folder, Folder::Named(_)))
+    }
+
+    /// Lists what the run changed. A run does not fail because of its list.
+    fn list_changes(
+        &self,
+        tree: Folder,
+        stopped: Option<&SnapshotError>,
+        cancel: &Cancel,
+        record: &mut RunRecord,
+    ) {
+        if matches!(stopped, Some(SnapshotError::VolumeFull { .. })) {
+            return;
+        }
+        let list = ChangeList {
+            volume_root: self.volume_root,
+            folder: &self.folder,
+            tree,
+            since: self.last(),
+            interrupted: stopped.is_some(),
+            local: self.spec.change_lists.as_deref(),
+        };
+        if let Err(error) = list.write(cancel) {
+            record.warnings.push(Warning::ChangesNotListed {
+                reason: error.to_string(),
+            });
+        }
+    }
+
+    /// Its record, too.
+    fn newest_record(&self) -> Option<(Folder, RunRecord)> {
+        let newest = self.last()?;
         Some((newest, self.folder.job.record(newest.name()).ok()?))
     }
 
@@ -509,11 +542,14 @@ impl Run<'_> {
         &self,
         mut record: RunRecord,
         stopped: &SnapshotError,
+        cancel: &Cancel,
     ) -> Result<(), SnapshotError> {
         record.finished_run = false;
         record.complete = false;
         record.stopped_by = Some(stopped.to_string());
         if !self.remove_if_empty() {
+            let inflight = Folder::Inflight(self.name);
+            self.list_changes(inflight, Some(stopped), cancel, &mut record);
             // A full volume may have no space for the record. The tree matters more.
             let _ = self.folder.write_record(&record);
             self.folder

@@ -90,6 +90,16 @@ impl Tree {
             .collect())
     }
 
+    /// A tree of a job that sprat makes or has made.
+    pub(crate) fn of_job(volume_root: &Path, job: &JobFolder, folder: Folder) -> Self {
+        Self {
+            job: job.job.clone(),
+            folder: folder.to_string(),
+            volume: volume_root.to_owned(),
+            path: job.path.join(folder.to_string()),
+        }
+    }
+
     /// What it is. Reads its record.
     #[must_use]
     pub fn kind(&self) -> EntryKind {

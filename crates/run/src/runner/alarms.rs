@@ -22,7 +22,7 @@ impl Runner<'_> {
         &self,
         copy: &CopyWork<'_>,
         work: &ContainerWork<'_>,
-        uuid: &str,
+        paths: &StatePaths,
     ) -> Option<CensusSpec> {
         let job = copy.job.filter(|_| work.container.is_some())?;
         let rules = job.growth;
@@ -33,9 +33,8 @@ impl Runner<'_> {
         let stops = rules.growth == Growth::Stop
             && self.by == By::Run
             && self.state(&copy.name).growth_accepted.is_none();
-        let paths = StatePaths::new(&self.state_dir, uuid, &work.target);
         Some(CensusSpec {
-            list: file_list(&paths, job.name.as_str()),
+            list: file_list(paths, job.name.as_str()),
             stop_over_bytes: match stops {
                 true => most_bytes(self.usual(job, &copy.name), rules.growth_limit),
                 false => None,

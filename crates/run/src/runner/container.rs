@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use sprat_session::interrupt::Interrupt;
+use sprat_session::state::paths::StatePaths;
 use sprat_session::{
     ClosedReport, Exit, Failure, Notice, Observer, Phase, Session, SessionProgress, text,
 };
@@ -370,7 +371,9 @@ impl<'a> Runner<'a> {
             sent,
         };
         let mut spec = copy.spec.clone();
-        spec.census = self.census_spec(copy, work, &session.facts().uuid);
+        let paths = StatePaths::new(&self.state_dir, &session.facts().uuid, &work.target);
+        spec.census = self.census_spec(copy, work, &paths);
+        spec.change_lists = Some(paths.change_lists(&copy.name.job));
         let about = hooks::Context {
             job: Some(copy.name.job.clone()),
             container: copy.name.container.clone(),

@@ -24,6 +24,11 @@ fn warning_text(warning: &Warning) -> String {
             "the previous run crashed: {} of it copied again",
             text::counted(*files, "file", "files")
         ),
+        W::ChangesNotListed { reason } => {
+            format!(
+                "what this run changed could not be listed: {reason}. The snapshot is not affected"
+            )
+        }
         W::LeftoverKept { folder, reason } => {
             format!("the interrupted snapshot {folder} could not be removed: {reason}")
         }

@@ -18,6 +18,8 @@ pub const HEADERS: &str = "headers";
 pub const STATUS: &str = "status";
 /// Results of checks, and the checksums of what was read.
 pub const CHECKS: &str = "checks";
+/// What each run changed: a folder for each job.
+const LISTS: &str = "lists";
 /// In which state the container was left (see `state`).
 pub const KNOWN: &str = "known";
 
@@ -57,6 +59,11 @@ impl StatePaths {
         self.state_dir
             .join(folder)
             .join(format!("{uuid}-{target_id}{what}"))
+    }
+
+    /// The folder with the copies of the lists of what the runs of a job changed.
+    pub fn change_lists(&self, job: &str) -> PathBuf {
+        self.file(LISTS, "").join(job)
     }
 
     /// The same file of every other container with this UUID: copies, the same container at an old or
@@ -106,6 +113,7 @@ impl StatePaths {
                 fs::remove_file(path)?;
             }
         }
+        self.forget_lists()?;
         let newest = self.file(HEADERS, ".luks");
         match newest.symlink_metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -149,7 +157,15 @@ impl StatePaths {
                 fs::remove_file(path)?;
             }
         }
-        Ok(())
+        self.forget_lists()
+    }
+
+    /// The lists are in the volume, too.
+    fn forget_lists(&self) -> io::Result<()> {
+        match fs::remove_dir_all(self.file(LISTS, "")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// A name for a header that is not the newest: one for each content.

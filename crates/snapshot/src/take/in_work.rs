@@ -129,6 +129,7 @@ impl Run<'_> {
             record.finished_run = false;
             record.complete = false;
             record.stopped_by = Some(stopped.to_string());
+            self.list_changes(folder, Some(&stopped), cancel, &mut record);
             // A full volume may have no space for the record. The tree matters more.
             let _ = self.folder.write_record(&record);
             self.sync()?;
@@ -137,6 +138,7 @@ impl Run<'_> {
         self.made(&outcome, folder).check(&mut record)?;
         let wrote = self.place_staged(&tree, &mut record)?;
         self.note_recent(&outcome)?;
+        self.list_changes(folder, None, cancel, &mut record);
         begun.forget_all(&self.folder);
         checkpoint::forget(&self.folder.state, self.name);
         if wrote || !copied_nothing(&outcome) {
@@ -146,12 +148,6 @@ impl Run<'_> {
             self.folder.forget_record_of(before);
         }
         self.finish_in_work(&work, record, progress)
-    }
-
-    /// The snapshot that was made last.
-    fn last(&self) -> Option<Folder> {
-        let mut linked = self.linked_from.iter().map(|(folder, _)| *folder);
-        linked.find(|folder| matches!(folder, Folder::Named(_)))
     }
 
     /// Makes the tree one from which rsync makes an exact copy. Returns the snapshots that parts of it were taken

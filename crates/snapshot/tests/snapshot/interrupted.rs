@@ -162,14 +162,15 @@ fn a_cancelled_run_is_kept_as_partial_and_the_next_continues() {
     );
     assert_eq!(bench.kinds(), [EntryKind::Complete]);
     assert_same(&bench.source(), &bench.in_snapshot(report.name));
-    // Its record, and its list of files that are too recent to prove anything by their time.
+    // Its record, what it changed, and its list of files that are too recent to prove anything by their time.
     let mut left: Vec<String> = fs::read_dir(bench.job().join(".sprat"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     left.sort();
     let name = report.name;
-    assert_eq!(left, [format!("{name}.json"), format!("{name}.recent")]);
+    let kept = ["changes.zst", "json", "recent"].map(|what| format!("{name}.{what}"));
+    assert_eq!(left, kept);
 }
 
 #[test]

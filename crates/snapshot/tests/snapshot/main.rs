@@ -9,6 +9,7 @@
 
 mod adopted;
 mod census;
+mod changes;
 mod checked;
 mod drilled;
 mod excluded;

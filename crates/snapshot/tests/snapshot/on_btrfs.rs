@@ -19,6 +19,7 @@ use sprat_testkit::compare::assert_same;
 use sprat_testkit::requires;
 use sprat_testkit::tree::{make_odd_tree, set_mode, set_time, set_xattr};
 
+use crate::changes::{changed, lines, list_of};
 use crate::folder::failing_source::FailingSource;
 use crate::folder::{Bench, job_name, now, run};
 
@@ -170,6 +171,38 @@ fn files_that_vanish_during_the_run_are_not_in_its_snapshot() {
     let left = fs::read_dir(volume.kept(&report, "many")).unwrap().count();
     assert_eq!(left, 0);
     assert!(volume.kept(&report, "stays").exists());
+}
+
+#[test]
+fn list_has_each_path_that_a_run_changed_in_work() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    for name in ["same", "changed", "mode", "gone"] {
+        fs::write(volume.source(name), name).unwrap();
+    }
+    let first = volume.take();
+    let list = lines(&list_of(&volume.bench.job(), first.name));
+    assert_eq!(list[0]["since"], serde_json::Value::Null);
+    fs::write(volume.source("changed"), "changed more").unwrap();
+    set_mode(&volume.source("mode"), 0o600).unwrap();
+    fs::remove_file(volume.source("gone")).unwrap();
+    fs::write(volume.source("new"), "new").unwrap();
+    let second = volume.take();
+    let list = lines(&list_of(&volume.bench.job(), second.name));
+    assert_eq!(list[0]["since"], first.name.to_string());
+    let wanted = [
+        ("new", "new"),
+        ("changed", "content"),
+        ("mode", "attributes"),
+        ("gone", "gone"),
+    ];
+    let wanted = wanted.map(|(name, change)| (volume.source(name), change.to_owned()));
+    assert_eq!(changed(&list), wanted.into_iter().collect());
+    let third = volume.take();
+    assert_eq!(lines(&list_of(&volume.bench.job(), third.name)).len(), 2);
+    volume.prune(&keep_last(1));
+    assert!(!list_of(&volume.bench.job(), first.name).exists());
+    assert!(list_of(&volume.bench.job(), third.name).exists());
 }
 
 #[test]

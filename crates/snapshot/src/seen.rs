@@ -1,4 +1,4 @@
-//! One file or folder of a snapshot, and how it differs from another one.
+//! One file or folder of a snapshot, and how it differs from the same path of another one.
 
 use std::io;
 use std::path::Path;
@@ -6,9 +6,9 @@ use std::path::Path;
 use jiff::Timestamp;
 use rustix::fs::{FileType, Stat, major, minor};
 use serde::{Deserialize, Serialize};
-use sprat_snapshot::tree::TreeFolder;
 
-use crate::answer::escaped;
+use crate::text::escape_path;
+use crate::tree::TreeFolder;
 
 /// The kind of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -66,22 +66,27 @@ pub enum Change {
 
 /// An object, and the file that it is on the volume.
 #[derive(Debug, Clone)]
-pub(crate) struct Seen {
-    pub(crate) found: Found,
+pub struct Seen {
+    /// Its attributes.
+    pub found: Found,
     device: u64,
-    pub(crate) inode: u64,
+    /// The number of its inode.
+    pub inode: u64,
     changed: (i64, i64),
 }
 
 impl Seen {
     /// Examines `name` of a folder. `None`: nothing has that name.
-    pub(crate) fn of(folder: &TreeFolder, name: &Path) -> io::Result<Option<Self>> {
+    ///
+    /// # Errors
+    /// The volume can't be read.
+    pub fn of(folder: &TreeFolder, name: &Path) -> io::Result<Option<Self>> {
         let Some(stat) = folder.stat(name)? else {
             return Ok(None);
         };
         let kind = kind(&stat);
         let link = match kind {
-            Kind::Link => Some(escaped(&folder.link(name)?)),
+            Kind::Link => Some(escape_path(&folder.link(name)?)),
             _ => None,
         };
         let is_device = matches!(kind, Kind::BlockDevice | Kind::CharacterDevice);
@@ -117,7 +122,10 @@ impl Seen {
 
     /// How `after` differs from this one. `None`: not at all. Where nothing else differs, `has_equal_xattrs`
     /// is asked.
-    pub(crate) fn change(
+    ///
+    /// # Errors
+    /// `has_equal_xattrs` failed.
+    pub fn change(
         &self,
         after: &Self,
         has_equal_xattrs: impl FnOnce() -> io::Result<bool>,

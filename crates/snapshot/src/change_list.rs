@@ -1,0 +1,230 @@
+//! The list of what a run changed: `.sprat/NAME.changes.zst`, and a copy of it on this machine.
+//!
+//! It is JSON, one object in each line, compressed with zstd:
+//!
+//! | line | has |
+//! | --- | --- |
+//! | first | `format`, `job`, `snapshot`, `since`: the snapshot that was compared with; `null`: there is none |
+//! | one for each path | `path`, escaped; `change`; `before` and `after`: the attributes |
+//! | last | `finished`: false if not all paths are listed; how many are `new`, `content`, `kind`, `attributes`, `gone` |
+//!
+//! Nothing relies on a list. It may be missing or torn, and it counts only while the snapshot of its name exists. In
+//! the list of an interrupted run no path is gone: the run may not have come to it.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
+use serde::Serialize;
+
+use crate::cancel::Cancel;
+use crate::error::SnapshotError;
+use crate::foreign;
+use crate::job::{Folder, RunFolder, on_volume};
+use crate::local_file;
+use crate::name::SnapshotName;
+use crate::seen::{Change, Found};
+use crate::text::escape_path;
+use crate::tree::Tree;
+use crate::tree_changes::{Changed, Part, changes};
+
+const FORMAT: u32 = 1;
+const SUFFIX: &str = ".changes.zst";
+/// zstd's own default.
+const LEVEL: i32 = 3;
+/// How long an interrupted run spends on its list: a person may be waiting.
+const INTERRUPTED_MAX: Duration = Duration::from_secs(5);
+
+/// The first line.
+#[derive(Debug, Serialize)]
+struct First<'a> {
+    format: u32,
+    job: &'a str,
+    snapshot: SnapshotName,
+    since: Option<SnapshotName>,
+}
+
+/// The line of a path.
+#[derive(Debug, Serialize)]
+struct Line {
+    path: String,
+    change: Change,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    before: Option<Found>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after: Option<Found>,
+}
+
+/// The last line.
+#[derive(Debug, Default, Serialize)]
+struct Last {
+    finished: bool,
+    new: u64,
+    content: u64,
+    kind: u64,
+    attributes: u64,
+    gone: u64,
+}
+
+/// The name of the list of a run.
+fn name_of(name: SnapshotName) -> String {
+    format!("{name}{SUFFIX}")
+}
+
+/// Removes the list of a run whose tree is gone.
+pub(crate) fn forget(state: &OwnedFd, name: SnapshotName) {
+    for name in [name_of(name), new_name(name)] {
+        // A list without a snapshot does no harm.
+        let _ = unlinkat(state, name, AtFlags::empty());
+    }
+}
+
+/// While it is written.
+fn new_name(name: SnapshotName) -> String {
+    format!("{}.new", name_of(name))
+}
+
+/// What a run lists.
+pub(crate) struct ChangeList<'a> {
+    pub(crate) volume_root: &'a Path,
+    pub(crate) folder: &'a RunFolder,
+    /// The tree that the run has filled.
+    pub(crate) tree: Folder,
+    /// The last snapshot before it.
+    pub(crate) since: Option<Folder>,
+    /// The tree lacks what the run did not come to.
+    pub(crate) interrupted: bool,
+    /// Where this machine keeps its copies of the lists of this job.
+    pub(crate) local: Option<&'a Path>,
+}
+
+impl ChangeList<'_> {
+    /// Writes the list into the state folder of the job, and then the copy of this machine. The list is durable
+    /// with the snapshot.
+    pub(crate) fn write(&self, cancel: &Cancel) -> Result<(), SnapshotError> {
+        let name = name_of(self.tree.name());
+        let failed = |error| on_volume("write", &name)(error);
+        let state = &self.folder.state;
+        let new = foreign::temporary_name(state, &new_name(self.tree.name())).map_err(failed)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = openat(state, &new, flags, Mode::from(0o600));
+        let mut file = File::from(file.map_err(|error| failed(error.into()))?);
+        let written = self.fill(&mut file, cancel).and_then(|()| {
+            renameat(state, &new, state, &name).map_err(|error| failed(error.into()))
+        });
+        if written.is_err() {
+            let _ = unlinkat(state, &new, AtFlags::empty());
+        }
+        written?;
+        if let Some(local) = self.local
+            && let Err(error) = self.keep(local, &name, &mut file)
+        {
+            tracing::warn!(%error, "this machine can't keep its copy of the list of changes");
+        }
+        Ok(())
+    }
+
+    fn fill(&self, file: &mut File, cancel: &Cancel) -> Result<(), SnapshotError> {
+        let name = name_of(self.tree.name());
+        let failed = |error| on_volume("write", &name)(error);
+        let part = |folder| Part {
+            tree: Tree::of_job(self.volume_root, &self.folder.job, folder),
+            path: PathBuf::from("/"),
+        };
+        let (before, after) = (self.since.map(part), part(self.tree));
+        let mut lines = Lines::begin(file).map_err(failed)?;
+        let first = First {
+            format: FORMAT,
+            job: &self.folder.job.job,
+            snapshot: self.tree.name(),
+            since: self.since.map(Folder::name),
+        };
+        lines.write(&first).map_err(failed)?;
+        let begun = Instant::now();
+        let mut last = Last::default();
+        let is_late = || self.interrupted && begun.elapsed() > INTERRUPTED_MAX;
+        let go_on = || match !self.interrupted && cancel.is_cancelled() || is_late() {
+            true => Err(SnapshotError::ReadCancelled),
+            false => Ok(()),
+        };
+        let compared = changes(before.as_ref(), &after, &go_on, &mut |one: Changed<'_>| {
+            if self.interrupted && one.change == Change::Gone {
+                return Ok(());
+            }
+            last.count(one.change);
+            let line = Line {
+                path: escape_path(&one.path),
+                change: one.change,
+                before: one.before,
+                after: one.after,
+            };
+            lines.write(&line).map_err(failed)
+        });
+        last.finished = match compared {
+            Ok(()) => true,
+            Err(SnapshotError::ReadCancelled) => false,
+            Err(error) => return Err(error),
+        };
+        lines.write(&last).map_err(failed)?;
+        lines.end().map_err(failed)
+    }
+
+    /// Copies the list to this machine, and removes the copies of snapshots that are gone.
+    fn keep(&self, local: &Path, name: &str, list: &mut File) -> io::Result<()> {
+        io::Seek::rewind(list)?;
+        local_file::replace(&local.join(name), |copy| io::copy(list, copy).map(drop))?;
+        let own = self.folder.job.own_folders().map_err(io::Error::other)?;
+        let mut names: BTreeSet<SnapshotName> = own.into_iter().map(Folder::name).collect();
+        names.insert(self.tree.name());
+        for entry in std::fs::read_dir(local)? {
+            let entry = entry?;
+            let found = entry.file_name();
+            let found = found.to_str().and_then(|found| found.strip_suffix(SUFFIX));
+            let found = found.and_then(|found| SnapshotName::parse(found).ok());
+            if found.is_some_and(|found| !names.contains(&found)) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Last {
+    fn count(&mut self, change: Change) {
+        let count = match change {
+            Change::New => &mut self.new,
+            Change::Gone => &mut self.gone,
+            Change::Content => &mut self.content,
+            Change::Attributes => &mut self.attributes,
+            Change::Kind => &mut self.kind,
+        };
+        *count += 1;
+    }
+}
+
+/// The lines of a list.
+struct Lines<'f> {
+    out: zstd::Encoder<'static, &'f mut File>,
+}
+
+impl<'f> Lines<'f> {
+    fn begin(file: &'f mut File) -> io::Result<Self> {
+        let mut out = zstd::Encoder::new(file, LEVEL)?;
+        out.include_checksum(true)?;
+        Ok(Self { out })
+    }
+
+    fn write(&mut self, line: &impl Serialize) -> io::Result<()> {
+        let mut line = serde_json::to_vec(line)?;
+        line.push(b'\n');
+        self.out.write_all(&line)
+    }
+
+    fn end(self) -> io::Result<()> {
+        self.out.finish().map(drop)
+    }
+}
