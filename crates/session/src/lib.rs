@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+mod beside;
 pub mod child_tree;
 pub mod closed_container;
 pub mod connect;

@@ -6,7 +6,7 @@ mod inside;
 pub mod preview;
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use sprat_snapshot::{
 use sprat_store::unattended;
 
 use crate::address::Target;
+use crate::beside::{Beside, ReaderSocket};
 use crate::file_system::FileSystemCheck;
 use crate::files::make_private_folder;
 use crate::interrupt::Interrupt;
@@ -42,32 +43,54 @@ const HOST_TIMEOUT: Duration = Duration::from_secs(30);
 /// as long as the session: the kernel ends the other processes with it.
 #[derive(Debug)]
 pub struct Session {
-    supervisor: Supervisor,
+    via: Via,
     facts: ContainerFacts,
     settings: SessionSettings,
     too_much: Option<Census>,
+    /// Dropped last: until then, other commands that want to read wait.
+    readers: Option<ReaderSocket>,
+}
+
+/// Who carries out the orders.
+#[derive(Debug)]
+enum Via {
+    /// Processes of its own.
+    Own(Box<Supervisor>),
+    /// This machine has the container open already.
+    Beside(Box<Beside>),
 }
 
 impl Session {
-    /// Opens the container and mounts its volume.
+    /// Opens the container and mounts its volume. A session that only reads uses the one that this machine has
+    /// open already, or its mount.
     pub fn open(
         settings: SessionSettings,
         secret: &Secret,
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<Self, Failure> {
+        if settings.access == Access::ReadOnly {
+            let mut watch = Watch::new(observer, interrupt);
+            if let Some((beside, facts)) = Beside::find(&settings, &mut watch)? {
+                tracing::info!(target = %settings.target, "reads through an open session or mount");
+                observer.phase(Phase::Working);
+                return Ok(Self {
+                    via: Via::Beside(Box::new(beside)),
+                    facts,
+                    settings,
+                    too_much: None,
+                    readers: None,
+                });
+            }
+        }
         let mut session = Self::attach(settings, secret, observer, interrupt)?;
         let mut watch = Watch::new(observer, interrupt);
         let purpose = match session.settings.access {
             Access::ReadOnly => MountFor::Reading,
             Access::ReadWrite => MountFor::Writing,
         };
-        mount_privately(
-            &mut session.supervisor,
-            &session.settings,
-            purpose,
-            &mut watch,
-        )?;
+        mount_privately(session.via.own()?, &session.settings, purpose, &mut watch)?;
+        session.serve_readers(&mut watch);
         if interrupt.requested() {
             session.close(observer, interrupt)?;
             return Err(Failure::interrupted().with_hint("nothing was changed"));
@@ -123,11 +146,29 @@ impl Session {
             .attach(Role::Worker, &mut watch)
             .map_err(untouched)?;
         Ok(Self {
-            supervisor,
+            via: Via::Own(Box::new(supervisor)),
             facts,
             settings,
             too_much: None,
+            readers: None,
         })
+    }
+
+    /// Lets other commands of this machine read through this session. Without it they wait for its end.
+    fn serve_readers(&mut self, watch: &mut Watch<'_>) {
+        let served = ReaderSocket::bind(&self.settings).and_then(|socket| {
+            self.via.give_worker(socket.as_fd())?;
+            let facts = Box::new(self.facts.clone());
+            self.via
+                .call::<()>(&WorkerOrder::ServeReaders(facts), watch)?;
+            Ok(socket)
+        });
+        match served {
+            Ok(socket) => self.readers = Some(socket),
+            Err(failure) => {
+                tracing::warn!(failure = failure.in_one_line(), "can't serve readers");
+            }
+        }
     }
 
     /// What was found at the target; the caller pins it where nothing was pinned.
@@ -176,7 +217,7 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<StagedFile, Failure> {
         interrupt.check()?;
-        self.supervisor.give_worker(content.as_fd())?;
+        self.via.give_worker(content.as_fd())?;
         // Only W has it now: when W is gone, the next write to the pipe fails.
         drop(content);
         let order = WorkerOrder::StageFile {
@@ -324,12 +365,12 @@ impl Session {
     ) -> Result<T, Failure> {
         interrupt.check()?;
         let mut watch = Watch::new(observer, interrupt);
-        let answer = self.supervisor.call(order, &mut watch);
+        let answer = self.via.call(order, &mut watch);
         answer.map_err(|mut failure| {
             if let (Exit::Interrupted, false, Some(available_bytes)) = (
                 failure.exit,
                 interrupt.requested(),
-                self.supervisor.stopped_for_room(),
+                self.via.stopped_for_room(),
             ) {
                 return no_room(available_bytes);
             }
@@ -345,16 +386,54 @@ impl Session {
     /// operation did counts only after this has returned `Ok`. An interrupt doesn't shorten it;
     /// a second one ends everything at once, and so does one while the line is down.
     pub fn close(
-        mut self,
+        self,
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<ClosedReport, Failure> {
         let mut watch = Watch::new(observer, interrupt);
-        self.supervisor.detach(&mut watch)?;
-        let closed = self.supervisor.close(&mut watch)?;
-        self.supervisor.finish();
+        let Via::Own(mut supervisor) = self.via else {
+            return Ok(ClosedReport::default());
+        };
+        supervisor.detach(&mut watch)?;
+        let closed = supervisor.close(&mut watch)?;
+        supervisor.finish();
         tracing::info!(durable = closed.durable, "session closed");
         Ok(closed)
+    }
+}
+
+impl Via {
+    fn own(&mut self) -> Result<&mut Supervisor, Failure> {
+        match self {
+            Self::Own(supervisor) => Ok(supervisor),
+            Self::Beside(_) => Err(Failure::failed("internal error: a reader has no processes")),
+        }
+    }
+
+    fn call<T: Answer>(
+        &mut self,
+        order: &WorkerOrder,
+        watch: &mut Watch<'_>,
+    ) -> Result<T, Failure> {
+        match self {
+            Self::Own(supervisor) => supervisor.call(order, watch),
+            Self::Beside(beside) => beside.call(order, watch),
+        }
+    }
+
+    /// Sends a descriptor, for the order that follows.
+    fn give_worker(&self, descriptor: BorrowedFd<'_>) -> Result<(), Failure> {
+        match self {
+            Self::Own(supervisor) => supervisor.give_worker(descriptor),
+            Self::Beside(beside) => beside.give(descriptor),
+        }
+    }
+
+    fn stopped_for_room(&self) -> Option<u64> {
+        match self {
+            Self::Own(supervisor) => supervisor.stopped_for_room(),
+            Self::Beside(_) => None,
+        }
     }
 }
 

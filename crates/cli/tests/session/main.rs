@@ -12,5 +12,6 @@ mod grow;
 mod hold;
 mod kill;
 mod mount;
+mod readers;
 mod round_trip;
 mod trim;

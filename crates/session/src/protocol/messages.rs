@@ -210,6 +210,14 @@ pub(crate) enum WorkerOrder {
         /// Snapshots, by job, that must be there.
         expected: BTreeMap<String, String>,
     },
+    /// Lets other commands of this machine read the mounted volume. The socket that they connect to is on the
+    /// descriptor socket.
+    ServeReaders(Box<ContainerFacts>),
+    /// The volume is mounted there already, and stays mounted.
+    Use {
+        at: OsString,
+        file_system: FileSystemKind,
+    },
     /// Writes a file's content for the job's next snapshot, up to the end of the pipe whose end is on the
     /// descriptor socket. `first`: what waits there is of an earlier run.
     StageFile {
@@ -271,6 +279,8 @@ pub(crate) enum WorkerOrder {
 pub(crate) enum WorkerReply {
     /// Answers every order that has no answer of its own.
     Done,
+    /// The first message to a reader, which may send orders now.
+    ReaderAccepted(Box<ContainerFacts>),
     Progress(sprat_snapshot::Progress),
     /// The content of this file is copied: its path, escaped, relative to the snapshot.
     Copied(String),

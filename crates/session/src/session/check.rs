@@ -178,7 +178,7 @@ fn read_files(
 ) -> Result<(Option<NameList>, Option<CheckReport>), Failure> {
     let mut watch = Watch::new(observer, interrupt);
     mount_privately(
-        &mut session.supervisor,
+        session.via.own()?,
         &session.settings,
         MountFor::Reading,
         &mut watch,

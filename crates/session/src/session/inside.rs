@@ -80,7 +80,7 @@ impl Session {
         out.flush().map_err(failed)?;
         drop(out);
         (&list).rewind().map_err(failed)?;
-        self.supervisor.give_worker(list.as_fd())?;
+        self.via.give_worker(list.as_fd())?;
         self.ask(
             &WorkerOrder::DiffSource(Box::new(spec)),
             observer,
@@ -107,7 +107,7 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<u64, Failure> {
         interrupt.check()?;
-        self.supervisor.give_worker(out.as_fd())?;
+        self.via.give_worker(out.as_fd())?;
         drop(out);
         self.ask(&WorkerOrder::Cat(Box::new(spec)), observer, interrupt)
     }

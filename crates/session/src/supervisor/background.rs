@@ -15,7 +15,7 @@ use sprat_snapshot::local_file;
 use crate::address::Target;
 use crate::files::short_hash;
 use crate::protocol::messages::BackgroundMount;
-use crate::protocol::reports::ClosedReport;
+use crate::protocol::reports::{ClosedReport, ContainerFacts};
 use crate::settings::Access;
 use crate::{Exit, Failure};
 
@@ -37,6 +37,9 @@ pub struct MountRecord {
     /// [`sprat_attach::volume_id`]. Finds the record if the mount point has another path.
     #[serde(default)]
     pub volume: Option<String>,
+    /// What the volume process found.
+    #[serde(default)]
+    pub facts: Option<Box<ContainerFacts>>,
 }
 
 /// How the volume process of a background mount ended; the second line of the record.
@@ -215,14 +218,19 @@ pub(crate) fn died() -> Failure {
     )
 }
 
-/// Where a container is mounted on this machine now, by the records.
-#[must_use]
-pub fn mounted_at(runtime_dir: &Path, target: &str) -> Option<PathBuf> {
+/// The mount of a container on this machine now, by the records.
+pub(crate) fn mount_of(runtime_dir: &Path, target: &str) -> Option<MountRecord> {
     record_files(runtime_dir)
         .into_iter()
         .filter_map(|path| OpenRecord::open(&path))
         .find(|open| open.record.target == target && !open.has_ended())
-        .map(|open| PathBuf::from(open.record.dir))
+        .map(|open| open.record)
+}
+
+/// Where a container is mounted on this machine now, by the records.
+#[must_use]
+pub fn mounted_at(runtime_dir: &Path, target: &str) -> Option<PathBuf> {
+    mount_of(runtime_dir, target).map(|mount| PathBuf::from(mount.dir))
 }
 
 /// Adds to a failure to acquire the lock that the container is mounted on this machine, if it is.

@@ -88,9 +88,12 @@ impl Order for WorkerOrder {
             | Self::Drill(_)
             | Self::NameBlocks { .. } => OnInterrupt::Cancel,
             // To stop in the middle of a mount gains nothing: a mount is short.
-            Self::Mount { .. } | Self::Grow { .. } | Self::Unmount | Self::Keep(_) => {
-                OnInterrupt::Finish
-            }
+            Self::Mount { .. }
+            | Self::ServeReaders(_)
+            | Self::Use { .. }
+            | Self::Grow { .. }
+            | Self::Unmount
+            | Self::Keep(_) => OnInterrupt::Finish,
             Self::Cancel => OnInterrupt::Finish,
         }
     }

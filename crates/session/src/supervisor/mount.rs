@@ -66,6 +66,7 @@ pub fn mount(
             access: settings.access,
             since: SystemTime::now(),
             volume: volume_id(&dir)?,
+            facts: Some(Box::new(facts.clone())),
         },
     )?;
     if settings.access == Access::ReadWrite {

@@ -3,18 +3,19 @@
 //! Each order may block while the volume blocks. Then the session kills W.
 
 pub mod mount_keeper;
+pub(crate) mod readers;
+mod reading;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::Read;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use sprat_attach::{AttachError, AttachOptions, Attachment, CryptMapping, MountOptions};
-use sprat_inside::Place;
 use sprat_snapshot::{Cancel, Progress, SnapshotError};
 use sprat_volume::BLOCK_BYTES;
 use zeroize::Zeroizing;
@@ -25,6 +26,8 @@ use crate::protocol::messages::{WorkerOrder, WorkerReply};
 use crate::protocol::reports::{Notice, VolumeRoom};
 use crate::protocol::spawn::{Role, leave_signals_to_the_session, take_sockets};
 use crate::{Exit, Failure};
+use readers::Readers;
+use reading::Reading;
 
 /// The longest volume key: AES-256-XTS. It fits into a pipe that no process reads from yet.
 const KEY_BYTES_MAX: usize = 64;
@@ -72,6 +75,7 @@ fn converse(private: Result<(), AttachError>, keeps_mount: bool) -> Exit {
         cancel,
         attachment: None,
         mounted: None,
+        readers: None,
         file_system: FileSystemKind::DEFAULT,
         writes: false,
     };
@@ -123,6 +127,7 @@ fn hear_orders(
                     break;
                 }
             }
+            cancel.cancel();
             // A mount in the caller's namespace does not end with this process. The main thread
             // unmounts it when it sees the end of the queue.
             if !keeps_mount {
@@ -138,6 +143,7 @@ struct Worker {
     cancel: Cancel,
     attachment: Option<Attachment>,
     mounted: Option<PathBuf>,
+    readers: Option<Readers>,
     /// What is mounted.
     file_system: FileSystemKind,
     /// It is mounted for writing.
@@ -262,7 +268,7 @@ impl Worker {
                 let needed = paths.chain(containers).map(|path| &**path);
                 let needed = needed.chain(hosts.map(Path::new)).collect();
                 let subvolumes = self.file_system.subvolumes();
-                let taken = self.with_mounts(needed, &spec.rsync, |events| {
+                let taken = self.reading()?.with_mounts(needed, &spec.rsync, |events| {
                     let taken = match subvolumes {
                         Some(by) => sprat_snapshot::take_into_subvolume(
                             root, &spec, now, by, events, &cancel,
@@ -279,58 +285,6 @@ impl Worker {
                     Ok(report) => WorkerReply::SnapshotTaken(Box::new(report)),
                     Err(census) => WorkerReply::TooMuchNew(census),
                 }
-            }
-            WorkerOrder::List => WorkerReply::Listed(sprat_snapshot::list(self.root()?)?),
-            WorkerOrder::ListFolder(spec) => {
-                let listing = sprat_inside::list(self.root()?, &spec, &self.cancel)?;
-                WorkerReply::FolderListed(Box::new(listing))
-            }
-            WorkerOrder::Find(spec) => {
-                let report = sprat_inside::find(self.root()?, &spec, &self.cancel)?;
-                WorkerReply::Found(Box::new(report))
-            }
-            WorkerOrder::Versions(spec) => {
-                let report = sprat_inside::versions(self.root()?, &spec, &self.cancel)?;
-                WorkerReply::VersionsFound(Box::new(report))
-            }
-            WorkerOrder::Diff(spec) => {
-                let report = sprat_inside::diff(self.root()?, &spec, &self.cancel)?;
-                WorkerReply::Differs(Box::new(report))
-            }
-            WorkerOrder::DiffSource(spec) => {
-                let list = sprat_attach::receive_fd(&self.descriptors)?;
-                let mut list = BufReader::new(File::from(list));
-                let (root, cancel) = (self.root()?, self.cancel.clone());
-                let report = self.with_mounts(vec![Path::new("/")], Path::new("/"), |_| {
-                    sprat_inside::diff_source(root, &spec, &mut list, &cancel)
-                })?;
-                WorkerReply::Differs(Box::new(report))
-            }
-            WorkerOrder::Analyze(spec) => {
-                let is_exact = self.file_system.subvolumes().is_none();
-                let report = sprat_inside::analyze(self.root()?, &spec, is_exact, &self.cancel)?;
-                WorkerReply::Analyzed(Box::new(report))
-            }
-            WorkerOrder::Cat(spec) => {
-                let out = sprat_attach::receive_fd(&self.descriptors)?;
-                WorkerReply::Written(sprat_inside::cat(self.root()?, &spec, out, &self.cancel)?)
-            }
-            WorkerOrder::Restore(mut spec, patterns) => {
-                let cancel = self.cancel.clone();
-                let root = self.root()?;
-                if !patterns.is_empty() {
-                    let (job, snapshot) = (spec.job.clone(), spec.snapshot.clone());
-                    let place = Place::new(job, snapshot, spec.path.take().as_deref());
-                    spec.paths = sprat_inside::matching(root, &place, &patterns, &cancel)?;
-                }
-                let containers = spec.containers.iter().map(|container| &container.path);
-                let paths = spec.never_enter.iter().chain(containers).chain([&spec.to]);
-                let names = spec.owner_by_name.then(|| Path::new("/etc"));
-                let needed = paths.map(|path| &**path).chain(names).collect();
-                let report = self.with_mounts(needed, &spec.rsync, |events| {
-                    sprat_snapshot::restore(root, &spec, events, &cancel)
-                })?;
-                WorkerReply::Restored(Box::new(report))
             }
             WorkerOrder::Prune(spec) => {
                 let cancel = self.cancel.clone();
@@ -357,18 +311,22 @@ impl Worker {
                 let cancel = self.cancel.clone();
                 let root = self.root()?;
                 // The sources stand in the volume only.
-                let report = self.with_mounts(vec![Path::new("/")], Path::new("/"), |events| {
-                    sprat_snapshot::check(root, &spec, events, &cancel)
-                })?;
+                let report = self.reading()?.with_mounts(
+                    vec![Path::new("/")],
+                    Path::new("/"),
+                    |events| sprat_snapshot::check(root, &spec, events, &cancel),
+                )?;
                 WorkerReply::FilesChecked(Box::new(report))
             }
             WorkerOrder::Drill(spec) => {
                 let (root, cancel) = (self.root()?, self.cancel.clone());
                 // The sources stand in the volume only.
                 let needed = vec![Path::new("/"), &*spec.scratch];
-                let report = self.with_mounts(needed, Path::new("/"), |events| {
-                    sprat_snapshot::drill(root, &spec, events, &cancel)
-                })?;
+                let report = self
+                    .reading()?
+                    .with_mounts(needed, Path::new("/"), |events| {
+                        sprat_snapshot::drill(root, &spec, events, &cancel)
+                    })?;
                 WorkerReply::Drilled(Box::new(report))
             }
             WorkerOrder::NameBlocks { blocks, suspects } => {
@@ -386,8 +344,26 @@ impl Worker {
                 );
                 WorkerReply::BlocksNamed(found.names, found.not_saved)
             }
+            WorkerOrder::ServeReaders(facts) => {
+                let listener = UnixListener::from(sprat_attach::receive_fd(&self.descriptors)?);
+                let root = self.root()?.to_owned();
+                let served = Readers::serve(listener, root, *facts, self.writes);
+                self.readers =
+                    Some(served.map_err(|error| {
+                        Failure::failed("can't accept readers").caused_by(&error)
+                    })?);
+                WorkerReply::Done
+            }
+            WorkerOrder::Use { at, file_system } => {
+                self.mounted = Some(PathBuf::from(at));
+                self.file_system = file_system;
+                WorkerReply::Done
+            }
             WorkerOrder::Cancel | WorkerOrder::Keep(_) => return Ok(None),
             WorkerOrder::Unmount => {
+                if let Some(readers) = self.readers.take() {
+                    readers.end();
+                }
                 let room = self.room();
                 let newest = self.newest();
                 self.mounted = None;
@@ -396,29 +372,19 @@ impl Worker {
                 }
                 WorkerReply::Unmounted(room, newest)
             }
+            order => return self.reading()?.answer(order),
         }))
     }
 
-    /// Runs a job that reads or writes files of this machine, with the mounts as they are now.
-    fn with_mounts<'p, T: Send>(
-        &self,
-        mut needed: Vec<&'p Path>,
-        program: &'p Path,
-        job: impl FnOnce(&mut dyn FnMut(Progress)) -> Result<T, SnapshotError> + Send,
-    ) -> Result<T, Failure> {
-        needed.extend(program.is_absolute().then_some(program));
-        let events = self.events.clone();
-        let run = || {
-            job(&mut |progress| {
-                // Without a receiver this process is about to end anyway.
-                let _ = events.send(&WorkerReply::Progress(progress));
-            })
-        };
-        Ok(sprat_attach::with_current_mounts(
-            self.root()?,
-            &needed,
-            run,
-        )??)
+    /// For orders that only read.
+    fn reading(&self) -> Result<Reading<'_>, Failure> {
+        Ok(Reading {
+            root: self.root()?,
+            events: &self.events,
+            descriptors: &self.descriptors,
+            cancel: &self.cancel,
+            file_system: self.file_system,
+        })
     }
 
     /// Warns if the volume is nearly full.

@@ -1,0 +1,244 @@
+//! Commands that read a container which this machine has open already.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use sprat::{Exit, Failure};
+use sprat_inside::{CatSpec, FindSpec, ListSpec, Place};
+use sprat_session as session;
+use sprat_session::{Access, Session};
+use sprat_snapshot::{RestoreSpec, SnapshotChoice};
+use sprat_testkit::requires;
+use sprat_testkit_session::session_harness::{
+    Observed, SessionHarness, assert_exit, fill, job, missing, never, ssh_missing,
+};
+
+fn with_a_snapshot(harness: SessionHarness) -> SessionHarness {
+    harness.create();
+    fill(&harness.path("source"), 8, 1 << 20, 21);
+    harness.backup().unwrap();
+    harness
+}
+
+/// Opens the container for reading, and ends that again.
+fn reading<T>(
+    harness: &SessionHarness,
+    read: impl FnOnce(&mut Session) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let mut session = harness.open(Access::ReadOnly)?;
+    let done = read(&mut session);
+    session.close(&mut Observed::default(), &never())?;
+    done
+}
+
+fn place(harness: &SessionHarness, name: &str) -> Place {
+    let path = harness.path("source").join(name);
+    Place::new(job(), SnapshotChoice::LatestComplete, Some(&path))
+}
+
+fn cat(session: &mut Session, place: Place, out: OwnedFd) -> Result<u64, Failure> {
+    let spec = CatSpec { place };
+    session.cat(spec, out, &mut Observed::default(), &never())
+}
+
+/// Each kind of order once.
+fn read_everything(harness: &SessionHarness) {
+    let seen = || Observed::default();
+    let listed = reading(harness, |session| session.snapshots(&mut seen(), &never())).unwrap();
+    assert!(!listed.is_empty());
+    let spec = ListSpec {
+        place: place(harness, ""),
+        recursive: true,
+    };
+    let listing = reading(harness, |session| {
+        session.list_folder(spec, &mut seen(), &never())
+    });
+    assert!(listing.unwrap().entries.len() >= 8);
+    let spec = FindSpec {
+        job: None,
+        pattern: "f1".to_owned(),
+        ignore_case: false,
+    };
+    let found = reading(harness, |session| session.find(spec, &mut seen(), &never())).unwrap();
+    assert!(!found.paths.is_empty());
+
+    let (mut from, out) = std::io::pipe().unwrap();
+    let wanted = fs::read(harness.path("source/d1/f1")).unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    reading(harness, |session| {
+        cat(session, place(harness, "d1/f1"), OwnedFd::from(out))
+    })
+    .unwrap();
+    assert_eq!(reader.join().unwrap(), wanted);
+
+    let out = harness.path("out");
+    let _ = fs::remove_dir_all(&out);
+    let spec = RestoreSpec::new(job(), out.clone());
+    reading(harness, |session| {
+        session.restore(spec, &mut seen(), &never())
+    })
+    .unwrap();
+    let source = harness.path("source");
+    let restored = out.join(source.strip_prefix("/").unwrap());
+    assert_eq!(fs::read(restored.join("d1/f1")).unwrap(), wanted);
+}
+
+#[test]
+fn ten_readers_in_a_row_beside_a_running_backup() {
+    requires!(ssh_missing());
+    let harness = with_a_snapshot(SessionHarness::ssh());
+    fill(&harness.path("source/more"), 40, 1 << 20, 22);
+    let mut writing = harness.open(Access::ReadWrite).unwrap();
+    let read = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..10 {
+                read_everything(&harness);
+            }
+            // Two at once.
+            let other = scope.spawn(|| read_everything(&harness));
+            read_everything(&harness);
+            other.join().unwrap();
+            read.store(true, Ordering::SeqCst);
+        });
+        let taken = writing.take_snapshot(harness.slow_spec(), &mut Observed::default(), &never());
+        assert!(taken.unwrap().record.complete);
+        let until = Instant::now() + Duration::from_secs(120);
+        while !read.load(Ordering::SeqCst) {
+            assert!(Instant::now() < until, "the readers don't end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    // A command that writes is refused as ever.
+    assert_exit(harness.open(Access::ReadWrite), Exit::Locked);
+    writing.close(&mut Observed::default(), &never()).unwrap();
+    harness.assert_nothing_remains();
+    harness.restore_and_compare();
+    harness.assert_clean();
+}
+
+#[test]
+fn session_ends_although_a_reader_does_not() {
+    requires!(missing());
+    let harness = with_a_snapshot(SessionHarness::local());
+    let writing = harness.open(Access::ReadWrite).unwrap();
+    // Nobody reads the pipe, so the file stays open.
+    let (from, out) = std::io::pipe().unwrap();
+    std::thread::scope(|scope| {
+        let harness = &harness;
+        let reader = scope.spawn(move || {
+            reading(harness, |session| {
+                cat(session, place(harness, "d1/f1"), OwnedFd::from(out))
+            })
+        });
+        let mut first = [0];
+        (&from).read_exact(&mut first).unwrap();
+        let closed = writing.close(&mut Observed::default(), &never()).unwrap();
+        assert!(closed.durable);
+        assert_exit(reader.join().unwrap(), Exit::Locked);
+    });
+    harness.assert_nothing_remains();
+    read_everything(&harness);
+    harness.assert_nothing_remains();
+    harness.assert_clean();
+}
+
+#[test]
+fn reader_that_dies_stops_what_runs_for_it() {
+    requires!(missing());
+    let harness = with_a_snapshot(SessionHarness::local());
+    let writing = harness.open(Access::ReadWrite).unwrap();
+    let target = harness.target().to_string();
+    let what = format!("docs:{}/d1/f1", harness.path("source").display());
+    let mut reader = harness.command(&["cat", &target, &what]).spawn().unwrap();
+    let mut first = [0];
+    let mut out = reader.stdout.take().unwrap();
+    out.read_exact(&mut first).unwrap();
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    let begun = Instant::now();
+    writing.close(&mut Observed::default(), &never()).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    drop(out);
+    harness.assert_nothing_remains();
+}
+
+#[test]
+fn socket_of_a_killed_session_stops_nobody() {
+    requires!(missing());
+    let harness = with_a_snapshot(SessionHarness::local());
+    let run = harness.path("run");
+    let sockets = || -> Vec<_> {
+        let names = fs::read_dir(&run)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        names
+            .filter(|path| path.extension().is_some_and(|kind| kind == "readers"))
+            .collect()
+    };
+    let writing = harness.open(Access::ReadWrite).unwrap();
+    let [socket] = &sockets()[..] else {
+        panic!("one session, one socket")
+    };
+    fs::hard_link(socket, harness.path("kept")).unwrap();
+    writing.close(&mut Observed::default(), &never()).unwrap();
+    assert!(sockets().is_empty());
+    // Nobody listens any more.
+    fs::rename(harness.path("kept"), socket).unwrap();
+    read_everything(&harness);
+    assert!(sockets().is_empty());
+    fs::write(socket, "").unwrap();
+    harness.backup().unwrap();
+    assert!(sockets().is_empty());
+    harness.assert_nothing_remains();
+}
+
+#[test]
+fn ten_readers_in_a_row_beside_a_mount() {
+    requires!(missing());
+    let harness = with_a_snapshot(SessionHarness::local());
+    for access in [Access::ReadOnly, Access::ReadWrite] {
+        let options = harness.options(access);
+        let dir = harness.path("mnt");
+        session::mount(
+            &options,
+            &harness.secret,
+            &dir,
+            &mut Observed::default(),
+            &never(),
+        )
+        .unwrap();
+        for _ in 0..10 {
+            read_everything(&harness);
+        }
+        assert_exit(harness.open(Access::ReadWrite), Exit::Locked);
+        let run = harness.path("run");
+        session::unmount(&run, &dir, &mut Observed::default(), &never()).unwrap();
+        harness.assert_nothing_remains();
+    }
+    harness.assert_clean();
+}
+
+#[test]
+fn readers_beside_a_reader_look_up_and_do_not_restore() {
+    requires!(missing());
+    let harness = with_a_snapshot(SessionHarness::local());
+    let first = harness.open(Access::ReadOnly).unwrap();
+    let seen = || Observed::default();
+    let listed = reading(&harness, |session| session.snapshots(&mut seen(), &never()));
+    assert_eq!(listed.unwrap().len(), 1);
+    let spec = RestoreSpec::new(job(), harness.path("out"));
+    let restored = reading(&harness, |session| {
+        session.restore(spec, &mut seen(), &never())
+    });
+    assert_exit(restored, Exit::Locked);
+    first.close(&mut seen(), &never()).unwrap();
+    harness.assert_nothing_remains();
+}
