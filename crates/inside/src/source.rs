@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io::BufRead;
+use std::io::{self, BufRead};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -142,12 +142,18 @@ impl Compared {
             Some((there, name)) => Seen::of(there, name).map_err(|error| unread(path, error))?,
             None => None,
         };
-        let change = match (&seen, &now) {
-            (Some(new), Some((there, its_name))) if is_copied => old
-                .change(new, || folder.has_equal_xattrs(name, there, its_name))
-                .map_err(failed)?,
-            (Some(_), _) => None,
-            (None, _) => Some(Change::Gone),
+        let (seen, change) = match (seen, &now) {
+            (Some(new), Some((there, its_name))) if is_copied => {
+                let changed = old.change(&new, || folder.has_equal_xattrs(name, there, its_name));
+                match changed {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        (None, Some(Change::Gone))
+                    }
+                    changed => (Some(new), changed.map_err(failed)?),
+                }
+            }
+            (Some(new), _) => (Some(new), None),
+            (None, _) => (None, Some(Change::Gone)),
         };
         if let Some(change) = change {
             let after = seen.map(|seen| seen.found);
@@ -174,7 +180,7 @@ impl Compared {
     }
 }
 
-fn unread(path: &Path, source: std::io::Error) -> SnapshotError {
+fn unread(path: &Path, source: io::Error) -> SnapshotError {
     SnapshotError::SourceUnreadable {
         path: escaped(path),
         source,

@@ -178,14 +178,22 @@ fn side(side: &Side) -> String {
 }
 
 fn difference(one: &Difference) -> Vec<String> {
+    let owner_and_mode = |found: &Option<Found>| found.as_ref().map(attributes);
+    let is_same = owner_and_mode(&one.before) == owner_and_mode(&one.after);
     let cell = |found: &Option<Found>| match (found, one.change) {
         (None, _) => String::new(),
+        (Some(_), Change::Attributes) if is_same => String::new(),
         (Some(found), Change::Attributes) => attributes(found),
         (Some(found), _) if found.kind == Kind::File => size(found),
         (Some(found), _) => described(found).to_owned(),
     };
+    let what = match (one.change, is_same) {
+        // The mode bits of a group are those of the ACL's mask, so they may be equal.
+        (Change::Attributes, true) => "ACL, xattr or time",
+        (change, _) => word(change),
+    };
     vec![
-        word(one.change).to_owned(),
+        what.to_owned(),
         cell(&one.before),
         cell(&one.after),
         whole(&one.path),
@@ -481,6 +489,7 @@ mod tests {
                 one("/gone", Change::Gone, file(5, 0o644), None),
                 one("/text", Change::Content, file(5, 0o644), file(7, 0o644)),
                 one("/mode", Change::Attributes, file(5, 0o644), file(5, 0o600)),
+                one("/acl", Change::Attributes, file(5, 0o644), file(5, 0o644)),
                 one(
                     "/kind",
                     Change::Kind,
@@ -496,18 +505,22 @@ mod tests {
                 },
                 gone: sum(5, 0),
                 content: sum(5, 7),
-                attributes: sum(5, 5),
+                attributes: Sum {
+                    paths: 2,
+                    ..sum(5, 5)
+                },
                 kind: sum(5, 0),
             },
         };
         insta::assert_snapshot!(differences(&report), @r"
-        new                          2.9 KiB  /new
-        new                           folder  /folder
-        gone                5 B               /gone
-        changed             5 B          7 B  /text
-        attributes  0644 0:1000  0600 0:1000  /mode
-        kind                5 B         link  /kind
-        home/2026-11-27T01-30-00Z and home/2026-11-28T01-30-00Z: 2 new (2.9 KiB), 1 changed (7 B), 1 with new attributes, 1 of another kind, 1 gone (5 B)
+        new                                  2.9 KiB  /new
+        new                                   folder  /folder
+        gone                        5 B               /gone
+        changed                     5 B          7 B  /text
+        attributes          0644 0:1000  0600 0:1000  /mode
+        ACL, xattr or time                            /acl
+        kind                        5 B         link  /kind
+        home/2026-11-27T01-30-00Z and home/2026-11-28T01-30-00Z: 2 new (2.9 KiB), 1 changed (7 B), 2 with new attributes, 1 of another kind, 1 gone (5 B)
         ");
         report.differences.clear();
         report.sums = Sums::default();

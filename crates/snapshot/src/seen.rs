@@ -86,7 +86,12 @@ impl Seen {
         };
         let kind = kind(&stat);
         let link = match kind {
-            Kind::Link => Some(escape_path(&folder.link(name)?)),
+            Kind::Link => match folder.link(name) {
+                Ok(target) => Some(escape_path(&target)),
+                // The files of a machine may go at any moment.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error),
+            },
             _ => None,
         };
         let is_device = matches!(kind, Kind::BlockDevice | Kind::CharacterDevice);

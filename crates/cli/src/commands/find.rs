@@ -19,7 +19,8 @@ Examples:
 pub(super) const NOTES: &str = "\
 A pattern without a slash is compared with the last name of each path; one with a slash, with the whole
 path. * and ? match no slash, ** matches any folders, [abc] one of these, {a,b} either. Put a pattern in
-quotes: the shell would expand it. A pattern that begins with a folder, such as '/etc/**', is faster.";
+quotes: the shell would expand it. A pattern that begins with a folder, such as '/etc/**', is faster. Put -- before
+a pattern that begins with a dash: sprat find home -- '-x*'";
 
 #[derive(Debug, Args)]
 pub(super) struct FindArgs {
@@ -34,7 +35,7 @@ pub(super) struct FindArgs {
     /// Capital and small letters are the same
     #[arg(long, short = 'i')]
     ignore_case: bool,
-    /// Print only the paths, as raw bytes, each with a zero byte at its end
+    /// Print only JOB:PATH, as raw bytes, each with a zero byte at its end
     #[arg(long, short = '0')]
     null: bool,
 }
@@ -55,7 +56,12 @@ impl CommandArgs for FindArgs {
             session.find(spec, reporter, &context.interrupt)
         })?;
         let text = match self.null {
-            true => lookup::raw(report.paths.iter().map(|path| &*path.path)),
+            true => lookup::raw(
+                report
+                    .paths
+                    .iter()
+                    .map(|one| format!("{}:{}", one.job, one.path)),
+            ),
             false => inside_text::found(&report).into_bytes(),
         };
         lookup::print(context, "find", &target, &text, &report, report.more)

@@ -82,10 +82,10 @@ pub(super) fn print(
 }
 
 /// Names for other programs: as they are, each with a zero byte at its end.
-pub(super) fn raw<'n>(names: impl Iterator<Item = &'n str>) -> Vec<u8> {
+pub(super) fn raw(names: impl Iterator<Item = impl AsRef<str>>) -> Vec<u8> {
     let mut bytes = Vec::new();
     for name in names {
-        bytes.extend(unescape_name(name));
+        bytes.extend(unescape_name(name.as_ref()));
         bytes.push(0);
     }
     bytes

@@ -86,6 +86,8 @@ fn snapshots_are_listed_printed_searched_and_compared() {
     );
     assert_eq!(found.stdout.lines().count(), 2, "{}", found.whole());
     assert_eq!(run(&["find", "no such name"]).succeeded().stdout, "");
+    let raw = run(&["find", "--null", "--", "gone"]).succeeded().stdout;
+    assert_eq!(raw, "home:[DIR]/tree/gone\0");
 
     let ran = run(&["diff", "home"]).succeeded();
     let changes: Vec<Vec<&str>> = ran

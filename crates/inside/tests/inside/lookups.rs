@@ -4,11 +4,12 @@ use std::fs;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::{SignedDuration, Timestamp};
 use sprat_inside::{
-    CatSpec, Change, DiffSpec, FindSpec, ListSpec, Place, VersionsSpec, cat, diff, find, list,
-    versions,
+    CatSpec, Change, DiffSpec, FindSpec, ListSpec, Place, SourceDiffSpec, VersionsSpec, cat, diff,
+    diff_source, find, list, versions,
 };
 use sprat_snapshot::{Cancel, JobName, SnapshotChoice, SnapshotError, SnapshotSpec, take};
 
@@ -311,4 +312,59 @@ fn patterns_select_the_topmost_paths_that_match() {
     let missing = |result| matches!(result, Err(SnapshotError::NoSuchPath { .. }));
     assert!(missing(found("", &["none"])));
     assert!(missing(found("none", &["*"])));
+}
+
+#[test]
+fn file_that_vanishes_while_it_is_compared_with_its_source_is_gone() {
+    let bench = Bench::new();
+    let names: Vec<PathBuf> = (0..20)
+        .map(|n| bench.source().join(format!("f{n}")))
+        .collect();
+    let links: Vec<PathBuf> = (0..20)
+        .map(|n| bench.source().join(format!("l{n}")))
+        .collect();
+    for (file, link) in names.iter().zip(&links) {
+        fs::write(file, "content").unwrap();
+        std::os::unix::fs::symlink("content", link).unwrap();
+    }
+    bench.take(1);
+    let all: Vec<&PathBuf> = names.iter().chain(&links).collect();
+    let listed: Vec<String> = all
+        .iter()
+        .map(|path| format!("{}\n", path.display()))
+        .collect();
+    let listed = listed.concat();
+    let away = bench.dir.path().join("away");
+    fs::create_dir(&away).unwrap();
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                for path in &all {
+                    let away = away.join(path.file_name().unwrap());
+                    fs::rename(path, &away).unwrap();
+                    fs::rename(&away, path).unwrap();
+                }
+            }
+        });
+        let spec = SourceDiffSpec {
+            place: bench.place("latest", ""),
+        };
+        for _ in 0..1000 {
+            let compared = diff_source(
+                &bench.volume(),
+                &spec,
+                &mut listed.as_bytes(),
+                &Cancel::new(),
+            );
+            let is_gone = |change: Change| change == Change::Gone;
+            let failed = compared.map(|report| report.differences);
+            let failed = failed.map(|all| all.iter().all(|one| is_gone(one.change)));
+            if !matches!(failed, Ok(true)) {
+                ended.store(true, Ordering::Relaxed);
+                panic!("{failed:?}");
+            }
+        }
+        ended.store(true, Ordering::Relaxed);
+    });
 }

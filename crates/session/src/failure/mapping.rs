@@ -586,6 +586,9 @@ fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
             "no snapshot was changed. Correct `time_zone` in the config, or install the system's time \
              zones (tzdata)"
         }
+        SnapshotError::PathRefused { .. } => {
+            "nothing was changed. `sprat ls` shows the paths of a snapshot"
+        }
         SnapshotError::NoSuchPath { .. } | SnapshotError::NoSuchPathInJob { .. } => {
             "nothing was changed. Give the path that the file had on the machine that was backed up, \
              such as JOB:/home/anna. Run `sprat mount` to browse the snapshots"
