@@ -114,6 +114,19 @@ pub fn ack(root: &Root, container: &str) -> io::Result<()> {
     disk::remove_in(&folder, "alarm")
 }
 
+/// The wall clock is right. No state may seem to be of the future.
+pub fn accept_clock(root: &Root) -> io::Result<()> {
+    let mut youngest_s = 0;
+    for container in root.containers()? {
+        if let Some(folder) = root.kept(&container)? {
+            let heads = past::list(&folder)?.into_iter();
+            let times = heads.filter_map(|(_, head)| Some(head?.counted_s));
+            youngest_s = times.fold(youngest_s, i64::max);
+        }
+    }
+    root.clock.accept(youngest_s).map(drop)
+}
+
 /// Lets clients write to the header for a while.
 pub fn allow_header(root: &Root, container: &str, for_s: i64) -> io::Result<()> {
     // A new container has no past yet.

@@ -186,7 +186,7 @@ fn administer(arguments: &Arguments, root: &Root, words: &[&str]) -> Option<io::
             quiet(admin::export(root, name, time, std::path::Path::new(file)))
         }
         ["policy", "check"] => shown(admin::policy_check(root)),
-        ["clock", "accept"] => quiet(root.clock.accept().map(drop)),
+        ["clock", "accept"] => quiet(admin::accept_clock(root)),
         _ => return None,
     })
 }

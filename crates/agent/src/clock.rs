@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::time::ClockId;
 
-use crate::disk::{Flock, Slots, field, number};
+use crate::disk::{Flock, Slots, bad, field, number};
 
 pub const DAY_S: i64 = 86_400;
 /// Across a boot nothing is counted before this.
@@ -83,6 +83,16 @@ impl Counted {
             counted_s,
             adopted_s: self.adopted_s,
             offset_s,
+        }
+    }
+
+    /// The record is lost. Nothing becomes older than the youngest state is: so nothing expires too early.
+    fn begin_again(reading: &Reading, at_least_s: i64) -> Self {
+        Self {
+            last: reading.clone(),
+            counted_s: at_least_s,
+            adopted_s: reading.wall_s - at_least_s,
+            offset_s: 0,
         }
     }
 
@@ -182,20 +192,34 @@ impl Clock {
     }
 
     pub fn now(&self) -> io::Result<Now> {
-        self.update(Counted::advance)
+        self.update(Counted::advance, None)
     }
 
-    pub fn accept(&self) -> io::Result<Now> {
-        self.update(Counted::accept)
+    /// Also begins again where the record is damaged: at `at_least_s`, when the youngest state was begun.
+    pub fn accept(&self, at_least_s: i64) -> io::Result<Now> {
+        self.update(Counted::accept, Some(at_least_s))
     }
 
-    fn update(&self, change: impl Fn(&Counted, &Reading) -> Counted) -> io::Result<Now> {
+    fn update(
+        &self,
+        change: impl Fn(&Counted, &Reading) -> Counted,
+        at_least_s: Option<i64>,
+    ) -> io::Result<Now> {
         let _locked = self.lock.exclusive()?;
         let reading = reading(&self.boot);
-        let stored = self
-            .slots
-            .read()?
-            .and_then(|(_, text)| Counted::parse(&text));
+        let stored = match (self.slots.read(), at_least_s) {
+            (Err(error), Some(at_least_s)) if error.kind() == io::ErrorKind::InvalidData => {
+                let begun = Counted::begin_again(&reading, at_least_s);
+                self.slots.write(&begun.to_text())?;
+                Some(begun)
+            }
+            (Err(error), None) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(bad(
+                    "the record of the clock is damaged; run sprat-agent clock accept",
+                ));
+            }
+            (found, _) => found?.and_then(|(_, text)| Counted::parse(&text)),
+        };
         let changed = match &stored {
             Some(stored) => change(stored, &reading),
             None => Counted::begin(&reading),
@@ -227,6 +251,19 @@ mod tests {
     }
 
     const WALL: i64 = 1_800_000_000;
+
+    #[test]
+    fn a_damaged_record_begins_again_at_the_youngest_state() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Clock::open(&crate::disk::open_folder(folder.path()).unwrap()).unwrap();
+        clock.now().unwrap();
+        std::fs::write(folder.path().join("clock"), [7; 1024]).unwrap();
+        let error = clock.now().unwrap_err().to_string();
+        assert!(error.contains("clock accept"), "{error}");
+        clock.accept(5_000_000).unwrap();
+        let now = clock.now().unwrap();
+        assert!((5_000_000..5_000_100).contains(&now.counted_s) && !now.apart);
+    }
 
     #[test]
     fn a_clock_that_is_ten_years_ahead_makes_nothing_older() {

@@ -69,6 +69,29 @@ fn a_state_with_both_copies_damaged_refuses_writes_until_it_is_repaired() {
 }
 
 #[test]
+fn a_damaged_clock_refuses_writes_until_it_is_accepted() {
+    let (served, states) = history(EAGER, 2);
+    for slot in [0, 512] {
+        served.flip("../clock", slot + 20);
+    }
+    let mut client = served.connect();
+    let handle = client.open("x.luks", READ_WRITE).unwrap();
+    assert_ne!(client.write(&handle, 0, &[1; 10]), 0);
+    client.end_anyhow();
+    assert!(served.past(2) == states[1]);
+    let (failed, text) = code(&served, &["status"]);
+    assert!(
+        failed == Some(1) && text.contains("sprat-agent clock accept"),
+        "{text}"
+    );
+    served.run(&["clock", "accept"]);
+    served.overwrite(&[(0, vec![1; 10])]);
+    assert_eq!(code(&served, &["status"]).0, Some(0));
+    served.run(&["tidy"]);
+    assert!(served.numbers() == [1, 2, 3] && served.past(1) == states[0]);
+}
+
+#[test]
 fn a_generation_whose_head_is_damaged_blocks_nothing_and_expires() {
     let policy = "keep = all 1s\nat_least = 0\nnew = burst 1000000, then 1 per 1s\nsecret = 6h\nfree_min = 0%\nheader = free\n";
     let (served, mut states) = history(policy, 3);
