@@ -148,6 +148,15 @@ class SpratLarge(Sprat):
         super().__init__(programs, wire, home, folder, 5 << 40)
 
 
+class SpratBtrfs(Sprat):
+    """sprat with btrfs instead of ext4 in the container."""
+
+    name = "sprat-btrfs"
+
+    def prepare(self):
+        self.run(*self.words("init", "--file-system", "btrfs", "--size", str(self.container_bytes), self.target))
+
+
 class SshfsStack(Tool):
     """The seed's stack without its encryption: sshfs, loop, ext4, rsync --link-dest."""
 
@@ -299,7 +308,7 @@ class Bupstash(Tool):
         return to / Path(ONE_FILE).name
 
 
-TOOLS = {tool.name: tool for tool in (Sprat, SshfsStack, Restic, Borg, Bupstash, SpratLarge)}
+TOOLS = {tool.name: tool for tool in (Sprat, SshfsStack, Restic, Borg, Bupstash, SpratBtrfs, SpratLarge)}
 DEFAULT_TOOLS = ("sprat", "sshfs-stack", "restic", "borg", "bupstash")
 
 
