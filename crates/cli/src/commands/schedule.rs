@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
-use sprat_run::schedule::text::{changes_text, config_warning, installed_text};
-use sprat_run::schedule::{Changes, Places, Schedule, Scheduler};
+use sprat_run::schedule::text::{changes_text, config_warning, inactive_warning, installed_text};
+use sprat_run::schedule::{Changes, Installed, Places, Schedule};
 
 use crate::args::GlobalArgs;
 use crate::environment::{Environment, ROOT_CONFIG_DIR};
@@ -71,12 +71,17 @@ pub(super) fn run(
             if let Some(warning) = config_warning(Path::new(ROOT_CONFIG_DIR)) {
                 output.warning(&warning);
             }
-            report("install", schedule.scheduler(), &changes, output)
+            let installed = schedule.installed(Timestamp::now())?;
+            if let Some(warning) = inactive_warning(&installed) {
+                output.warning(&warning);
+            }
+            report("install", &installed, &changes, output)
         }
         ScheduleCommand::Remove => {
             need_root(&environment, "remove")?;
             let changes = schedule.remove()?;
-            report("remove", schedule.scheduler(), &changes, output)
+            let installed = schedule.installed(Timestamp::now())?;
+            report("remove", &installed, &changes, output)
         }
         ScheduleCommand::Show { print } => show(&schedule, print, output),
     }
@@ -127,7 +132,7 @@ fn print_files(
 
 fn report(
     what: &str,
-    scheduler: Scheduler,
+    installed: &Installed,
     changes: &Changes,
     output: Output,
 ) -> Result<Exit, Failure> {
@@ -138,9 +143,13 @@ fn report(
         ));
     }
     let command = format!("schedule {what}");
-    let fields = json!({ "scheduler": scheduler, "changes": changes });
+    let scheduler = installed.scheduler;
+    let fields = json!({ "scheduler": scheduler, "active": installed.active, "changes": changes });
     let json = result_json(&command, Exit::Done, fields);
-    output.result(&changes_text(what, scheduler, changes), &json)?;
+    output.result(
+        &changes_text(what, scheduler, changes, installed.active),
+        &json,
+    )?;
     Ok(Exit::Done)
 }
 

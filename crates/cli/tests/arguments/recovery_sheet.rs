@@ -106,7 +106,7 @@ fn commands_of_the_sheet_are_quoted_for_the_shell() {
 
     With sprat on a new machine, as root:
 
-    1. Write the ssh configuration, as above in step 1
+    1. Write the ssh configuration, as above in step 1. Then log in once with `sftp -F /root/sprat-ssh.conf sprat-server`, and compare the host key that it shows with the one above: sprat connects to no server with an unknown host key
            printf '%s\n' \
              'Host sprat-server' \
              '  HostName 2001:db8::1' \

@@ -44,6 +44,12 @@ fn schedule_is_installed_shown_and_removed() {
     ] {
         assert!(said.contains(part), "{part}: {}", ran.whole());
     }
+    // There is no cron daemon here: it must not seem as if something started sprat.
+    let starts = said.contains("cron starts `sprat run` every 15 minutes now");
+    let warned = ran
+        .stderr
+        .contains("NOTHING starts sprat: no cron daemon runs");
+    assert_ne!(starts, warned, "{}", ran.whole());
     // Nothing would ever be backed up.
     let warning = "warning: there is no config /etc/sprat/sprat.toml";
     assert!(ran.stderr.contains(warning), "{}", ran.whole());

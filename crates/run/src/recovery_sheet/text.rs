@@ -217,10 +217,12 @@ impl Sheet<'_> {
         };
         let mut steps = Vec::new();
         if let Some(config) = self.ssh_config() {
-            steps.push(step(
-                "Write the ssh configuration, as above in step 1",
-                vec![config],
-            ));
+            let what = format!(
+                "Write the ssh configuration, as above in step 1. Then log in once with \
+                 `sftp -F {SSH_CONFIG} {SSH_NAME}`, and compare the host key that it shows with the one above: \
+                 sprat connects to no server with an unknown host key"
+            );
+            steps.push(step(&what, vec![config]));
         }
         first.extend(["--fingerprint", &fingerprint]);
         let with = |words: &[&str]| quoted(&[&first, words].concat());

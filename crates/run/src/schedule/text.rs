@@ -9,9 +9,19 @@ use sprat_session::{Exit, text};
 use super::{Changes, FileState, Installed, Scheduler, TimerState};
 use crate::config::{Config, ConfigPlaces};
 
-/// What `install` or `remove` (`what`) changed.
+/// Why an installed schedule starts nothing.
 #[must_use]
-pub fn changes_text(what: &str, scheduler: Scheduler, changes: &Changes) -> String {
+pub fn inactive_warning(installed: &Installed) -> Option<String> {
+    (installed.cron_runs == Some(false)).then(|| {
+        "NOTHING starts sprat: no cron daemon runs, and systemd is not PID 1. Start a cron daemon, or keep \
+         `sprat run --loop` running"
+            .to_owned()
+    })
+}
+
+/// What `install` or `remove` (`what`) changed. `active`: something starts sprat from now on.
+#[must_use]
+pub fn changes_text(what: &str, scheduler: Scheduler, changes: &Changes, active: bool) -> String {
     let installs = what == "install";
     if changes.is_nothing() {
         let state = if installs { "installed" } else { "not there" };
@@ -33,6 +43,7 @@ pub fn changes_text(what: &str, scheduler: Scheduler, changes: &Changes) -> Stri
         Scheduler::Cron => "cron",
     };
     text.push_str(&match installs {
+        true if !active => String::new(),
         true => format!(
             "{by} starts `sprat run` every 15 minutes now. `sprat schedule show` says when\n"
         ),
@@ -69,11 +80,11 @@ pub fn installed_text(installed: &Installed) -> String {
     let mut text = match (installed.active, installed.scheduler) {
         (true, Scheduler::Systemd) => "systemd starts sprat\n".to_owned(),
         (true, Scheduler::Cron) => "cron starts sprat\n".to_owned(),
-        (false, _) => "NOTHING starts sprat by itself: run `sprat schedule install`\n".to_owned(),
+        (false, _) => match inactive_warning(installed).filter(|_| !installed.files.is_empty()) {
+            Some(warning) => format!("{warning}\n"),
+            None => "NOTHING starts sprat by itself: run `sprat schedule install`\n".to_owned(),
+        },
     };
-    if installed.cron_runs == Some(false) {
-        text.push_str("no cron daemon runs, and systemd is not PID 1\n");
-    }
     for file in &installed.files {
         let state = match file.state {
             FileState::Unchanged => "",
@@ -82,7 +93,7 @@ pub fn installed_text(installed: &Installed) -> String {
         };
         text.push_str(&format!("file {}{state}\n", file.path.display()));
     }
-    if let Some(next) = installed.cron_next {
+    if let Some(next) = installed.cron_next.filter(|_| installed.active) {
         text.push_str(&format!("next run {}\n", local(next)));
     }
     let mut rows = vec![

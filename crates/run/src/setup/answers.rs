@@ -47,7 +47,8 @@ pub(super) fn what(words: &[String], current_dir: &Path) -> Result<What, Failure
             Ok(What {
                 job: "files",
                 sources,
-                sample: Some("home"),
+                // Who names a folder wants all that is in it.
+                sample: None,
             })
         }
     }
