@@ -80,6 +80,9 @@ pub struct Doubt {
     pub cause: Cause,
     /// For how long the machine ran meanwhile.
     pub ran_seconds: u64,
+    /// A run reported it.
+    #[serde(default)]
+    reported: bool,
 }
 
 /// The last tick.
@@ -174,6 +177,13 @@ impl ClockState {
         self.doubt.as_ref()
     }
 
+    /// Why the clock is in doubt, for the first caller since the doubt began.
+    pub fn take_unreported(&mut self) -> Option<Cause> {
+        let doubt = self.doubt.as_mut().filter(|doubt| !doubt.reported)?;
+        doubt.reported = true;
+        Some(doubt.cause.clone())
+    }
+
     /// A doubt ended only because it was old, and nothing confirmed the clock since: the event
     /// `clock` is open.
     #[must_use]
@@ -183,8 +193,11 @@ impl ClockState {
 
     /// The first cause stays.
     fn begin(&mut self, cause: Cause) {
-        let ran_seconds = 0;
-        self.doubt.get_or_insert(Doubt { cause, ran_seconds });
+        self.doubt.get_or_insert(Doubt {
+            cause,
+            ran_seconds: 0,
+            reported: false,
+        });
     }
 
     fn confirm(&mut self, now: Timestamp) {

@@ -71,6 +71,9 @@ pub struct CopyState {
     pub growth_accepted: Option<Timestamp>,
     /// Far more files changed than usual: older snapshots are kept until `sprat accept`.
     pub changed: Option<Changed>,
+    /// A person accepted such a change then, before a snapshot of it could be made: the next success removes
+    /// this.
+    pub change_accepted: Option<Timestamp>,
     /// The last run skipped it.
     pub skipped: Option<Skipped>,
     /// The hooks of the attempt that is under way, or that was killed.
@@ -126,6 +129,9 @@ pub struct Changed {
     pub kept_before: Timestamp,
     /// What changed, in one line.
     pub reason: String,
+    /// The snapshot could not be made, for lack of room.
+    #[serde(default)]
+    pub not_made: bool,
 }
 
 /// A run did not try a copy.
@@ -200,6 +206,10 @@ impl CopyState {
                 self.found_overdue = None;
                 self.ahead_seen = None;
                 self.growth_accepted = None;
+                self.change_accepted = None;
+                if let Some(changed) = &mut self.changed {
+                    changed.not_made = false;
+                }
                 return;
             }
             // The attempts before it count as they did.
@@ -231,7 +241,10 @@ impl CopyState {
             Some(HeldWhat::Copy) => self.growth_accepted = Some(now),
             None => {}
         }
-        self.changed = None;
+        let changed = self.changed.take();
+        if changed.is_some_and(|changed| changed.not_made) {
+            self.change_accepted = Some(now);
+        }
     }
 
     /// A person pruned the copy by these rules.
@@ -275,6 +288,22 @@ pub fn container_file(state_dir: &Path, container: &str) -> StateFile<ContainerS
 
 /// All copies of which something is kept, also those that are not in the config any more.
 pub fn known_copies(state_dir: &Path) -> io::Result<Vec<CopyName>> {
+    let copy = |name: String| {
+        // A container's name has no `@`; that of an old job may have one.
+        let (job, container) = name.rsplit_once('@')?;
+        (!job.is_empty()).then(|| CopyName::new(job, container))
+    };
+    Ok(known(state_dir)?.into_iter().filter_map(copy).collect())
+}
+
+/// All containers of which something is kept, also those that are not in the config any more.
+pub fn known_containers(state_dir: &Path) -> io::Result<Vec<String>> {
+    let name = |name: String| name.strip_prefix('@').map(str::to_owned);
+    Ok(known(state_dir)?.into_iter().filter_map(name).collect())
+}
+
+/// The names of all files in the folder, sorted.
+fn known(state_dir: &Path) -> io::Result<Vec<String>> {
     let entries = match std::fs::read_dir(state_dir.join(FOLDER)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -282,12 +311,8 @@ pub fn known_copies(state_dir: &Path) -> io::Result<Vec<CopyName>> {
     let mut names = Vec::new();
     for entry in entries {
         let name = entry?.file_name().into_string();
-        let copy = name.ok().and_then(|name| {
-            // A container's name has no `@`; that of an old job may have one.
-            let (job, container) = name.strip_suffix(".json")?.rsplit_once('@')?;
-            (!job.is_empty()).then(|| CopyName::new(job, container))
-        });
-        names.extend(copy);
+        let name = name.ok();
+        names.extend(name.and_then(|name| name.strip_suffix(".json").map(str::to_owned)));
     }
     names.sort();
     Ok(names)

@@ -205,6 +205,19 @@ impl Session {
         self.too_much.take()
     }
 
+    /// Counts what is new in the sources, as [`Self::take_snapshot`] does before it copies. `None`: they can't
+    /// be walked.
+    pub fn count_new(
+        &mut self,
+        mut spec: SnapshotSpec,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<Option<Census>, Failure> {
+        exclude_own(&self.settings, &mut spec);
+        without_questions(&mut spec);
+        self.ask(&WorkerOrder::Count(Box::new(spec)), observer, interrupt)
+    }
+
     /// Writes a file's content for the job's next snapshot, up to the end of `content`. With `first`, removes
     /// what waits for that snapshot. The content counts only if [`SnapshotSpec::staged`] names it.
     pub fn stage_file(

@@ -129,7 +129,7 @@ pub use spec::{Existing, Planned, RestoreReport, RestoreSpec, SnapshotReport, Sn
 pub use staged::{stage, unstage};
 pub use staged_file::StagedFile;
 pub use subvolume_ops::Subvolumes;
-pub use take::{take, take_into_subvolume};
+pub use take::{count, take, take_into_subvolume};
 pub use text::{escape_name, unescape_name};
 pub use walk::Listed;
 pub use zone::{LOCAL_ZONE, ZoneError, time_zone};

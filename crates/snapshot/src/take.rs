@@ -2,6 +2,7 @@
 
 mod again;
 mod arguments;
+mod count;
 mod in_work;
 mod judge;
 mod linked_copy;
@@ -19,9 +20,9 @@ use crate::aside::Aside;
 use crate::attempts::Attempts;
 use crate::automounts;
 use crate::begun::Begun;
-use crate::census::{Census, FileList};
+use crate::census::FileList;
 use crate::checkpoint::{self, Checkpoints};
-use crate::disks::{self, Disks};
+use crate::disks::Disks;
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder};
 use crate::name::{SnapshotName, choose_name};
@@ -42,9 +43,11 @@ use crate::spec::{SnapshotReport, SnapshotSpec};
 use crate::staged::Placing;
 use crate::subvolume_ops::Subvolumes;
 use crate::suspects::Suspects;
-use crate::text::{escape_path, unescape_path};
+use crate::text::escape_path;
 use crate::unfit::Unfit;
 use crate::unlinked;
+pub use count::count;
+use count::{counted, disks_of};
 use linked_copy::LinkedCopy;
 
 /// Takes a snapshot of `spec.sources` into the job's folder on the volume that is mounted at
@@ -148,11 +151,7 @@ fn take_or_fail(
             .map(|newest| Warning::ClockBehind { newest }),
     );
     let linked_from = folder.link_sources(chosen.name)?;
-    let list = sources.list.iter().map(|source| source.path.clone());
-    let missing = sources.missing.iter().map(|one| unescape_path(one));
-    let paths: Vec<PathBuf> = list.chain(missing).collect();
-    let holders = disks::holders(&folder.job, now)?;
-    let disks = Disks::find(&holders, &sources.file_systems, &paths, spec);
+    let disks = disks_of(&folder.job, &sources, spec, now)?;
     sources::forget_known_automounts(&mut warnings, &disks);
     let census = counted(&mut sources, &disks, spec)?;
     let mut recent = Recent::default();
@@ -198,32 +197,6 @@ fn take_or_fail(
         report.census = Some(census);
     }
     Ok(report)
-}
-
-/// What is new in the sources, if the scan counted it.
-///
-/// # Errors
-/// It is more than `spec` allows.
-fn counted(
-    sources: &mut Sources,
-    disks: &Disks,
-    spec: &SnapshotSpec,
-) -> Result<Option<(Census, FileList)>, SnapshotError> {
-    let Some(walk) = sources.walk.take() else {
-        return Ok(None);
-    };
-    let partly = sources.walked_partly || !sources.missing.is_empty() || !disks.missing.is_empty();
-    let (census, list) = walk.finish(&sources.found.paths, partly);
-    let max = spec.census.as_ref().and_then(|asked| asked.stop_over_bytes);
-    match max {
-        // Without a list of the last snapshot every file counts as new.
-        Some(max) if census.files_before.is_some() && census.bytes > max => {
-            Err(SnapshotError::TooMuchNew {
-                census: Box::new(census),
-            })
-        }
-        _ => Ok(Some((census, list))),
-    }
 }
 
 struct Run<'a> {

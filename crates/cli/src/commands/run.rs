@@ -212,8 +212,7 @@ impl RunArgs {
             output,
             silent: output.quiet,
         };
-        let every: Vec<Copy<'_>> = context.config.copies().collect();
-        let mut failed_owed = runner.pay_owed_hooks(&every);
+        let mut failed_owed = runner.pay_all_owed_hooks();
         if context.mistakes.is_empty() {
             failed_owed.extend(runner.report_unknown_hooks());
         }
@@ -248,6 +247,9 @@ impl RunArgs {
         );
         for problem in &ended.problems {
             output.warning(problem);
+        }
+        if let Some(warning) = runner.take_clock_warning() {
+            output.warning(&warning);
         }
         let problems = runner.take_problems();
         for problem in &problems {

@@ -81,6 +81,15 @@ fn no_copy_begins_below_min_free_and_a_full_volume_is_pruned_for_a_second_try() 
     // The second try runs `before` again.
     let log = fs::read_to_string(machine.path("log")).unwrap();
     assert_eq!(log.lines().count(), 6);
+    // A prune that removes nothing does not put off the next one.
+    configure(&machine, never, "keep_last = 2\nprune_every = \"30 days\"");
+    machine.write("src/noise", noise(40 << 20, 5));
+    let last_prune = state_of_copy(&machine)["last_prune"].clone();
+    let said = run(&machine, 1);
+    assert!(said["copies"][0]["snapshot"].is_null(), "{said}");
+    assert!(last_prune.is_string());
+    assert_eq!(state_of_copy(&machine)["last_prune"], last_prune);
+    assert_eq!(snapshots(&machine), 2);
     // Without rules nothing is removed.
     configure(&machine, never, "");
     machine.write("src/noise", noise(40 << 20, 5));
@@ -95,6 +104,102 @@ fn no_copy_begins_below_min_free_and_a_full_volume_is_pruned_for_a_second_try() 
     machine.write("src/noise", "small");
     machine.ok(&["backup", "home"]);
     assert_eq!(snapshots(&machine), 3);
+    machine.nothing_is_left();
+}
+
+/// The copies before it may take hours. Here the mains power goes meanwhile.
+#[test]
+fn conditions_are_checked_before_each_copy_of_a_session() {
+    let power = std::path::Path::new("/sys/class/power_supply");
+    let no_power = (!power.exists()).then(|| format!("{} is missing", power.display()));
+    requires!(needs::root(), needs::program("unshare"), no_power);
+    let machine = machine("64M", "check_every = \"never\"", "");
+    let at = machine.folder().display().to_string();
+    for (name, value) in [("type", "Battery"), ("status", "Charging")] {
+        machine.write(&format!("power/BAT0/{name}"), value);
+    }
+    let job = |name: &str, more: &str| {
+        format!("[job.{name}]\ncontainer = \"nas\"\nsources = \"{at}/src\"\n{more}\n")
+    };
+    let unplug = format!("after = \"sh -c 'echo Discharging > {at}/power/BAT0/status'\"");
+    machine.write(
+        "config/sprat.toml",
+        format!(
+            "[container.nas]\ntarget = \"{}\"\nkey_file = \"{at}/config/keys/x.key\"\n\
+             check_every = \"never\"\n{}{}",
+            machine.path(CONTAINER).display(),
+            job("first", &unplug),
+            job("second", "only_on_ac = true"),
+        ),
+    );
+    let power = format!("mount --bind {at}/power /sys/class/power_supply && exec \"$@\"");
+    let ran = machine.sprat_under(
+        &["unshare", "-m", "sh", "-c", &power, "sh"],
+        &["run", "--json"],
+    );
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let said = ran.json();
+    let copies = said["copies"].as_array().unwrap();
+    let made: Vec<_> = copies
+        .iter()
+        .map(|copy| copy["snapshot"].is_string())
+        .collect();
+    assert_eq!(made, [true, false], "{said}");
+    assert_eq!(copies[1]["reason"], "the machine runs on battery");
+    machine.nothing_is_left();
+}
+
+fn state_of_copy(machine: &TestMachine) -> Value {
+    let path = machine.path("state/schedule/home@nas.json");
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// The volume is full of what ransomware changed, and the rules would remove a snapshot from before.
+#[test]
+fn mass_change_that_lacks_room_removes_no_snapshot_until_it_is_accepted() {
+    requires!(needs::root());
+    let rules = "keep_last = 1\nprune_every = \"30 days\"";
+    let machine = machine("64M", "check_every = \"never\"", rules);
+    let write = |content: &str| {
+        for number in 0..1200 {
+            machine.write(&format!("src/many/{number}"), content);
+        }
+    };
+    let grow = |seed: u64| machine.write("src/noise", noise(12 << 20, seed));
+    write("before");
+    for seed in 1..3 {
+        grow(seed);
+        run(&machine, 0);
+    }
+    assert_eq!(snapshots(&machine), 2);
+    grow(3);
+    write("encrypted");
+    let open = |said: &Value| {
+        let events = said["events"].as_array().unwrap().iter();
+        let kinds = events.map(|event| event["kind"].as_str().unwrap().to_owned());
+        kinds.collect::<std::collections::BTreeSet<_>>()
+    };
+    for _ in 0..2 {
+        let said = run(&machine, 1);
+        assert!(open(&said).contains("change"), "{said}");
+        assert_eq!(snapshots(&machine), 2, "{said}");
+    }
+    // A server below `min_free` is pruned without an attempt: the same holds for it.
+    let low = "check_every = \"never\"\nmin_free = \"1000 TiB\"";
+    configure(&machine, low, "keep_last = 1\nprune_every = \"0 s\"");
+    run(&machine, 0);
+    assert_eq!(snapshots(&machine), 2);
+    configure(&machine, "check_every = \"never\"", rules);
+    // Once it is accepted, the rules make room for it, and it is no news.
+    machine.ok(&["accept", "home@nas"]);
+    let said = run(&machine, 0);
+    assert_eq!(said["events"], serde_json::json!([]));
+    assert_eq!(snapshots(&machine), 2);
+    // The next one is.
+    grow(4);
+    write("encrypted again");
+    run(&machine, 1);
+    assert!(state_of_copy(&machine)["changed"].is_object());
     machine.nothing_is_left();
 }
 

@@ -194,3 +194,23 @@ fn clocks_of_this_machine_are_read() {
     assert!(first.boottime >= first.monotonic && second.monotonic >= first.monotonic);
     assert!(!first.monotonic.is_zero());
 }
+
+#[test]
+fn doubt_is_reported_once() {
+    let mut machine = Machine::new("2026-11-28T09:00Z");
+    assert_eq!(machine.state.take_unreported(), None);
+    machine.moment.wall += Duration::from_secs(2 * HOUR);
+    assert!(machine.tick(false));
+    assert_eq!(
+        machine.state.take_unreported(),
+        Some(Cause::Jumped { seconds: 7200 })
+    );
+    machine.runs(900);
+    assert!(machine.tick(false));
+    assert_eq!(machine.state.take_unreported(), None);
+    // Another doubt.
+    assert!(!machine.tick(true));
+    machine.moment.wall -= Duration::from_secs(3 * HOUR);
+    assert!(machine.tick(false));
+    assert!(machine.state.take_unreported().is_some());
+}

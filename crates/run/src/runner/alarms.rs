@@ -2,12 +2,12 @@
 
 use jiff::{SignedDuration, Timestamp};
 use sprat_session::state::paths::{STATUS, StatePaths};
-use sprat_session::text;
+use sprat_session::{Failure, Session, text};
 use sprat_snapshot::{Census, CensusSpec, SnapshotReport, Warning};
 
 use super::container::Draft;
 use super::outcome::End;
-use super::{ContainerWork, CopyWork, Runner};
+use super::{ContainerWork, CopyWork, Front, Runner};
 use crate::config::{Copy, Growth, Job};
 use crate::copy_name::CopyName;
 use crate::copy_state::{Changed, Held, HeldWhat};
@@ -77,6 +77,68 @@ impl Runner<'_> {
         }
     }
 
+    /// Before a copy is pruned that was not made: notes whether far more files changed than usual, so that the
+    /// prune keeps what was there before. A failure: that is not known, so nothing may be pruned.
+    pub(super) fn find_changes(
+        &self,
+        draft: &mut Draft<'_>,
+        work: &ContainerWork<'_>,
+        session: &mut Session,
+        front: &mut dyn Front,
+    ) -> Result<(), Failure> {
+        let copy = draft.work;
+        let Some(job) = copy.job.filter(|job| job.growth.change_limit.is_some()) else {
+            return Ok(());
+        };
+        if self.state(&copy.name).change_accepted.is_some() {
+            return Ok(());
+        }
+        let paths = StatePaths::new(&self.state_dir, &session.facts().uuid, &work.target);
+        let census = self.census_spec(copy, work, &paths);
+        let mut spec = copy.spec.clone();
+        spec.census = census.map(|census| CensusSpec {
+            stop_over_bytes: None,
+            ..census
+        });
+        if spec.census.is_none() {
+            return Ok(());
+        }
+        let observer = front.observer(&format!("{}: ", copy.shown));
+        let census = session.count_new(spec, observer, self.interrupt)?;
+        let census = census.ok_or_else(|| Failure::failed("the sources can't be walked"))?;
+        if let Some(reason) = changes(job, &census) {
+            let now = Timestamp::now();
+            self.note_changes(
+                draft,
+                Changed {
+                    since: now,
+                    kept_before: now,
+                    reason,
+                    not_made: true,
+                },
+            );
+        }
+        Ok(())
+    }
+
+    /// Far more files changed than usual: older snapshots are kept from now on.
+    fn note_changes(&self, draft: &mut Draft<'_>, changed: Changed) {
+        let outcome = &mut draft.outcome;
+        outcome
+            .notes
+            .push(format!("{}: {}", outcome.shown, changed.reason));
+        if self.by != By::Run {
+            return;
+        }
+        self.change(&outcome.copy, |state| {
+            // What was there when the first of them was found.
+            let known = state.changed.get_or_insert_with(|| changed.clone());
+            known.not_made = changed.not_made;
+        });
+        // The state folder may be full.
+        draft.changed.get_or_insert(changed);
+    }
+
     /// Notes what is not as usual about a snapshot that was made.
     pub(super) fn note_alarms(&self, draft: &mut Draft<'_>, work: &ContainerWork<'_>) {
         let outcome = &mut draft.outcome;
@@ -94,19 +156,25 @@ impl Runner<'_> {
         outcome
             .notes
             .extend(growth.map(|words| format!("{shown}: {}", words.text)));
-        let Some(reason) = changes(job, report) else {
+        let reason = known(report).and_then(|census| changes(job, census));
+        let accepted = self.state(&outcome.copy).change_accepted.is_some();
+        let Some(reason) = reason.filter(|_| !accepted) else {
             return;
         };
-        outcome.notes.push(format!("{shown}: {reason}"));
-        if self.by == By::Run {
-            self.change(&outcome.copy, |state| {
-                // What was there when the first of them was found.
-                state.changed.get_or_insert(Changed {
-                    since: Timestamp::now(),
-                    kept_before: report.name.moment(),
-                    reason,
-                });
-            });
+        let changed = Changed {
+            since: Timestamp::now(),
+            kept_before: report.name.moment(),
+            reason,
+            not_made: false,
+        };
+        self.note_changes(draft, changed);
+        let is_kept = self.state(&draft.outcome.copy).changed.is_some();
+        if let End::Made(report) = &mut draft.outcome.end
+            && self.by == By::Run
+            && !is_kept
+        {
+            // The next run compares with the snapshot before this one again.
+            report.census = None;
         }
     }
 
@@ -144,9 +212,8 @@ fn known(report: &SnapshotReport) -> Option<&Census> {
     census.filter(|census| census.files_before.is_some())
 }
 
-/// Why the changes are not as usual; `None`: they are.
-fn changes(job: &Job, report: &SnapshotReport) -> Option<String> {
-    let census = known(report)?;
+/// Why the changes are not as usual; `None`: they are, or the last snapshot is not known.
+fn changes(job: &Job, census: &Census) -> Option<String> {
     let (before, limit) = (census.files_before?, job.growth.change_limit?);
     let other = census.changed + census.gone;
     is_change(other, before, limit.into()).then(|| {

@@ -10,7 +10,7 @@ use super::outcome::End;
 use super::{Runner, problems_of};
 use crate::config::{Container, Job};
 use crate::copy_name::CopyName;
-use crate::copy_state::{BegunHooks, container_file, copy_file, known_copies};
+use crate::copy_state::{BegunHooks, container_file, copy_file, known_containers, known_copies};
 use crate::hooks::{Context, Hook, HookEnd, HookReport, Kind, Outcome, run_all, run_before};
 use crate::notify::Subject;
 use crate::run_lock::RunLock;
@@ -34,6 +34,63 @@ enum Owner<'r> {
     Container(&'r Container),
 }
 
+/// The same. The config may have it no longer.
+#[derive(Clone, Copy)]
+enum OwnerName<'n> {
+    Copy(&'n CopyName),
+    Container(&'n str),
+}
+
+impl OwnerName<'_> {
+    /// One name for the hooks of a job in all its containers: they may stop the same application.
+    fn lock_name(self) -> String {
+        match self {
+            Self::Copy(name) => name.job.clone(),
+            Self::Container(name) => format!("@{name}"),
+        }
+    }
+
+    fn subject(self) -> Subject {
+        match self {
+            Self::Copy(name) => Subject::Copy(name.clone()),
+            Self::Container(name) => Subject::Container(name.to_owned()),
+        }
+    }
+
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Copy(_) => "job",
+            Self::Container(_) => "container",
+        }
+    }
+
+    fn in_words(self) -> String {
+        let name = match self {
+            Self::Copy(name) => &*name.job,
+            Self::Container(name) => name,
+        };
+        format!("{} {name}", self.kind())
+    }
+
+    fn begun(self, runner: &Runner<'_>) -> Option<BegunHooks> {
+        match self {
+            Self::Copy(name) => copy_file(&runner.state_dir, name).read().begun,
+            Self::Container(name) => container_file(&runner.state_dir, name).read().begun,
+        }
+    }
+
+    fn record(self, runner: &Runner<'_>, begun: Option<BegunHooks>) {
+        match self {
+            Self::Copy(name) => runner.change(name, |state| state.begun = begun),
+            Self::Container(name) => {
+                let mut file = container_file(&runner.state_dir, name);
+                file.change(|state| state.begun = begun);
+                runner.report_problems(problems_of(&mut file));
+            }
+        }
+    }
+}
+
 impl<'r> Owner<'r> {
     fn hooks(self, kind: Kind) -> &'r [Hook] {
         match (self, kind) {
@@ -52,46 +109,10 @@ impl<'r> Owner<'r> {
         kinds.iter().any(|kind| !self.hooks(*kind).is_empty())
     }
 
-    /// One name for the hooks of a job in all its containers: they may stop the same application.
-    fn lock_name(self) -> String {
+    fn name(self) -> OwnerName<'r> {
         match self {
-            Self::Copy(job, _) => job.name.to_string(),
-            Self::Container(container) => format!("@{}", container.name),
-        }
-    }
-
-    fn subject(self) -> Subject {
-        match self {
-            Self::Copy(_, name) => Subject::Copy(name.clone()),
-            Self::Container(container) => Subject::Container(container.name.clone()),
-        }
-    }
-
-    fn in_words(self) -> String {
-        match self {
-            Self::Copy(job, _) => format!("job {}", job.name),
-            Self::Container(container) => format!("container {}", container.name),
-        }
-    }
-
-    fn begun(self, runner: &Runner<'_>) -> Option<BegunHooks> {
-        match self {
-            Self::Copy(_, name) => copy_file(&runner.state_dir, name).read().begun,
-            Self::Container(container) => {
-                let mut file = container_file(&runner.state_dir, &container.name);
-                file.read().begun
-            }
-        }
-    }
-
-    fn record(self, runner: &Runner<'_>, begun: Option<BegunHooks>) {
-        match self {
-            Self::Copy(_, name) => runner.change(name, |state| state.begun = begun),
-            Self::Container(container) => {
-                let mut file = container_file(&runner.state_dir, &container.name);
-                file.change(|state| state.begun = begun);
-                runner.report_problems(problems_of(&mut file));
-            }
+            Self::Copy(_, name) => OwnerName::Copy(name),
+            Self::Container(container) => OwnerName::Container(&container.name),
         }
     }
 
@@ -138,11 +159,14 @@ impl<'r> Around<'r> {
         if !owner.has_hooks() {
             return Ok(None);
         }
-        let lock = RunLock::of_hooks(&runner.runtime_dir, &owner.lock_name())?;
+        let lock = RunLock::of_hooks(&runner.runtime_dir, &owner.name().lock_name())?;
         let lock = lock.ok_or_else(|| {
             Failure::new(
                 Exit::Locked,
-                format!("another sprat runs the hooks of {}", owner.in_words()),
+                format!(
+                    "another sprat runs the hooks of {}",
+                    owner.name().in_words()
+                ),
             )
             .with_hint("nothing was started. Run the command again when the other one has ended")
         })?;
@@ -164,7 +188,7 @@ impl<'r> Around<'r> {
             finally: true,
             reported: false,
         };
-        self.owner.record(self.runner, Some(begun));
+        self.owner.name().record(self.runner, Some(begun));
         let _hold = self.runner.interrupt.hold();
         let hooks = self.owner.hooks(Kind::Before);
         let reports = run_before(hooks, &self.context, self.runner.interrupt);
@@ -189,12 +213,12 @@ impl<'r> Around<'r> {
     /// Runs `after`: the sources are no longer read.
     pub(super) fn after(&mut self, end: &End) -> Vec<Failure> {
         let failed = self.run(Kind::After, end.for_hooks());
-        let begun = self.owner.begun(self.runner);
+        let begun = self.owner.name().begun(self.runner);
         let begun = begun.map(|begun| BegunHooks {
             after: false,
             ..begun
         });
-        self.owner.record(self.runner, begun);
+        self.owner.name().record(self.runner, begun);
         failed
     }
 
@@ -205,7 +229,7 @@ impl<'r> Around<'r> {
             failed = self.run(Kind::Failed, outcome.clone());
         }
         failed.extend(self.run(Kind::Finally, outcome));
-        self.owner.record(self.runner, None);
+        self.owner.name().record(self.runner, None);
         failed
     }
 
@@ -239,64 +263,75 @@ pub(super) fn pay<'r>(
     for owner in copies.chain(containers) {
         let failures = pay_one(runner, owner).unwrap_or_else(|failure| vec![failure]);
         failed.extend(failures.into_iter().map(|failure| OwedFailed {
-            subject: owner.subject(),
+            subject: owner.name().subject(),
             failure: failure.context(format!(
                 "the last run of {} was killed, and a hook that it owed failed",
-                owner.in_words()
+                owner.name().in_words()
             )),
         }));
     }
     failed
 }
 
-/// Reports, once each, what runs that were killed owe for jobs that are not in the config: what to run is not
-/// known. It is owed until the job is back.
+/// Reports, once each, what runs that were killed owe for jobs and containers that are not in the config: what
+/// to run is not known. It is owed until the job or the container is back.
 pub(super) fn report_unknown(runner: &Runner<'_>) -> Vec<OwedFailed> {
-    let known = known_copies(&runner.state_dir).unwrap_or_default();
-    let gone = known
-        .into_iter()
-        .filter(|name| runner.config.copies().all(|copy| copy.name() != *name));
-    gone.filter_map(|name| {
-        let mut file = copy_file(&runner.state_dir, &name);
-        file.read().begun.filter(|begun| !begun.reported)?;
-        // `None`: the process that runs them lives, with the config of before.
-        let _lock = RunLock::of_hooks(&runner.runtime_dir, &name.job).ok()??;
-        let begun = file.read().begun?;
-        let hooks = match begun.after {
-            true => "its `after` and `finally` hooks",
-            false => "its `finally` hooks",
-        };
-        let failure = Failure::failed(format!(
-            "the last run of job {} was killed, and {hooks} did not run: the job is not in the config",
-            name.job
-        ))
-        .with_hint("check whether what its `before` hooks stopped runs again");
-        let reported = BegunHooks {
-            reported: true,
-            ..begun
-        };
-        runner.change(&name, |state| state.begun = Some(reported));
-        Some(OwedFailed {
-            subject: Subject::Copy(name),
-            failure,
-        })
+    let (config, state_dir) = (runner.config, &runner.state_dir);
+    let copies = known_copies(state_dir).unwrap_or_default();
+    let gone = |name: &&CopyName| config.copies().all(|copy| copy.name() != **name);
+    let copies = copies.iter().filter(gone).map(OwnerName::Copy);
+    let containers = known_containers(state_dir).unwrap_or_default();
+    let gone = |name: &&String| config.containers.iter().all(|one| one.name != **name);
+    let containers = containers.iter().filter(gone);
+    let containers = containers.map(|name| OwnerName::Container(name));
+    copies
+        .chain(containers)
+        .filter_map(|name| report_unknown_one(runner, name))
+        .collect()
+}
+
+fn report_unknown_one(runner: &Runner<'_>, name: OwnerName<'_>) -> Option<OwedFailed> {
+    name.begun(runner).filter(|begun| !begun.reported)?;
+    // `None`: the process that runs them lives, with the config of before.
+    let _lock = RunLock::of_hooks(&runner.runtime_dir, &name.lock_name()).ok()??;
+    let begun = name.begun(runner)?;
+    let hooks = match begun.after {
+        true => "its `after` and `finally` hooks",
+        false => "its `finally` hooks",
+    };
+    let failure = Failure::failed(format!(
+        "the last run of {} was killed, and {hooks} did not run: the {} is not in the config",
+        name.in_words(),
+        name.kind()
+    ))
+    .with_hint("check whether what its `before` hooks stopped or changed is as it should be");
+    let reported = BegunHooks {
+        reported: true,
+        ..begun
+    };
+    name.record(runner, Some(reported));
+    Some(OwedFailed {
+        subject: name.subject(),
+        failure,
     })
-    .collect()
 }
 
 fn pay_one<'r>(runner: &'r Runner<'r>, owner: Owner<'r>) -> Result<Vec<Failure>, Failure> {
-    if owner.begun(runner).is_none() {
+    if owner.name().begun(runner).is_none() {
         return Ok(Vec::new());
     }
-    let Some(lock) = RunLock::of_hooks(&runner.runtime_dir, &owner.lock_name())? else {
+    let Some(lock) = RunLock::of_hooks(&runner.runtime_dir, &owner.name().lock_name())? else {
         // The process that runs them lives.
         return Ok(Vec::new());
     };
     // Another one may have paid while the lock was acquired.
-    let Some(begun) = owner.begun(runner) else {
+    let Some(begun) = owner.name().begun(runner) else {
         return Ok(Vec::new());
     };
-    tracing::warn!(of = owner.in_words(), "a run was killed: its hooks run now");
+    tracing::warn!(
+        of = owner.name().in_words(),
+        "a run was killed: its hooks run now"
+    );
     let mut around = Around {
         runner,
         owner,
@@ -310,7 +345,7 @@ fn pay_one<'r>(runner: &'r Runner<'r>, owner: Owner<'r>) -> Result<Vec<Failure>,
     if begun.finally {
         failed.extend(around.run(Kind::Finally, Outcome::killed()));
     }
-    owner.record(runner, None);
+    owner.name().record(runner, None);
     Ok(failed)
 }
 

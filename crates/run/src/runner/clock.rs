@@ -6,8 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use sprat_session::Session;
 
 use super::Runner;
-use super::container::Draft;
-use crate::clock::{clock_file, is_synchronised};
+use crate::clock::{Cause, ClockState, clock_file, is_synchronised};
 use crate::notify::By;
 
 /// What a run knows of the clock. The default: it is right.
@@ -34,7 +33,7 @@ impl RunClock {
 impl Runner<'_> {
     /// Compares this machine's clock with that of the server, by the date of the lease that the session just
     /// wrote. This begins a doubt, or ends one.
-    pub(super) fn compare_clock(&self, session: &Session, drafts: &mut [Draft<'_>]) {
+    pub(super) fn compare_clock(&self, session: &Session) {
         let ahead_s = session.facts().server_ahead_s;
         let Some(ahead_s) = ahead_s.filter(|_| self.by == By::Run && !self.clock.trusted) else {
             return;
@@ -52,24 +51,53 @@ impl Runner<'_> {
             clock.doubt().is_some()
         });
         self.report_problems(file.take_problems());
-        let was_in_doubt = self.clock.in_doubt.swap(in_doubt, Ordering::Relaxed);
-        let first = drafts.first_mut().filter(|_| in_doubt && !was_in_doubt);
-        if let Some(draft) = first {
-            draft.outcome.notes.push(note(ahead_s));
+        self.clock.in_doubt.store(in_doubt, Ordering::Relaxed);
+    }
+
+    /// Why the clock is in doubt, in words, if that was not reported yet.
+    #[must_use]
+    pub fn take_clock_warning(&self) -> Option<String> {
+        if !self.clock.is_in_doubt() {
+            return None;
         }
+        let mut file = clock_file(&self.state_dir);
+        let cause = file.change(ClockState::take_unreported);
+        self.report_problems(file.take_problems());
+        Some(warning(&cause?))
     }
 }
 
-fn note(ahead_s: i64) -> String {
-    let minutes = ahead_s.unsigned_abs() / 60;
-    let (hours, minutes) = (minutes / 60, minutes % 60);
-    let direction = match ahead_s > 0 {
-        true => "behind",
-        false => "ahead of",
+fn warning(cause: &Cause) -> String {
+    let (what, until) = match cause {
+        Cause::Jumped { seconds } => {
+            let direction = match *seconds > 0 {
+                true => "forward",
+                false => "back",
+            };
+            let what = format!("was set {direction} by {}", hours(*seconds));
+            (what, "a server's clock agrees")
+        }
+        Cause::BehindState { newest } => {
+            let newest = newest.strftime("%Y-%m-%d %H:%M UTC");
+            let what = format!("is behind {newest}, a time that it showed before");
+            (what, "a server's clock agrees")
+        }
+        Cause::ServerDiffers { seconds } => {
+            let direction = match *seconds > 0 {
+                true => "behind",
+                false => "ahead of",
+            };
+            let what = format!("is {} {direction} the server's", hours(*seconds));
+            (what, "the clocks agree")
+        }
     };
     format!(
-        "this machine's clock is {hours} h {minutes} min {direction} the server's. Copies are made, but \
-         nothing is pruned until the clocks agree, a time service sets the clock, or this machine ran for 24 \
-         hours"
+        "this machine's clock {what}. Copies are made, but nothing is pruned until {until}, a time service sets \
+         the clock, or this machine ran for 24 hours"
     )
+}
+
+fn hours(seconds: i64) -> String {
+    let minutes = seconds.unsigned_abs() / 60;
+    format!("{} h {} min", minutes / 60, minutes % 60)
 }

@@ -17,7 +17,7 @@ use super::selection::{conditions, disk_absent};
 use super::upkeep::Upkeep;
 use super::{ContainerWork, CopyWork, Front, Runner};
 use crate::config::Copy;
-use crate::copy_state::copy_file;
+use crate::copy_state::{Changed, copy_file};
 use crate::hooks;
 use crate::notify::By;
 use crate::sources;
@@ -35,6 +35,8 @@ const LEASE_INTERVAL: Duration = Duration::from_secs(15);
 pub(super) struct Draft<'w> {
     pub(super) work: &'w CopyWork<'w>,
     pub(super) outcome: Outcome,
+    /// Far more files changed than usual, as this run found.
+    pub(super) changed: Option<Changed>,
     around: Option<Around<'w>>,
 }
 
@@ -165,6 +167,7 @@ impl<'a> Runner<'a> {
             work,
             mut outcome,
             around,
+            ..
         } = draft;
         let is_failure = matches!(outcome.end, End::Failed(_));
         let around = match (around, work.job) {
@@ -201,20 +204,20 @@ impl<'a> Runner<'a> {
                 return Seen::default();
             }
         };
-        self.compare_clock(&session, drafts);
+        self.compare_clock(&session);
         let server_free = session.facts().available_bytes;
         let low = self.too_little_room(work, server_free);
         let sent = AtomicU64::new(0);
         for draft in drafts.iter_mut() {
             if let Some(low) = &low {
                 draft.outcome.end = low.clone();
-                self.prune_if_due(draft, &mut session, front);
+                self.prune_unmade(draft, work, &mut session, front);
                 continue;
             }
             let before = sent.load(Ordering::Relaxed);
             self.make(draft, work, &mut session, front, &sent);
             let may_prune = self.by == By::Run && draft.outcome.end.lacks_room();
-            if may_prune && self.make_room(draft, &mut session, front) {
+            if may_prune && self.make_room(draft, work, &mut session, front) {
                 self.make(draft, work, &mut session, front, &sent);
             }
             draft.outcome.sent_bytes = sent.load(Ordering::Relaxed).saturating_sub(before);
@@ -462,6 +465,7 @@ impl<'w> Draft<'w> {
         Self {
             work,
             outcome,
+            changed: None,
             around: None,
         }
     }

@@ -226,8 +226,18 @@ impl<'a> Runner<'a> {
         around::pay(self, &copies, &containers)
     }
 
-    /// Reports, once each, the hooks that a killed run owes for jobs that are not in the config. For a config
-    /// without mistakes: with one, a job may only seem to be gone.
+    /// Runs the hooks that a run owes which was killed, for all copies and containers of the config. Returns what
+    /// failed.
+    #[must_use]
+    pub fn pay_all_owed_hooks(&self) -> Vec<OwedFailed> {
+        let containers: Vec<&Container> = self.config.containers.iter().collect();
+        let copies = self.config.copies();
+        let copies: Vec<_> = copies.map(|copy| (copy.job, copy.name())).collect();
+        around::pay(self, &copies, &containers)
+    }
+
+    /// Reports, once each, the hooks that a killed run owes for jobs and containers that are not in the config.
+    /// For a config without mistakes: with one, a job may only seem to be gone.
     #[must_use]
     pub fn report_unknown_hooks(&self) -> Vec<OwedFailed> {
         around::report_unknown(self)

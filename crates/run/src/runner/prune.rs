@@ -9,7 +9,7 @@ use sprat_snapshot::{KeepPolicy, KeepRules, PruneReport, PruneSpec, is_held};
 use super::checks::while_allowed;
 use super::container::Draft;
 use super::outcome::End;
-use super::{Front, Runner};
+use super::{ContainerWork, Front, Runner};
 use crate::config::Job;
 use crate::copy_state::{CopyState, Held, HeldWhat};
 use crate::due::add_less_slack;
@@ -42,22 +42,21 @@ impl Runner<'_> {
         session: &mut Session,
         front: &mut dyn Front,
     ) {
-        if draft.outcome.end.is_made() {
-            self.prune_if_due(draft, session, front);
+        if draft.outcome.end.is_made() && self.prune_is_due(draft) {
+            self.prune_by_rules(draft, session, front);
         }
     }
 
-    /// Prunes a copy, if its job has rules and it is time.
-    pub(super) fn prune_if_due(
+    /// Prunes a copy that may not begin because the server lacks room, if its job has rules and it is time.
+    pub(super) fn prune_unmade(
         &self,
         draft: &mut Draft<'_>,
+        work: &ContainerWork<'_>,
         session: &mut Session,
         front: &mut dyn Front,
     ) {
-        let Some(job) = draft.work.job else { return };
-        let state = self.state(&draft.outcome.copy);
-        if is_due(&state, job.prune_every, Timestamp::now()) {
-            self.prune_by_rules(draft, &state, session, front);
+        if self.prune_is_due(draft) && self.changes_are_known(draft, work, session, front) {
+            self.prune_by_rules(draft, session, front);
         }
     }
 
@@ -66,23 +65,58 @@ impl Runner<'_> {
     pub(super) fn make_room(
         &self,
         draft: &mut Draft<'_>,
+        work: &ContainerWork<'_>,
         session: &mut Session,
         front: &mut dyn Front,
     ) -> bool {
         let state = self.state(&draft.outcome.copy);
-        if is_due(&state, Duration::ZERO, Timestamp::now()) {
-            self.prune_by_rules(draft, &state, session, front);
+        if is_due(&state, Duration::ZERO, Timestamp::now())
+            && self.changes_are_known(draft, work, session, front)
+        {
+            self.prune_by_rules(draft, session, front);
         }
-        draft.outcome.pruned.is_some_and(|removed| removed > 0)
+        let pruned = &mut draft.outcome.pruned;
+        // One that removed nothing does not count as the prune of this `prune_every`.
+        *pruned = pruned.filter(|removed| *removed > 0);
+        pruned.is_some()
     }
 
-    fn prune_by_rules(
+    fn prune_is_due(&self, draft: &Draft<'_>) -> bool {
+        let state = self.state(&draft.outcome.copy);
+        let every = draft.work.job.map(|job| job.prune_every);
+        every.is_some_and(|every| is_due(&state, every, Timestamp::now()))
+    }
+
+    /// Before a prune without a new snapshot: whether it is known what changed in the sources. After
+    /// ransomware the lack of room must not cost the snapshots from before.
+    fn changes_are_known(
         &self,
         draft: &mut Draft<'_>,
-        state: &CopyState,
+        work: &ContainerWork<'_>,
         session: &mut Session,
         front: &mut dyn Front,
-    ) {
+    ) -> bool {
+        let has_rules = draft.work.job.is_some_and(|job| job.keep.is_some());
+        if !has_rules || self.clock.is_in_doubt() || self.interrupt.requested() {
+            return false;
+        }
+        let Err(failure) = self.find_changes(draft, work, session, front) else {
+            return true;
+        };
+        if failure.exit != Exit::Interrupted {
+            let shown = &draft.outcome.shown;
+            let failure = failure.context(format!(
+                "nothing of {shown} is pruned for lack of room, because the changes in its sources can't be \
+                 counted"
+            ));
+            draft.outcome.failed_later.push(failure);
+        }
+        false
+    }
+
+    fn prune_by_rules(&self, draft: &mut Draft<'_>, session: &mut Session, front: &mut dyn Front) {
+        let mut state = self.state(&draft.outcome.copy);
+        state.changed = state.changed.or_else(|| draft.changed.clone());
         let outcome = &mut draft.outcome;
         let Some(job) = draft.work.job else { return };
         let Some(rules) = job.keep else { return };
@@ -91,7 +125,7 @@ impl Runner<'_> {
         }
         let now = Timestamp::now();
         let policy = self.policy(rules);
-        match self.prune_now(job, &policy, state, session, front) {
+        match self.prune_now(job, &policy, &state, session, front) {
             Ok(Some(report)) => {
                 let removed = report.snapshots.iter().filter(|one| one.removed).count();
                 outcome.pruned = Some(outcome.pruned.unwrap_or(0) + removed);

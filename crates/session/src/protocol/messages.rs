@@ -228,6 +228,8 @@ pub(crate) enum WorkerOrder {
     /// Removes the content that waits for the job's next snapshot.
     Unstage(JobName),
     TakeSnapshot(Box<SnapshotSpec>),
+    /// Counts what is new in the sources, and copies nothing.
+    Count(Box<SnapshotSpec>),
     List,
     /// Restores. With patterns, only the paths that match.
     Restore(Box<RestoreSpec>, Vec<String>),
@@ -289,6 +291,8 @@ pub(crate) enum WorkerReply {
     SnapshotTaken(Box<SnapshotReport>),
     /// No snapshot was taken: too much is new.
     TooMuchNew(Box<Census>),
+    /// `None`: the sources can't be walked.
+    Counted(Option<Box<Census>>),
     Listed(Vec<SnapshotEntry>),
     Restored(Box<RestoreReport>),
     FolderListed(Box<Listing>),

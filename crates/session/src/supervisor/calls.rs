@@ -71,6 +71,7 @@ impl Order for WorkerOrder {
             Self::StageFile { .. }
             | Self::Unstage(_)
             | Self::TakeSnapshot(_)
+            | Self::Count(_)
             | Self::List
             | Self::Restore(..)
             | Self::ListFolder(_)
@@ -142,6 +143,7 @@ answers! {
     TrimReport: Reply::Volume(VolumeReply::Trimmed(report)) => *report;
     (ClosedReport, bool): Reply::Volume(VolumeReply::Closed(report, reserve_missing)) => (report, reserve_missing);
     StagedFile: Reply::Worker(WorkerReply::FileStaged(file)) => file;
+    Option<Census>: Reply::Worker(WorkerReply::Counted(census)) => census.map(|census| *census);
     Vec<SnapshotEntry>: Reply::Worker(WorkerReply::Listed(entries)) => entries;
     RestoreReport: Reply::Worker(WorkerReply::Restored(report)) => *report;
     Listing: Reply::Worker(WorkerReply::FolderListed(listing)) => *listing;

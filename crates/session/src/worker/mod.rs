@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use sprat_attach::{AttachError, AttachOptions, Attachment, CryptMapping, MountOptions};
-use sprat_snapshot::{Cancel, Progress, SnapshotError};
+use sprat_snapshot::{Cancel, Progress, SnapshotError, SnapshotSpec};
 use sprat_volume::BLOCK_BYTES;
 use zeroize::Zeroizing;
 
@@ -150,6 +150,19 @@ struct Worker {
     writes: bool,
 }
 
+/// The paths of this machine that a run of `spec` reads.
+fn needed_by(spec: &SnapshotSpec) -> Vec<&Path> {
+    let paths = spec
+        .sources
+        .iter()
+        .chain(&spec.exclude_from)
+        .chain(&spec.never_enter);
+    let containers = spec.containers.iter().map(|container| &container.path);
+    let hosts = SSH_NEEDS.iter().filter(|_| !spec.pulled.is_empty());
+    let needed = paths.chain(containers).map(|path| &**path);
+    needed.chain(hosts.map(Path::new)).collect()
+}
+
 /// The server shows the file system's newest super block, and older blocks behind it.
 fn newest_gone(gone: &[String]) -> Failure {
     Failure::new(
@@ -258,33 +271,35 @@ impl Worker {
                 let now = jiff::Timestamp::now();
                 let cancel = self.cancel.clone();
                 let root = self.root()?;
-                let paths = spec
-                    .sources
-                    .iter()
-                    .chain(&spec.exclude_from)
-                    .chain(&spec.never_enter);
-                let containers = spec.containers.iter().map(|container| &container.path);
-                let hosts = SSH_NEEDS.iter().filter(|_| !spec.pulled.is_empty());
-                let needed = paths.chain(containers).map(|path| &**path);
-                let needed = needed.chain(hosts.map(Path::new)).collect();
                 let subvolumes = self.file_system.subvolumes();
-                let taken = self.reading()?.with_mounts(needed, &spec.rsync, |events| {
-                    let taken = match subvolumes {
-                        Some(by) => sprat_snapshot::take_into_subvolume(
-                            root, &spec, now, by, events, &cancel,
-                        ),
-                        None => sprat_snapshot::take(root, &spec, now, events, &cancel),
-                    };
-                    match taken {
-                        Err(SnapshotError::TooMuchNew { census }) => Ok(Err(census)),
-                        taken => taken.map(Ok),
-                    }
-                })?;
+                let taken =
+                    self.reading()?
+                        .with_mounts(needed_by(&spec), &spec.rsync, |events| {
+                            let taken = match subvolumes {
+                                Some(by) => sprat_snapshot::take_into_subvolume(
+                                    root, &spec, now, by, events, &cancel,
+                                ),
+                                None => sprat_snapshot::take(root, &spec, now, events, &cancel),
+                            };
+                            match taken {
+                                Err(SnapshotError::TooMuchNew { census }) => Ok(Err(census)),
+                                taken => taken.map(Ok),
+                            }
+                        })?;
                 self.warn_if_nearly_full();
                 match taken {
                     Ok(report) => WorkerReply::SnapshotTaken(Box::new(report)),
                     Err(census) => WorkerReply::TooMuchNew(census),
                 }
+            }
+            WorkerOrder::Count(spec) => {
+                let (now, cancel) = (jiff::Timestamp::now(), self.cancel.clone());
+                let root = self.root()?;
+                let needed = needed_by(&spec);
+                let census = self.reading()?.with_mounts(needed, &spec.rsync, |events| {
+                    sprat_snapshot::count(root, &spec, now, events, &cancel)
+                })?;
+                WorkerReply::Counted(census.map(Box::new))
             }
             WorkerOrder::Prune(spec) => {
                 let cancel = self.cancel.clone();

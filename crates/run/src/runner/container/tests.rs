@@ -77,6 +77,18 @@ impl Scene {
         Self::of(folder, &text)
     }
 
+    /// One job in one container, whose hooks write a line to `log`.
+    fn with_container_hooks() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().display().to_string();
+        let hook = format!("sh -c 'echo $SPRAT_HOOK $SPRAT_EXIT >> {at}/log'");
+        let text = format!(
+            "[container.x]\ntarget = \"{at}/x.luks\"\nbefore = \"{hook}\"\nfinally = \"{hook}\"\n\
+             [job.a]\ncontainer = \"x\"\nsources = \"/home\"\n"
+        );
+        Self::of(folder, &text)
+    }
+
     fn of(folder: tempfile::TempDir, text: &str) -> Self {
         let path = folder.path().join("sprat.toml");
         std::fs::write(&path, text).unwrap();
@@ -244,10 +256,48 @@ fn hooks_owed_by_a_job_that_left_the_config_are_reported_once_and_owed_until_it_
     assert_eq!(later.report_unknown_hooks().len(), 0);
     assert_eq!(scene.log(), "before\n");
     // It is back.
-    let copies: Vec<_> = scene.config.copies().collect();
-    assert_eq!(runner.pay_owed_hooks(&copies).len(), 0);
+    assert_eq!(runner.pay_all_owed_hooks().len(), 0);
     assert_eq!(scene.log(), "before\nafter 137\nfinally 137\n");
     assert_eq!(later.report_unknown_hooks().len(), 0);
+}
+
+#[test]
+fn hooks_owed_by_a_container_that_left_the_config_are_reported_once() {
+    let scene = Scene::with_container_hooks();
+    let runner = scene.runner();
+    let container = &scene.config.containers[0];
+    let around = Around::of_container(&runner, container, Timestamp::now());
+    assert!(around.as_ref().unwrap().as_ref().unwrap().before().is_ok());
+    let mut without = Scene::with_container_hooks();
+    without.config.jobs.clear();
+    let without_jobs = Runner {
+        config: &without.config,
+        ..scene.runner()
+    };
+    assert_eq!(without_jobs.report_unknown_hooks().len(), 0);
+    let mut empty = Scene::with_container_hooks();
+    empty.config.jobs.clear();
+    empty.config.containers.clear();
+    let later = Runner {
+        config: &empty.config,
+        ..scene.runner()
+    };
+    assert_eq!(later.report_unknown_hooks().len(), 0, "the process lives");
+    drop(around);
+    let reported = later.report_unknown_hooks();
+    assert_eq!(reported.len(), 1);
+    assert_eq!(
+        reported[0].failure.what,
+        "the last run of container x was killed, and its `finally` hooks did not run: the container is not in \
+         the config"
+    );
+    assert_eq!(later.report_unknown_hooks().len(), 0);
+    // It is back, and no job uses it.
+    assert_eq!(without_jobs.pay_all_owed_hooks().len(), 0);
+    assert_eq!(
+        (scene.log(), without.log()),
+        ("before\n".into(), "finally 137\n".into())
+    );
 }
 
 #[test]
@@ -290,4 +340,29 @@ fn copy_that_gave_way_after_its_turn_comes_after_the_other_container() {
     assert_eq!(order(), ["fast", "slow"]);
     ended(Exit::Unreachable);
     assert_eq!(order(), ["slow", "fast"]);
+}
+
+#[test]
+fn clock_in_doubt_is_reported_when_it_begins() {
+    let scene = Scene::new("");
+    let at = |wall: &str, ran: u64| crate::clock::Moment {
+        wall: wall.parse().unwrap(),
+        monotonic: Duration::from_secs(ran),
+        boottime: Duration::from_secs(ran),
+        boot_id: "boot".to_owned(),
+    };
+    let warning = |moment, trusted| {
+        let mut runner = scene.runner();
+        runner.begin(&moment, false, trusted);
+        runner.take_clock_warning()
+    };
+    assert_eq!(warning(at("2026-11-28T09:00:00Z", 100), false), None);
+    let jumped = || at("2026-11-28T07:30:00Z", 1000);
+    assert_eq!(warning(jumped(), true), None);
+    let said = warning(jumped(), false).unwrap();
+    assert!(
+        said.starts_with("this machine's clock was set back by 1 h 45 min. Copies are made, but nothing is pruned"),
+        "{said}"
+    );
+    assert_eq!(warning(jumped(), false), None);
 }
