@@ -52,6 +52,9 @@ pub enum LuksError {
         pinned: String,
         found: String,
     },
+    /// The header has another fingerprint than the one that was typed.
+    #[error("the fingerprint of the LUKS2 header is {found}, but {typed} was given")]
+    Fingerprint { typed: String, found: String },
     /// The header is older than one that this machine has seen.
     #[error(
         "the LUKS2 header is an old one: its sequence number is {found}, but this machine knows \
@@ -184,6 +187,7 @@ impl LuksError {
             | Self::Invalid { .. }
             | Self::Refused { .. }
             | Self::Pin { .. }
+            | Self::Fingerprint { .. }
             | Self::OlderHeader { .. }
             | Self::Sequence { .. }
             | Self::KdfTooCostly { .. } => LuksErrorKind::Damaged,

@@ -153,9 +153,8 @@ impl Pins {
         if self.matches_fingerprint(typed) {
             return Ok(());
         }
-        Err(LuksError::Pin {
-            field: "fingerprint",
-            pinned: shown(typed),
+        Err(LuksError::Fingerprint {
+            typed: shown(typed),
             found: self.fingerprint(),
         })
     }

@@ -206,8 +206,8 @@ fn check_works_on_full_and_read_only_disks_and_accounts() {
                 assert_eq!(ran.json()["files"]["files_read"], files, "{}", ran.whole());
             }
         };
-        // The file, its snapshot's record, and the journal's content.
-        let files = 2 + u64::from(dirty);
+        // The file, its snapshot's record and list of changes, and the journal's content.
+        let files = 3 + u64::from(dirty);
         let _ = fs::write(machine.path("store/fill"), noise(200 << 20, 5));
         read(&[], files);
         read(&["--read-data"], files);
@@ -294,7 +294,7 @@ fn interrupted_reading_continues_at_the_next_check() {
     machine.nothing_is_left();
     let rest = check_on_bad_disk(&machine, &[], &["--read-data"]).succeeded();
     let files = &rest.json()["files"];
-    // Three small ones and three records; the large one was not read to its end.
-    assert_eq!(files["files_before"], 6, "{files}");
+    // Three small ones, three records and three lists of changes; the large one was not read to its end.
+    assert_eq!(files["files_before"], 9, "{files}");
     assert_eq!(files["files_read"], 1, "{files}");
 }

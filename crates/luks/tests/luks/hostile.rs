@@ -33,7 +33,7 @@ fn the_container_itself_passes_and_its_pins_can_be_stored() {
     let error = header
         .check_fingerprint("0000-0000-0000-0000-0000")
         .unwrap_err();
-    assert!(matches!(error, LuksError::Pin { .. }), "{error}");
+    assert!(matches!(error, LuksError::Fingerprint { .. }), "{error}");
 }
 
 #[test]

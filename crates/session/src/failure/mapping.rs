@@ -219,10 +219,7 @@ fn luks_hint(error: &LuksError) -> Option<&'static str> {
             "nothing was changed. Don't write to the file. Search the server for an intact copy \
              of it"
         }
-        LuksError::Pin {
-            field: "fingerprint",
-            ..
-        } => {
+        LuksError::Fingerprint { .. } => {
             "nothing was sent and no key was used. Compare the given fingerprint with the sheet. If it \
              is right, either somebody changed the container on the server, or it is another container. \
              Find out which before you continue"

@@ -174,8 +174,15 @@ impl Copy {
         }
     }
 
-    /// The same after a failure for lack of room, whenever it was last pruned.
-    pub fn prune_now(&mut self, now: i64, zone: &TimeZone) {
+    /// The same after a failure for lack of room, whenever it was last pruned. One that removes nothing does not
+    /// put off the next one.
+    pub fn prune_for_room(&mut self, now: i64, zone: &TimeZone) {
+        if kept(&self.snaps, &self.rules, now, zone).len() < self.snaps.len() {
+            self.prune_now(now, zone);
+        }
+    }
+
+    fn prune_now(&mut self, now: i64, zone: &TimeZone) {
         if self.held {
             return;
         }

@@ -381,7 +381,7 @@ impl World {
                 assert_eq!(code, Some(1), "{at}");
                 self.copies[one].lost(now, Lost::Failed);
                 let zone = self.zone.clone();
-                self.copies[one].prune_now(now, &zone);
+                self.copies[one].prune_for_room(now, &zone);
                 expected_code = 1;
             } else {
                 let content = &contents[self.copies[one].job];
