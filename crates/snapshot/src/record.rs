@@ -30,8 +30,7 @@ pub struct RunStats {
     pub regular_files: u64,
     /// New entries. An unchanged file that became a hard link is not counted.
     pub created: u64,
-    /// Regular files among them, as long as the run is not recorded.
-    #[serde(skip)]
+    /// Regular files among them.
     pub created_regular: u64,
     /// Entries removed (restore with `delete`).
     pub deleted: u64,
