@@ -109,8 +109,6 @@ const YEAR: &[(&str, Happens)] = &[
 /// Every alarm of the year: it comes once, between these times, and no other comes.
 const ALARMS: &[(&str, &str, &str)] = &[
     ("03-10 20:30", "03-10 23:59", "incomplete opened home@nas"),
-    ("03-10 20:30", "03-10 23:59", "missing opened home@nas"),
-    ("03-12 12:00", "03-12 23:59", "recovered closed home@nas"),
     ("03-12 12:00", "03-12 23:59", "recovered closed home@nas"),
     ("04-08 20:30", "04-10 00:00", "overdue opened mail@nas"),
     ("04-15 20:30", "04-17 00:00", "overdue opened home@nas"),
