@@ -32,7 +32,7 @@ pub struct Keep {
     pub for_s: i64,
 }
 
-/// What a write to a container's header does: whoever can write it can make all keys useless.
+/// What a write to a container's header does: a client that can write it can make all keys useless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Header {
     Alarm,

@@ -48,7 +48,7 @@ struct First<'a> {
     since: Option<SnapshotName>,
 }
 
-/// The line of a path.
+/// What the list has for a path, in one line.
 #[derive(Debug, Serialize)]
 struct Line {
     path: String,

@@ -1,4 +1,4 @@
-//! Whoever has a client's login: packets of a fuzzer, and a list of attacks.
+//! A hostile client with a login: packets of a fuzzer, and a list of attacks.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -66,7 +66,14 @@ fn converse(private: Result<(), AttachError>, keeps_mount: bool) -> Exit {
         return Exit::Failed;
     }
     let cancel = Cancel::new();
-    let Ok(orders) = hear_orders(Receiver::new(control), &cancel, keeps_mount) else {
+    let session_is_dead = move || {
+        // This process is pid 1 of its namespace: all processes and mounts of the namespace end with it. A mount
+        // in the caller's namespace does not. The main thread unmounts it when it sees the end of the queue.
+        if !keeps_mount {
+            std::process::exit(i32::from(Exit::Failed.code()));
+        }
+    };
+    let Ok(orders) = hear_orders(Receiver::new(control), &cancel, session_is_dead) else {
         return Exit::Failed;
     };
     let mut worker = Worker {
@@ -107,13 +114,12 @@ fn converse(private: Result<(), AttachError>, keeps_mount: bool) -> Exit {
     Exit::Failed
 }
 
-/// Reads orders on a thread of its own, so that a cancel arrives while rsync runs. When the socket ends,
-/// the session is dead. Then this process, pid 1 of its namespace, exits, and all processes and mounts
-/// of the namespace end with it.
+/// Reads orders on a thread of its own, so that a cancel arrives while rsync runs. The end of the socket stops
+/// what runs. Then that thread calls `ended`.
 fn hear_orders(
     mut receiver: Receiver,
     cancel: &Cancel,
-    keeps_mount: bool,
+    ended: impl FnOnce() + Send + 'static,
 ) -> std::io::Result<mpsc::Receiver<WorkerOrder>> {
     let (queue, orders) = mpsc::channel();
     let cancel = cancel.clone();
@@ -128,11 +134,7 @@ fn hear_orders(
                 }
             }
             cancel.cancel();
-            // A mount in the caller's namespace does not end with this process. The main thread
-            // unmounts it when it sees the end of the queue.
-            if !keeps_mount {
-                std::process::exit(i32::from(Exit::Failed.code()));
-            }
+            ended();
         })?;
     Ok(orders)
 }

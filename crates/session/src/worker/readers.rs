@@ -6,13 +6,14 @@
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sprat_snapshot::Cancel;
 use sprat_store::IgnorePoison;
 
+use super::hear_orders;
 use super::reading::Reading;
 use crate::protocol::frames::{Receiver, Sender};
 use crate::protocol::messages::{WorkerOrder, WorkerReply};
@@ -152,7 +153,7 @@ impl Shared {
         let Some(number) = self.begin(&control, &cancel).map_err(lost)? else {
             return Ok(());
         };
-        let orders = hear(Receiver::new(control), cancel.clone()).map_err(lost);
+        let orders = hear_orders(Receiver::new(control), &cancel, || ()).map_err(lost);
         if let Ok(orders) = &orders {
             let _ = events.send(&WorkerReply::ReaderAccepted(Box::new(self.facts.clone())));
             let reading = Reading {
@@ -237,22 +238,4 @@ pub(crate) fn ended() -> Failure {
         "the session of this machine through which this command read has ended",
     )
     .with_hint("nothing in the container was changed. Run the same command again")
-}
-
-/// Receives the orders of a reader. Its end stops what runs for it.
-fn hear(mut receiver: Receiver, cancel: Cancel) -> io::Result<mpsc::Receiver<WorkerOrder>> {
-    let (queue, orders) = mpsc::channel();
-    std::thread::Builder::new()
-        .name("reader's orders".to_owned())
-        .spawn(move || {
-            while let Ok(Some(order)) = receiver.receive() {
-                if matches!(order, WorkerOrder::Cancel) {
-                    cancel.cancel();
-                } else if queue.send(order).is_err() {
-                    break;
-                }
-            }
-            cancel.cancel();
-        })?;
-    Ok(orders)
 }

@@ -240,7 +240,7 @@ impl Run<'_> {
         folders
     }
 
-    /// No run has compared the recent files of a host that is held back.
+    /// No run has compared the recent files of a host whose tree waits for its next run.
     fn keep_recent_of_held(&self, work: &Work<'_>, outcome: &mut Outcome) {
         let hosts = self.spec.pulled.iter();
         let hosts: BTreeSet<PathBuf> = hosts.map(|source| host_folder(&source.host)).collect();

@@ -67,7 +67,7 @@ impl Work<'_> {
         }
     }
 
-    /// Takes the content of a host back that was held back.
+    /// Takes back the tree of a host that waited for this run.
     pub(crate) fn take_back_held(
         &self,
         host: &Path,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::folder::{Bench, inode, now, wait_for};
-use sprat_snapshot::{Cancel, EntryKind, SnapshotError, Warning};
+use sprat_snapshot::{Cancel, EntryKind, Progress, SnapshotError, Warning};
 use sprat_testkit::compare::{assert_same, differences};
 use sprat_testkit::requires;
 use sprat_testkit::tree::{PlainTree, acl, make_odd_tree, set_mode, set_owner, set_xattr};
@@ -341,21 +341,26 @@ fn stop_in_large_file(bench: &Bench, from: u64) -> u64 {
     let mut spec = bench.spec();
     spec.rsync = bench.rsync_script("", "rsync --bwlimit=16000");
     let cancel = Cancel::new();
-    let begun = || files_ending(&bench.job().join(".sprat"), ".begun");
-    sprat_snapshot::take(
-        &bench.volume(),
-        &spec,
-        now(),
-        &mut |_| {
-            let written = begun().first().and_then(|path| fs::metadata(path).ok());
-            if written.is_some_and(|about| about.len() > from + (2 << 20)) {
-                cancel.cancel();
-            }
-        },
-        &cancel,
-    )
-    .unwrap_err();
-    let begun = begun();
+    let folder = bench.job().join(".sprat");
+    let mut stop = stop_beyond(&folder, from + (2 << 20), &cancel);
+    sprat_snapshot::take(&bench.volume(), &spec, now(), &mut stop, &cancel).unwrap_err();
+    begun_bytes(&folder)
+}
+
+/// Cancels a run when the large file that it began in `folder` has more than so many bytes.
+pub(crate) fn stop_beyond(folder: &Path, bytes: u64, cancel: &Cancel) -> impl FnMut(Progress) {
+    move |_| {
+        let begun = files_ending(folder, ".begun");
+        let written = begun.first().and_then(|path| fs::metadata(path).ok());
+        if written.is_some_and(|about| about.len() > bytes) {
+            cancel.cancel();
+        }
+    }
+}
+
+/// The size of the only large file that was begun.
+pub(crate) fn begun_bytes(folder: &Path) -> u64 {
+    let begun = files_ending(folder, ".begun");
     assert_eq!(begun.len(), 1, "{begun:?}");
     fs::metadata(&begun[0]).unwrap().len()
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use super::*;
-use crate::interrupted::{BIG_BYTES, files_ending, large_source};
+use crate::interrupted::{BIG_BYTES, begun_bytes, files_ending, large_source, stop_beyond};
 
 /// A run that is cancelled in the middle of the large file, when it has more than `from` bytes. Returns how many
 /// bytes were kept.
@@ -12,25 +12,18 @@ fn stop(volume: &OnBtrfs, from: u64) -> u64 {
     let mut spec = volume.bench.spec();
     spec.rsync = volume.bench.rsync_script("", "rsync --bwlimit=16000");
     let cancel = Cancel::new();
-    let begun = || files_ending(&volume.work(), ".begun");
+    let folder = volume.work();
     let root = volume.bench.volume();
     sprat_snapshot::take_into_subvolume(
         &root,
         &spec,
         now(),
         &ByProgs,
-        &mut |_| {
-            let written = begun().first().and_then(|path| fs::metadata(path).ok());
-            if written.is_some_and(|about| about.len() > from + (2 << 20)) {
-                cancel.cancel();
-            }
-        },
+        &mut stop_beyond(&folder, from + (2 << 20), &cancel),
         &cancel,
     )
     .unwrap_err();
-    let begun = begun();
-    assert_eq!(begun.len(), 1, "{begun:?}");
-    fs::metadata(&begun[0]).unwrap().len()
+    begun_bytes(&folder)
 }
 
 #[test]
