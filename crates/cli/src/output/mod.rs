@@ -1,8 +1,6 @@
 //! Everything that a user sees: results on stdout, the rest on stderr, as text or as JSON.
 
 mod json;
-mod notices;
-mod progress;
 mod reporter;
 mod streams;
 

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use sprat_run::notice_text::notice_text;
+use sprat_run::progress_text::{is_long, phase_text, progress_text};
 use sprat_session::{Notice, Observer, Phase, SessionProgress, text};
 
-use super::notices::notice_text;
-use super::progress::{is_long, phase_text, progress_text};
 use super::streams::{Output, write_stderr};
 
 /// Between two changes of the line on a terminal.

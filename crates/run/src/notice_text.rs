@@ -7,7 +7,8 @@ use sprat_session::state::reserved_names;
 use sprat_session::{NotCompared, Notice, free_text, text};
 
 /// The words for a notice, and whether it is a warning, which `-q` shows too.
-pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
+#[must_use]
+pub fn notice_text(notice: &Notice) -> (String, bool) {
     match notice {
         Notice::HeaderCopyDamaged { copy } => (
             format!(

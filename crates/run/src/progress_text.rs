@@ -5,7 +5,8 @@ use std::time::Duration;
 use sprat_session::{Phase, SessionProgress, progress, text};
 
 /// Phases worth a line in a log.
-pub(super) fn is_long(phase: Phase) -> bool {
+#[must_use]
+pub fn is_long(phase: Phase) -> bool {
     matches!(
         phase,
         Phase::MakingFileSystem
@@ -17,7 +18,9 @@ pub(super) fn is_long(phase: Phase) -> bool {
     )
 }
 
-pub(super) fn phase_text(phase: Phase) -> &'static str {
+/// What a session does now.
+#[must_use]
+pub fn phase_text(phase: Phase) -> &'static str {
     match phase {
         Phase::Connecting => "connecting",
         Phase::Locking => "acquiring the lock",
@@ -53,7 +56,8 @@ fn rsync_phase_text(phase: sprat_snapshot::Phase) -> &'static str {
 }
 
 /// One line: phase, percentage, bytes, rate, time left, files, unsent and unsynced bytes, connection.
-pub(super) fn progress_text(phase: &str, now: &SessionProgress) -> String {
+#[must_use]
+pub fn progress_text(phase: &str, now: &SessionProgress) -> String {
     let mut parts = Vec::new();
     match &now.rsync {
         Some(rsync) => {
