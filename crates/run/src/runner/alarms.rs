@@ -124,12 +124,10 @@ impl Runner<'_> {
     /// Far more files changed than usual: older snapshots are kept from now on.
     fn note_changes(&self, draft: &mut Draft<'_>, changed: Changed) {
         let outcome = &mut draft.outcome;
-        outcome
-            .notes
-            .push(format!("{}: {}", outcome.shown, changed.reason));
-        if self.by != By::Run {
-            return;
-        }
+        outcome.notes.push(format!(
+            "{}: {}. Older snapshots are kept until `sprat accept {}`",
+            outcome.shown, changed.reason, outcome.copy
+        ));
         self.change(&outcome.copy, |state| {
             // What was there when the first of them was found.
             let known = state.changed.get_or_insert_with(|| changed.clone());
@@ -170,7 +168,6 @@ impl Runner<'_> {
         self.note_changes(draft, changed);
         let is_kept = self.state(&draft.outcome.copy).changed.is_some();
         if let End::Made(report) = &mut draft.outcome.end
-            && self.by == By::Run
             && !is_kept
         {
             // The next run compares with the snapshot before this one again.
