@@ -3,7 +3,8 @@
 //!
 //! A file in the tree so far may be that of an older snapshot, by another name. If the attributes of its
 //! source had changed meanwhile, another rsync would change them in place. So each further run writes
-//! into a new, empty tree and links to the previous one, see [`crate::aside`].
+//! into a new, empty tree and links to the previous one, see [`crate::aside`]. No file in the subvolume `work` of a
+//! btrfs is one of an older snapshot: each run goes on there.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,17 @@ pub(crate) struct Attempts<'a> {
     /// Provides a new tree for each further run. `None`: each run writes into the same tree, and only
     /// what it lacks.
     pub(crate) aside: Option<&'a Aside<'a>>,
+    /// If the tree is a subvolume, where each name is changed in place.
+    pub(crate) in_place: Option<InPlace>,
+}
+
+/// A tree that is a subvolume.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InPlace {
+    /// Relative to the job's folder.
+    pub(crate) path: &'static str,
+    /// The last run has split files with too many names.
+    pub(crate) was_split: bool,
 }
 
 impl Attempts<'_> {
@@ -42,6 +54,12 @@ impl Attempts<'_> {
     ) -> Result<Outcome, SnapshotError> {
         let mut invocation = invocation.clone();
         let mut before = Before::default();
+        if self.in_place.is_some_and(|work| work.was_split)
+            && let Some(stopped) =
+                self.split(&mut invocation, &mut before, None, progress, cancel)?
+        {
+            return Ok(stopped);
+        }
         loop {
             let mut outcome = self.rsync.run(&invocation, progress, cancel)?;
             self.leave_out_pipes(&mut outcome);
@@ -62,29 +80,18 @@ impl Attempts<'_> {
             }
             match obstacle {
                 Obstacle::TooManyLinks(_) | Obstacle::LinkRefused => {
-                    let Some(aside) = self.aside.filter(|_| before.split.is_none()) else {
+                    let places = self.aside.is_some() || self.in_place.is_some();
+                    if !places || before.split.is_some() {
                         let why = "the volume's file system refuses a hard link";
                         return Ok(before.complete(give_up(outcome, why), self.tree));
-                    };
-                    let limit = match obstacle {
-                        Obstacle::TooManyLinks(first) => split::limit(self.tree, first),
-                        _ => split::LINKS_MAX,
-                    };
+                    }
                     before.add(&outcome);
-                    aside.begin_again(&mut invocation, &before.recent, false)?;
-                    let work = split::Work {
-                        rsync: self.rsync,
-                        tree: self.tree,
-                        limit,
-                    };
-                    let (stopped, links) = work.carry_out(&invocation, progress, cancel)?;
-                    let Some(links) = links else {
-                        return Ok(before.complete(stopped, self.tree));
-                    };
-                    before.add_work(&stopped);
-                    before.split = Some(links);
-                    aside.begin_again(&mut invocation, &before.recent, false)?;
-                    split::without_links(&mut invocation);
+                    let obstacle = Some(obstacle);
+                    let stopped =
+                        self.split(&mut invocation, &mut before, obstacle, progress, cancel)?;
+                    if let Some(stopped) = stopped {
+                        return Ok(stopped);
+                    }
                 }
                 Obstacle::WriteRefused(written) => {
                     let source = (self.source_of)(&unescape_path(written));
@@ -96,6 +103,51 @@ impl Attempts<'_> {
                     before.left_out.push(source);
                 }
             }
+        }
+    }
+
+    /// Splits the files with too many names, and changes `invocation` for the last run. Returns the outcome if the
+    /// whole run was stopped.
+    fn split(
+        &self,
+        invocation: &mut Invocation,
+        before: &mut Before,
+        obstacle: Option<&Obstacle>,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<Option<Outcome>, SnapshotError> {
+        let limit = match obstacle {
+            Some(Obstacle::TooManyLinks(first)) if self.aside.is_some() => {
+                split::limit(self.tree, first)
+            }
+            _ => split::LINKS_MAX,
+        };
+        self.begin_again(invocation, before)?;
+        let work = split::Work {
+            rsync: self.rsync,
+            tree: self.tree,
+            limit,
+            in_place: self.in_place.map(|work| work.path),
+        };
+        let (stopped, links) = work.carry_out(invocation, progress, cancel)?;
+        let Some(links) = links else {
+            return Ok(Some(std::mem::take(before).complete(stopped, self.tree)));
+        };
+        before.add_work(&stopped);
+        before.split = Some(links);
+        self.begin_again(invocation, before)?;
+        split::without_links(invocation);
+        Ok(None)
+    }
+
+    fn begin_again(
+        &self,
+        invocation: &mut Invocation,
+        before: &Before,
+    ) -> Result<(), SnapshotError> {
+        match self.aside {
+            Some(aside) => aside.begin_again(invocation, &before.recent, false),
+            None => Ok(()),
         }
     }
 

@@ -9,8 +9,14 @@
 //! 3. rsync makes the snapshot in a new tree, without `--hard-links`, but with links to the work tree. So
 //!    each name is a link to the same file as there. This run is as complete as any other: it walks the
 //!    sources, and copies what it can't link.
+//!
+//! In the subvolume `work` of a btrfs (65,535 names, and no older snapshot has any of them) there is no tree of
+//! links: the parts of a file are made in `work` itself, and share their content.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -18,11 +24,15 @@ use std::path::{Path, PathBuf};
 use crate::aside::LINK_DEST;
 use crate::cancel::Cancel;
 use crate::error::SnapshotError;
+use crate::job::on_volume;
+use crate::long_path::{lstat, open_regular, size_and_time};
 use crate::progress::Progress;
 use crate::record::Warning;
+use crate::reflink;
 use crate::reread::copying;
 use crate::rsync::{Ended, ITEMS_MAX, Invocation, Outcome, Rsync, SeveralNames, TRANSFER_OPTIONS};
 use crate::text::escape_path;
+use crate::walk::leads_within;
 
 const OPTIONS_WITHOUT_LINKS: &str = "-aAXXS";
 /// fs/ext4/ext4.h, `EXT4_LINK_MAX`.
@@ -59,8 +69,7 @@ impl Links {
     pub(crate) fn missing_in(&self, tree: &Path) -> Vec<PathBuf> {
         let lacks = |path: &&PathBuf| {
             let below = path.strip_prefix("/").unwrap_or(path);
-            crate::long_path::lstat(&tree.join(below)).is_err()
-                && crate::long_path::lstat(path).is_ok_and(|about| !about.is_dir())
+            lstat(&tree.join(below)).is_err() && lstat(path).is_ok_and(|about| !about.is_dir())
         };
         self.names.iter().filter(lacks).cloned().collect()
     }
@@ -80,6 +89,9 @@ pub(crate) struct Work<'a> {
     pub(crate) tree: &'a Path,
     /// See [`limit`].
     pub(crate) limit: u64,
+    /// The tree, relative to the job's folder, if it is the subvolume `work`: there is no tree of links, and the last
+    /// run goes on in it.
+    pub(crate) in_place: Option<&'static str>,
 }
 
 impl Work<'_> {
@@ -101,6 +113,14 @@ impl Work<'_> {
             .collect();
         listing.arguments.retain(|argument| !is_link(argument));
         listing.arguments.insert(0, "--dry-run".into());
+        if let Some(to) = listing
+            .arguments
+            .last_mut()
+            .filter(|_| self.in_place.is_some())
+        {
+            // rsync lists a file only if the destination lacks it.
+            *to = NOWHERE.into();
+        }
         listing.lists_names = true;
         let mut done = self.rsync.run(&listing, progress, cancel)?;
         if !goes_on(&done) {
@@ -108,17 +128,40 @@ impl Work<'_> {
         }
         let plan = Plan::make(
             std::mem::take(&mut done.several_names),
-            self.limit,
+            match self.in_place {
+                // The tree of links has each name, too.
+                None => self.limit / 2,
+                Some(_) => self.limit,
+            },
             &|name| self.names_elsewhere(&link_dests, name),
         );
         // The last run reports them again.
         (done.messages, done.unread, done.vanished) = Default::default();
-        let runs = std::iter::once((&plan.linked, &link_dests[..]));
-        for (names, more) in runs.chain(plan.copied.iter().map(|names| (names, &[][..]))) {
+        let filters: Vec<OsString> = invocation
+            .arguments
+            .iter()
+            .filter(|argument| is_attribute_filter(argument))
+            .cloned()
+            .collect();
+        let linked = [&link_dests[..], &filters].concat();
+        if let Some(tree) = self.in_place {
+            self.part(&plan).map_err(on_volume("separate", &tree))?;
+        }
+        let runs = std::iter::once((&plan.linked, &linked));
+        let copied = plan.copied.iter().map(|names| (names, &filters));
+        for (index, (names, more)) in runs.chain(copied).enumerate() {
             if names.is_empty() {
                 continue;
             }
-            let to = self.tree.file_name().unwrap_or_default().to_string_lossy();
+            let to = match self.in_place {
+                Some(to) => to.into(),
+                None => self.tree.file_name().unwrap_or_default().to_string_lossy(),
+            };
+            // The first list of names is linked, the next one has the first part of each file.
+            if self.in_place.is_some() && index > 1 {
+                let shared = self.share_content(&plan, index - 1);
+                shared.map_err(on_volume("copy a file of", &to))?;
+            }
             let names = names.iter().map(PathBuf::as_path);
             let run = copying(invocation, names, &to, more);
             let outcome = self.rsync.run(&run, progress, cancel)?;
@@ -133,6 +176,82 @@ impl Work<'_> {
         Ok((done, Some(plan.links)))
     }
 
+    fn in_tree(&self, path: &Path) -> PathBuf {
+        self.tree.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    fn inode(&self, path: &Path) -> Option<u64> {
+        lstat(&self.in_tree(path)).ok().map(|about| about.ino())
+    }
+
+    /// Removes the names of further parts that are links to a file of an earlier part.
+    fn part(&self, plan: &Plan) -> io::Result<()> {
+        for parts in &plan.parts {
+            let mut earlier = BTreeSet::new();
+            for part in parts {
+                let inodes: Vec<Option<u64>> = part.iter().map(|path| self.inode(path)).collect();
+                for (path, inode) in part.iter().zip(&inodes) {
+                    if inode.is_some_and(|inode| earlier.contains(&inode)) {
+                        self.remove(path)?;
+                    }
+                }
+                earlier.extend(inodes.into_iter().flatten());
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let path = self.in_tree(path);
+        match lstat(&path)?.is_dir() {
+            // rsync replaces it.
+            true => Ok(()),
+            false => std::fs::remove_file(path),
+        }
+    }
+
+    /// Gives the further part number `index` of each file a file of its own, which shares the content of the first
+    /// part, and makes its names. rsync would send the content again.
+    fn share_content(&self, plan: &Plan, index: usize) -> io::Result<()> {
+        for parts in &plan.parts {
+            let (Some(first), Some(part)) = (parts[0].first(), parts.get(index)) else {
+                continue;
+            };
+            let Ok(content) = open_regular(&self.in_tree(first)) else {
+                continue;
+            };
+            let wanted = size_and_time(&content.metadata()?);
+            let mut kept: Option<PathBuf> = None;
+            for path in part {
+                let to = self.in_tree(path);
+                let below = path.strip_prefix("/").unwrap_or(path);
+                if !leads_within(self.tree, below) {
+                    continue;
+                }
+                let made = match lstat(&to) {
+                    Ok(about) if about.is_dir() => continue,
+                    Ok(about) if about.is_file() && size_and_time(&about) == wanted => {
+                        kept.get_or_insert(to);
+                        continue;
+                    }
+                    Ok(_) => std::fs::remove_file(&to),
+                    Err(_) => Ok(()),
+                };
+                made?;
+                std::fs::create_dir_all(to.parent().unwrap_or(&to))?;
+                match &kept {
+                    Some(kept) => std::fs::hard_link(kept, &to)?,
+                    None => {
+                        let (folder, name) = reflink::in_folder(&to)?;
+                        reflink::file(&content, folder.as_fd(), name)?;
+                        kept = Some(to);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// How many names the older files have that rsync could link `name` to.
     fn names_elsewhere(&self, link_dests: &[OsString], name: &Path) -> u64 {
         let below = name.strip_prefix("/").unwrap_or(name);
@@ -141,7 +260,7 @@ impl Work<'_> {
             .filter_map(|argument| argument.as_bytes().strip_prefix(LINK_DEST.as_bytes()));
         let names = trees.filter_map(|tree| {
             let path = self.tree.join(OsStr::from_bytes(tree)).join(below);
-            Some(crate::long_path::lstat(&path).ok()?.nlink())
+            Some(lstat(&path).ok()?.nlink())
         });
         names.max().unwrap_or(0)
     }
@@ -155,25 +274,39 @@ fn goes_on(outcome: &Outcome) -> bool {
     )
 }
 
+/// The destination of a dry run: there is no such folder.
+const NOWHERE: &str = "./.sprat/nowhere/";
+
+/// Whether it is one of [`super::take`]'s filters of attributes. They concern every run into the volume.
+fn is_attribute_filter(argument: &OsStr) -> bool {
+    let argument = argument.as_bytes();
+    argument.starts_with(b"--filter=Hx ") || argument.starts_with(b"--filter=Px ")
+}
+
 /// Which names are linked and which are copied.
 #[derive(Debug, Default)]
 struct Plan {
     linked: Vec<PathBuf>,
+    /// Of each file that is split: the names of each part.
+    parts: Vec<Vec<Vec<PathBuf>>>,
     /// One list for each run of rsync. No list has more names of one file than half of the limit.
     copied: Vec<Vec<PathBuf>>,
     links: Links,
 }
 
 impl Plan {
-    /// `names_elsewhere` returns how many names the older files have that this name could be linked to.
-    fn make(several: SeveralNames, limit: u64, names_elsewhere: &dyn Fn(&Path) -> u64) -> Self {
+    /// No copy gets more than `chunk` names. `names_elsewhere` returns how many names the older files have that this
+    /// name could be linked to.
+    fn make(several: SeveralNames, chunk: u64, names_elsewhere: &dyn Fn(&Path) -> u64) -> Self {
         let mut plan = Self::default();
-        // Each name is in the work tree and in the snapshot.
-        let chunk = usize::try_from(limit / 2).unwrap_or(1).max(1);
-        for names in several.into_values().filter(|names| names.len() > 1) {
+        let names_max = chunk;
+        let chunk = usize::try_from(chunk).unwrap_or(1).max(1);
+        for mut names in several.into_values().filter(|names| names.len() > 1) {
+            // Each run makes the same parts.
+            names.sort();
             let elsewhere = names.iter().map(|name| names_elsewhere(name)).max();
             plan.links.names.extend_from_slice(&names);
-            if elsewhere.unwrap_or(0) + 2 * names.len() as u64 <= limit {
+            if elsewhere.unwrap_or(0).div_ceil(2) + names.len() as u64 <= names_max {
                 plan.linked.extend(names);
                 continue;
             }
@@ -184,6 +317,8 @@ impl Plan {
                 }
                 plan.copied[index].extend_from_slice(chunk);
             }
+            plan.parts
+                .push(names.chunks(chunk).map(<[_]>::to_vec).collect());
         }
         plan
     }
@@ -207,7 +342,7 @@ mod tests {
             ((1, 3), names("full", 3)),
             ((1, 4), names("single", 1)),
         ]);
-        let plan = Plan::make(several, 20, &|name| {
+        let plan = Plan::make(several, 10, &|name| {
             if name.starts_with("/full2") { 15 } else { 0 }
         });
         assert_eq!(plan.linked, names("few", 3));

@@ -17,14 +17,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::aside::Aside;
-use crate::attempts::Attempts;
+use crate::attempts::{Attempts, InPlace};
 use crate::automounts;
 use crate::begun::Begun;
 use crate::census::FileList;
 use crate::checkpoint::{self, Checkpoints};
 use crate::disks::Disks;
 use crate::error::SnapshotError;
-use crate::job::{Folder, JobFolder, RunFolder};
+use crate::job::{Folder, JobFolder, RunFolder, WORK_PATH};
 use crate::name::{SnapshotName, choose_name};
 use crate::name_list::NameList;
 use crate::recent::{self, Recent};
@@ -604,8 +604,18 @@ impl Run<'_> {
             tree: &tree,
             source_of: &|path| source_of(&tree, path),
             aside,
+            in_place: self.in_work.then(|| self.in_place()),
         };
         attempts.run(invocation, progress, cancel)
+    }
+
+    fn in_place(&self) -> InPlace {
+        let is_split = |warning: &Warning| matches!(warning, Warning::LinksSplit { .. });
+        let before = self.newest_record();
+        InPlace {
+            path: WORK_PATH,
+            was_split: before.is_some_and(|(_, record)| record.warnings.iter().any(is_split)),
+        }
     }
 
     /// Lists the files that the next run must compare by content.

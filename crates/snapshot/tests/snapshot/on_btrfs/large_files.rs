@@ -1,7 +1,9 @@
-//! Large files that are interrupted.
+//! Large files that are interrupted, and files with many names.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+
+use sprat_snapshot::Warning;
 
 use super::*;
 use crate::interrupted::{BIG_BYTES, begun_bytes, files_ending, large_source, stop_beyond};
@@ -80,4 +82,57 @@ fn begun_file_is_not_used_for_another_version_of_it() {
         &volume.bench.source(),
         &volume.bench.in_snapshot(report.name),
     );
+}
+
+/// btrfs allows 65,535 names for one file. The content is sent once.
+#[test]
+fn file_with_more_names_than_btrfs_allows_is_split() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    // The names of one file may be on a file system with a higher limit.
+    let source = volume.source("tmpfs");
+    fs::create_dir(&source).unwrap();
+    run("mount", &["-t", "tmpfs", "many", source.to_str().unwrap()]);
+    let _mounted = Mounted(source.clone());
+    let name = |number: u32| source.join(format!("{number:05}"));
+    fs::write(name(0), vec![7; 1 << 20]).unwrap();
+    set_time(&name(0), 1_600_000_000, 0).unwrap();
+    for number in 1..65_600 {
+        fs::hard_link(name(0), name(number)).unwrap();
+    }
+    fs::write(source.join("a"), "content").unwrap();
+    fs::hard_link(source.join("a"), source.join("b")).unwrap();
+    for content in ["content", "new content"] {
+        fs::write(source.join("a"), content).unwrap();
+        let report = volume.take();
+        assert!(report.record.complete, "{:?}", report.record);
+        let kept =
+            |name: &str| fs::metadata(volume.kept(&report, &format!("tmpfs/{name}"))).unwrap();
+        assert_eq!(kept("00000").nlink() + kept("65599").nlink(), 65_600);
+        for name in ["00000", "65599"] {
+            assert_eq!(
+                (kept(name).len(), kept(name).mtime()),
+                (1 << 20, 1_600_000_000)
+            );
+        }
+        assert_eq!(kept("a").ino(), kept("b").ino());
+        assert_eq!(
+            fs::read_to_string(volume.kept(&report, "tmpfs/b")).unwrap(),
+            content
+        );
+        assert!(
+            report.record.stats.bytes_literal < 2 << 20,
+            "{:?}",
+            report.record.stats
+        );
+        assert!(
+            report
+                .record
+                .warnings
+                .iter()
+                .any(|one| matches!(one, Warning::LinksSplit { .. })),
+            "{:?}",
+            report.record.warnings
+        );
+    }
 }
