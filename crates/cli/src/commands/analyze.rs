@@ -40,6 +40,7 @@ pub(super) struct AnalyzeArgs {
 
 impl CommandArgs for AnalyzeArgs {
     const NEEDS_ROOT: bool = true;
+    const READS: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let refused = |what: String| Failure::usage(what).with_hint("nothing was started");

@@ -31,6 +31,7 @@ pub(super) struct CatArgs {
 
 impl CommandArgs for CatArgs {
     const NEEDS_ROOT: bool = true;
+    const READS: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let place = lookup::place(context, &self.what, self.at.as_deref())?;

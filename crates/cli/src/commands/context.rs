@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 use sprat_luks::Secret;
-use sprat_run::config::{self, Config, Container, Mistake};
+use sprat_run::config::{self, Config, Container, Mistake, Stops};
 use sprat_run::notify::Words;
 use sprat_run::schedule::Places;
 use sprat_run::watch::{Now, Shown, Watch, Watched};
@@ -39,6 +39,10 @@ pub(crate) trait CommandArgs {
 
     /// It notes itself what damage it finds.
     const NOTES_DAMAGE: bool = false;
+
+    /// It only reads what is stored, perhaps after a disaster. A mistake in the config is a warning, if it
+    /// does not concern the container that the command opens.
+    const READS: bool = false;
 
     /// It does what it can with a config that has mistakes; other commands start nothing then.
     fn accepts_mistakes(&self) -> bool {
@@ -167,7 +171,13 @@ impl Context {
     /// Resolves the name of a container in the config, or a location.
     pub(crate) fn resolve(&self, text: &str) -> Result<Resolved, Failure> {
         if Target::is_config_name(text) {
-            return self.resolve_container(self.config.container(text)?);
+            let found = self.config.container(text);
+            self.refuse_mistakes(|stops| match stops {
+                Stops::Container(name) => name == text,
+                Stops::File => found.is_err(),
+                _ => false,
+            })?;
+            return self.resolve_container(found?);
         }
         let target = Target::parse(text, &self.environment.current_dir)?;
         // If the config has a container at this location, its entry applies.
@@ -182,6 +192,29 @@ impl Context {
         let file = target.name.as_str();
         let name = file.strip_suffix(".luks").unwrap_or(file).to_owned();
         self.resolved(name, target, None)
+    }
+
+    /// Refuses those mistakes of the config that a command which reads does not accept.
+    fn refuse_mistakes(&self, concerns: impl Fn(&Stops) -> bool) -> Result<(), Failure> {
+        let mistakes = self.mistakes.iter().filter(|one| concerns(&one.stops));
+        let mistakes: Vec<Mistake> = mistakes.cloned().collect();
+        if mistakes.is_empty() {
+            return Ok(());
+        }
+        Err(config::refusal(&mistakes).with_more_hint(
+            "Or give the container's location instead of its name, and its key with --key-file",
+        ))
+    }
+
+    /// Warns a command that reads of the mistakes in the config. A file that the command line names must
+    /// be readable.
+    pub(crate) fn accept_mistakes(&self) -> Result<(), Failure> {
+        let named = self.global.config.is_some();
+        self.refuse_mistakes(|stops| named && *stops == Stops::File)?;
+        for mistake in &self.mistakes {
+            self.output.warning(&mistake.to_string());
+        }
+        Ok(())
     }
 
     /// Resolves each of `targets`, or every container of the config if there are none.

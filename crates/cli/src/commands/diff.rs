@@ -45,6 +45,7 @@ pub(super) struct DiffArgs {
 
 impl CommandArgs for DiffArgs {
     const NEEDS_ROOT: bool = true;
+    const READS: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let first = lookup::place(context, &self.what, None)?;

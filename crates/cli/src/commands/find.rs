@@ -42,6 +42,7 @@ pub(super) struct FindArgs {
 
 impl CommandArgs for FindArgs {
     const NEEDS_ROOT: bool = true;
+    const READS: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let refused = |what: String| Failure::usage(what).with_hint("nothing was started");

@@ -39,6 +39,7 @@ pub(super) struct LsArgs {
 
 impl CommandArgs for LsArgs {
     const NEEDS_ROOT: bool = true;
+    const READS: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let spec = ListSpec {

@@ -285,8 +285,11 @@ impl Run {
             self.global.clone(),
             environment,
             self.output,
-            args.accepts_mistakes(),
+            A::READS || args.accepts_mistakes(),
         )?;
+        if A::READS {
+            context.accept_mistakes()?;
+        }
         self.interrupt = Some(context.interrupt.clone());
         if let Some(state) = args.state_when_interrupted() {
             let output = self.output;

@@ -38,6 +38,7 @@ pub(super) struct MountArgs {
 
 impl CommandArgs for MountArgs {
     const NEEDS_ROOT: bool = true;
+    const READS: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let resolved = context.resolve(&self.target)?;

@@ -78,6 +78,7 @@ fn existing(text: &str) -> Result<Existing, String> {
 
 impl CommandArgs for RestoreArgs {
     const NEEDS_ROOT: bool = true;
+    const READS: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let wanted = context.wanted(&self.what, self.at.as_deref())?;

@@ -25,6 +25,7 @@ pub(super) struct SnapshotsArgs {
 
 impl CommandArgs for SnapshotsArgs {
     const NEEDS_ROOT: bool = true;
+    const READS: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let prepared = context.prepare(&self.target, Access::ReadOnly)?;

@@ -20,6 +20,7 @@ pub(super) struct UmountArgs {
 
 impl CommandArgs for UmountArgs {
     const NEEDS_ROOT: bool = true;
+    const READS: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let dir = context.environment.absolute(&self.dir);

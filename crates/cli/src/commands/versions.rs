@@ -28,6 +28,7 @@ pub(super) struct VersionsArgs {
 
 impl CommandArgs for VersionsArgs {
     const NEEDS_ROOT: bool = true;
+    const READS: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let wanted = context.wanted(&self.what, None)?;

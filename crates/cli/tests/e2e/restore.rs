@@ -236,3 +236,70 @@ fn restore_in_place_leaves_the_current_state_folder() {
     assert_eq!(machine.backup(&[]).code, 0, "its lock is whose it was");
     machine.nothing_is_left();
 }
+
+/// After a disaster nobody has time for a config. A mistake stops a reader only where it concerns the container.
+#[test]
+fn mistake_in_the_config_stops_no_restore_but_one_of_that_container() {
+    requires!(needs::root());
+    let machine = in_its_own_source();
+    let location = machine.path(CONTAINER).display().to_string();
+    let key = machine.path("config/keys/x.key").display().to_string();
+    let container = format!("[container.nas]\ntarget = \"{location}\"\nkey_file = \"{key}\"\n");
+    let job = "[job.all]\ncontainer = \"nas\"\nsources = [\"/nowhere\"]\n";
+    let config = |text: &str| machine.write("config/sprat.toml", text);
+    let restore = |target: &str, to: &str| {
+        let to = machine.path(to).display().to_string();
+        machine.sprat(&["restore", target, "all", "--to", &to])
+    };
+
+    config(&format!("{container}{job}soruces = 1\n"));
+    let ran = restore("nas", "one");
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(
+        ran.stderr
+            .contains("sprat.toml:7: unknown setting `soruces`"),
+        "{}",
+        ran.stderr
+    );
+    assert!(
+        machine
+            .path("one")
+            .join(&location[1..])
+            .parent()
+            .unwrap()
+            .join("kept")
+            .exists()
+    );
+    for reader in [
+        &["ls", "nas", "all"][..],
+        &["snapshots", "nas"],
+        &["find", "nas", "kept"],
+    ] {
+        assert_eq!(machine.sprat(reader).code, 0, "{reader:?}");
+    }
+    // What writes starts nothing.
+    machine.sprat(&["backup", "all"]).failed_with(2);
+    machine
+        .sprat(&["prune", "nas", "--keep-last", "1"])
+        .failed_with(2);
+
+    for broken in [
+        format!("{container}connections = 99\n{job}"),
+        format!("{container}[\n"),
+    ] {
+        config(&broken);
+        let said = restore("nas", "two").failed_with(2);
+        assert!(said.contains("nothing was started"), "{said}");
+        assert!(
+            said.contains("the container's location instead of its name"),
+            "{said}"
+        );
+        assert!(!machine.path("two").exists());
+        let ran = restore(&location, "three");
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+    }
+    machine
+        .sprat(&["--config", "nowhere.toml", "ls", &location, "all"])
+        .failed_with(2);
+    machine.nothing_is_left();
+}

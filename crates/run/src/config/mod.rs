@@ -155,33 +155,38 @@ impl Loaded {
             config.warnings = self.warnings;
             return Ok(config);
         }
-        let mut names: Vec<String> = Vec::new();
-        for mistake in &self.mistakes {
-            let name = mistake.file.display().to_string();
-            if !names.contains(&name) {
-                names.push(name);
-            }
+        Err(refusal(&self.mistakes))
+    }
+}
+
+/// Names these mistakes, each with its place.
+#[must_use]
+pub fn refusal(mistakes: &[Mistake]) -> Failure {
+    let mut names: Vec<String> = Vec::new();
+    for mistake in mistakes {
+        let name = mistake.file.display().to_string();
+        if !names.contains(&name) {
+            names.push(name);
         }
-        let unread = self.mistakes.iter().all(|mistake| mistake.line.is_none());
-        let what = if unread { "can't be used" } else { "is wrong" };
-        let mut failure = Failure::usage(format!("the config {} {what}", names.join(", ")));
-        for mistake in self.mistakes.iter().take(MISTAKES_MAX) {
-            failure = failure.because(match (unread, names.len()) {
-                (true, 1) => mistake.what.clone(),
-                _ => mistake.to_string(),
-            });
-        }
-        let more = self.mistakes.len().saturating_sub(MISTAKES_MAX);
-        if more > 0 {
-            failure = failure.because(format!("and {more} more mistakes"));
-        }
-        match unread {
-            true => Err(failure),
-            false => Err(failure.with_hint(
-                "nothing was started. Correct the config. `sprat config \
-                                       check` shows all mistakes",
-            )),
-        }
+    }
+    let unread = mistakes.iter().all(|mistake| mistake.line.is_none());
+    let what = if unread { "can't be used" } else { "is wrong" };
+    let mut failure = Failure::usage(format!("the config {} {what}", names.join(", ")));
+    for mistake in mistakes.iter().take(MISTAKES_MAX) {
+        failure = failure.because(match (unread, names.len()) {
+            (true, 1) => mistake.what.clone(),
+            _ => mistake.to_string(),
+        });
+    }
+    let more = mistakes.len().saturating_sub(MISTAKES_MAX);
+    if more > 0 {
+        failure = failure.because(format!("and {more} more mistakes"));
+    }
+    match unread {
+        true => failure,
+        false => failure.with_hint(
+            "nothing was started. Correct the config. `sprat config check` shows all mistakes",
+        ),
     }
 }
 
