@@ -189,7 +189,6 @@ impl Session {
         exclude_own(&self.settings, &mut spec);
         without_questions(&mut spec);
         spec.suspects = Some(self.suspects());
-        spec.blocks = Some(self.state_paths().blocks(spec.job.as_str()));
         spec.listener = FileListener::new(observer.wants_files());
         self.too_much = None;
         let order = WorkerOrder::TakeSnapshot(Box::new(spec));
@@ -254,12 +253,9 @@ impl Session {
 
     /// The list that checks keep of files whose content is wrong.
     fn suspects(&self) -> PathBuf {
-        self.state_paths().file(paths::CHECKS, paths::SUSPECTS)
-    }
-
-    fn state_paths(&self) -> StatePaths {
         let settings = &self.settings;
         StatePaths::new(&settings.state_dir, &self.facts.uuid, &settings.target)
+            .file(paths::CHECKS, paths::SUSPECTS)
     }
 
     /// Names the files in blocks that were overwritten late. Once that is noted, sessions that write
@@ -282,7 +278,9 @@ impl Session {
         let noted = match not_saved {
             Some(reason) => Err(reason),
             None => {
-                let paths = self.state_paths();
+                let settings = &self.settings;
+                let paths =
+                    StatePaths::new(&settings.state_dir, &self.facts.uuid, &settings.target);
                 KnownState::load(&paths)
                     .name_overwritten(&paths, &blocks)
                     .map_err(|failure| failure.in_one_line())
@@ -327,8 +325,7 @@ impl Session {
     ) -> Result<RestoreReport, Failure> {
         spec.never_enter.extend(own_folders(&self.settings));
         // What is known of locks, keys and headers now is newer than what any snapshot has.
-        spec.never_enter
-            .push(self.settings.machine_state_dir().to_owned());
+        spec.never_enter.push(self.settings.state_dir.clone());
         spec.containers = local_containers(&self.settings);
         let order = WorkerOrder::Restore(Box::new(spec), patterns);
         self.ask(&order, observer, interrupt)
@@ -356,7 +353,8 @@ impl Session {
         if !spec.dry_run {
             // If this session does not end in order, the next one must not miss them. The newest one may be
             // incomplete, and then no option is needed to remove it.
-            let paths = self.state_paths();
+            let settings = &self.settings;
+            let paths = StatePaths::new(&settings.state_dir, &self.facts.uuid, &settings.target);
             KnownState::load(&paths).forget_newest(&paths)?;
         }
         self.ask(&WorkerOrder::Remove(Box::new(spec)), observer, interrupt)
@@ -486,7 +484,7 @@ fn own_folders(settings: &SessionSettings) -> [PathBuf; 2] {
 fn local_containers(settings: &SessionSettings) -> Vec<LocalContainer> {
     let named = [&settings.target].into_iter().chain(&settings.containers);
     let mut paths: Vec<PathBuf> = named.filter_map(Target::local_path).collect();
-    paths.extend(identity::local_containers(settings.machine_state_dir()));
+    paths.extend(identity::local_containers(&settings.state_dir));
     paths.sort();
     paths.dedup();
     let endings = reserved_names::endings();

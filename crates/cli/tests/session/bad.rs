@@ -154,7 +154,9 @@ fn two_sessions_never_meet() {
             &mut Observed::default(),
             &never(),
         );
-        assert_exit(opened, Exit::Locked);
+        let failure = assert_exit(opened, Exit::Locked);
+        let what = "container x.luks is locked by another machine: ";
+        assert!(failure.what.starts_with(what), "{failure:?}");
     }
     fill(&harness.path("source"), 3, 1000, 3);
     first

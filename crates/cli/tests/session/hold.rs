@@ -30,7 +30,10 @@ fn reader_with_another_spelling_respects_a_running_session() {
         &mut Observed::default(),
         &never(),
     );
-    assert_exit(reading, Exit::Locked);
+    let failure = assert_exit(reading, Exit::Locked);
+    let what = "container x.luks is locked by this machine: ";
+    assert!(failure.what.starts_with(what), "{failure:?}");
+    assert!(failure.hint.unwrap().contains("under another name or path"));
     writing.close(&mut Observed::default(), &never()).unwrap();
     let reading =
         Session::open(options, &harness.secret, &mut Observed::default(), &never()).unwrap();

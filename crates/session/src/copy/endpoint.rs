@@ -17,7 +17,7 @@ use crate::connect::Connection;
 use crate::copy::CopyObserver;
 use crate::interrupt::Interrupt;
 use crate::settings::{Access, SessionSettings, TAKEOVER_QUIET_TIMES};
-use crate::state::journal::{AcquireError, open_journal, owner_note};
+use crate::state::journal::{AcquireError, lock_failure, open_journal, owner_note};
 use crate::{Exit, Failure};
 
 /// How many renewals in a row may fail.
@@ -163,7 +163,8 @@ impl EndpointLease {
                 .reacquire(store)
                 .map_err(|error| as_unreachable(&error));
         }
-        let lock = self.acquire_new(store)?;
+        let acquired = self.acquire_new(store);
+        let lock = acquired.map_err(|error| error.into_failure(&self.state_dir))?;
         if lock.took_over() {
             observer.tell(
                 &format!(
@@ -201,7 +202,7 @@ impl EndpointLease {
                     self.check_free(store)?;
                     return Ok(false);
                 }
-                Err(error) => return Err(Failure::from(error)),
+                Err(error) => return Err(error.into_failure(&self.state_dir)),
             }
             return Ok(true);
         }
@@ -262,10 +263,11 @@ impl EndpointLease {
     pub(super) fn check_free(&self, store: &dyn Store) -> Result<(), Failure> {
         match lock::inspect(store, &self.target.name, Some(&self.record))?.held {
             Some(info) if !info.is_left_by(&self.record) || !info.waits_for.is_empty() => {
-                Err(Failure::from(&LockError::HeldElsewhere {
+                let held = LockError::HeldElsewhere {
                     container: self.target.name.clone(),
                     info: Box::new(info),
-                }))
+                };
+                Err(lock_failure(&held, &self.state_dir))
             }
             _ => Ok(()),
         }

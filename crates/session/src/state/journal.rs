@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sprat_snapshot::local_file;
@@ -18,6 +18,9 @@ use crate::settings::Access;
 /// was closed.
 const DEAD_SESSION_GRACE: Duration = Duration::from_secs(5);
 
+/// The file in the state folder with the id of this host.
+const HOST_ID: &str = "host-id";
+
 /// Why a lease was not acquired.
 pub(crate) enum AcquireError {
     Lock(LockError),
@@ -30,13 +33,42 @@ impl From<LockError> for AcquireError {
     }
 }
 
-impl From<AcquireError> for Failure {
-    fn from(error: AcquireError) -> Self {
-        match error {
-            AcquireError::Lock(error) => Self::from(&error),
-            AcquireError::Other(failure) => failure,
+impl AcquireError {
+    /// For the user: see [`lock_failure`].
+    pub(crate) fn into_failure(self, state_dir: &Path) -> Failure {
+        match self {
+            Self::Lock(error) => lock_failure(&error, state_dir),
+            Self::Other(failure) => failure,
         }
     }
+}
+
+/// The failure. Where another session has the lock, it says whether that session is of this machine. The
+/// server could change the id in a lease, so nothing else depends on it.
+pub(crate) fn lock_failure(error: &LockError, state_dir: &Path) -> Failure {
+    let failure = Failure::from(error);
+    let LockError::HeldElsewhere { container, info } = error else {
+        return failure;
+    };
+    let known = known_host(&state_dir.join(HOST_ID)).ok().flatten();
+    let own = info.token.is_some() && known.as_ref() == Some(&info.host);
+    let holder = match (&info.token, own) {
+        (None, _) => "an unknown machine",
+        (Some(_), true) => "this machine",
+        (Some(_), false) => "another machine",
+    };
+    let failure = Failure {
+        what: format!("container {container} is locked by {holder}: {info}"),
+        ..failure
+    };
+    if !own {
+        return failure;
+    }
+    failure.with_hint(
+        "nothing was changed. A session of this machine uses the container under another name or \
+         path. Wait until it ends, or run `sprat umount`. If it died, run the same command with the name \
+         or path of that session: it takes over the lock",
+    )
 }
 
 /// Opens the container's journal. Its flock proves that this host has the container open at most once.
@@ -92,30 +124,32 @@ pub(crate) fn journal_id(target: &Target) -> String {
     }
 }
 
+/// The id of this host, if the file at `path` has one.
+fn known_host(path: &Path) -> io::Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let text = text.trim().to_owned();
+            let whole = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+            Ok(whole.then_some(text))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// What identifies this host to a server: a random id, not its name.
 pub(crate) fn owner_note(state_dir: &Path) -> Result<OwnerNote, Failure> {
-    let path = state_dir.join("host-id");
+    let path = state_dir.join(HOST_ID);
     let failed = |error: io::Error| {
         Failure::failed(format!("can't save this host's id in {}", path.display()))
             .caused_by(&error)
     };
     make_private_folder(state_dir)?;
-    let known = |path: &PathBuf| -> io::Result<Option<String>> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => {
-                let text = text.trim().to_owned();
-                let whole = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
-                Ok(whole.then_some(text))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    };
-    let host = match known(&path).map_err(failed)? {
+    let host = match known_host(&path).map_err(failed)? {
         Some(host) => host,
         None => {
             make_host_id(&path).map_err(failed)?;
-            known(&path)
+            known_host(&path)
                 .map_err(failed)?
                 .ok_or_else(|| failed(io::Error::other("it was just created, but can't be read")))?
         }

@@ -12,7 +12,7 @@ use crate::Failure;
 use crate::protocol::messages::VolumeStart;
 use crate::protocol::reports::{Notice, Phase};
 use crate::settings::{Access, TAKEOVER_QUIET_TIMES};
-use crate::state::journal::{AcquireError, owner_note};
+use crate::state::journal::{AcquireError, lock_failure, owner_note};
 use crate::volume_process::lease::LateRecords;
 use crate::volume_process::lease::{ContainerLease, LeaseParts};
 use crate::volume_process::open::{ConnectedStore, opened_by};
@@ -67,7 +67,9 @@ pub(crate) fn acquire_making_space(
                     Err(error) if lacks_space(&error) && make_space()? => {
                         acquire_lock(start, &*store, &record, stop, events)?
                     }
-                    taken => taken?,
+                    taken => {
+                        taken.map_err(|error| error.into_failure(&start.settings.state_dir))?
+                    }
                 };
             let seen = SeenLeases {
                 late_records: (lock.late_lists(), lock.pending_comparisons()),
@@ -103,17 +105,12 @@ pub(crate) fn acquire_lock(
     stop: &StopFlag,
     events: &EventSender,
 ) -> Result<Lock, Failure> {
-    Ok(acquire_lock_while(
-        start,
-        store,
-        record,
-        None,
-        (stop, events),
-        Meanwhile {
-            questions: &[],
-            act: || {},
-        },
-    )?)
+    let meanwhile = Meanwhile {
+        questions: &[],
+        act: || {},
+    };
+    acquire_lock_while(start, store, record, None, (stop, events), meanwhile)
+        .map_err(|error| error.into_failure(&start.settings.state_dir))
 }
 
 fn lacks_space(error: &AcquireError) -> bool {
@@ -193,10 +190,11 @@ fn check_lock(
         });
         return Ok((Some(info), seen));
     }
-    Err(Failure::from(&LockError::HeldElsewhere {
+    let held = LockError::HeldElsewhere {
         container: name.clone(),
         info: Box::new(info),
-    }))
+    };
+    Err(lock_failure(&held, &start.settings.state_dir))
 }
 
 /// Waits until a dead session's server process can no longer write what it was sent. Its ssh has
