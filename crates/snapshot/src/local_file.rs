@@ -23,21 +23,9 @@ pub fn make_private_folder(folder: &Path) -> io::Result<()> {
 /// Replaces the file at `path` by what `fill` writes. Makes its folder if that is missing. After an error or
 /// a crash the file has the old or the new content. The new content is durable when this returns.
 pub fn replace(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let mut part = part(path)?;
-    fill(part.as_file_mut())?;
-    finish(part, path)
-}
-
-/// Begins a file that [`finish`] gives its name.
-pub(crate) fn part(path: &Path) -> io::Result<NamedTempFile> {
     make_private_folder(folder_of(path))?;
     remove_old_parts(folder_of(path));
-    empty_part(path)
-}
-
-/// Replaces the file at `path`. As [`replace`].
-pub(crate) fn finish(part: NamedTempFile, path: &Path) -> io::Result<()> {
-    part.as_file().sync_all()?;
+    let part = filled(path, fill)?;
     part.persist(path).map_err(|error| error.error)?;
     File::open(folder_of(path))?.sync_all()
 }
@@ -105,21 +93,25 @@ pub fn create(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io
     if path.symlink_metadata().is_ok() {
         return Err(io::ErrorKind::AlreadyExists.into());
     }
-    let mut part = empty_part(path)?;
-    fill(part.as_file_mut())?;
-    part.as_file().sync_all()?;
+    let part = filled(path, fill)?;
     part.persist_noclobber(path).map_err(|error| error.error)?;
     File::open(folder_of(path))?.sync_all()
 }
 
 /// A file beside `path` with mode 0600. Its name shows that it is no file of its own.
-fn empty_part(path: &Path) -> io::Result<NamedTempFile> {
-    tempfile::Builder::new()
+fn filled(
+    path: &Path,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<NamedTempFile> {
+    let mut part = tempfile::Builder::new()
         .prefix(PART_PREFIX)
         .suffix(PART_SUFFIX)
         .rand_bytes(PART_RANDOM)
         .tempfile_in(folder_of(path))
-        .map_err(without_path)
+        .map_err(without_path)?;
+    fill(part.as_file_mut())?;
+    part.as_file().sync_all()?;
+    Ok(part)
 }
 
 /// The error without the part's name. That differs each time, so with it one failure looks like many.
@@ -165,12 +157,11 @@ mod tests {
     #[test]
     fn text_goes_into_the_blocks_of_its_file_on_a_full_disk() {
         sprat_testkit::requires!(sprat_testkit::needs::root());
-        let folder = tempfile::tempdir().unwrap();
-        let disk = sprat_testkit::tmpfs::Tmpfs::mount(folder.path(), 1);
-        let path = folder.path().join("state");
+        let disk = sprat_testkit::tmpfs::SmallDisk::new("size=1m");
+        let path = disk.path().join("state");
         let read = || std::fs::read_to_string(&path).unwrap();
         replace_even_if_full(&path, b"[1, 2, 3]").unwrap();
-        sprat_testkit::tmpfs::fill(folder.path());
+        sprat_testkit::tmpfs::fill(disk.path());
         replace_even_if_full(&path, b"[1]").unwrap();
         assert_eq!(read(), "[1]      ");
         let long = "1".repeat(4096);
@@ -184,9 +175,8 @@ mod tests {
         // Other content is replaced as a whole, or not at all.
         replace(&path, |file| file.write_all(b"[4]")).unwrap_err();
         assert_eq!(read(), long);
-        let new = replace_even_if_full(&folder.path().join("new"), b"x").unwrap_err();
+        let new = replace_even_if_full(&disk.path().join("new"), b"x").unwrap_err();
         assert_eq!(new.kind(), io::ErrorKind::StorageFull);
-        drop(disk);
     }
 
     #[test]

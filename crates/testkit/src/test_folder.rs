@@ -8,8 +8,9 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 
 use tempfile::TempDir;
 
@@ -24,6 +25,24 @@ while read -r _ _ _ _ point _; do
   case $point in \"$folder\"/*) umount -l \"$point\";; esac
 done < /proc/self/mountinfo
 rm -rf --one-file-system -- \"$folder\"";
+
+/// The folders of this process that have a cleaner.
+static CLEANED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Checks that a mount on `point` goes when the test is killed.
+///
+/// # Panics
+/// When it would stay.
+#[track_caller]
+pub(crate) fn assert_cleaned(point: &Path) {
+    let cleaned = CLEANED.lock().unwrap();
+    let is_below = |folder: &PathBuf| point != folder && point.starts_with(folder);
+    assert!(
+        cleaned.iter().any(is_below),
+        "{} is not below a TestFolder: a killed test would leave the mount",
+        point.display()
+    );
+}
 
 /// A temporary folder, mode 0700; removed on drop.
 #[derive(Debug)]
@@ -60,6 +79,7 @@ impl TestFolder {
         let mut name = dir.path().as_os_str().as_bytes().to_vec();
         name.push(b'\n');
         cleaner.stdin.as_ref().unwrap().write_all(&name).unwrap();
+        CLEANED.lock().unwrap().push(dir.path().to_owned());
         Self { dir, cleaner }
     }
 
@@ -79,12 +99,17 @@ impl Drop for TestFolder {
             let _ = word.write_all(b"done\n");
         }
         let _ = self.cleaner.wait();
+        // No unwrap: a second panic would abort.
+        if let Ok(mut cleaned) = CLEANED.lock() {
+            cleaned.retain(|folder| folder != self.dir.path());
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tmpfs::{Ext4Disk, Tmpfs};
     use crate::{leftovers, needs};
 
     /// What is left of a folder: processes, mounts and the folder itself.
@@ -94,26 +119,29 @@ mod tests {
         left
     }
 
-    /// A folder with a mount, and a program that does not end by itself.
+    /// A folder with two mounts, and a program that does not end by itself.
     fn used() -> TestFolder {
         let folder = TestFolder::new("sprat-folder-");
-        let mounted = folder.path().join("mounted");
+        let [mounted, disk] = ["mounted", "disk"].map(|name| folder.path().join(name));
         std::fs::create_dir(&mounted).unwrap();
-        let flags = rustix::mount::MountFlags::empty();
-        rustix::mount::mount("test", &mounted, "tmpfs", flags, None).unwrap();
+        std::fs::create_dir(&disk).unwrap();
+        // A killed process drops nothing.
+        std::mem::forget(Tmpfs::mount(&mounted, 1));
         std::fs::write(mounted.join("file"), "").unwrap();
+        let image = folder.path().join("image");
+        std::mem::forget(Ext4Disk::mount(&image, &disk, 8));
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", "sleep 1000 > /dev/null 2>&1 &"]);
         shell.env("FOLDER", folder.path()).process_group(0);
         assert!(shell.status().unwrap().success());
-        assert!(left(folder.path()).len() > 2);
+        assert!(left(folder.path()).len() > 3);
         folder
     }
 
     #[test]
     fn failed_test_leaves_no_process_and_no_mount() {
-        crate::requires!(needs::root());
-        let folder = std::sync::Mutex::new(None);
+        crate::requires!(needs::root(), needs::program("mkfs.ext4"));
+        let folder = Mutex::new(None);
         let failed = std::thread::scope(|scope| {
             let test = scope.spawn(|| {
                 let used = used();
@@ -129,11 +157,18 @@ mod tests {
 
     #[test]
     fn killed_test_leaves_no_process_and_no_mount() {
-        crate::requires!(needs::root());
+        crate::requires!(needs::root(), needs::program("mkfs.ext4"));
         let mut folder = used();
         let path = folder.path().to_owned();
         // The kernel closes the pipe of a killed process in the same way.
         drop(folder.cleaner.stdin.take());
         leftovers::assert_gone(|| left(&path));
+    }
+
+    #[test]
+    #[should_panic(expected = "a killed test would leave the mount")]
+    fn mount_that_a_killed_test_would_leave_is_refused() {
+        let folder = TempDir::new().unwrap();
+        let _disk = Tmpfs::mount(folder.path(), 1);
     }
 }

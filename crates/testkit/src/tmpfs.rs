@@ -1,4 +1,4 @@
-//! A small file system of its own.
+//! A small file system of its own, below a [`TestFolder`]: it goes when the test is killed, too.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::program::system;
+use crate::test_folder::{TestFolder, assert_cleaned};
 
 /// A mounted tmpfs; unmounted on drop.
 #[derive(Debug)]
@@ -13,10 +14,19 @@ pub struct Tmpfs(PathBuf);
 
 impl Tmpfs {
     /// Mounts one of `megabytes` on `folder`.
+    ///
+    /// # Panics
+    /// When that fails, or `folder` is not below a `TestFolder`.
     #[must_use]
+    #[track_caller]
     pub fn mount(folder: &Path, megabytes: u32) -> Self {
-        let size = format!("size={megabytes}m");
-        let words: [&OsStr; 5] = ["-t", "tmpfs", "-o", &size, "tmpfs"].map(AsRef::as_ref);
+        Self::mount_with(folder, &format!("size={megabytes}m"))
+    }
+
+    #[track_caller]
+    fn mount_with(folder: &Path, options: &str) -> Self {
+        assert_cleaned(folder);
+        let words: [&OsStr; 5] = ["-t", "tmpfs", "-o", options, "tmpfs"].map(AsRef::as_ref);
         system("mount", &[&words[..], &[folder.as_os_str()]].concat());
         Self(folder.to_owned())
     }
@@ -37,6 +47,39 @@ impl Drop for Tmpfs {
     }
 }
 
+/// A tmpfs in a folder of its own.
+#[derive(Debug)]
+pub struct SmallDisk {
+    path: PathBuf,
+    // Unmounted before the folder is removed.
+    _disk: Tmpfs,
+    _folder: TestFolder,
+}
+
+impl SmallDisk {
+    /// One with these mount options, such as `size=1m`.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn new(options: &str) -> Self {
+        let folder = TestFolder::new("sprat-small-disk-");
+        let path = folder.path().join("disk");
+        std::fs::create_dir(&path).expect("a new folder");
+        Self {
+            _disk: Tmpfs::mount_with(&path, options),
+            path,
+            _folder: folder,
+        }
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// A mounted ext4, without blocks that are kept for root; unmounted on drop. It needs mkfs.ext4 and loop
 /// devices.
 #[derive(Debug)]
@@ -46,9 +89,11 @@ impl Ext4Disk {
     /// Makes one in `image`, and mounts it on `folder`.
     ///
     /// # Panics
-    /// When that fails.
+    /// When that fails, or `folder` is not below a `TestFolder`.
     #[must_use]
+    #[track_caller]
     pub fn mount(image: &Path, folder: &Path, megabytes: u64) -> Self {
+        assert_cleaned(folder);
         let file = File::create(image).expect("a new image");
         file.set_len(megabytes << 20).expect("a sparse image");
         let words: [&OsStr; 4] = ["-q", "-F", "-m", "0"].map(AsRef::as_ref);

@@ -5,6 +5,7 @@ use std::fs;
 use std::process::Command;
 
 use sprat_testkit::dice::Dice;
+use sprat_testkit::tmpfs::SmallDisk;
 use sprat_testkit::{needs, requires};
 
 use crate::client::{BLOCK, CREATE_NEW, Client, EAGER, READ, READ_WRITE, Served, agent, blocks};
@@ -53,35 +54,13 @@ fn memory_is_bounded_whatever_a_client_sends_and_reads() {
     assert!(served.past(1) == blocks(usize::try_from(BLOCKS).unwrap(), 1));
 }
 
-/// Unmounts also when the test fails.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn new(options: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
-            .arg(folder.path())
-            .status()
-            .unwrap();
-        assert!(mounted.success());
-        Self(folder)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH);
-    }
-}
-
 /// The disk is full at every point where something is written; then there is space again.
 #[test]
 fn on_a_full_disk_writes_are_refused_and_nothing_older_is_lost() {
     requires!(needs::root());
     for filled_kib in (0..640).step_by(44) {
         let disk = SmallDisk::new("size=2m");
-        let served = Served::in_folder(disk.0.path(), EAGER);
+        let served = Served::in_folder(disk.path(), EAGER);
         let mut state = blocks(256, 1);
         fs::write(served.path("x.luks"), &state).unwrap();
         served.overwrite(&[(0, vec![1; BLOCK])]);

@@ -18,5 +18,4 @@ mod kills;
 mod limits;
 mod requests;
 mod sessions;
-mod sprat;
 mod stock;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sprat_testkit::client_and_server::{self, ClientAndServer};
 use sprat_testkit::manifest::{Manifest, assert_same};
-use sprat_testkit::tmpfs::Tmpfs;
+use sprat_testkit::tmpfs::SmallDisk;
 
 fn page(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -223,11 +223,10 @@ fn trial_reports_missing_needs_before_it_builds() {
         let said = String::from_utf8_lossy(&ran.stderr);
         assert!(!ran.status.success() && said.contains(named), "{said}");
     }
-    let folder = tempfile::tempdir().unwrap();
-    let _disk = Tmpfs::mount(folder.path(), 16);
+    let disk = SmallDisk::new("size=16m");
     let ran = Command::new(script)
         .arg("--able")
-        .env("CARGO_TARGET_DIR", folder.path().join("target"))
+        .env("CARGO_TARGET_DIR", disk.path().join("target"))
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&ran.stderr);

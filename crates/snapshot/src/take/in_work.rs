@@ -16,7 +16,6 @@ use crate::checkpoint;
 use crate::completeness::source_of;
 use crate::error::SnapshotError;
 use crate::job::{Folder, RunFolder, WORK_PATH, on_volume};
-use crate::large_files::{self, UpToDate, Updating};
 use crate::long_path::{lstat, size_and_time};
 use crate::name::SnapshotName;
 use crate::progress::{Phase, Progress};
@@ -78,15 +77,10 @@ impl Run<'_> {
                 work.hold_back(&host, cancel)?;
             }
         }
-        let (taken, large) = self.prepare(&work, &suspects, progress, cancel)?;
-        for taken_from in taken {
+        for taken_from in self.prepare(&work, &suspects, progress, cancel)? {
             self.recent.read(&self.folder.state, taken_from);
         }
-        // They were compared with their source.
-        let recent = &mut self.recent.paths;
-        recent.retain(|path| !large.has(&Path::new("/").join(path)));
         let mut invocation = self.invocation(folder);
-        large.leave_alone(&mut invocation);
         let need = checkpoint::Need::ForLargeFiles;
         let (begun, checkpoints) = self.begin_checkpoints(folder, checkpoint::INTERVAL, need)?;
         let scout = self.scout();
@@ -100,7 +94,6 @@ impl Run<'_> {
         drop(scout);
         let (mut outcome, plan) =
             outcome.and_then(|outcome| self.read_again(outcome, folder, progress, cancel))?;
-        large.add_to(&mut outcome);
         let dropped = self.drop_unread(&work, &outcome, &tree, cancel);
         let pulled = match dropped.is_ok() {
             true => self.pull_all(&mut outcome, folder, Some(&work), progress, cancel)?,
@@ -154,21 +147,18 @@ impl Run<'_> {
         for before in interrupted.into_iter().chain(unfinished) {
             self.folder.forget_record_of(before);
         }
-        let report = self.finish_in_work(&work, record, progress)?;
-        large.keep_indexes(&self.folder, self.spec);
-        Ok(report)
+        self.finish_in_work(&work, record, progress)
     }
 
     /// Makes the tree one from which rsync makes an exact copy. Returns the snapshots that parts of it were taken
-    /// from, and the large files that need no rsync.
+    /// from.
     fn prepare(
         &self,
         work: &Work<'_>,
         suspects: &Suspects,
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
-    ) -> Result<(BTreeSet<SnapshotName>, UpToDate), SnapshotError> {
-        let lacking = large_files::recover(&self.folder)?;
+    ) -> Result<BTreeSet<SnapshotName>, SnapshotError> {
         let sources: Vec<PathBuf> = self
             .sources
             .list
@@ -194,7 +184,6 @@ impl Run<'_> {
         let mounts = self.sources.mounts.iter().map(|mount| mount.path.clone());
         let mut wanted: Vec<PathBuf> = sources.iter().cloned().chain(mounts).collect();
         wanted.extend(unread);
-        wanted.extend(lacking.clone());
         wanted.retain(|path| sources.iter().any(|source| path.starts_with(source)));
         let mut taken = BTreeSet::new();
         let is_live = |path: &Path| lstat(path).ok().map(|about| about.file_type());
@@ -220,26 +209,11 @@ impl Run<'_> {
             }
         };
         progress(Progress::begin(Phase::Recovering));
-        let large = work.separate_links(suspects, &mut walked, cancel)?;
-        if cancel.is_cancelled() {
-            return Err(SnapshotError::Cancelled);
+        work.separate_links(suspects, &mut walked, cancel)?;
+        match cancel.is_cancelled() {
+            true => Err(SnapshotError::Cancelled),
+            false => Ok(taken),
         }
-        large_files::forget_note(&self.folder);
-        let updating = Updating {
-            rsync: &self.rsync,
-            folder: &self.folder,
-            spec: self.spec,
-            sources: &self.sources,
-            name: self.name,
-            last: self
-                .last()
-                .map(|last| self.folder.job.path.join(last.to_string())),
-            taken_back: lacking,
-            recent_from_s: recent::from_s(self.started),
-        };
-        let must_compare = |path: &Path| self.recent.paths.iter().any(|recent| recent == path);
-        let large = updating.carry_out(&large, &must_compare, progress, cancel)?;
-        Ok((taken, large))
     }
 
     /// Refuses a source here whose place in the snapshot is that of a host.

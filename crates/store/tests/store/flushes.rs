@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex};
 use sprat_store::{
     Access, FileName, LocalStore, ReadClass, SftpStore, Store, StoreErrorKind, StoreFile,
 };
+use sprat_testkit::test_folder::TestFolder;
+use sprat_testkit::tmpfs::SmallDisk;
 use sprat_testkit::{needs, requires};
 
 use crate::part::scripted::{
@@ -429,16 +431,17 @@ fn replace(folder: &Path, len: u64, mode: u32) {
 
 /// An ext4 without a journal in a sparse file on a small disk: the space it counts on can be gone.
 struct Overcommitted {
-    disk: crate::part::SmallDisk,
-    mount: tempfile::TempDir,
+    disk: SmallDisk,
+    mount: TestFolder,
 }
 
 const DISK_BYTES: u64 = 24 << 20;
 
 impl Overcommitted {
     fn mount() -> Self {
-        let disk = crate::part::SmallDisk::mount(DISK_BYTES);
-        let mount = tempfile::tempdir().unwrap();
+        let disk = SmallDisk::new(&format!("size={DISK_BYTES}"));
+        let mount = TestFolder::new("sprat-flushes-");
+        std::fs::create_dir(mount.path().join("at")).unwrap();
         let image = disk.path().join("image");
         let file = std::fs::File::create_new(&image).unwrap();
         file.set_len(64 << 20).unwrap();
@@ -449,14 +452,18 @@ impl Overcommitted {
         run(Command::new("mount")
             .args(["-o", options])
             .arg(&image)
-            .arg(mount.path()));
+            .arg(mount.path().join("at")));
         Self { disk, mount }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.mount.path().join("at")
     }
 }
 
 impl Drop for Overcommitted {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.mount.path()).status();
+        let _ = Command::new("umount").arg(self.path()).status();
     }
 }
 
@@ -473,12 +480,12 @@ fn failed_local_flush_fails_for_ever_despite_the_kernels_success() {
         needs::program("mount")
     );
     let over = Overcommitted::mount();
-    let store = LocalStore::open(over.mount.path()).unwrap();
+    let store = LocalStore::open(&over.path()).unwrap();
     let file = store.create_new(&name()).unwrap();
     file.write_at(0, &[1; 4096]).unwrap();
     file.flush().unwrap();
     // Of this file system only: another one on this machine may not answer.
-    run(Command::new("sync").arg("-f").arg(over.mount.path()));
+    run(Command::new("sync").arg("-f").arg(over.path()));
     // No space is left below; the file system does not know that.
     let filler = over.disk.path().join("filler");
     let mut full = std::fs::File::create_new(&filler).unwrap();
@@ -490,7 +497,7 @@ fn failed_local_flush_fails_for_ever_despite_the_kernels_success() {
     // A process that opens it now gets no error.
     let raw = std::fs::File::options()
         .write(true)
-        .open(over.mount.path().join("x"))
+        .open(over.path().join("x"))
         .unwrap();
     raw.sync_all().unwrap();
     for _ in 0..2 {

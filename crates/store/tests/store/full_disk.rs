@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use sprat_store::WriteJournal;
-use sprat_testkit::tmpfs::{Ext4Disk, Tmpfs, fill};
+use sprat_testkit::test_folder::TestFolder;
+use sprat_testkit::tmpfs::{Ext4Disk, SmallDisk, fill};
 use sprat_testkit::{needs, requires};
 
 /// A container that was used before, on a disk without a free byte: a session dies, and another ends in order.
@@ -35,7 +36,7 @@ fn journal_works(folder: &Path) {
 #[test]
 fn journal_that_was_used_before_works_on_a_full_ext4() {
     requires!(needs::root(), needs::devices(), needs::program("mkfs.ext4"));
-    let folder = tempfile::tempdir().unwrap();
+    let folder = TestFolder::new("sprat-full-");
     let (image, at) = (folder.path().join("image"), folder.path().join("at"));
     fs::create_dir(&at).unwrap();
     let _disk = Ext4Disk::mount(&image, &at, 32);
@@ -45,9 +46,8 @@ fn journal_that_was_used_before_works_on_a_full_ext4() {
 #[test]
 fn journal_that_was_used_before_works_on_a_full_tmpfs() {
     requires!(needs::root());
-    let folder = tempfile::tempdir().unwrap();
-    let _disk = Tmpfs::mount(folder.path(), 16);
-    journal_works(folder.path());
+    let disk = SmallDisk::new("size=16m");
+    journal_works(disk.path());
     // Nothing is allocated for another one, so no session of it begins.
-    WriteJournal::open(&folder.path().join("locks"), "new").unwrap_err();
+    WriteJournal::open(&disk.path().join("locks"), "new").unwrap_err();
 }

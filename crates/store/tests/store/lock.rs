@@ -508,7 +508,7 @@ fn racing_hosts_over_sftp_never_have_the_lock_at_once() {
 #[test]
 fn full_disk_leaves_no_lock_that_blocks_everyone() {
     requires!(needs::root());
-    let disk = crate::part::SmallDisk::mount(1 << 20);
+    let disk = sprat_testkit::tmpfs::SmallDisk::new("size=1m");
     let (store, state) = (LocalStore::open(disk.path()).unwrap(), host());
     let filler = store.create_new(&FileName::new("filler").unwrap()).unwrap();
     let mut at = 0;

@@ -97,7 +97,7 @@ fn server_without_fsync_is_refused_unless_explicitly_allowed() {
 #[test]
 fn full_disk_is_no_space_and_the_session_lives() {
     requires!(needs::sftp_server_missing(), needs::root());
-    let disk = crate::part::SmallDisk::mount(4 << 20);
+    let disk = sprat_testkit::tmpfs::SmallDisk::new("size=4m");
     let store = SftpStore::connect(crate::part::piped(disk.path(), &[])).unwrap();
     let file = store.create_new(&name("x")).unwrap();
     file.write_at(0, &vec![1; 1 << 20]).unwrap();

@@ -315,7 +315,7 @@ fn missing_copy_data_and_a_full_disk_are_reported() {
         ),
         "{error}"
     );
-    let disk = crate::part::SmallDisk::mount(8 << 20);
+    let disk = sprat_testkit::tmpfs::SmallDisk::new("size=8m");
     fs::write(disk.path().join("old"), vec![1; 5 << 20]).unwrap();
     fs::write(disk.path().join("new"), b"").unwrap();
     let error = store(disk.path(), &[])

@@ -183,7 +183,7 @@ fn session_that_reads_sees_a_valid_file_system_with_another_id() {
         needs::program("btrfs"),
         needs::root()
     );
-    let folder = tempfile::tempdir().unwrap();
+    let folder = sprat_testkit::test_folder::TestFolder::new("sprat-btrfs-");
     let image = image(folder.path(), 256 << 20);
     make(&image, None).unwrap();
     let before = super_block_of(&image);

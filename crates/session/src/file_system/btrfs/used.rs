@@ -188,7 +188,7 @@ mod tests {
             needs::program("btrfs"),
             needs::root()
         );
-        let folder = tempfile::tempdir().unwrap();
+        let folder = sprat_testkit::test_folder::TestFolder::new("sprat-btrfs-");
         let at = folder.path().join("mounted");
         std::fs::create_dir(&at).unwrap();
         let original = filled(folder.path(), 2 << 30, &at);

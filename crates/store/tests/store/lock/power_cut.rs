@@ -2,17 +2,19 @@
 
 use std::path::PathBuf;
 
+use sprat_testkit::test_folder::TestFolder;
+
 use super::*;
 
 /// An ext4 in a file, which commits its journal only when it is asked to.
 struct Disk {
-    folder: tempfile::TempDir,
+    folder: TestFolder,
     cuts: std::cell::Cell<u32>,
 }
 
 impl Disk {
     fn mount() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = TestFolder::new("sprat-power-cut-");
         let cuts = std::cell::Cell::new(0);
         let disk = Self { folder, cuts };
         let image = disk.path("image");

@@ -30,38 +30,6 @@ pub fn piped(folder: &Path, arguments: &[&str]) -> SftpOptions {
     options(program, folder)
 }
 
-/// A small file system of its own; unmounted on drop.
-pub struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    /// Mounts a tmpfs of `bytes`.
-    pub fn mount(bytes: u64) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let status = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "sprat-test"])
-            .arg(folder.path())
-            .status();
-        assert!(
-            status.is_ok_and(|status| status.success()),
-            "mount -t tmpfs failed"
-        );
-        Self(folder)
-    }
-
-    pub fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount")
-            .arg("-l")
-            .arg(self.0.path())
-            .status();
-    }
-}
-
 /// Asks until there is an answer, for at most [`LIMIT`].
 pub fn eventually<T>(mut ask: impl FnMut() -> Option<T>) -> T {
     let until = std::time::Instant::now() + LIMIT;
