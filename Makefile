@@ -1,6 +1,6 @@
 # What to do with this repository. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help build try test test-vm test-packages image vm-shell lint audit torture bench install uninstall packages release clean
+.PHONY: help build try test test-vm test-packages test-servers image vm-shell lint audit torture bench install uninstall packages release clean
 
 PREFIX = /usr/local
 DESTDIR =
@@ -15,7 +15,7 @@ build: ## the release binary, in target/release/sprat (installs what building ne
 	@bash -c '. scripts/env.sh && cargo build --release --locked --package sprat'
 
 install: ## into PREFIX (default: /usr/local): [PREFIX=/usr/local] [DESTDIR=]; as root or through sudo
-	@scripts/install build run
+	@scripts/install build run stage
 	@scripts/stage "$(STAGE)"
 	@bash -c '. scripts/env.sh && as_root env PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" "$(STAGE)/sprat/install.sh"'
 
@@ -33,8 +33,11 @@ release: ## version, changelog, commit, tag and packages; pushes nothing: VERSIO
 	@[ -n "$(VERSION)" ] || { echo "give VERSION=1.2.3"; exit 2; }
 	@scripts/release "$(VERSION)" $(if $(OUT),"$(OUT)")
 
-test-packages: ## installs, uses, upgrades and purges the .deb in new systems: [SUITES="bookworm trixie"]
+test-packages: ## installs, uses, upgrades and purges the .deb in new systems: [SUITES="bookworm trixie jammy noble"]
 	@scripts/test-packages $(SUITES)
+
+test-servers: ## a container's life with the OpenSSH of other systems: [SUITES="bullseye bookworm trixie jammy noble"]
+	@scripts/test-servers $(SUITES)
 
 try: ## back up a real folder and restore it: [DIR=/usr/share/doc]; leaves nothing behind
 	@scripts/try "$(DIR)"

@@ -192,6 +192,14 @@ impl SshServer {
         found
     }
 
+    /// The line with which the server begins a connection: `SSH-2.0-` and its program and version.
+    pub fn greeting(&self) -> io::Result<String> {
+        let connection = TcpStream::connect(("127.0.0.1", self.port))?;
+        let mut line = String::new();
+        io::BufRead::read_line(&mut io::BufReader::new(connection), &mut line)?;
+        Ok(line)
+    }
+
     /// The TCP port on 127.0.0.1.
     #[must_use]
     pub fn port(&self) -> u16 {

@@ -1,4 +1,4 @@
-//! A container's life on servers that are not OpenSSH. Some have no shell, open no folder and state no
+//! A container's life on servers of each kind that docs/providers.md lists. Some have no shell, open no folder and state no
 //! limits: a plain SFTP account is enough, whether it copies by itself or not.
 
 use std::ffi::OsString;
@@ -24,45 +24,74 @@ fn run(pair: &ClientAndServer, ssh: &[OsString], words: &[&str]) -> Output {
 #[test]
 fn asyncssh_is_enough_for_a_containers_whole_life() {
     requires!(client_and_server::missing(), asyncssh::missing());
-    whole_life(
-        &asyncssh::start_without_copies().ssh_command(),
-        Trims::ThroughClient,
-    );
+    whole_life(asyncssh::start_without_copies(), Trims::ThroughClient);
 }
 
 #[test]
 fn asyncssh_with_copy_data_copies_on_the_server() {
     requires!(client_and_server::missing(), asyncssh::missing());
-    whole_life(&asyncssh::start().ssh_command(), Trims::ByCopying);
+    whole_life(asyncssh::start(), Trims::ByCopying);
 }
 
 #[test]
 fn proftpd_is_enough_for_a_containers_whole_life() {
     requires!(client_and_server::missing(), proftpd::missing());
-    whole_life(&proftpd::start(&[]).ssh_command(), Trims::ThroughClient);
+    whole_life(proftpd::start(&[]), Trims::ThroughClient);
 }
 
 #[test]
 fn dropbear_is_enough_for_a_containers_whole_life() {
     requires!(client_and_server::missing(), dropbear::missing());
-    whole_life(&dropbear::start().ssh_command(), Trims::ByShell);
+    whole_life(dropbear::start(), Trims::ByShell);
+}
+
+#[test]
+fn openssh_with_a_shell_is_enough_for_a_containers_whole_life() {
+    requires!(client_and_server::missing());
+    whole_life(SshServer::start(), Trims::ByShell);
 }
 
 /// As with `ForceCommand internal-sftp`: no shell. The server copies by itself.
 #[test]
-fn internal_sftp_without_a_shell_is_enough_for_a_containers_whole_life() {
+fn openssh_internal_sftp_without_a_shell_is_enough_for_a_containers_whole_life() {
     requires!(client_and_server::missing());
     let server = SshServer::start_with(&OpenSshOptions {
         internal_sftp: true,
         config_lines: vec!["ForceCommand internal-sftp".to_owned()],
         ..OpenSshOptions::default()
     });
-    whole_life(&server.ssh_command(), Trims::ByCopying);
+    let trims = if_it_copies(&server);
+    whole_life(server, trims);
+}
+
+/// Before OpenSSH 9.0 the server has no copy-data.
+fn if_it_copies(server: &SshServer) -> Trims {
+    let greeting = server.greeting().unwrap();
+    let version = greeting.split_once("OpenSSH_").expect(&greeting).1;
+    let major: u32 = version.split_once('.').unwrap().0.parse().unwrap();
+    match major {
+        ..9 => Trims::ThroughClient,
+        9.. => Trims::ByCopying,
+    }
+}
+
+/// As docs/providers.md sets up an account.
+#[test]
+fn openssh_internal_sftp_in_a_chroot_is_enough_for_a_containers_whole_life() {
+    requires!(client_and_server::missing());
+    let pair = ClientAndServer::new();
+    let server = SshServer::start_with(&OpenSshOptions {
+        internal_sftp: true,
+        chroot: Some(pair.server()),
+        ..OpenSshOptions::default()
+    });
+    let trims = if_it_copies(&server);
+    whole_life_of(pair, server, trims);
 }
 
 /// A careful admin forbids what a backup does not need (`sftp-server -P`).
 #[test]
-fn sftp_server_with_a_list_of_refused_requests_is_enough() {
+fn openssh_with_a_list_of_refused_requests_is_enough() {
     requires!(client_and_server::missing());
     let refused = "symlink,readlink,hardlink,lsetstat,copy-data,expand-path,users-groups-by-id";
     let server = SshServer::start_with(&OpenSshOptions {
@@ -71,7 +100,7 @@ fn sftp_server_with_a_list_of_refused_requests_is_enough() {
         config_lines: vec![format!("ForceCommand internal-sftp -P {refused}")],
         ..OpenSshOptions::default()
     });
-    whole_life(&server.ssh_command(), Trims::ThroughClient);
+    whole_life(server, Trims::ThroughClient);
 }
 
 #[test]
@@ -121,8 +150,12 @@ enum Trims {
     ThroughClient,
 }
 
-fn whole_life(ssh: &[OsString], trims: Trims) {
-    let mut pair = ClientAndServer::new();
+fn whole_life(server: SshServer, trims: Trims) {
+    whole_life_of(ClientAndServer::new(), server, trims);
+}
+
+fn whole_life_of(mut pair: ClientAndServer, server: SshServer, trims: Trims) {
+    let ssh = &server.ssh_command()[..];
     let sprat = |pair: &ClientAndServer, words: &[&str]| run(pair, ssh, words);
     let ok = |pair: &ClientAndServer, words: &[&str]| {
         let output = sprat(pair, words);
@@ -194,5 +227,7 @@ fn whole_life(ssh: &[OsString], trims: Trims) {
     let image = pair.path("plain");
     let plain = PlainVolume::export(&pair.container(), &pair.key_file(), &image);
     plain.assert_clean();
+    // A chroot has the server's folder mounted.
+    drop(server);
     pair.assert_nothing_is_left();
 }

@@ -1,10 +1,29 @@
 //! OpenSSH's own server, sshd.
 
+use std::ffi::OsString;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{SshServer, client_missing};
 use crate::needs;
+
+/// Runs the command below a root folder with another system, such as an old release. Temporary folders have the
+/// same path there. The mounts go with the server's processes.
+const IN_ROOT: &str = "set -e; root=$1; temporary=$2; shift 2; \
+                       mount --bind \"$root\" \"$root\"; mkdir -p \"$root$temporary\" \"$root/run/sshd\"; \
+                       mount --bind \"$temporary\" \"$root$temporary\"; mount --rbind /dev \"$root/dev\"; \
+                       mount -t proc none \"$root/proc\"; exec chroot \"$root\" \"$@\"";
+
+/// Runs the command where `/mnt` has nothing but the folder `$1`, at the same path. sshd demands that only root
+/// can write to a chroot folder and to all folders above it; temporary folders are elsewhere.
+const WITH_CHROOT: &str = "set -e; mount -t tmpfs -o mode=755 none /mnt; folder=$1; shift; \
+                           mkdir -p \"/mnt$folder\"; mount --bind \"$folder\" \"/mnt$folder\"; exec \"$@\"";
+
+/// The root folder that `SPRAT_TEST_OPENSSH_ROOT` names, with the OpenSSH of another system.
+#[must_use]
+pub fn other_root() -> Option<PathBuf> {
+    std::env::var_os("SPRAT_TEST_OPENSSH_ROOT").map(PathBuf::from)
+}
 
 /// Stands in the environment of every session, so that an orphaned one is found.
 const MARK: &str = "SPRAT_TEST_SSHD";
@@ -18,6 +37,8 @@ pub struct OpenSshOptions {
     pub sftp_arguments: Vec<String>,
     /// No SFTP subsystem at all.
     pub no_sftp: bool,
+    /// Sessions see nothing but this folder (`ChrootDirectory`), and have no shell.
+    pub chroot: Option<PathBuf>,
     /// More lines for sshd_config, before everything else (the first value of a key wins).
     pub config_lines: Vec<String>,
 }
@@ -40,17 +61,34 @@ pub(super) fn try_start(options: &OpenSshOptions) -> io::Result<SshServer> {
     std::fs::write(server.path("sshd_config"), config(&server, options))?;
     let host_key = std::fs::read_to_string(server.path("host_key.pub"))?;
     // An absolute path: sshd executes itself again for every connection.
-    let program = needs::find_program("sshd").ok_or(io::ErrorKind::NotFound)?;
+    let program = match other_root() {
+        Some(_) => "/usr/sbin/sshd".into(),
+        None => needs::find_program("sshd").ok_or(io::ErrorKind::NotFound)?,
+    };
     let config = server.path("sshd_config");
-    let command = vec![
+    let mut command = vec![
         program.into(),
         "-D".into(),
         "-e".into(),
         "-f".into(),
         config.into(),
     ];
+    if let Some(folder) = &options.chroot {
+        command = with_mounts(WITH_CHROOT, &[folder], command);
+    }
+    if let Some(root) = other_root() {
+        command = with_mounts(IN_ROOT, &[&root, &std::env::temp_dir()], command);
+    }
     server.serve(&host_key, command)?;
     Ok(server)
+}
+
+/// The command in a mount namespace of its own, which `script` prepares.
+fn with_mounts(script: &str, folders: &[&Path], command: Vec<OsString>) -> Vec<OsString> {
+    let start = ["unshare", "--mount", "--", "sh", "-c", script, "sh"];
+    let start = start.into_iter().map(OsString::from);
+    let folders = folders.iter().map(|folder| OsString::from(*folder));
+    start.chain(folders).chain(command).collect()
 }
 
 /// The variable that marks the sessions of the server with this folder.
@@ -60,6 +98,7 @@ pub(super) fn session_mark(folder: &Path) -> String {
 
 fn config(server: &SshServer, options: &OpenSshOptions) -> String {
     let program = match (options.internal_sftp, needs::sftp_server()) {
+        (false, Some(_)) if other_root().is_some() => "/usr/lib/openssh/sftp-server".to_owned(),
         (false, Some(program)) => program.display().to_string(),
         _ => "internal-sftp".to_owned(),
     };
@@ -73,10 +112,14 @@ fn config(server: &SshServer, options: &OpenSshOptions) -> String {
     };
     let folder = server.folder().display();
     let pam = if root_is_locked() { "yes" } else { "no" };
+    let chroot = match options.chroot {
+        Some(_) => "ChrootDirectory /mnt\nForceCommand internal-sftp\n",
+        None => "",
+    };
     // bash reads ~/.bashrc when sshd started it, except in a nested shell (run_startup_files in
     // shell.c). A test must not depend on that file.
     format!(
-        "{}\nSetEnv SHLVL=5 {}\nListenAddress 127.0.0.1\nPort {}\nHostKey {folder}/host_key\n\
+        "{}\n{chroot}SetEnv SHLVL=5 {}\nListenAddress 127.0.0.1\nPort {}\nHostKey {folder}/host_key\n\
          PidFile {folder}/sshd.pid\nAuthorizedKeysFile {folder}/authorized_keys\n\
          UsePAM {pam}\nStrictModes no\nAuthenticationMethods publickey\n\
          PubkeyAuthentication yes\nPasswordAuthentication no\nPermitRootLogin yes\n\
