@@ -449,21 +449,19 @@ pub(crate) fn btrfs_spaces(folder: BorrowedFd<'_>) -> io::Result<Vec<SpaceInfo>>
 
 /// `struct btrfs_ioctl_dev_info_args`.
 #[repr(C)]
-pub(crate) struct DeviceInfo {
+struct DeviceInfo {
     id: u64,
     uuid: [u8; 16],
     used_bytes: u64,
-    /// The device's length, as the file system has it.
-    pub(crate) total_bytes: u64,
+    total_bytes: u64,
     unused: [u64; 379],
-    /// The device's name, with a NUL behind it.
-    pub(crate) path: [u8; 1024],
+    path: [u8; 1024],
 }
 
 const _: () = assert!(size_of::<DeviceInfo>() == 4096);
 
-/// The only device of a mounted btrfs.
-pub(crate) fn btrfs_device(folder: BorrowedFd<'_>) -> io::Result<Box<DeviceInfo>> {
+/// The length of the only device of a mounted btrfs, as the file system has it.
+pub(crate) fn btrfs_device_bytes(folder: BorrowedFd<'_>) -> io::Result<u64> {
     let mut info = Box::new(DeviceInfo {
         id: 1,
         uuid: [0; 16],
@@ -475,7 +473,7 @@ pub(crate) fn btrfs_device(folder: BorrowedFd<'_>) -> io::Result<Box<DeviceInfo>
     // SAFETY: the ioctl reads and writes one `struct btrfs_ioctl_dev_info_args`, which `info` is; any
     // bytes are valid in its integer fields.
     let result = unsafe { libc::ioctl(folder.as_raw_fd(), BTRFS_DEV_INFO, &raw mut *info) };
-    checked(result).map(|_| info)
+    checked(result).map(|_| info.total_bytes)
 }
 
 /// `struct btrfs_ioctl_search_key`.

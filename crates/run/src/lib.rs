@@ -8,7 +8,6 @@
 //! - A mistake in the config is reported with file and line, and never guessed around.
 #![forbid(unsafe_code)]
 
-pub mod analyze_page;
 pub mod analyze_text;
 pub mod check_text;
 pub mod clock;
@@ -21,10 +20,8 @@ pub mod copy_text;
 pub mod day_part;
 pub mod drill_text;
 pub mod due;
-pub mod generations_text;
 pub mod growth;
 pub mod hooks;
-mod html;
 pub mod inside_text;
 pub mod metrics;
 pub mod notice_text;
@@ -51,5 +48,4 @@ pub mod suggest;
 pub mod target_disk;
 pub mod timer;
 pub mod times;
-mod treemap;
 pub mod watch;

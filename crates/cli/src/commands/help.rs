@@ -39,7 +39,6 @@ const GROUPS: [(&str, &[&str]); 7] = [
             "versions",
             "diff",
             "analyze",
-            "generations",
             "restore",
             "mount",
             "umount",
