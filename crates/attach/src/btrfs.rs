@@ -223,7 +223,7 @@ pub struct BtrfsSpace {
 
 /// Tree, object and item type of deleted subvolumes (include/uapi/linux/btrfs_tree.h,
 /// `BTRFS_ORPHAN_OBJECTID`).
-const ROOT_TREE: u64 = 1;
+pub(crate) const ROOT_TREE: u64 = 1;
 const ORPHAN_OBJECT: u64 = 5_u64.wrapping_neg();
 const ORPHAN_ITEM: u32 = 48;
 
@@ -240,9 +240,9 @@ const GLOBAL_RESERVE: u64 = 1 << 49;
 pub fn btrfs_space(root: &Path) -> Result<BtrfsSpace, AttachError> {
     let failed = |e: io::Error| AttachError::io("measure", root.display().to_string(), e);
     let folder = open(root, OFlags::RDONLY | OFlags::DIRECTORY).map_err(|e| failed(e.into()))?;
-    let device_bytes = sys::btrfs_device_bytes(folder.as_fd()).map_err(failed)?;
+    let device = sys::btrfs_device(folder.as_fd()).map_err(failed)?;
     let spaces = sys::btrfs_spaces(folder.as_fd()).map_err(failed)?;
-    Ok(space_of(device_bytes, &spaces))
+    Ok(space_of(device.total_bytes, &spaces))
 }
 
 fn space_of(device_bytes: u64, spaces: &[sys::SpaceInfo]) -> BtrfsSpace {

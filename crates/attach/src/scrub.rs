@@ -129,6 +129,11 @@ pub fn scrub_btrfs(
 pub struct ChunkMap(Vec<Chunk>);
 
 impl ChunkMap {
+    /// The places on the device of what lies at an address: one for each copy.
+    pub(crate) fn places(&self, logical: u64) -> Option<Vec<u64>> {
+        self.0.iter().find_map(|chunk| chunk.places(logical))
+    }
+
     /// Reads the map of the btrfs that is mounted on `root`.
     pub fn read(root: &Path) -> Result<Self, AttachError> {
         let failed =
@@ -241,7 +246,7 @@ fn chunks(folder: BorrowedFd<'_>) -> io::Result<Vec<Chunk>> {
 
 /// The items of an answer: offset and content. `struct btrfs_ioctl_search_header` is before each: transid,
 /// objectid, offset, type, len.
-fn items(count: u32, mut found: &[u8]) -> Option<Vec<(u64, &[u8])>> {
+pub(crate) fn items(count: u32, mut found: &[u8]) -> Option<Vec<(u64, &[u8])>> {
     let mut items = Vec::new();
     for _ in 0..count {
         let (head, behind) = found.split_first_chunk::<SEARCH_HEAD_BYTES>()?;

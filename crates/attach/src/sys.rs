@@ -449,19 +449,21 @@ pub(crate) fn btrfs_spaces(folder: BorrowedFd<'_>) -> io::Result<Vec<SpaceInfo>>
 
 /// `struct btrfs_ioctl_dev_info_args`.
 #[repr(C)]
-struct DeviceInfo {
+pub(crate) struct DeviceInfo {
     id: u64,
     uuid: [u8; 16],
     used_bytes: u64,
-    total_bytes: u64,
+    /// The device's length, as the file system has it.
+    pub(crate) total_bytes: u64,
     unused: [u64; 379],
-    path: [u8; 1024],
+    /// The device's name, with a NUL behind it.
+    pub(crate) path: [u8; 1024],
 }
 
 const _: () = assert!(size_of::<DeviceInfo>() == 4096);
 
-/// The length of the only device of a mounted btrfs, as the file system has it.
-pub(crate) fn btrfs_device_bytes(folder: BorrowedFd<'_>) -> io::Result<u64> {
+/// The only device of a mounted btrfs.
+pub(crate) fn btrfs_device(folder: BorrowedFd<'_>) -> io::Result<Box<DeviceInfo>> {
     let mut info = Box::new(DeviceInfo {
         id: 1,
         uuid: [0; 16],
@@ -473,7 +475,7 @@ pub(crate) fn btrfs_device_bytes(folder: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: the ioctl reads and writes one `struct btrfs_ioctl_dev_info_args`, which `info` is; any
     // bytes are valid in its integer fields.
     let result = unsafe { libc::ioctl(folder.as_raw_fd(), BTRFS_DEV_INFO, &raw mut *info) };
-    checked(result).map(|_| info.total_bytes)
+    checked(result).map(|_| info)
 }
 
 /// `struct btrfs_ioctl_search_key`.

@@ -3,7 +3,14 @@
 //! A file of an ext4 volume is freed with its last name. So a set of snapshots frees a file if all names of its
 //! inode lie in the set: no other part of the volume has to be known. The files that lie in the same
 //! snapshots are summed up, so that any set can be computed from a few sums.
+//!
+//! On btrfs, snapshots share parts of files, too. There the caller passes [`SharedSpace`].
 
+mod folders;
+mod sets;
+mod shared_space;
+
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -14,12 +21,20 @@ use sprat_snapshot::tree::{Tree, is_a_folder};
 use sprat_snapshot::{Cancel, JobName, Listed, SnapshotChoice, SnapshotError};
 
 use crate::answer::{escaped, go_on};
+pub use folders::FolderCost;
+use folders::Folders;
+use sets::Sets;
+use shared_space::SharedSums;
+pub use shared_space::{SharedSpace, SpaceTop};
 
 /// `st_blocks` counts these, whatever the file system (stat(2)).
 const STAT_BLOCK_BYTES: u64 = 512;
 
 /// The paths of smaller files are named only if they have several versions.
 const NAMED_BYTES: u64 = 64 << 10;
+
+/// How many folders the list has at most.
+const FOLDERS_MAX: usize = 400;
 
 /// What to analyze.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,9 +50,11 @@ pub struct AnalyzeSpec {
 /// What the snapshots cost.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnalyzeReport {
-    /// Whether `own_bytes` and `frees_bytes` are exact. On btrfs, snapshots may share parts of a file that
-    /// was changed, and a removal may free more or less.
+    /// Whether `own_bytes` and `frees_bytes` are exact. On btrfs they are not.
     pub exact: bool,
+    /// Whether they are measured: on btrfs, by all parts that snapshots share. Without that, two versions
+    /// of a file count as if they shared nothing.
+    pub measured: bool,
     /// By job, oldest first.
     pub snapshots: Vec<SnapshotCost>,
     /// What they take together. A file in several of them counts once.
@@ -46,6 +63,8 @@ pub struct AnalyzeReport {
     pub folder_bytes: u64,
     /// What a removal of [`AnalyzeSpec::removed`] would free.
     pub removal: Option<Removal>,
+    /// The biggest folders of the newest snapshot of each job, and so with each its parent.
+    pub biggest_folders: Vec<FolderCost>,
     /// The biggest files, each in its newest version.
     pub biggest: Vec<PathCost>,
     /// The paths with the most versions.
@@ -99,7 +118,8 @@ pub struct PathCost {
     pub all_bytes: u64,
 }
 
-/// Finds what the snapshots cost. Lists every folder, and reads no content.
+/// Finds what the snapshots cost. Lists every folder, and reads no content. `space`: on btrfs; `is_exact`: on
+/// ext4.
 ///
 /// # Errors
 /// There is no such job or snapshot, or the volume can't be read.
@@ -107,6 +127,7 @@ pub fn analyze(
     volume_root: &Path,
     spec: &AnalyzeSpec,
     is_exact: bool,
+    space: Option<&SharedSpace>,
     cancel: &Cancel,
 ) -> Result<AnalyzeReport, SnapshotError> {
     let mut jobs: BTreeSet<String> = match &spec.job {
@@ -118,12 +139,17 @@ pub fn analyze(
     let mut lists = Lists::new(spec.paths_max);
     let mut report = AnalyzeReport {
         exact: is_exact,
+        measured: is_exact,
         ..AnalyzeReport::default()
     };
+    let mut places = Vec::new();
     let mut numbers: BTreeMap<(String, String), u32> = BTreeMap::new();
     for job in jobs.iter().filter_map(|job| JobName::new(job).ok()) {
         let mut paths = Paths::default();
-        for tree in Tree::finished(volume_root, &job)? {
+        let trees = Tree::finished(volume_root, &job)?;
+        let mut folders = Folders::default();
+        let count = trees.len();
+        for (at, tree) in trees.into_iter().enumerate() {
             let number = u32::try_from(report.snapshots.len()).unwrap_or(u32::MAX);
             numbers.insert((job.to_string(), tree.folder.clone()), number);
             let walk = Walk {
@@ -132,14 +158,29 @@ pub fn analyze(
                 is_exact,
                 cancel,
             };
-            report.snapshots.push(walk.run(&mut sums, &mut paths)?);
+            let newest = (at + 1 == count).then_some(&mut folders);
+            report
+                .snapshots
+                .push(walk.run(&mut sums, &mut paths, newest)?);
+            places.push(space.and_then(|_| tree.place_in_volume().ok()));
         }
         paths.end(job.as_str(), &mut lists);
+        report
+            .biggest_folders
+            .extend(folders.biggest(job.as_str(), FOLDERS_MAX));
     }
+    report
+        .biggest_folders
+        .sort_by_key(|folder| Reverse(folder.bytes));
+    report.biggest_folders.truncate(FOLDERS_MAX);
     for (number, cost) in (0..).zip(&mut report.snapshots) {
         cost.own_bytes = sums.frees(&BTreeSet::from([number])).1;
     }
     (report.bytes, report.folder_bytes) = (sums.bytes, sums.folder_bytes);
+    let shared = space.and_then(|space| SharedSums::of(space, &places));
+    if let Some(shared) = &shared {
+        report.measure(shared, &sums);
+    }
     if !spec.removed.is_empty() {
         let mut removed = BTreeMap::new();
         for (job, choice) in &spec.removed {
@@ -149,7 +190,11 @@ pub fn analyze(
             let number = number.ok_or_else(|| tree.no_such(Path::new("/")))?;
             removed.insert(number, format!("{job}/{}", tree.folder));
         }
-        let (frees_objects, frees_bytes) = sums.frees(&removed.keys().copied().collect());
+        let set: BTreeSet<u32> = removed.keys().copied().collect();
+        let (frees_objects, mut frees_bytes) = sums.frees(&set);
+        if let Some(shared) = &shared {
+            frees_bytes = shared.frees(&set) + sums.beside(&set);
+        }
         report.removal = Some(Removal {
             snapshots: removed.into_values().collect(),
             frees_objects,
@@ -160,26 +205,19 @@ pub fn analyze(
     Ok(report)
 }
 
-/// Which snapshots have a file: a number for each set of them that was met.
-#[derive(Debug, Default)]
-struct Sets {
-    all: Vec<Vec<u32>>,
-    numbers: HashMap<(u32, u32), u32>,
-}
-
-impl Sets {
-    /// The set `of` and the snapshot `number`, which is none of an older one.
-    fn with(&mut self, of: Option<u32>, number: u32) -> u32 {
-        let of = of.unwrap_or(u32::MAX);
-        if let Some(known) = self.numbers.get(&(of, number)) {
-            return *known;
+impl AnalyzeReport {
+    /// Takes the sizes that were measured.
+    fn measure(&mut self, shared: &SharedSums, sums: &Sums) {
+        self.measured = true;
+        for (number, cost) in (0..).zip(&mut self.snapshots) {
+            let one = BTreeSet::from([number]);
+            let beside = sums.beside(&one);
+            cost.bytes = shared.bytes(|set| set.contains(&number)) + beside;
+            cost.new_bytes = shared.bytes(|set| set.first() == Some(&number)) + beside;
+            cost.own_bytes = shared.frees(&one) + beside;
         }
-        let mut set = self.all.get(of as usize).cloned().unwrap_or_default();
-        set.push(number);
-        let new = u32::try_from(self.all.len()).unwrap_or(u32::MAX - 1);
-        self.all.push(set);
-        self.numbers.insert((of, number), new);
-        new
+        self.bytes = shared.all() + sums.beside.values().sum::<u64>();
+        self.folder_bytes = shared.tree_bytes;
     }
 }
 
@@ -203,6 +241,8 @@ struct Sums {
     inodes: HashMap<(u64, u64), Inode>,
     /// What has one name, by the snapshot: objects and bytes.
     single: BTreeMap<u32, (u64, u64)>,
+    /// Of these, what lies beside the snapshot, in bytes.
+    beside: BTreeMap<u32, u64>,
     bytes: u64,
     folder_bytes: u64,
 }
@@ -226,6 +266,11 @@ impl Sums {
         single
             .chain(shared.map(|inode| (1, inode.bytes)))
             .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    }
+
+    /// What lies beside these snapshots.
+    fn beside(&self, set: &BTreeSet<u32>) -> u64 {
+        set.iter().filter_map(|one| self.beside.get(one)).sum()
     }
 
     /// Meets something again, under another name. `None`: it was not met before.
@@ -257,7 +302,12 @@ struct Walk<'t> {
 }
 
 impl Walk<'_> {
-    fn run(&self, sums: &mut Sums, paths: &mut Paths) -> Result<SnapshotCost, SnapshotError> {
+    fn run(
+        &self,
+        sums: &mut Sums,
+        paths: &mut Paths,
+        mut folders: Option<&mut Folders>,
+    ) -> Result<SnapshotCost, SnapshotError> {
         let tree = self.tree;
         let mut cost = SnapshotCost {
             job: tree.job.clone(),
@@ -270,11 +320,15 @@ impl Walk<'_> {
         };
         let top = tree.stat(Path::new("/"))?;
         if let Some(top) = top {
-            self.folder(&top, sums, &mut cost);
+            let bytes = self.folder(&top, sums, &mut cost);
+            if let Some(folders) = &mut folders {
+                folders.add(Path::new("/"), 0, bytes);
+            }
         }
         for stat in tree.beside()? {
             let bytes = taken(&stat);
             sums.add_single(self.number, bytes);
+            *sums.beside.entry(self.number).or_default() += bytes;
             cost.bytes += bytes;
             cost.new_bytes += bytes;
         }
@@ -288,24 +342,31 @@ impl Walk<'_> {
                 continue;
             };
             let device = folder.device().map_err(failed)?;
+            let (mut files, mut in_files) = (0, 0);
             for Listed { name, inode, .. } in folder.entries().map_err(failed)? {
                 listed += 1;
                 if let Some(ahead) = &ahead {
                     ahead.follow(listed);
                 }
                 let path = path.join(&name);
+                let before = cost.bytes;
                 // Only what is no folder is among them.
                 if self.is_exact
                     && let Some(bytes) = sums.meet_again((device, inode), self.number, &mut cost)
                 {
                     paths.meet(&path, inode, bytes);
+                    // Another name in this snapshot adds nothing.
+                    (files, in_files) = (files + 1, in_files + cost.bytes - before);
                     continue;
                 }
                 let Some(stat) = folder.stat(&name).map_err(failed)? else {
                     continue;
                 };
                 if is_a_folder(&stat) {
-                    self.folder(&stat, sums, &mut cost);
+                    let bytes = self.folder(&stat, sums, &mut cost);
+                    if let Some(folders) = &mut folders {
+                        folders.add(&path, 0, bytes);
+                    }
                     waiting.push(path);
                     continue;
                 }
@@ -319,6 +380,10 @@ impl Walk<'_> {
                     None => self.meet(&stat, key, sums, &mut cost),
                 };
                 paths.meet(&path, key.1, bytes);
+                (files, in_files) = (files + 1, in_files + cost.bytes - before);
+            }
+            if let Some(folders) = &mut folders {
+                folders.add(&path, files, in_files);
             }
         }
         Ok(cost)
@@ -348,13 +413,14 @@ impl Walk<'_> {
         bytes
     }
 
-    /// A folder is in one snapshot only.
-    fn folder(&self, stat: &Stat, sums: &mut Sums, cost: &mut SnapshotCost) {
+    /// A folder is in one snapshot only. Returns what it takes.
+    fn folder(&self, stat: &Stat, sums: &mut Sums, cost: &mut SnapshotCost) -> u64 {
         let bytes = taken(stat);
         sums.add_single(self.number, bytes);
         sums.folder_bytes += bytes;
         cost.bytes += bytes;
         cost.new_bytes += bytes;
+        bytes
     }
 }
 
@@ -461,8 +527,7 @@ impl Lists {
 /// Puts a path into a list that is sorted by `rank`, the greatest first, and then by name.
 fn put(list: &mut Vec<PathCost>, cost: &PathCost, most: usize, rank: fn(&PathCost) -> (u64, u64)) {
     let before = |one: &PathCost| {
-        (std::cmp::Reverse(rank(one)), &one.job, &one.path)
-            < (std::cmp::Reverse(rank(cost)), &cost.job, &cost.path)
+        (Reverse(rank(one)), &one.job, &one.path) < (Reverse(rank(cost)), &cost.job, &cost.path)
     };
     let at = list.partition_point(before);
     if at < most {

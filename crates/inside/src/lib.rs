@@ -22,7 +22,10 @@ mod room;
 mod source;
 mod versions;
 
-pub use analyze::{AnalyzeReport, AnalyzeSpec, PathCost, Removal, SnapshotCost, analyze};
+pub use analyze::{
+    AnalyzeReport, AnalyzeSpec, FolderCost, PathCost, Removal, SharedSpace, SnapshotCost, SpaceTop,
+    analyze,
+};
 pub use answer::Place;
 pub use cat::{CatSpec, cat};
 pub use diff::{DiffReport, DiffSpec, Difference, Side, Sum, Sums, diff};

@@ -2,15 +2,29 @@
 
 use std::fmt::Write as _;
 
+use jiff::Timestamp;
 use sprat_inside::{AnalyzeReport, PathCost};
 use sprat_session::text;
 
 /// Paths of each list that are shown; JSON has more.
 const PATHS_SHOWN: usize = 10;
 
-/// What the snapshots cost.
+/// How far the numbers can be wrong, if they can.
+pub(crate) fn note(report: &AnalyzeReport) -> Option<&'static str> {
+    match (report.exact, report.measured) {
+        (true, _) => None,
+        (false, true) => Some(
+            "Sizes are measured by what the snapshots share. On btrfs, a removal frees up to 2 % more or less",
+        ),
+        (false, false) => Some(
+            "These are estimates: on btrfs, the versions of a changed file may share a part of it",
+        ),
+    }
+}
+
+/// What the snapshots cost. `full_on`: when the volume is full, if that is known.
 #[must_use]
-pub fn costs(report: &AnalyzeReport) -> String {
+pub fn costs(report: &AnalyzeReport, full_on: Option<Timestamp>) -> String {
     let title = ["SNAPSHOT", "FILES", "SIZE", "NEW", "ONLY HERE"];
     let mut rows = vec![title.map(str::to_owned).to_vec()];
     rows.extend(report.snapshots.iter().map(|one| {
@@ -38,10 +52,24 @@ pub fn costs(report: &AnalyzeReport) -> String {
             text::counted(removal.frees_objects, "file or folder", "files and folders")
         );
     }
-    if !report.exact {
-        out.push_str(
-            "These are estimates: on btrfs, the versions of a changed file may share a part of it\n",
+    if let Some(full) = full_on {
+        let day = full.strftime("%Y-%m-%d");
+        let _ = writeln!(
+            out,
+            "if the volume grows as in the last 30 days, it is full on {day}"
         );
+    }
+    if let Some(note) = note(report) {
+        let _ = writeln!(out, "{note}");
+    }
+    let folders = report.biggest_folders.iter().take(PATHS_SHOWN).map(|one| {
+        let name = format!("{}:{}", one.job, text::harmless(&one.path));
+        vec![format!("  {}", text::bytes(one.bytes)), name]
+    });
+    let folders: Vec<Vec<String>> = folders.collect();
+    if !folders.is_empty() {
+        out.push_str("\nbiggest folders of the newest snapshots:\n");
+        out.push_str(&text::table(&folders, &[]));
     }
     let biggest = |one: &PathCost| text::bytes(one.bytes);
     let versions = |one: &PathCost| format!("{}×", text::count(one.versions));

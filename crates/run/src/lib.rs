@@ -8,6 +8,7 @@
 //! - A mistake in the config is reported with file and line, and never guessed around.
 #![forbid(unsafe_code)]
 
+pub mod analyze_page;
 pub mod analyze_text;
 pub mod check_text;
 pub mod clock;
@@ -22,6 +23,7 @@ pub mod drill_text;
 pub mod due;
 pub mod growth;
 pub mod hooks;
+mod html;
 pub mod inside_text;
 pub mod metrics;
 pub mod notice_text;
@@ -48,4 +50,5 @@ pub mod suggest;
 pub mod target_disk;
 pub mod timer;
 pub mod times;
+mod treemap;
 pub mod watch;

@@ -3,6 +3,7 @@
 //! A path is one of the source, and starts at the top of the snapshot. No symbolic link in a snapshot is
 //! followed: it could lead out of the volume, to the files of this machine.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -167,6 +168,17 @@ impl Tree {
             }
         }
         Ok(found)
+    }
+
+    /// Where the snapshot is: the inode of its job's folder, and its name there.
+    ///
+    /// # Errors
+    /// The volume can't be read.
+    pub fn place_in_volume(&self) -> io::Result<(u64, OsString)> {
+        let (Some(job), Some(name)) = (self.path.parent(), self.path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        Ok((fstat(open_folder_at(job)?)?.st_ino, name.to_owned()))
     }
 
     /// Lists all folders ahead of a caller that lists them, too, as long as the answer lives. `None`: that

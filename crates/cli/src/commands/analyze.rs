@@ -1,10 +1,16 @@
 //! `sprat analyze`: shows what snapshots cost, and what a removal would free.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::Args;
-use sprat_inside::AnalyzeSpec;
-use sprat_run::analyze_text;
+use jiff::Timestamp;
+use sprat_inside::{AnalyzeReport, AnalyzeSpec};
+use sprat_run::recovery_sheet::{create, write};
+use sprat_run::watch::full_on;
+use sprat_run::{analyze_page, analyze_text};
+use sprat_session::Access;
+use sprat_session::status::ContainerStatus;
 use sprat_snapshot::JobName;
 
 use super::context::{CommandArgs, Context};
@@ -16,7 +22,8 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   sprat analyze home
   sprat analyze home --job www
-  sprat analyze home www/2026-11-23 www/2026-11-24";
+  sprat analyze home www/2026-11-23 www/2026-11-24
+  sprat analyze home --html cost.html";
 
 pub(super) const NOTES: &str = "\
 SIZE is what a snapshot takes, NEW what its run added, and ONLY HERE what its removal alone would free: files
@@ -36,6 +43,28 @@ pub(super) struct AnalyzeArgs {
     /// Only the snapshots of this job, and of those that are named
     #[arg(long)]
     job: Option<String>,
+    /// Also write a page for a browser to this new file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+impl AnalyzeArgs {
+    /// The target, what was found in it, and when it is full.
+    fn find(
+        &self,
+        context: &Context,
+        spec: AnalyzeSpec,
+    ) -> Result<(String, AnalyzeReport, Option<Timestamp>), Failure> {
+        let prepared = context.prepare(&self.target, Access::ReadOnly)?;
+        let target = prepared.resolved.target.clone();
+        let (shown, report) = lookup::look_in(context, prepared, |session, reporter| {
+            session.analyze(spec, reporter, &context.interrupt)
+        })?;
+        let status = ContainerStatus::read(&context.state_dir(), &target, Vec::new(), None);
+        let known = status.known();
+        let full = known.and_then(|known| full_on(&known.history, Timestamp::now()));
+        Ok((shown, report, full))
+    }
 }
 
 impl CommandArgs for AnalyzeArgs {
@@ -57,16 +86,24 @@ impl CommandArgs for AnalyzeArgs {
             };
             spec.removed.push((wanted.job, snapshot));
         }
-        let (target, report) = lookup::look(context, &self.target, |session, reporter| {
-            session.analyze(spec, reporter, &context.interrupt)
-        })?;
-        lookup::print(
-            context,
-            "analyze",
-            &target,
-            &analyze_text::costs(&report),
-            &report,
-            0,
-        )
+        let page = self.html.as_ref().map(|path| {
+            let path = context.environment.absolute(path);
+            create(&path).map(|file| (file, path))
+        });
+        let page = page.transpose()?;
+        let found = self.find(context, spec).inspect_err(|_| {
+            if let Some((_, path)) = &page {
+                let _ = std::fs::remove_file(path);
+            }
+        });
+        let (target, report, full) = found?;
+        if let Some((file, path)) = &page {
+            write(file, path, &analyze_page::page(&report, &target, full))?;
+        }
+        let mut fields = serde_json::to_value(&report)
+            .map_err(|error| Failure::failed("the result has no form in JSON").caused_by(&error))?;
+        fields["full_on"] = full.map(|full| full.to_string()).into();
+        let text = analyze_text::costs(&report, full);
+        lookup::print(context, "analyze", &target, &text, &fields, 0)
     }
 }

@@ -217,6 +217,8 @@ fn costs_are_shown_and_what_a_removal_frees() {
         (&found["exact"], &found["command"]),
         (&true.into(), &"analyze".into())
     );
+    assert_eq!(found["biggest_folders"][0]["path"], "/");
+    assert!(found["full_on"].is_null());
     let removal = &found["removal"];
     assert_eq!(removal["snapshots"], serde_json::json!([named]));
     assert_eq!(removal["frees_bytes"], found["snapshots"][0]["own_bytes"]);

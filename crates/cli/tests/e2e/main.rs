@@ -8,6 +8,7 @@
 )]
 
 mod alerts;
+mod browser;
 mod btrfs;
 mod check;
 mod check_disk;
@@ -16,6 +17,7 @@ mod copy;
 mod copy_ends;
 mod copy_lost;
 mod copy_scene;
+mod cost_page;
 mod damage;
 mod doctor;
 mod drill;

@@ -3,51 +3,14 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
 
 use sprat_testkit::machine::{CONTAINER, TestMachine};
 use sprat_testkit::{needs, requires};
 
-/// What the page looks like: brightness by row and column.
-fn rendered(machine: &TestMachine, page: &Path) -> (usize, usize, Vec<u8>) {
-    let picture = machine.path("page.png");
-    let browser = needs::find_program("chromium").unwrap();
-    let shown = Command::new(browser)
-        .args([
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--hide-scrollbars",
-            "--window-size=900,1300",
-        ])
-        .arg(format!(
-            "--user-data-dir={}",
-            machine.path("browser").display()
-        ))
-        .arg(format!("--screenshot={}", picture.display()))
-        .arg(format!("file://{}", page.display()))
-        .env("HOME", machine.path("home"))
-        .output()
-        .unwrap();
-    assert!(shown.status.success() && picture.exists(), "{shown:?}");
-    let file = std::io::BufReader::new(fs::File::open(picture).unwrap());
-    let mut reader = png::Decoder::new(file).read_info().unwrap();
-    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
-    let info = reader.next_frame(&mut pixels).unwrap();
-    let bytes = info.color_type.samples();
-    let grey = pixels
-        .chunks(bytes)
-        .map(|pixel| pixel[usize::from(bytes > 2)]);
-    (info.width as usize, info.height as usize, grey.collect())
-}
+use crate::browser;
 
 fn decoded(machine: &TestMachine, page: &Path) -> Vec<String> {
-    let (width, height, grey) = rendered(machine, page);
+    let (width, height, grey) = browser::rendered(machine, page, &["--window-size=900,1300"]);
     let mut image =
         rqrr::PreparedImage::prepare_from_greyscale(width, height, |x, y| grey[y * width + x]);
     let grids = image.detect_grids();

@@ -19,7 +19,7 @@ use sprat_testkit::{needs, requires};
 use crate::model;
 
 /// So many trees, unless the environment names another number.
-const TREES: u64 = 3;
+const TREES: u64 = 5;
 const DAYS: usize = 6;
 
 fn job(name: &str) -> JobName {
@@ -42,7 +42,7 @@ fn spec(removed: &[(&str, &str)]) -> AnalyzeSpec {
 }
 
 fn costs(volume: &Path, removed: &[(&str, &str)]) -> AnalyzeReport {
-    analyze(volume, &spec(removed), true, &Cancel::new()).unwrap()
+    analyze(volume, &spec(removed), true, None, &Cancel::new()).unwrap()
 }
 
 fn snapshot(volume: &Path, of: &str, source: &Path, days_ago: usize) -> String {
@@ -69,11 +69,11 @@ fn removal_frees_exactly_what_was_computed_for_random_trees() {
         let dir = TestFolder::new("sprat-costs-");
         let (volume, source) = (dir.path().join("volume"), dir.path().join("source"));
         fs::create_dir(&volume).unwrap();
-        fs::create_dir(&source).unwrap();
+        fs::create_dir_all(source.join("tree")).unwrap();
         let disk = Ext4Disk::mount(&dir.path().join("image"), &volume, 64);
         let mut left: Vec<(&str, String)> = Vec::new();
         for day in 0..DAYS {
-            model::live_a_day(&source, &mut dice);
+            model::live_a_day(&source.join("tree"), &mut dice);
             fs::write(source.join("always"), "the same").unwrap();
             let of = if dice.percent(20) { "other" } else { "home" };
             left.push((of, snapshot(&volume, of, &source, DAYS - day)));
@@ -204,6 +204,22 @@ fn costs_of_snapshots_and_of_paths_are_summed_up() {
         first(&report.most_expensive),
         (name("big"), 2, taken("big", 2))
     );
+    // Of the newest snapshot: the source's folder has all files, one of them by two names.
+    let folder = source.display().to_string();
+    let mut folders = report.biggest_folders.iter();
+    assert_eq!(report.biggest_folders[0].path, "/");
+    let found = folders.find(|one| one.path == folder).unwrap();
+    let own = fs::symlink_metadata(
+        volume
+            .join("home")
+            .join(&names[2])
+            .join(source.strip_prefix("/").unwrap()),
+    );
+    let files = taken("big", 2) + taken("same", 0) + taken("often", 2);
+    assert_eq!(
+        (found.files, found.bytes),
+        (4, files + own.unwrap().blocks() * 512)
+    );
     let paths: BTreeSet<&str> = report.most_expensive.iter().map(|one| &*one.path).collect();
     assert_eq!(
         paths.len(),
@@ -211,13 +227,19 @@ fn costs_of_snapshots_and_of_paths_are_summed_up() {
         "a path of one version costs nothing more: {paths:?}"
     );
 
-    let unknown = analyze(&volume, &spec(&[("home", "2020")]), true, &Cancel::new());
+    let unknown = analyze(
+        &volume,
+        &spec(&[("home", "2020")]),
+        true,
+        None,
+        &Cancel::new(),
+    );
     assert!(
         matches!(unknown, Err(SnapshotError::NoSuchSnapshot { .. })),
         "{unknown:?}"
     );
     let cancel = Cancel::new();
     cancel.cancel();
-    let cancelled = analyze(&volume, &spec(&[]), true, &cancel);
+    let cancelled = analyze(&volume, &spec(&[]), true, None, &cancel);
     assert!(matches!(cancelled, Err(SnapshotError::ReadCancelled)));
 }

@@ -7,6 +7,7 @@ use sprat_session::Failure;
 use zeroize::Zeroizing;
 
 use super::text::{NO_RECOVERY_KEY, RECOVERY_KEY, Sheet, Step};
+use crate::html::escape_into;
 
 /// Light modules around the code; without them readers don't find it (ISO/IEC 18004).
 const QUIET_ZONE: usize = 4;
@@ -177,16 +178,7 @@ fn draw(page: &mut String, secret: &str) -> Result<(), Failure> {
 
 fn escaped(text: &str) -> Zeroizing<String> {
     let mut out = Zeroizing::new(String::with_capacity(text.len() * 6));
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
+    escape_into(&mut out, text);
     out
 }
 

@@ -4,6 +4,8 @@
 //! bytes are foreign.
 
 #[cfg(test)]
+mod shared_tests;
+#[cfg(test)]
 pub(super) mod tests;
 mod used;
 
@@ -15,8 +17,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use sprat_attach::{
-    AttachError, Attachment, BtrfsSpace, MkfsOptions, MountOptions, ScrubReport, ScrubWhat,
+    AttachError, Attachment, BtrfsSpace, BtrfsTrees, MkfsOptions, MountOptions, ScrubReport,
+    ScrubWhat,
 };
+use sprat_inside::{SharedSpace, SpaceTop};
 use sprat_snapshot::{Cancel, Subvolumes};
 use sprat_store::hex;
 
@@ -238,6 +242,29 @@ fn scrub_text(found: &ScrubReport) -> String {
          generation. {} places have no right copy\n",
         found.read_errors, found.wrong, found.lost
     )
+}
+
+/// A backup that runs meanwhile writes to a tree, which then can't be read. It does so for moments only.
+const READ_ATTEMPTS: usize = 5;
+
+/// What the snapshots share, by their trees. `None`: that can't be read.
+pub(super) fn shared_space(root: &Path, cancel: &Cancel) -> Option<SharedSpace> {
+    let goes_on = || !cancel.is_cancelled();
+    let read = (0..READ_ATTEMPTS).find_map(|_| BtrfsTrees::read(root, &goes_on).ok());
+    let BtrfsTrees {
+        tops,
+        nodes,
+        extents,
+    } = read.flatten()?;
+    let tops = tops.into_iter().map(|top| SpaceTop {
+        place: top.place,
+        part: top.node,
+    });
+    Some(SharedSpace {
+        tops: tops.collect(),
+        parts: nodes,
+        ends: extents,
+    })
 }
 
 /// The room of the mounted volume.

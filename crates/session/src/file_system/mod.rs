@@ -19,6 +19,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sprat_attach::{AttachError, AttachOptions, Attachment, MountOptions};
+use sprat_inside::SharedSpace;
 use sprat_luks::{Header, SectorCipher};
 use sprat_snapshot::{Cancel, Subvolumes};
 use sprat_store::{ReadClass, StoreFile};
@@ -233,6 +234,15 @@ impl FileSystemKind {
                 Box::new(move |file| map.extents(file))
             }
         })
+    }
+
+    /// What the snapshots of the file system that is mounted on `root` share in parts of files. `None`: they
+    /// share whole files only, or it can't be read.
+    pub(crate) fn shared_space(self, root: &Path, cancel: &Cancel) -> Option<SharedSpace> {
+        match self {
+            Self::Ext4 => None,
+            Self::Btrfs => btrfs::shared_space(root, cancel),
+        }
     }
 
     /// How snapshots are made in a volume of this kind, if they are subvolumes. `None`: they share files by

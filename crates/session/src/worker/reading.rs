@@ -43,7 +43,8 @@ impl Reading<'_> {
             }
             WorkerOrder::Analyze(spec) => {
                 let is_exact = self.file_system.subvolumes().is_none();
-                let report = sprat_inside::analyze(root, &spec, is_exact, cancel)?;
+                let space = self.file_system.shared_space(root, cancel);
+                let report = sprat_inside::analyze(root, &spec, is_exact, space.as_ref(), cancel)?;
                 WorkerReply::Analyzed(Box::new(report))
             }
             WorkerOrder::DiffSource(spec) => {
