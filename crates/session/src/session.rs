@@ -189,6 +189,7 @@ impl Session {
         exclude_own(&self.settings, &mut spec);
         without_questions(&mut spec);
         spec.suspects = Some(self.suspects());
+        spec.blocks = Some(self.state_paths().blocks(spec.job.as_str()));
         spec.listener = FileListener::new(observer.wants_files());
         self.too_much = None;
         let order = WorkerOrder::TakeSnapshot(Box::new(spec));
@@ -253,9 +254,12 @@ impl Session {
 
     /// The list that checks keep of files whose content is wrong.
     fn suspects(&self) -> PathBuf {
+        self.state_paths().file(paths::CHECKS, paths::SUSPECTS)
+    }
+
+    fn state_paths(&self) -> StatePaths {
         let settings = &self.settings;
         StatePaths::new(&settings.state_dir, &self.facts.uuid, &settings.target)
-            .file(paths::CHECKS, paths::SUSPECTS)
     }
 
     /// Names the files in blocks that were overwritten late. Once that is noted, sessions that write
@@ -278,9 +282,7 @@ impl Session {
         let noted = match not_saved {
             Some(reason) => Err(reason),
             None => {
-                let settings = &self.settings;
-                let paths =
-                    StatePaths::new(&settings.state_dir, &self.facts.uuid, &settings.target);
+                let paths = self.state_paths();
                 KnownState::load(&paths)
                     .name_overwritten(&paths, &blocks)
                     .map_err(|failure| failure.in_one_line())
@@ -353,8 +355,7 @@ impl Session {
         if !spec.dry_run {
             // If this session does not end in order, the next one must not miss them. The newest one may be
             // incomplete, and then no option is needed to remove it.
-            let settings = &self.settings;
-            let paths = StatePaths::new(&settings.state_dir, &self.facts.uuid, &settings.target);
+            let paths = self.state_paths();
             KnownState::load(&paths).forget_newest(&paths)?;
         }
         self.ask(&WorkerOrder::Remove(Box::new(spec)), observer, interrupt)

@@ -39,6 +39,7 @@ mod found;
 mod job;
 mod keep;
 mod keep_rules;
+mod large_files;
 mod list;
 mod listing;
 pub mod local_file;

@@ -23,9 +23,21 @@ pub fn make_private_folder(folder: &Path) -> io::Result<()> {
 /// Replaces the file at `path` by what `fill` writes. Makes its folder if that is missing. After an error or
 /// a crash the file has the old or the new content. The new content is durable when this returns.
 pub fn replace(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let mut part = part(path)?;
+    fill(part.as_file_mut())?;
+    finish(part, path)
+}
+
+/// Begins a file that [`finish`] gives its name.
+pub(crate) fn part(path: &Path) -> io::Result<NamedTempFile> {
     make_private_folder(folder_of(path))?;
     remove_old_parts(folder_of(path));
-    let part = filled(path, fill)?;
+    empty_part(path)
+}
+
+/// Replaces the file at `path`. As [`replace`].
+pub(crate) fn finish(part: NamedTempFile, path: &Path) -> io::Result<()> {
+    part.as_file().sync_all()?;
     part.persist(path).map_err(|error| error.error)?;
     File::open(folder_of(path))?.sync_all()
 }
@@ -93,25 +105,21 @@ pub fn create(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io
     if path.symlink_metadata().is_ok() {
         return Err(io::ErrorKind::AlreadyExists.into());
     }
-    let part = filled(path, fill)?;
+    let mut part = empty_part(path)?;
+    fill(part.as_file_mut())?;
+    part.as_file().sync_all()?;
     part.persist_noclobber(path).map_err(|error| error.error)?;
     File::open(folder_of(path))?.sync_all()
 }
 
 /// A file beside `path` with mode 0600. Its name shows that it is no file of its own.
-fn filled(
-    path: &Path,
-    fill: impl FnOnce(&mut File) -> io::Result<()>,
-) -> io::Result<NamedTempFile> {
-    let mut part = tempfile::Builder::new()
+fn empty_part(path: &Path) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new()
         .prefix(PART_PREFIX)
         .suffix(PART_SUFFIX)
         .rand_bytes(PART_RANDOM)
         .tempfile_in(folder_of(path))
-        .map_err(without_path)?;
-    fill(part.as_file_mut())?;
-    part.as_file().sync_all()?;
-    Ok(part)
+        .map_err(without_path)
 }
 
 /// The error without the part's name. That differs each time, so with it one failure looks like many.

@@ -25,7 +25,7 @@ pub(crate) fn file(from: &File, folder: BorrowedFd<'_>, name: &Path) -> io::Resu
         .map_err(io::Error::from)
         .and_then(|()| {
             let about = from.metadata()?;
-            set_time(&to, about.mtime(), about.mtime_nsec())
+            set_time(to.as_fd(), about.mtime(), about.mtime_nsec())
         });
     if done.is_err() {
         let _ = unlinkat(folder, name, AtFlags::empty());
@@ -41,13 +41,13 @@ pub(crate) fn keeping_time(
     let about = fstat(folder)?;
     change()?;
     set_time(
-        folder,
+        folder.as_fd(),
         about.st_mtime,
         i64::try_from(about.st_mtime_nsec).unwrap_or(0),
     )
 }
 
-fn set_time(file: &OwnedFd, second: i64, nanosecond: i64) -> io::Result<()> {
+pub(crate) fn set_time(file: BorrowedFd<'_>, second: i64, nanosecond: i64) -> io::Result<()> {
     let times = Timestamps {
         last_access: Timespec {
             tv_sec: 0,

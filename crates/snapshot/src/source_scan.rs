@@ -18,7 +18,7 @@ use crate::spec::SnapshotSpec;
 use crate::text::escape_path;
 
 /// The destination of the dry run. Nothing has this name, so every file counts as new.
-const NOWHERE: &str = "./.sprat/none/";
+pub(crate) const NOWHERE: &str = "./.sprat/none/";
 
 const MARKED: &str = "is marked itself, by CACHEDIR.TAG or by a name in `exclude_if_present`, so nothing \
                       of it would be saved. Remove that file or the rule";

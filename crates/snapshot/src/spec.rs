@@ -48,6 +48,9 @@ pub struct SnapshotSpec {
     /// Where this machine keeps copies of the lists of what the runs of this job changed; `None`: nowhere.
     #[serde(default, with = "path_text_option")]
     pub change_lists: Option<PathBuf>,
+    /// Where this machine keeps the hashes of the blocks of the large files of this job; `None`: nowhere.
+    #[serde(default, with = "path_text_option")]
+    pub blocks: Option<PathBuf>,
     /// Files that come from no source. Their content waits on the volume.
     #[serde(default)]
     pub staged: Vec<StagedFile>,
@@ -106,6 +109,7 @@ impl SnapshotSpec {
             scan: ScanRules::default(),
             census: None,
             change_lists: None,
+            blocks: None,
             staged: Vec::new(),
             required: Vec::new(),
             never_enter: Vec::new(),

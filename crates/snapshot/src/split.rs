@@ -31,6 +31,7 @@ use crate::record::Warning;
 use crate::reflink;
 use crate::reread::copying;
 use crate::rsync::{Ended, ITEMS_MAX, Invocation, Outcome, Rsync, SeveralNames, TRANSFER_OPTIONS};
+use crate::source_scan::NOWHERE;
 use crate::text::escape_path;
 use crate::walk::leads_within;
 
@@ -273,9 +274,6 @@ fn goes_on(outcome: &Outcome) -> bool {
         Ended::Whole | Ended::WithUnread | Ended::Because(_)
     )
 }
-
-/// The destination of a dry run: there is no such folder.
-const NOWHERE: &str = "./.sprat/nowhere/";
 
 /// Whether it is one of [`super::take`]'s filters of attributes. They concern every run into the volume.
 fn is_attribute_filter(argument: &OsStr) -> bool {

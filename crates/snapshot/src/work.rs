@@ -20,6 +20,7 @@ use crate::begun;
 use crate::cancel::Cancel;
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder, STATE_FOLDER, WORK_PATH, on_volume, replace_file};
+use crate::large_files;
 use crate::long_path::{self, lstat};
 use crate::name::SnapshotName;
 use crate::recent;
@@ -201,12 +202,15 @@ impl<'a> Work<'a> {
     ///
     /// A file of `suspects` stays as it is: a copy would have its wrong content in another file, which no list
     /// names. All its names are read from the source after rsync's run.
+    ///
+    /// Returns the large files, relative to the tree, that are neither of `suspects` nor of another host.
     pub(crate) fn separate_links(
         &self,
         suspects: &Suspects,
         walked: &mut dyn FnMut(u64),
         cancel: &Cancel,
-    ) -> Result<u64, SnapshotError> {
+    ) -> Result<Vec<(PathBuf, Metadata)>, SnapshotError> {
+        let mut large = Vec::new();
         let mut linked: BTreeMap<u64, Vec<PathBuf>> = BTreeMap::new();
         let mut failed = Ok(());
         let mut entries = 0;
@@ -219,13 +223,18 @@ impl<'a> Work<'a> {
                 {
                     linked.entry(about.ino()).or_default().push(path.to_owned());
                 }
+                Ok(about) if large_files::is_large(&about) && suspects.find(&about).is_none() => {
+                    let below = path.strip_prefix(&self.path).unwrap_or(path);
+                    if !self.is_of_host(below) {
+                        large.push((below.to_owned(), about));
+                    }
+                }
                 Ok(_) => {}
                 Err(error) => failed = Err(error),
             }
             failed.is_ok() && !cancel.is_cancelled()
         });
         failed.map_err(on_volume("walk", &WORK_PATH))?;
-        let mut separated = 0;
         for names in linked.values() {
             if cancel.is_cancelled() {
                 return Err(SnapshotError::Cancelled);
@@ -233,10 +242,9 @@ impl<'a> Work<'a> {
             for path in self.no_longer_linked(names) {
                 self.separate(path)
                     .map_err(on_volume("separate", &WORK_PATH))?;
-                separated += 1;
             }
         }
-        Ok(separated)
+        Ok(large)
     }
 
     /// The names of one file whose source is another file than that of the first name. Those on another host are

@@ -20,6 +20,8 @@ pub const STATUS: &str = "status";
 pub const CHECKS: &str = "checks";
 /// What each run changed: a folder for each job.
 const LISTS: &str = "lists";
+/// Hashes of the blocks of large files: a folder for each job.
+const BLOCKS: &str = "blocks";
 /// In which state the container was left (see `state`).
 pub const KNOWN: &str = "known";
 
@@ -64,6 +66,11 @@ impl StatePaths {
     /// The folder with the copies of the lists of what the runs of a job changed.
     pub fn change_lists(&self, job: &str) -> PathBuf {
         self.file(LISTS, "").join(job)
+    }
+
+    /// The folder with the hashes of the blocks of the large files of a job.
+    pub fn blocks(&self, job: &str) -> PathBuf {
+        self.file(BLOCKS, "").join(job)
     }
 
     /// The same file of every other container with this UUID: copies, the same container at an old or
@@ -160,12 +167,15 @@ impl StatePaths {
         self.forget_lists()
     }
 
-    /// The lists are in the volume, too.
+    /// The lists are in the volume, too, and the hashes can be made again.
     fn forget_lists(&self) -> io::Result<()> {
-        match fs::remove_dir_all(self.file(LISTS, "")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        for folder in [LISTS, BLOCKS] {
+            match fs::remove_dir_all(self.file(folder, "")) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// A name for a header that is not the newest: one for each content.

@@ -16,6 +16,7 @@ use crate::checkpoint;
 use crate::completeness::source_of;
 use crate::error::SnapshotError;
 use crate::job::{Folder, RunFolder, WORK_PATH, on_volume};
+use crate::large_files::{self, UpToDate, Updating};
 use crate::long_path::{lstat, size_and_time};
 use crate::name::SnapshotName;
 use crate::progress::{Phase, Progress};
@@ -77,10 +78,15 @@ impl Run<'_> {
                 work.hold_back(&host, cancel)?;
             }
         }
-        for taken_from in self.prepare(&work, &suspects, progress, cancel)? {
+        let (taken, large) = self.prepare(&work, &suspects, progress, cancel)?;
+        for taken_from in taken {
             self.recent.read(&self.folder.state, taken_from);
         }
+        // They were compared with their source.
+        let recent = &mut self.recent.paths;
+        recent.retain(|path| !large.has(&Path::new("/").join(path)));
         let mut invocation = self.invocation(folder);
+        large.leave_alone(&mut invocation);
         let need = checkpoint::Need::ForLargeFiles;
         let (begun, checkpoints) = self.begin_checkpoints(folder, checkpoint::INTERVAL, need)?;
         let scout = self.scout();
@@ -94,6 +100,7 @@ impl Run<'_> {
         drop(scout);
         let (mut outcome, plan) =
             outcome.and_then(|outcome| self.read_again(outcome, folder, progress, cancel))?;
+        large.add_to(&mut outcome);
         let dropped = self.drop_unread(&work, &outcome, &tree, cancel);
         let pulled = match dropped.is_ok() {
             true => self.pull_all(&mut outcome, folder, Some(&work), progress, cancel)?,
@@ -147,18 +154,21 @@ impl Run<'_> {
         for before in interrupted.into_iter().chain(unfinished) {
             self.folder.forget_record_of(before);
         }
-        self.finish_in_work(&work, record, progress)
+        let report = self.finish_in_work(&work, record, progress)?;
+        large.keep_indexes(&self.folder, self.spec);
+        Ok(report)
     }
 
     /// Makes the tree one from which rsync makes an exact copy. Returns the snapshots that parts of it were taken
-    /// from.
+    /// from, and the large files that need no rsync.
     fn prepare(
         &self,
         work: &Work<'_>,
         suspects: &Suspects,
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
-    ) -> Result<BTreeSet<SnapshotName>, SnapshotError> {
+    ) -> Result<(BTreeSet<SnapshotName>, UpToDate), SnapshotError> {
+        let lacking = large_files::recover(&self.folder)?;
         let sources: Vec<PathBuf> = self
             .sources
             .list
@@ -184,6 +194,7 @@ impl Run<'_> {
         let mounts = self.sources.mounts.iter().map(|mount| mount.path.clone());
         let mut wanted: Vec<PathBuf> = sources.iter().cloned().chain(mounts).collect();
         wanted.extend(unread);
+        wanted.extend(lacking.clone());
         wanted.retain(|path| sources.iter().any(|source| path.starts_with(source)));
         let mut taken = BTreeSet::new();
         let is_live = |path: &Path| lstat(path).ok().map(|about| about.file_type());
@@ -209,11 +220,26 @@ impl Run<'_> {
             }
         };
         progress(Progress::begin(Phase::Recovering));
-        work.separate_links(suspects, &mut walked, cancel)?;
-        match cancel.is_cancelled() {
-            true => Err(SnapshotError::Cancelled),
-            false => Ok(taken),
+        let large = work.separate_links(suspects, &mut walked, cancel)?;
+        if cancel.is_cancelled() {
+            return Err(SnapshotError::Cancelled);
         }
+        large_files::forget_note(&self.folder);
+        let updating = Updating {
+            rsync: &self.rsync,
+            folder: &self.folder,
+            spec: self.spec,
+            sources: &self.sources,
+            name: self.name,
+            last: self
+                .last()
+                .map(|last| self.folder.job.path.join(last.to_string())),
+            taken_back: lacking,
+            recent_from_s: recent::from_s(self.started),
+        };
+        let must_compare = |path: &Path| self.recent.paths.iter().any(|recent| recent == path);
+        let large = updating.carry_out(&large, &must_compare, progress, cancel)?;
+        Ok((taken, large))
     }
 
     /// Refuses a source here whose place in the snapshot is that of a host.

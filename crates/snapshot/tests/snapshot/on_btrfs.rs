@@ -1,5 +1,6 @@
 //! Snapshots on a real btrfs: rsync into the subvolume `work`, and read-only snapshots of it.
 
+mod blocks;
 mod hosts;
 mod large_files;
 mod wrong_content;

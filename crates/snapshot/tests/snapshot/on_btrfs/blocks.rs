@@ -1,0 +1,231 @@
+//! Large files of which only the blocks that differ are sent.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sprat_snapshot::Phase;
+
+use super::*;
+use crate::interrupted::files_ending;
+
+const BLOCK_BYTES: u64 = BLOCK as u64;
+const BLOCK: usize = 4096;
+const BLOCKS: u64 = 10_000;
+
+/// A job with one large file.
+struct WithLarge {
+    volume: OnBtrfs,
+    file: PathBuf,
+    spec: SnapshotSpec,
+}
+
+impl WithLarge {
+    fn new() -> Self {
+        let volume = OnBtrfs::new();
+        let file = volume.source("machines/vm.img");
+        fs::create_dir(file.parent().unwrap()).unwrap();
+        let content: Vec<u8> = (0..BLOCKS)
+            .flat_map(|block| match block % 5 {
+                0 => [0; BLOCK],
+                _ => [block.to_le_bytes()[0] | 1; BLOCK],
+            })
+            .collect();
+        fs::write(&file, content).unwrap();
+        let mut spec = volume.bench.spec();
+        spec.blocks = Some(volume.bench.path("blocks"));
+        Self { volume, file, spec }
+    }
+
+    /// Fills some blocks with `byte`.
+    fn change(&self, blocks: impl Iterator<Item = u64>, byte: u8) {
+        let file = File::options().write(true).open(&self.file).unwrap();
+        for block in blocks {
+            let content = [byte; BLOCK];
+            file.write_all_at(&content, block * BLOCK_BYTES).unwrap();
+        }
+    }
+
+    /// Takes a snapshot, and compares it with the source.
+    fn take(&self) -> SnapshotReport {
+        let report = self.volume.try_take(&self.spec).unwrap();
+        assert!(report.record.complete, "{:?}", report.record);
+        let (source, kept) = (self.volume.bench.source(), self.kept(&report));
+        assert_same(&source, &self.volume.bench.in_snapshot(report.name));
+        assert!(fs::read(&self.file).unwrap() == fs::read(kept).unwrap());
+        let tree = self.volume.bench.job().join(report.name.to_string());
+        assert!(files_ending(&tree, ".blocks").is_empty());
+        assert!(!self.volume.bench.job().join(".sprat/work.blocks").exists());
+        report
+    }
+
+    fn kept(&self, report: &SnapshotReport) -> PathBuf {
+        self.volume.kept(report, "machines/vm.img")
+    }
+
+    fn index(&self) -> PathBuf {
+        let indexes = files_ending(&self.volume.bench.path("blocks"), ".blocks");
+        assert_eq!(indexes.len(), 1);
+        indexes[0].clone()
+    }
+
+    /// A run that is cancelled in the middle of the file.
+    fn cancel(&self) {
+        let cancel = Cancel::new();
+        let root = self.volume.bench.volume();
+        let mut progress = |now: sprat_snapshot::Progress| {
+            if now.phase == Phase::Copying && now.bytes_done > 0 {
+                cancel.cancel();
+            }
+        };
+        let error = sprat_snapshot::take_into_subvolume(
+            &root,
+            &self.spec,
+            now(),
+            &ByProgs,
+            &mut progress,
+            &cancel,
+        );
+        assert!(matches!(error, Err(SnapshotError::Cancelled)));
+        let in_work = crate::folder::below(&self.volume.work(), &self.file);
+        assert!(!in_work.exists());
+        assert_eq!(files_ending(&self.volume.work(), ".blocks").len(), 1);
+    }
+}
+
+#[test]
+fn only_changed_blocks_of_a_large_file_are_sent() {
+    requires!(missing());
+    let large = WithLarge::new();
+    let first = large.take();
+    assert_eq!(first.record.stats.bytes_literal, BLOCKS * BLOCK_BYTES);
+    let before = fs::read(large.kept(&first)).unwrap();
+    // Without an index, the file on the volume is read.
+    large.change(100..110, 2);
+    set_mode(&large.file, 0o640).unwrap();
+    set_xattr(&large.file, "user.kind", b"disk").unwrap();
+    std::os::unix::fs::chown(&large.file, Some(7), Some(8)).unwrap();
+    let report = large.take();
+    let stats = report.record.stats;
+    assert_eq!(stats.bytes_literal, 10 * BLOCK_BYTES);
+    assert_eq!(
+        (stats.transferred, stats.files),
+        (1, first.record.stats.files)
+    );
+    assert_eq!(stats.bytes_total, first.record.stats.bytes_total);
+    // A block whose hash is another one is sent, though it is the same on the volume.
+    large.change(std::iter::once(100), 3);
+    let index = File::options().write(true).open(large.index()).unwrap();
+    index.write_all_at(&[0; 16], 16 * 501).unwrap();
+    assert_eq!(large.take().record.stats.bytes_literal, 2 * BLOCK_BYTES);
+    // The file becomes shorter, and then longer than before.
+    let file = File::options().write(true).open(&large.file).unwrap();
+    file.set_len((BLOCKS - 7) * BLOCK_BYTES + 5).unwrap();
+    assert_eq!(large.take().record.stats.bytes_literal, 5);
+    file.set_len((BLOCKS + 7) * BLOCK_BYTES).unwrap();
+    file.write_all_at(b"end", (BLOCKS + 6) * BLOCK_BYTES)
+        .unwrap();
+    let literal = large.take().record.stats.bytes_literal;
+    // The short block is a whole one now.
+    assert_eq!(literal, 2 * BLOCK_BYTES);
+    assert_eq!(large.take().record.stats.bytes_literal, 0);
+    assert!(fs::read(large.kept(&first)).unwrap() == before);
+}
+
+#[test]
+fn index_of_another_state_of_the_file_is_not_used() {
+    requires!(missing());
+    let large = WithLarge::new();
+    large.take();
+    large.change(100..110, 2);
+    large.take();
+    let (place, old) = (large.index(), fs::read(large.index()).unwrap());
+    large.change(100..110, 3);
+    large.take();
+    fs::write(&place, old).unwrap();
+    // By that index, these blocks are unchanged.
+    large.change(100..110, 2);
+    assert_eq!(large.take().record.stats.bytes_literal, 10 * BLOCK_BYTES);
+    fs::write(&place, b"damaged").unwrap();
+    large.change(100..110, 4);
+    assert_eq!(large.take().record.stats.bytes_literal, 10 * BLOCK_BYTES);
+}
+
+#[test]
+fn changed_file_that_the_job_no_longer_includes_leaves_the_snapshot() {
+    requires!(missing());
+    let mut large = WithLarge::new();
+    large.take();
+    large.change(0..10, 2);
+    large.spec.excludes = vec!["machines/*.i[m]g".to_owned()];
+    let report = large.volume.try_take(&large.spec).unwrap();
+    assert!(!large.kept(&report).exists());
+}
+
+#[test]
+fn large_file_that_is_the_source_itself_is_updated() {
+    requires!(missing());
+    let mut large = WithLarge::new();
+    large.spec.sources = vec![large.file.clone()];
+    for changed in [BLOCKS, 10] {
+        let report = large.volume.try_take(&large.spec).unwrap();
+        assert!(report.record.complete, "{:?}", report.record);
+        assert_eq!(report.record.stats.bytes_literal, changed * BLOCK_BYTES);
+        assert!(fs::read(large.kept(&report)).unwrap() == fs::read(&large.file).unwrap());
+        large.change(200..210, 2);
+    }
+}
+
+/// rsync would send it whole, because its time differs again when rsync comes to it.
+#[test]
+fn file_that_changes_all_the_time_is_not_sent_whole() {
+    requires!(missing());
+    let large = WithLarge::new();
+    large.take();
+    let stop = AtomicBool::new(false);
+    let report = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for block in (0..).take_while(|_| !stop.load(Ordering::Relaxed)) {
+                large.change(std::iter::once(block % BLOCKS), 9);
+                large.change(std::iter::once(BLOCKS + block), 9);
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+        });
+        let report = large.volume.try_take(&large.spec);
+        stop.store(true, Ordering::Relaxed);
+        report.unwrap()
+    });
+    assert!(report.record.complete, "{:?}", report.record);
+    let literal = report.record.stats.bytes_literal;
+    assert!(literal < BLOCKS * BLOCK_BYTES / 2, "{literal}");
+    let kept = fs::metadata(large.kept(&report)).unwrap();
+    assert!(kept.len() >= BLOCKS * BLOCK_BYTES);
+    assert!(large.take().record.stats.bytes_literal < BLOCKS * BLOCK_BYTES / 2);
+}
+
+#[test]
+fn interrupted_update_leaves_no_torn_file() {
+    requires!(missing());
+    let large = WithLarge::new();
+    large.take();
+    large.change(0..10, 2);
+    let before = large.take();
+    let content = fs::read(large.kept(&before)).unwrap();
+    large.change(0..10, 3);
+    large.change(9_000..9_010, 3);
+    large.cancel();
+    large.cancel();
+    // The file of the last snapshot is taken back, and its index still counts.
+    let report = large.take();
+    assert_eq!(report.record.stats.bytes_literal, 20 * BLOCK_BYTES);
+    assert!(fs::read(large.kept(&before)).unwrap() == content);
+    // As after kill -9 between the last two steps: the file has its name, and the note is left.
+    let note = large.volume.bench.job().join(".sprat/work.blocks");
+    fs::write(note, large.file.to_str().unwrap()).unwrap();
+    assert_eq!(large.take().record.stats.bytes_literal, 0);
+    // The source has gone back to the state of the snapshot.
+    large.change(0..10, 4);
+    large.cancel();
+    large.change(0..10, 3);
+    large.take();
+}
