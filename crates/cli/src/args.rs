@@ -17,6 +17,17 @@ pub(crate) const TARGET_HELP: &str = "A container's name in the config, \
                                       ssh://[user@]host[:port]/path/x.luks, \
                                       [user@]host:path/x.luks, or a local path";
 
+/// The TARGET of a command that only reads.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ReadTarget {
+    #[arg(help = TARGET_HELP)]
+    pub target: String,
+    /// Read a past state that the server keeps: its name in `sprat generations`, the beginning of a name
+    /// (the newest match), or latest-before:TIME
+    #[arg(long, value_name = "NAME")]
+    pub generation: Option<String>,
+}
+
 /// Options that every command accepts.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = GLOBAL_HEADING)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sprat_luks::{AnyHeader, Header, HeaderRead, LuksError, OpenedBy};
 use sprat_store::copy::{DataMap, read_remote_map};
 use sprat_store::{
-    Fence, FileName, FileStat, LocalStore, Puncher, PuncherOptions, Question, ReadClass,
+    Fence, FileName, FileStat, LocalStore, PastState, Puncher, PuncherOptions, Question, ReadClass,
     SftpOptions, SftpStore, SshTarget, Store, StoreError, StoreErrorKind, StoreFile, WriteJournal,
     Writers,
 };
@@ -48,6 +48,32 @@ fn open_store(
             tune(&mut options)?;
             Ok(Arc::new(SftpStore::connect(options)?))
         }
+    }
+}
+
+/// The past states that an agent on the server keeps of the container, oldest first. `None`: no agent answers.
+///
+/// # Errors
+/// The server was not reached.
+pub fn past_states(
+    target: &Target,
+    ssh: &SshOptions,
+) -> Result<Option<Vec<PastState>>, StoreError> {
+    connect(target, ssh)?.past_states(&target.name)
+}
+
+/// Where the agent shows a past state of the container: a file in a folder of its own.
+pub(crate) fn past_target(target: &Target, state: &PastState) -> Target {
+    let folder = format!(".generations/{}", target.name);
+    Target {
+        location: match &target.location {
+            Location::Local(above) => Location::Local(above.join(folder)),
+            Location::Ssh(server) => Location::Ssh(SshLocation {
+                folder: format!("{}/{folder}", server.folder.trim_end_matches('/')),
+                ..server.clone()
+            }),
+        },
+        name: state.name.clone(),
     }
 }
 

@@ -23,6 +23,7 @@ pub mod diagnosis;
 pub mod failure;
 mod file_system;
 pub mod files;
+pub mod generations;
 pub mod interrupt;
 pub mod json;
 mod limits;

@@ -327,7 +327,8 @@ impl Session {
     ) -> Result<RestoreReport, Failure> {
         spec.never_enter.extend(own_folders(&self.settings));
         // What is known of locks, keys and headers now is newer than what any snapshot has.
-        spec.never_enter.push(self.settings.state_dir.clone());
+        spec.never_enter
+            .push(self.settings.machine_state_dir().to_owned());
         spec.containers = local_containers(&self.settings);
         let order = WorkerOrder::Restore(Box::new(spec), patterns);
         self.ask(&order, observer, interrupt)
@@ -485,7 +486,7 @@ fn own_folders(settings: &SessionSettings) -> [PathBuf; 2] {
 fn local_containers(settings: &SessionSettings) -> Vec<LocalContainer> {
     let named = [&settings.target].into_iter().chain(&settings.containers);
     let mut paths: Vec<PathBuf> = named.filter_map(Target::local_path).collect();
-    paths.extend(identity::local_containers(&settings.state_dir));
+    paths.extend(identity::local_containers(settings.machine_state_dir()));
     paths.sort();
     paths.dedup();
     let endings = reserved_names::endings();

@@ -134,6 +134,10 @@ pub struct SessionSettings {
     /// The folder for lock records, pins and headers (`/var/lib/sprat`).
     #[serde(with = "any_path")]
     pub state_dir: PathBuf,
+    /// If a past state is read: the state folder of this machine. `state_dir` is then one for past states.
+    /// The volume process needs only that.
+    #[serde(skip)]
+    pub machine_state_dir: Option<PathBuf>,
     /// The folder for mounts (`/run/sprat`).
     #[serde(with = "any_path")]
     pub runtime_dir: PathBuf,
@@ -194,6 +198,7 @@ impl SessionSettings {
             may_use_reserve: false,
             space_interval: Duration::from_secs(10),
             state_dir,
+            machine_state_dir: None,
             runtime_dir,
             allow_no_fsync: false,
             ignore_lock: false,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sprat_store::{Store, StoreError, StoreErrorKind};
 
 use crate::address::Target;
-use crate::{Failure, SshOptions, connect};
+use crate::{Failure, SshOptions, connect, generations};
 
 /// A server that let us in. One connection stays open.
 pub struct Survey {
@@ -16,6 +16,8 @@ pub struct Survey {
     pub durable: bool,
     /// Free space in bytes, where the server reports it.
     pub available_bytes: Option<u64>,
+    /// What an agent on the server keeps, if there is one.
+    pub past_states: Option<String>,
     /// The server's file system is mounted read-only.
     pub read_only: bool,
 }
@@ -61,6 +63,9 @@ pub fn survey(target: &Target, ssh: &SshOptions) -> Result<Survey, NotReached> {
         has_container,
         durable: store.capabilities().durable_flush,
         available_bytes: space.as_ref().map(|space| space.available_bytes),
+        past_states: store
+            .past_states(&target.name)?
+            .map(|states| generations::kept_in_words(&states)),
         read_only: space.is_some_and(|space| space.read_only),
         store,
     })

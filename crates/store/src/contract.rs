@@ -61,6 +61,25 @@ pub struct FreeSpace {
     pub read_only: bool,
 }
 
+/// An earlier state of a file, which the server keeps by its own policy and which no client can change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PastState {
+    /// The file's name in the folder of past states.
+    pub name: FileName,
+    /// When the state was written last, by the server's clock, in seconds since the epoch.
+    pub written_s: u64,
+    /// When something was written over it. From then on the server keeps it.
+    pub begun_s: u64,
+    /// How long it was the present state, in seconds.
+    pub stood_s: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// The client said that it left the file in order.
+    pub in_order: bool,
+    /// The server's admin keeps it, whatever the policy is.
+    pub pinned: bool,
+}
+
 /// The outcome of a change that the store carried out: is it on the disk, too?
 ///
 /// If the store did not carry it out at all, that is the `Err` of `Result<Applied, _>`.
@@ -190,6 +209,13 @@ pub trait Store: Send + Sync {
     /// Returns the free space of the folder's file system; `Unsupported` if the server can't report
     /// it.
     fn free_space(&self) -> Result<FreeSpace, StoreError>;
+
+    /// The past states that the server keeps of a file, oldest first. `None`, as by default: this server
+    /// keeps none.
+    fn past_states(&self, name: &FileName) -> Result<Option<Vec<PastState>>, StoreError> {
+        let _ = name;
+        Ok(None)
+    }
 
     /// Copies byte ranges of one file to the same offsets of another, without the bytes passing
     /// through this machine. Both files must exist. The copy is durable when this returns. After an

@@ -29,8 +29,8 @@ mod token;
 mod write_journal;
 
 pub use contract::{
-    Access, Applied, Capabilities, FileStat, FreeSpace, OpenedAndRead, Question, ReadClass, Store,
-    StoreFile, WriteGuard,
+    Access, Applied, Capabilities, FileStat, FreeSpace, OpenedAndRead, PastState, Question,
+    ReadClass, Store, StoreFile, WriteGuard,
 };
 pub use error::{StoreError, StoreErrorKind};
 pub use local::LocalStore;

@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failing test kit panics")]
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -119,6 +120,13 @@ impl FakeClock {
     /// sprat with the settings of `machine` and this clock.
     #[must_use]
     pub fn command(&self, machine: &TestMachine, arguments: &[&str]) -> Command {
+        let mut command = self.command_of(machine, program::sprat());
+        command.args(arguments);
+        command
+    }
+
+    /// The same with another program.
+    pub fn command_of(&self, machine: &TestMachine, program: impl AsRef<OsStr>) -> Command {
         let offset = |clock, wanted: Duration| {
             let real = clock_gettime(clock).tv_sec;
             (i64::try_from(wanted.as_secs()).unwrap() - real).to_string()
@@ -134,8 +142,7 @@ impl FakeClock {
                 "--boottime={}",
                 offset(ClockId::Boottime, self.boottime)
             ))
-            .arg(program::sprat())
-            .args(arguments)
+            .arg(program)
             .env("LD_PRELOAD", &self.shim)
             .env("TEST_CLOCK_SHIFT_S", shift(self.shown_s()))
             .env(

@@ -18,4 +18,5 @@ mod kills;
 mod limits;
 mod requests;
 mod sessions;
+mod sprat;
 mod stock;

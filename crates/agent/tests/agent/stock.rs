@@ -4,27 +4,20 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use sprat_testkit::machine::{CHEAP, TestMachine};
-use sprat_testkit::ssh_server::{OpenSshOptions, SshServer, openssh};
+use sprat_testkit::machine::CHEAP;
+use sprat_testkit::ssh_server::{SshServer, openssh};
 use sprat_testkit::{needs, requires};
 
 use crate::client::{BLOCK, EAGER, READ_WRITE, Served, agent, blocks};
+use crate::sprat::{Client, sprat_missing, sshd_with};
 
 fn sshd(served: &Served) -> SshServer {
-    let command = format!(
-        "ForceCommand {} serve --root {}",
+    let root = served.path("");
+    sshd_with(&format!(
+        "{} serve --root {}",
         agent().display(),
-        served.path("").display()
-    );
-    let config_lines = vec![
-        command,
-        "DisableForwarding yes".to_owned(),
-        "PermitTTY no".to_owned(),
-    ];
-    SshServer::start_with(&OpenSshOptions {
-        config_lines,
-        ..OpenSshOptions::default()
-    })
+        root.display()
+    ))
 }
 
 fn sftp(server: &SshServer, batch: &str) -> (bool, String) {
@@ -153,20 +146,6 @@ fn sshfs_shows_present_and_past() {
     assert!(fs::read(at.path().join(served.past_path(1))).unwrap() == state);
 }
 
-/// The `sprat` that was built beside the agent; in a run of one package it may be missing.
-fn sprat_program() -> PathBuf {
-    agent().with_file_name("sprat")
-}
-
-fn sprat_missing() -> Option<String> {
-    (!sprat_program().is_file()).then(|| {
-        format!(
-            "{} is not built: run the tests of the whole workspace",
-            sprat_program().display()
-        )
-    })
-}
-
 #[test]
 fn sprat_backs_up_unchanged_and_restores_the_past_of_a_destroyed_container() {
     requires!(
@@ -177,57 +156,33 @@ fn sprat_backs_up_unchanged_and_restores_the_past_of_a_destroyed_container() {
         sprat_missing()
     );
     // No key is changed: nothing of it may be refused.
-    let served = Served::new(&EAGER.replace("header = free", "header = refuse"));
-    let server = sshd(&served);
-    let machine = TestMachine::new();
-    let ssh: Vec<_> = server
-        .ssh_command()
-        .into_iter()
-        .map(|word| word.into_string().unwrap())
-        .collect();
-    let target = format!("any.host:{}", served.path("x.luks").display());
-    let sprat = |words: &[&str]| {
-        let mut command = machine.command_of(sprat_program());
-        command.args(words).arg("--ssh-command").arg(ssh.join(" "));
-        machine.run(&mut command).succeeded()
-    };
-    sprat(&["init", "--json", CHEAP, &target, "--size", "64M"]);
+    let client = Client::new(&EAGER.replace("header = free", "header = refuse"));
+    let (served, machine, target) = (&client.served, &client.machine, &*client.target);
+    client.init();
     let new_key = machine.path("new.key");
     served.run(&["allow-header", "x.luks"]);
     let new_key = new_key.to_str().unwrap();
-    sprat(&["key", "add", CHEAP, "--new-key-file", new_key, &target]);
+    client.ok(&["key", "add", CHEAP, "--new-key-file", new_key, target]);
     served.run(&["allow-header", "x.luks", "--for", "0s"]);
-    let tree = |round: u32| {
-        for number in 0..8 {
-            machine.write(
-                &format!("src/{number}"),
-                format!("{round} {number}\n").repeat(2000),
-            );
-        }
-    };
     for round in 1..=3 {
-        tree(round);
-        sprat(&["backup", &target, "--name", "home", "src"]);
+        client.back_up(round);
     }
-    let restored = |target: &str, name: &str, more: &[&str]| {
+    let restored = |target: &str, name: &str, more: &[&str], round: u32| {
         let to = machine.path(name);
-        let mut words = vec!["restore", target, "home", "--to", to.to_str().unwrap()];
-        words.extend(more);
-        sprat(&words);
-        let back = to.join(machine.path("src").strip_prefix("/").unwrap());
-        fs::read_to_string(back.join("5")).unwrap()
+        let words = ["restore", target, "home", "--to", to.to_str().unwrap()];
+        client.ok(&[&words[..], more].concat());
+        client.is_restored(&to, round);
     };
-    assert!(restored(&target, "now", &[]).starts_with("3 5"));
+    restored(target, "now", &[], 3);
     // The state that the last session began with has the snapshots of the first two.
     let last = *served.numbers().last().unwrap();
     let key = machine.path("config/keys/x.key");
-    let past = format!(
-        "any.host:{}",
-        served.path(&served.past_path(last)).display()
-    );
+    let past = |number| {
+        let path = served.path(&served.past_path(number));
+        format!("any.host:{}", path.display())
+    };
     let more = ["--ignore-lock", "--key-file", key.to_str().unwrap()];
-    let text = restored(&past, "past", &more);
-    assert!(text.starts_with("2 5"), "{}", &text[..10]);
+    restored(&past(last), "past", &more, 2);
 
     // Somebody has the key and the login, and overwrites everything that is there.
     let mut policy = fs::read_to_string(served.path(".sprat-agent/policy")).unwrap();
@@ -246,11 +201,7 @@ fn sprat_backs_up_unchanged_and_restores_the_past_of_a_destroyed_container() {
     // The state before that has all three snapshots.
     let evening = *served.numbers().last().unwrap();
     assert!(evening > last);
-    let past = format!(
-        "any.host:{}",
-        served.path(&served.past_path(evening)).display()
-    );
-    assert!(restored(&past, "evening", &more).starts_with("3 5"));
+    restored(&past(evening), "evening", &more, 3);
     let status = served.command(&["status"]).output().unwrap();
     assert_eq!(status.status.code(), Some(3), "{status:?}");
     // The stock tools take a copy of it; the kernel's part is for a VM.
@@ -264,14 +215,6 @@ fn sprat_backs_up_unchanged_and_restores_the_past_of_a_destroyed_container() {
         .output()
         .unwrap();
     assert!(opened.status.success(), "{opened:?}");
-    let to = machine.path("copied");
-    let mut command = machine.command_of(sprat_program());
-    command.args(["restore", "--key-file"]).arg(&key);
-    command.arg(&copy).args(["home", "--to"]).arg(&to);
-    machine.run(&mut command).succeeded();
-    let back = to.join(machine.path("src").strip_prefix("/").unwrap());
-    for number in 0..8 {
-        let text = fs::read_to_string(back.join(number.to_string())).unwrap();
-        assert!(text == format!("3 {number}\n").repeat(2000), "{number}");
-    }
+    let copy = copy.to_str().unwrap();
+    restored(copy, "copied", &["--key-file", key.to_str().unwrap()], 3);
 }

@@ -9,13 +9,12 @@ use sprat_inside::{AnalyzeReport, AnalyzeSpec};
 use sprat_run::recovery_sheet::{create, write};
 use sprat_run::watch::full_on;
 use sprat_run::{analyze_page, analyze_text};
-use sprat_session::Access;
 use sprat_session::status::ContainerStatus;
 use sprat_snapshot::JobName;
 
 use super::context::{CommandArgs, Context};
 use super::lookup;
-use crate::args::TARGET_HELP;
+use crate::args::ReadTarget;
 use crate::{Exit, Failure};
 
 pub(super) const EXAMPLES: &str = "\
@@ -35,8 +34,8 @@ const PATHS_MAX: usize = 100;
 
 #[derive(Debug, Args)]
 pub(super) struct AnalyzeArgs {
-    #[arg(help = TARGET_HELP)]
-    target: String,
+    #[command(flatten)]
+    target: ReadTarget,
     /// Show what the removal of these together would free
     #[arg(value_name = "JOB/SNAPSHOT")]
     snapshots: Vec<OsString>,
@@ -55,7 +54,7 @@ impl AnalyzeArgs {
         context: &Context,
         spec: AnalyzeSpec,
     ) -> Result<(String, AnalyzeReport, Option<Timestamp>), Failure> {
-        let prepared = context.prepare(&self.target, Access::ReadOnly)?;
+        let prepared = context.prepare_reading(&self.target)?;
         let target = prepared.resolved.target.clone();
         let (shown, report) = lookup::look_in(context, prepared, |session, reporter| {
             session.analyze(spec, reporter, &context.interrupt)

@@ -7,7 +7,7 @@ use sprat_inside::CatSpec;
 
 use super::context::{CommandArgs, Context};
 use super::lookup;
-use crate::args::TARGET_HELP;
+use crate::args::ReadTarget;
 use crate::{Exit, Failure};
 
 pub(super) const EXAMPLES: &str = "\
@@ -18,8 +18,8 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(super) struct CatArgs {
-    #[arg(help = TARGET_HELP)]
-    target: String,
+    #[command(flatten)]
+    target: ReadTarget,
     /// The file. SNAPSHOT is a name, the beginning of a name (the newest match), or
     /// `latest-complete`; the default is the latest snapshot. PATH is a path in the source
     #[arg(value_name = "JOB[/SNAPSHOT]:PATH")]

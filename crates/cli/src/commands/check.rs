@@ -10,11 +10,11 @@ use sprat_session::check::{Checked, check};
 use sprat_session::interrupt::Interrupt;
 use sprat_session::state::checks::{self, KeptCheck, Kind};
 use sprat_session::state::paths::{CHECKS, SUSPECTS, StatePaths};
-use sprat_session::{Access, ContainerFacts, IdentityPolicy, text};
+use sprat_session::{ContainerFacts, IdentityPolicy, text};
 use sprat_snapshot::{CheckSpec, CheckWhat, JobName};
 
 use super::context::{CommandArgs, Context, Prepared};
-use crate::args::TARGET_HELP;
+use crate::args::ReadTarget;
 use crate::output::{Reporter, exit_json, failure_json, result_json};
 use crate::{Exit, Failure};
 
@@ -32,8 +32,8 @@ reading of files.";
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("files").args(["read_data", "against_source"])))]
 pub(super) struct CheckArgs {
-    #[arg(help = TARGET_HELP)]
-    target: String,
+    #[command(flatten)]
+    target: ReadTarget,
     /// Also read every file in the volume, and compare it with the checksum that an earlier check saved
     #[arg(long)]
     read_data: bool,
@@ -62,7 +62,7 @@ impl CommandArgs for CheckArgs {
             (None, true) => Some(CheckWhat::Everything),
             (None, false) => None,
         };
-        let prepared = context.prepare(&self.target, Access::ReadOnly)?;
+        let prepared = context.prepare_reading(&self.target)?;
         let target = prepared.resolved.target.to_string();
         let wanted = Wanted {
             what,

@@ -14,6 +14,7 @@ use sprat_run::watch::{Now, Shown, Watch, Watched};
 use sprat_session as session;
 use sprat_session::address::Target;
 use sprat_session::closed_container::check_exists;
+use sprat_session::generations::{self, Wanted};
 use sprat_session::interrupt::Interrupt;
 use sprat_session::state::history::History;
 use sprat_session::state::identity;
@@ -25,7 +26,7 @@ use sprat_session::{
 };
 use sprat_snapshot::{LOCAL_ZONE, SnapshotChoice, SnapshotPath, parse_moment, time_zone};
 
-use crate::args::GlobalArgs;
+use crate::args::{GlobalArgs, ReadTarget};
 use crate::environment::Environment;
 use crate::output::{Output, Reporter, result_json};
 use crate::secrets::{KeyHint, SecretSource};
@@ -482,6 +483,35 @@ impl Context {
         self.prepare_resolved(self.resolve(target)?, access)
     }
 
+    /// As [`Self::prepare`], for a command that only reads. It may read a past state.
+    pub(crate) fn prepare_reading(&self, from: &ReadTarget) -> Result<Prepared, Failure> {
+        let mut resolved = self.resolve(&from.target)?;
+        let Some(text) = &from.generation else {
+            return self.prepare_resolved(resolved, Access::ReadOnly);
+        };
+        let now = jiff::Timestamp::now();
+        let refused = |what: String| Failure::usage(what).with_hint("nothing was started");
+        let zone = time_zone(LOCAL_ZONE).map_err(|what| refused(what.to_string()))?;
+        let wanted = Wanted::parse(text, now, &zone)
+            .map_err(|what| refused(format!("--generation {what}")))?;
+        let state = generations::find(&resolved.target, &resolved.ssh, &wanted)?;
+        let shown = text::harmless(generations::shown_name(&state));
+        match generations::is_suspect(&state) {
+            false => self.output.note(&format!("reading the past state {shown}")),
+            true => self.output.warning(&format!(
+                "the past state {shown} may be damaged: the container was changed without the agent after it"
+            )),
+        }
+        let options = self.session_options(&resolved, Access::ReadOnly)?;
+        let options = options.reading_past(&state);
+        resolved.target = options.target.clone();
+        Ok(Prepared {
+            secret: self.secret(&resolved)?,
+            resolved,
+            options,
+        })
+    }
+
     /// As [`Self::prepare`], for a TARGET that is resolved.
     pub(crate) fn prepare_resolved(
         &self,
@@ -533,13 +563,16 @@ impl Context {
             secret,
             options,
         } = prepared;
+        let is_past = options.is_past();
         let mut session = self.open(&resolved, &secret, options, reporter)?;
         drop(secret);
         let done = work(&mut session, reporter);
         let uuid = session.facts().uuid.clone();
         let closed = session.close(reporter, &self.interrupt);
         reporter.clear();
-        if let Ok(closed) = &closed {
+        if let Ok(closed) = &closed
+            && !is_past
+        {
             self.note_history(&uuid, &resolved.target, |history| {
                 history.saw(closed.room);
             });

@@ -7,11 +7,11 @@ use sprat_inside::{DiffReport, DiffSpec, Place, SourceDiffSpec};
 use sprat_run::copy_name::CopyName;
 use sprat_run::inside_text;
 use sprat_run::runner::CopyWork;
-use sprat_session::{Access, preview, text};
+use sprat_session::{preview, text};
 
 use super::context::{CommandArgs, Context};
 use super::lookup;
-use crate::args::TARGET_HELP;
+use crate::args::ReadTarget;
 use crate::{Exit, Failure};
 
 pub(super) const EXAMPLES: &str = "\
@@ -28,8 +28,8 @@ for rsync. A path that was renamed is shown as gone and as new.";
 
 #[derive(Debug, Args)]
 pub(super) struct DiffArgs {
-    #[arg(help = TARGET_HELP)]
-    target: String,
+    #[command(flatten)]
+    target: ReadTarget,
     /// What to compare. SNAPSHOT is a name, the beginning of a name (the newest match), `latest` or
     /// `latest-complete`; the default is the latest snapshot. PATH is a path in the source
     #[arg(value_name = "JOB[/SNAPSHOT][:PATH]")]
@@ -82,7 +82,7 @@ impl DiffArgs {
         context: &Context,
         place: Place,
     ) -> Result<(String, DiffReport), Failure> {
-        let prepared = context.prepare(&self.target, Access::ReadOnly)?;
+        let prepared = context.prepare_reading(&self.target)?;
         let name = CopyName::new(place.job.as_str(), &*prepared.resolved.name);
         let copies = context.config.copies_of_all(&[name.to_string()])?;
         let spec = copies.first().map(|copy| CopyWork::of(*copy).spec);

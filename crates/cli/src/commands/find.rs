@@ -7,7 +7,7 @@ use sprat_snapshot::JobName;
 
 use super::context::{CommandArgs, Context};
 use super::lookup;
-use crate::args::TARGET_HELP;
+use crate::args::ReadTarget;
 use crate::{Exit, Failure};
 
 pub(super) const EXAMPLES: &str = "\
@@ -24,8 +24,8 @@ a pattern that begins with a dash: sprat find home -- '-x*'";
 
 #[derive(Debug, Args)]
 pub(super) struct FindArgs {
-    #[arg(help = TARGET_HELP)]
-    target: String,
+    #[command(flatten)]
+    target: ReadTarget,
     /// Names or paths to find
     #[arg(value_name = "PATTERN")]
     pattern: String,

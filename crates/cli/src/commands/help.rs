@@ -39,6 +39,7 @@ const GROUPS: [(&str, &[&str]); 7] = [
             "versions",
             "diff",
             "analyze",
+            "generations",
             "restore",
             "mount",
             "umount",

@@ -5,10 +5,11 @@ use std::ffi::OsStr;
 use serde::Serialize;
 use sprat_inside::{Pattern, Place};
 use sprat_run::inside_text;
-use sprat_session::{Access, Session, text};
+use sprat_session::{Session, text};
 use sprat_snapshot::{EntryKind, unescape_name};
 
 use super::context::{Context, Prepared};
+use crate::args::ReadTarget;
 use crate::output::{Reporter, result_json};
 use crate::{Exit, Failure};
 
@@ -31,10 +32,10 @@ pub(super) fn check_pattern(text: &str, ignore_case: bool) -> Result<(), Failure
 /// The target, and what `ask` found in it.
 pub(super) fn look<T>(
     context: &Context,
-    target: &str,
+    target: &ReadTarget,
     ask: impl FnOnce(&mut Session, &mut Reporter) -> Result<T, Failure>,
 ) -> Result<(String, T), Failure> {
-    look_in(context, context.prepare(target, Access::ReadOnly)?, ask)
+    look_in(context, context.prepare_reading(target)?, ask)
 }
 
 /// As [`look`], in a container that is prepared already.

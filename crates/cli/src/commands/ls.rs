@@ -9,7 +9,7 @@ use sprat_run::inside_text;
 
 use super::context::{CommandArgs, Context};
 use super::lookup;
-use crate::args::TARGET_HELP;
+use crate::args::ReadTarget;
 use crate::{Exit, Failure};
 
 pub(super) const EXAMPLES: &str = "\
@@ -20,8 +20,8 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(super) struct LsArgs {
-    #[arg(help = TARGET_HELP)]
-    target: String,
+    #[command(flatten)]
+    target: ReadTarget,
     /// What to list. SNAPSHOT is a name, the beginning of a name (the newest match), or
     /// `latest-complete`; the default is the latest snapshot. PATH is a path in the source
     #[arg(value_name = "JOB[/SNAPSHOT][:PATH]")]

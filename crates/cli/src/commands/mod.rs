@@ -17,6 +17,7 @@ mod diff;
 mod doctor;
 mod drill;
 mod find;
+mod generations;
 mod grow;
 mod help;
 mod init;
@@ -103,6 +104,9 @@ enum Command {
     /// Show what snapshots cost, and what a removal would free
     #[command(before_help = analyze::EXAMPLES, after_help = analyze::NOTES)]
     Analyze(analyze::AnalyzeArgs),
+    /// List the past states of a container that its server keeps
+    #[command(before_help = generations::EXAMPLES, after_help = generations::NOTES)]
+    Generations(generations::GenerationsArgs),
     /// Restore a snapshot, or a part of it
     #[command(before_help = restore::EXAMPLES)]
     Restore(restore::RestoreArgs),
@@ -231,6 +235,7 @@ fn dispatch(name: String, cli: Cli) -> Exit {
         Command::Versions(args) => run.command(&args),
         Command::Diff(args) => run.command(&args),
         Command::Analyze(args) => run.command(&args),
+        Command::Generations(args) => run.command(&args),
         Command::Restore(args) => run.command(&args),
         Command::Prune(args) => run.command(&args),
         Command::Pin(args) => run.command(&args),

@@ -7,7 +7,7 @@ use serde_json::json;
 use sprat_session::{self as session, Access, mount_point, text};
 
 use super::context::{CommandArgs, Context};
-use crate::args::TARGET_HELP;
+use crate::args::ReadTarget;
 use crate::output::path_json;
 use crate::{Exit, Failure};
 
@@ -24,12 +24,12 @@ this check off.";
 
 #[derive(Debug, Args)]
 pub(super) struct MountArgs {
-    #[arg(help = TARGET_HELP)]
-    target: String,
+    #[command(flatten)]
+    target: ReadTarget,
     /// An existing folder
     dir: PathBuf,
     /// Mount for reading and writing; without this option nothing is written to the server
-    #[arg(long)]
+    #[arg(long, conflicts_with = "generation")]
     rw: bool,
     /// Accept a DIR that other users can enter; they can then read each file whose mode allows it
     #[arg(long)]
@@ -41,7 +41,7 @@ impl CommandArgs for MountArgs {
     const READS: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
-        let resolved = context.resolve(&self.target)?;
+        let resolved = context.resolve(&self.target.target)?;
         let dir = context.environment.absolute(&self.dir);
         if !dir.is_dir() {
             return Err(Failure::usage(format!("{} is not a folder", dir.display()))
@@ -66,11 +66,14 @@ impl CommandArgs for MountArgs {
                  /mnt/private; mkdir /mnt/private/backup`), or add --allow-other",
             ));
         }
-        let (access, how) = match self.rw {
-            true => (Access::ReadWrite, "read and write"),
-            false => (Access::ReadOnly, "read-only"),
+        let (prepared, how) = match self.rw {
+            true => {
+                let prepared = context.prepare_resolved(resolved, Access::ReadWrite)?;
+                (prepared, "read and write")
+            }
+            false => (context.prepare_reading(&self.target)?, "read-only"),
         };
-        let prepared = context.prepare_resolved(resolved.clone(), access)?;
+        let target = prepared.resolved.target.clone();
         let facts = context.in_own_session(
             prepared,
             |facts| facts,
@@ -78,14 +81,14 @@ impl CommandArgs for MountArgs {
                 session::mount(&options, secret, &dir, reporter, &context.interrupt)
             },
         )?;
-        let text = format!("mounted {} on {}, {how}\n", resolved.target, dir.display());
+        let text = format!("mounted {target} on {}, {how}\n", dir.display());
         let fields = json!({
             "dir": path_json(&dir),
             "read_write": self.rw,
             "uuid": facts.uuid,
         });
         let exit = context.exit(Exit::Done);
-        context.finish("mount", exit, &resolved.target, &text, fields)?;
+        context.finish("mount", exit, &target, &text, fields)?;
         context.output.note(&format!(
             "the container stays mounted until `sprat umount {}`",
             text::quoted(&dir)

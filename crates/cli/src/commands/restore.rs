@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde_json::json;
 use sprat_run::restore_text;
-use sprat_session::{Access, text, trusted_file};
+use sprat_session::{text, trusted_file};
 use sprat_snapshot::{EntryKind, Existing, RestoreReport, RestoreSpec};
 
 use super::context::{CommandArgs, Context};
 use super::lookup;
-use crate::args::TARGET_HELP;
+use crate::args::ReadTarget;
 use crate::output::{Reporter, path_json};
 use crate::{Exit, Failure};
 
@@ -25,8 +25,8 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(super) struct RestoreArgs {
-    #[arg(help = TARGET_HELP)]
-    target: String,
+    #[command(flatten)]
+    target: ReadTarget,
     /// What to restore. SNAPSHOT is a name, the beginning of a name (the newest match), or
     /// `latest-complete`; the default is the latest snapshot. PATH is a path in the source; the default
     /// is all files
@@ -82,7 +82,7 @@ impl CommandArgs for RestoreArgs {
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let wanted = context.wanted(&self.what, self.at.as_deref())?;
-        let prepared = context.prepare(&self.target, Access::ReadOnly)?;
+        let prepared = context.prepare_reading(&self.target)?;
         let target = prepared.resolved.target.clone();
         let mut spec = RestoreSpec::new(wanted.job, context.environment.absolute(&self.to));
         spec.snapshot = wanted.snapshot.unwrap_or_default();

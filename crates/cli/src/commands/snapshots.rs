@@ -3,11 +3,10 @@
 use clap::Args;
 use serde_json::json;
 use sprat_run::snapshots_text;
-use sprat_session::Access;
 use sprat_snapshot::{EntryKind, SnapshotEntry};
 
 use super::context::{CommandArgs, Context};
-use crate::args::TARGET_HELP;
+use crate::args::ReadTarget;
 use crate::output::{Reporter, result_json};
 use crate::{Exit, Failure};
 
@@ -16,8 +15,8 @@ pub(super) const EXAMPLES: &str =
 
 #[derive(Debug, Args)]
 pub(super) struct SnapshotsArgs {
-    #[arg(help = TARGET_HELP)]
-    target: String,
+    #[command(flatten)]
+    target: ReadTarget,
     /// List only this job's snapshots
     #[arg(long)]
     job: Option<String>,
@@ -28,7 +27,7 @@ impl CommandArgs for SnapshotsArgs {
     const READS: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
-        let prepared = context.prepare(&self.target, Access::ReadOnly)?;
+        let prepared = context.prepare_reading(&self.target)?;
         let target = prepared.resolved.target.to_string();
         let mut reporter = Reporter::new(context.output, "");
         let (mut entries, _) =

@@ -9,7 +9,7 @@ use sprat_snapshot::SnapshotChoice;
 
 use super::context::{CommandArgs, Context};
 use super::lookup;
-use crate::args::TARGET_HELP;
+use crate::args::ReadTarget;
 use crate::{Exit, Failure};
 
 pub(super) const EXAMPLES: &str = "\
@@ -19,8 +19,8 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(super) struct VersionsArgs {
-    #[arg(help = TARGET_HELP)]
-    target: String,
+    #[command(flatten)]
+    target: ReadTarget,
     /// The file or folder, by its path in the source
     #[arg(value_name = "JOB:PATH")]
     what: OsString,

@@ -250,6 +250,9 @@ impl Setup<'_> {
                  before the disk is full",
             ),
         }
+        if let Some(kept) = &survey.past_states {
+            self.host.note(&format!("server: {kept}"));
+        }
         match survey.second_connection(&place.target, &self.ssh_options(command.clone())) {
             Ok(None) => Ok(false),
             Ok(Some(folder)) => {

@@ -12,7 +12,7 @@ use crate::state::paths::StatePaths;
 use crate::state::{identity, moved, reserved_names};
 use crate::volume_process::reserve::{FREE_TIMES, name as reserve_name};
 use crate::volume_process::space_monitor::LOW_BYTES;
-use crate::{Failure, IdentityPolicy, SshOptions, connect, text};
+use crate::{Failure, IdentityPolicy, SshOptions, connect, generations, text};
 
 /// What is checked.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +56,7 @@ pub fn server(checked: &ServerCheck<'_>) -> Vec<Finding> {
             .flatten()
             .map(|folder| server_snapshots(name, &folder)),
     );
+    findings.extend(past_states(name, checked, &*store));
     findings.push(fsync(name, checked, &*store));
     findings.extend(removal(name, checked, &*store));
     let stat = store.stat(&checked.target.name).ok();
@@ -118,6 +119,20 @@ fn server_snapshots(name: &str, folder: &str) -> Finding {
     let what = format!("{name}: snapshots of the server");
     let detail = format!("in {folder}: `sprat restore` reads the container there, too");
     Finding::new(what, State::Fine, detail)
+}
+
+/// The past states that an agent on the server keeps.
+fn past_states(name: &str, checked: &ServerCheck<'_>, store: &dyn Store) -> Option<Finding> {
+    let what = format!("{name}: past states");
+    match store.past_states(&checked.target.name) {
+        Ok(None) => None,
+        Ok(Some(states)) => Some(Finding::new(
+            what,
+            State::Fine,
+            generations::kept_in_words(&states),
+        )),
+        Err(error) => Some(Finding::failed(what, &Failure::from(error))),
+    }
 }
 
 fn fsync(name: &str, checked: &ServerCheck<'_>, store: &dyn Store) -> Finding {

@@ -4,6 +4,7 @@
 //! counts what follows it. Requests and their replies carry a `u32 id` after the type; the greeting
 //! (`INIT`, `VERSION`) doesn't. A string is `u32 length | bytes`.
 
+use super::agent::{AgentRequest, announced};
 use crate::contract::Access;
 
 /// The longest packet that is accepted, as in OpenSSH (`SFTP_MAX_MSG_LENGTH`, sftp-common.h).
@@ -121,6 +122,7 @@ pub(crate) enum Request<'a> {
     Statvfs {
         path: &'a str,
     },
+    Agent(AgentRequest<'a>),
 }
 
 impl OpenFor {
@@ -137,6 +139,7 @@ impl Request<'_> {
     /// Whether the server is another one after this request.
     pub(crate) fn changes_something(&self) -> bool {
         match self {
+            Self::Agent(request) => request.changes_something(),
             Self::Open { how, .. } => *how == OpenFor::Creating,
             Self::Write { .. }
             | Self::SetLen { .. }
@@ -244,6 +247,7 @@ impl Request<'_> {
                     .string(b"statvfs@openssh.com")
                     .string(path.as_bytes());
             }
+            Self::Agent(request) => request.encode(&mut packet),
         }
         packet.finish()
     }
@@ -267,7 +271,8 @@ impl Request<'_> {
             | Self::Fsync { .. }
             | Self::Limits
             | Self::Statvfs { .. }
-            | Self::CopyData { .. } => EXTENDED,
+            | Self::CopyData { .. }
+            | Self::Agent(_) => EXTENDED,
         }
     }
 
@@ -279,7 +284,7 @@ impl Request<'_> {
     }
 }
 
-struct Builder(Vec<u8>);
+pub(super) struct Builder(Vec<u8>);
 
 impl Builder {
     fn new(kind: u8, id: u32, capacity: usize) -> Self {
@@ -289,17 +294,17 @@ impl Builder {
         Self(bytes)
     }
 
-    fn u32(&mut self, value: u32) -> &mut Self {
+    pub(super) fn u32(&mut self, value: u32) -> &mut Self {
         self.0.extend(value.to_be_bytes());
         self
     }
 
-    fn u64(&mut self, value: u64) -> &mut Self {
+    pub(super) fn u64(&mut self, value: u64) -> &mut Self {
         self.0.extend(value.to_be_bytes());
         self
     }
 
-    fn string(&mut self, bytes: &[u8]) -> &mut Self {
+    pub(super) fn string(&mut self, bytes: &[u8]) -> &mut Self {
         let len = u32::try_from(bytes.len());
         self.u32(len.unwrap_or_else(|_| panic!("a request's string of {} bytes", bytes.len())));
         self.0.extend(bytes);
@@ -385,6 +390,8 @@ pub(crate) struct Extensions {
     pub posix_rename: bool,
     pub hardlink: bool,
     pub copy_data: bool,
+    /// `sprat-agent` answers.
+    pub agent: bool,
     /// It greets like [`OPENSSH_GREETING`]: it carries out requests one after another, in the order
     /// in which they arrive.
     pub keeps_order: bool,
@@ -483,10 +490,12 @@ pub(crate) fn parse_version(body: &[u8]) -> Result<Extensions, Malformed> {
             (b"posix-rename@openssh.com", b"1") => found.posix_rename = true,
             (b"hardlink@openssh.com", b"1") => found.hardlink = true,
             (b"copy-data", b"1") => found.copy_data = true,
+            (b"sprat-agent@sprat", value) => found.agent = announced(value),
             _ => {}
         }
     }
-    found.keeps_order = as_openssh == OPENSSH_GREETING.len();
+    // The agent answers one request after another, too.
+    found.keeps_order = as_openssh == OPENSSH_GREETING.len() || found.agent;
     Ok(found)
 }
 
@@ -574,7 +583,7 @@ pub(crate) fn parse_statvfs(reply: &[u8]) -> Result<Statvfs, Malformed> {
 }
 
 /// The part of a packet that is not parsed yet.
-struct Fields<'a>(&'a [u8]);
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl<'a> Fields<'a> {
     fn take(&mut self, len: usize, what: &'static str) -> Result<&'a [u8], Malformed> {
@@ -593,15 +602,15 @@ impl<'a> Fields<'a> {
         Ok(u8::from_be_bytes(self.array(what)?))
     }
 
-    fn u32(&mut self, what: &'static str) -> Result<u32, Malformed> {
+    pub(super) fn u32(&mut self, what: &'static str) -> Result<u32, Malformed> {
         Ok(u32::from_be_bytes(self.array(what)?))
     }
 
-    fn u64(&mut self, what: &'static str) -> Result<u64, Malformed> {
+    pub(super) fn u64(&mut self, what: &'static str) -> Result<u64, Malformed> {
         Ok(u64::from_be_bytes(self.array(what)?))
     }
 
-    fn string(&mut self, what: &'static str) -> Result<&'a [u8], Malformed> {
+    pub(super) fn string(&mut self, what: &'static str) -> Result<&'a [u8], Malformed> {
         let len = usize::try_from(self.u32(what)?).map_err(|_| Malformed::Short(what))?;
         self.take(len, what)
     }

@@ -5,8 +5,9 @@
 //! channels of one server, `further` all but the first.
 //! `open` opens its files, and reads, creates and removes small ones. `file` is one open file over
 //! all channels. `witness` verifies that all channels lead to one folder. `punch` and `read_lease`
-//! use a shell on the server, `copy` copies within the server.
+//! use a shell on the server, `copy` copies within the server. `agent` has the requests of `sprat-agent`.
 
+mod agent;
 mod ahead;
 mod answer;
 mod channel;
@@ -45,7 +46,8 @@ use program::Program;
 use session::{SessionOptions, SftpSession};
 
 use crate::contract::{
-    Access, Applied, Capabilities, FileStat, FreeSpace, OpenedAndRead, Question, Store, StoreFile,
+    Access, Applied, Capabilities, FileStat, FreeSpace, OpenedAndRead, PastState, Question, Store,
+    StoreFile,
 };
 use crate::text::printable;
 use crate::{FileName, StoreError};
@@ -389,6 +391,10 @@ impl Store for SftpStore {
             kind: EndingKind::Lost,
             reason: reason.to_owned(),
         });
+    }
+
+    fn past_states(&self, name: &FileName) -> Result<Option<Vec<PastState>>, StoreError> {
+        agent::past_states(&self.session, name)
     }
 
     fn free_space(&self) -> Result<FreeSpace, StoreError> {

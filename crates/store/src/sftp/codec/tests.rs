@@ -98,6 +98,7 @@ proptest! {
         let _ = parse_version(&body);
         let _ = parse_limits(&body);
         let _ = parse_statvfs(&body);
+        let _ = crate::sftp::agent::parse_states(&body);
         if let Ok(Reply::Data(part) | Reply::Handle(part)) = parse_reply(&body) {
             prop_assert!(part.len() + 9 <= body.len());
         }
@@ -138,6 +139,7 @@ proptest! {
             Request::Write { handle, offset, data: &data }, Request::Read { handle, offset, len: id },
             Request::Close { handle }, Request::Fsync { handle }, Request::SetLen { handle, len: offset },
             Request::Rename { from: path, to: path }, Request::PosixRename { from: path, to: path },
+            Request::Agent(AgentRequest::Generations { path }),
             Request::Statvfs { path }, Request::Lstat { path }, Request::Readdir { handle },
         ] {
             let packet = request.encode(id);
