@@ -1,5 +1,5 @@
-//! Writes the man pages of sprat into a folder, with a date: one for each command, from its help, and `sprat.toml(5)`
-//! from `docs/config.md`. `make packages` runs it; it never ships.
+//! Writes the man pages of sprat into a folder, with a date: one for each command, from its help, `sprat.toml(5)` from
+//! `docs/config.md`, and `sprat-agent(8)` from `docs/agent.md`. `make packages` runs it; it never ships.
 #![forbid(unsafe_code)]
 
 mod commands;
@@ -11,6 +11,8 @@ use std::{fs, io};
 
 /// The page of the config.
 const CONFIG: &str = include_str!("../../../docs/config.md");
+/// The page of the agent.
+const AGENT: &str = include_str!("../../../docs/agent.md");
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
@@ -30,15 +32,25 @@ fn main() -> ExitCode {
     }
 }
 
-/// Writes each page as `man1/NAME.1` or `man5/NAME.5` below `folder`.
+/// Writes each page as `man1/NAME.1`, and so in `man5` and `man8`, below `folder`.
 fn write(folder: &Path, date: &str) -> io::Result<()> {
-    let (man1, man5) = (folder.join("man1"), folder.join("man5"));
-    fs::create_dir_all(&man1)?;
-    fs::create_dir_all(&man5)?;
+    let [man1, man5, man8] = ["man1", "man5", "man8"].map(|section| folder.join(section));
+    for section in [&man1, &man5, &man8] {
+        fs::create_dir_all(section)?;
+    }
     for (name, page) in commands::pages(date)? {
         fs::write(man1.join(format!("{name}.1")), page)?;
     }
-    fs::write(man5.join("sprat.toml.5"), config_page(date))
+    fs::write(man5.join("sprat.toml.5"), config_page(date))?;
+    fs::write(man8.join("sprat-agent.8"), agent_page(date))
+}
+
+fn agent_page(date: &str) -> String {
+    let title = commands::title("SPRAT-AGENT", "8", date);
+    let name = ".SH NAME\nsprat\\-agent \\- past states of container files that a hacked client cannot destroy\n";
+    let see_also = ".SH SEE ALSO\n.BR sprat (1),\n.BR sshd_config (5)\n";
+    let sections = format!("{name}{}{see_also}", markdown::to_man(AGENT));
+    commands::page_of(&title, &sections)
 }
 
 fn config_page(date: &str) -> String {
@@ -64,7 +76,7 @@ mod tests {
     }
 
     fn pages(folder: &Path) -> Vec<std::path::PathBuf> {
-        ["man1", "man5"]
+        ["man1", "man5", "man8"]
             .iter()
             .flat_map(|section| fs::read_dir(folder.join(section)).expect("a section"))
             .map(|entry| entry.expect("a page").path())
@@ -109,6 +121,35 @@ mod tests {
                 .to_string_lossy()
                 .into_owned();
             assert!(said.contains(&name), "{name}: {said}");
+        }
+    }
+
+    /// The commands that the help lists, with their full names.
+    fn listed(command: &clap::Command, name: &str) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        for below in command
+            .get_subcommands()
+            .filter(|below| !below.is_hide_set())
+        {
+            let name = format!("{name}-{}", below.get_name());
+            let about = below.get_about().expect("a first line").to_string();
+            found.extend(listed(below, &name));
+            found.push((name, about));
+        }
+        found
+    }
+
+    #[test]
+    fn no_command_lacks_a_page() {
+        let pages = commands::pages(DATE).expect("the pages");
+        let commands = listed(&sprat::grammar(), "sprat");
+        assert!(commands.len() > 30, "{commands:?}");
+        assert_eq!(pages.len(), commands.len() + 1);
+        for (name, about) in commands {
+            let page = pages.iter().find(|(found, _)| *found == name);
+            let page = &page.unwrap_or_else(|| panic!("no page {name}")).1;
+            let first = about.split(['-', '\'', '`']).next().expect("a text");
+            assert!(page.contains(first), "{name}: {first}: {page}");
         }
     }
 
@@ -164,6 +205,14 @@ mod tests {
             ".EX\n",
         ] {
             assert!(page.contains(part), "{part}: {page}");
+        }
+        // The keys of the tables, each in its first cell.
+        let keys = CONFIG.lines().filter_map(|line| line.strip_prefix("| `"));
+        let keys: Vec<&str> = keys.filter_map(|line| line.split('`').next()).collect();
+        assert!(keys.len() > 70, "{keys:?}");
+        for key in keys {
+            let line = format!("\n\\fB{}", key.replace('-', "\\-"));
+            assert!(page.contains(&line), "{key}: {page}");
         }
         assert!(!page.contains("]("), "no link of Markdown is left");
     }

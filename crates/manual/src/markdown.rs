@@ -1,4 +1,4 @@
-//! Markdown, as far as `docs/config.md` uses it, as the source of a man page.
+//! Markdown, as far as `docs/config.md` and `docs/agent.md` use it, as the source of a man page.
 
 use std::fmt::Write as _;
 
