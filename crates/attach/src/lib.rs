@@ -27,9 +27,11 @@ mod fuse_file;
 mod host;
 mod limits;
 mod loop_device;
+mod loop_info;
 mod loop_name;
 mod mount_table;
 mod mounts;
+mod page_cache;
 mod process;
 mod program;
 mod scrub;
@@ -59,6 +61,7 @@ pub use host::{HostFinding, Severity, check_host, may_grow};
 pub use limits::{lift_limits, memory_limit_too_low, open_files_limit_too_low};
 pub use loop_device::DIRTY_BYTES_MAX;
 pub use mounts::{MountState, mount_state, unmount_at, unmount_dead, unmount_only, volume_id};
+pub use page_cache::is_cached;
 pub use process::{
     ChildIdentity, become_io_flusher, bind_to_this_process, clock_is_synchronised, die_with_parent,
     enter_private_namespaces, hide_from_debuggers, lock_memory, return_freed_memory,

@@ -12,8 +12,9 @@ use rustix::io::Errno;
 use crate::AttachError;
 use crate::device::BLOCK_BYTES_U32;
 use crate::device_node::open_node;
+use crate::loop_info::{LoopConfig, LoopInfo64};
 use crate::loop_name::{LOOP_MAJOR, LoopName, name_at};
-use crate::sys::{self, LoopConfig, LoopInfo64};
+use crate::sys;
 use crate::users::{holders_of, holders_text};
 
 // include/uapi/linux/loop.h

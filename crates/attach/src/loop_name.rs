@@ -8,7 +8,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::AttachError;
-use crate::sys::{self, LoopInfo64};
+use crate::loop_info::LoopInfo64;
+use crate::sys;
 
 /// The block major number of loop devices (Documentation/admin-guide/devices.txt).
 pub(crate) const LOOP_MAJOR: u32 = 7;

@@ -10,55 +10,7 @@ use rustix::fs::Mode;
 use rustix::process::{Gid, Pid, Signal, Uid};
 use rustix::thread::UnshareFlags;
 
-/// `struct loop_info64` (include/uapi/linux/loop.h).
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct LoopInfo64 {
-    pub(crate) device: u64,
-    pub(crate) inode: u64,
-    pub(crate) rdevice: u64,
-    pub(crate) offset: u64,
-    pub(crate) size_limit: u64,
-    pub(crate) number: u32,
-    pub(crate) encrypt_type: u32,
-    pub(crate) encrypt_key_size: u32,
-    pub(crate) flags: u32,
-    pub(crate) file_name: [u8; 64],
-    pub(crate) crypt_name: [u8; 64],
-    pub(crate) encrypt_key: [u8; 32],
-    pub(crate) init: [u64; 2],
-}
-
-impl LoopInfo64 {
-    pub(crate) const EMPTY: Self = Self {
-        device: 0,
-        inode: 0,
-        rdevice: 0,
-        offset: 0,
-        size_limit: 0,
-        number: 0,
-        encrypt_type: 0,
-        encrypt_key_size: 0,
-        flags: 0,
-        file_name: [0; 64],
-        crypt_name: [0; 64],
-        encrypt_key: [0; 32],
-        init: [0; 2],
-    };
-}
-
-/// `struct loop_config` (include/uapi/linux/loop.h).
-#[repr(C)]
-pub(crate) struct LoopConfig {
-    pub(crate) fd: u32,
-    pub(crate) block_size: u32,
-    pub(crate) info: LoopInfo64,
-    pub(crate) reserved: [u64; 8],
-}
-
-// The layouts that the kernel expects, checked by the sizes in its headers.
-const _: () = assert!(size_of::<LoopInfo64>() == 232);
-const _: () = assert!(size_of::<LoopConfig>() == 304);
+use crate::loop_info::{LoopConfig, LoopInfo64};
 
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
@@ -571,6 +523,33 @@ pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
     // threads. The assertion above excludes it, and neither accepted flag implies it.
     let result = unsafe { rustix::thread::unshare_unsafe(flags) };
     result.map_err(io::Error::from)
+}
+
+/// Whether the page cache has all of `len` bytes of a file from `start`, which is a multiple of the page size.
+pub(crate) fn is_cached(file: BorrowedFd<'_>, start: u64, len: usize) -> io::Result<bool> {
+    let start = libc::off_t::try_from(start).map_err(io::Error::other)?;
+    let mut pages = vec![0_u8; len.div_ceil(rustix::param::page_size())];
+    let (anywhere, flags) = (std::ptr::null_mut(), libc::MAP_SHARED);
+    // SAFETY: a new mapping, at an address that the kernel chooses. Nothing may be read or written in it.
+    let at = unsafe {
+        libc::mmap(
+            anywhere,
+            len,
+            libc::PROT_NONE,
+            flags,
+            file.as_raw_fd(),
+            start,
+        )
+    };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `at` and `len` are those of the mapping, and `pages` has a byte for each of its pages.
+    let asked = checked(unsafe { libc::mincore(at, len, pages.as_mut_ptr()) });
+    // SAFETY: the same mapping. Nothing refers to it.
+    let unmapped = checked(unsafe { libc::munmap(at, len) });
+    asked.and(unmapped)?;
+    Ok(pages.iter().all(|page| page & 1 == 1))
 }
 
 /// Which side of a fork this is.

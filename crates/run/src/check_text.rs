@@ -135,7 +135,8 @@ fn files(read_data: bool, report: &CheckReport) -> String {
     if read_data {
         let _ = write!(
             out,
-            "; {} compared with an earlier check",
+            "; {} compared with the checksum of their backup, {} with an earlier check",
+            text::count(report.files_listed),
             text::count(report.files_known)
         );
     } else {

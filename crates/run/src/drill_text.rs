@@ -43,7 +43,7 @@ pub fn summary(name: &str, drilled: &Drilled) -> String {
     let files = |count| text::counted(count, "file", "files");
     let _ = writeln!(
         out,
-        "compared: {} with the checksum of an earlier check, {} with the unchanged source",
+        "compared: {} with the checksum of their backup or of a check, {} with the unchanged source",
         files(report.compared_with_checksum),
         files(report.compared_with_source)
     );

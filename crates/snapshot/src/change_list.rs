@@ -5,16 +5,20 @@
 //! | line | has |
 //! | --- | --- |
 //! | first | `format`, `job`, `snapshot`, `since`: the snapshot that was compared with; `null`: there is none |
-//! | one for each path | `path`, escaped; `change`; `before` and `after`: the attributes |
+//! | one for each path | `path`, escaped; `change`; `before` and `after`: the attributes; of a new file also its [`Content`] |
 //! | last | `finished`: false if not all paths are listed; how many are `new`, `content`, `kind`, `attributes`, `gone` |
 //!
 //! Nothing relies on a list. It may be missing or torn, and it counts only while the snapshot of its name exists. In
 //! the list of an interrupted run no path is gone: the run may not have come to it.
 
-use std::collections::BTreeSet;
+mod checked;
+mod reading;
+
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,18 +26,24 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use serde::Serialize;
 
 use crate::cancel::Cancel;
+use crate::content::Content;
 use crate::error::SnapshotError;
 use crate::foreign;
 use crate::job::{Folder, RunFolder, on_volume};
 use crate::local_file;
 use crate::name::SnapshotName;
-use crate::seen::{Change, Found};
+use crate::page_cache::PageCache;
+use crate::seen::{Change, Found, Kind};
 use crate::text::escape_path;
 use crate::tree::Tree;
 use crate::tree_changes::{Changed, Part, changes};
 
+pub(crate) use checked::Checked;
+pub(crate) use reading::read as read_list;
+
 const FORMAT: u32 = 1;
-const SUFFIX: &str = ".changes.zst";
+/// The ending of the name of a list.
+pub(crate) const SUFFIX: &str = ".changes.zst";
 /// zstd's own default.
 const LEVEL: i32 = 3;
 /// How long an interrupted run spends on its list: a person may be waiting.
@@ -44,8 +54,19 @@ const INTERRUPTED_MAX: Duration = Duration::from_secs(5);
 struct First<'a> {
     format: u32,
     job: &'a str,
-    snapshot: SnapshotName,
+    snapshot: Option<SnapshotName>,
     since: Option<SnapshotName>,
+}
+
+impl<'a> First<'a> {
+    fn new(job: &'a str, snapshot: Option<SnapshotName>, since: Option<SnapshotName>) -> Self {
+        Self {
+            format: FORMAT,
+            job,
+            snapshot,
+            since,
+        }
+    }
 }
 
 /// What the list has for a path, in one line.
@@ -57,6 +78,8 @@ struct Line {
     before: Option<Found>,
     #[serde(skip_serializing_if = "Option::is_none")]
     after: Option<Found>,
+    #[serde(flatten)]
+    content: Option<Content>,
 }
 
 /// The last line.
@@ -98,6 +121,8 @@ pub(crate) struct ChangeList<'a> {
     pub(crate) since: Option<Folder>,
     /// The tree lacks what the run did not come to.
     pub(crate) interrupted: bool,
+    /// The digests are computed from what it has.
+    pub(crate) page_cache: PageCache,
     /// Where this machine keeps its copies of the lists of this job.
     pub(crate) local: Option<&'a Path>,
 }
@@ -113,7 +138,8 @@ impl ChangeList<'_> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = openat(state, &new, flags, Mode::from(0o600));
         let mut file = File::from(file.map_err(|error| failed(error.into()))?);
-        let written = self.fill(&mut file, cancel).and_then(|()| {
+        let checked = self.checked();
+        let written = self.fill(&mut file, &checked, cancel).and_then(|()| {
             renameat(state, &new, state, &name).map_err(|error| failed(error.into()))
         });
         if written.is_err() {
@@ -121,14 +147,30 @@ impl ChangeList<'_> {
         }
         written?;
         if let Some(local) = self.local
-            && let Err(error) = self.keep(local, &name, &mut file)
+            && let Err(error) = self.keep(local, &name, &mut file, checked)
         {
             tracing::warn!(%error, "this machine can't keep its copy of the list of changes");
         }
         Ok(())
     }
 
-    fn fill(&self, file: &mut File, cancel: &Cancel) -> Result<(), SnapshotError> {
+    /// The digests that a check computed, and that no list has. An interrupted run has no time for them.
+    fn checked(&self) -> Checked {
+        let folder = self.local.filter(|_| !self.interrupted);
+        let exists = |name| {
+            self.folder
+                .job
+                .is_folder(Path::new(&Folder::Named(name).to_string()))
+        };
+        folder.map_or_else(Checked::default, |folder| Checked::load(folder, exists))
+    }
+
+    fn fill(
+        &self,
+        file: &mut File,
+        checked: &Checked,
+        cancel: &Cancel,
+    ) -> Result<(), SnapshotError> {
         let name = name_of(self.tree.name());
         let failed = |error| on_volume("write", &name)(error);
         let part = |folder| Part {
@@ -137,12 +179,8 @@ impl ChangeList<'_> {
         };
         let (before, after) = (self.since.map(part), part(self.tree));
         let mut lines = Lines::begin(file).map_err(failed)?;
-        let first = First {
-            format: FORMAT,
-            job: &self.folder.job.job,
-            snapshot: self.tree.name(),
-            since: self.since.map(Folder::name),
-        };
+        let (name, since) = (self.tree.name(), self.since.map(Folder::name));
+        let first = First::new(&self.folder.job.job, Some(name), since);
         lines.write(&first).map_err(failed)?;
         let begun = Instant::now();
         let mut last = Last::default();
@@ -151,6 +189,7 @@ impl ChangeList<'_> {
             true => Err(SnapshotError::ReadCancelled),
             false => Ok(()),
         };
+        let mut contents = Contents::new(self.page_cache);
         let compared = changes(before.as_ref(), &after, &go_on, &mut |one: Changed<'_>| {
             if self.interrupted && one.change == Change::Gone {
                 return Ok(());
@@ -159,6 +198,7 @@ impl ChangeList<'_> {
             let line = Line {
                 path: escape_path(&one.path),
                 change: one.change,
+                content: contents.of(&one, &|| go_on().is_err()),
                 before: one.before,
                 after: one.after,
             };
@@ -169,14 +209,18 @@ impl ChangeList<'_> {
             Err(SnapshotError::ReadCancelled) => false,
             Err(error) => return Err(error),
         };
+        checked.add_to(&mut lines).map_err(failed)?;
         lines.write(&last).map_err(failed)?;
         lines.end().map_err(failed)
     }
 
     /// Copies the list to this machine, and removes the copies of snapshots that are gone.
-    fn keep(&self, local: &Path, name: &str, list: &mut File) -> io::Result<()> {
+    fn keep(&self, local: &Path, name: &str, list: &mut File, checked: Checked) -> io::Result<()> {
         io::Seek::rewind(list)?;
         local_file::replace(&local.join(name), |copy| io::copy(list, copy).map(drop))?;
+        if !self.interrupted {
+            checked.sent(local, &self.folder.job.job, self.tree.name())?;
+        }
         let own = self.folder.job.own_folders().map_err(io::Error::other)?;
         let mut names: BTreeSet<SnapshotName> = own.into_iter().map(Folder::name).collect();
         names.insert(self.tree.name());
@@ -190,6 +234,41 @@ impl ChangeList<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// The contents of the files that a list names.
+struct Contents {
+    page_cache: PageCache,
+    /// Those of files with several names, which are read once.
+    several: HashMap<u64, Content>,
+}
+
+impl Contents {
+    fn new(page_cache: PageCache) -> Self {
+        Self {
+            page_cache,
+            several: HashMap::new(),
+        }
+    }
+
+    /// The content of a changed file. `None`: there is none, or the file can't be read.
+    fn of(&mut self, one: &Changed<'_>, is_over: &dyn Fn() -> bool) -> Option<Content> {
+        let is_file = one
+            .after
+            .as_ref()
+            .is_some_and(|after| after.kind == Kind::File);
+        let (folder, name) = one.place.filter(|_| is_file)?;
+        let file = folder.open(name).ok()?;
+        let about = file.metadata().ok()?;
+        if let Some(known) = self.several.get(&about.ino()) {
+            return Some(known.clone());
+        }
+        let content = Content::cached(&file, &about, self.page_cache, is_over).ok()?;
+        if about.nlink() > 1 {
+            self.several.insert(about.ino(), content.clone());
+        }
+        Some(content)
     }
 }
 

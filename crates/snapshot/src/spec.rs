@@ -10,6 +10,7 @@ use crate::file_listener::FileListener;
 use crate::name::{JobName, SnapshotName};
 use crate::name_list::NameList;
 use crate::own_places::LocalContainer;
+use crate::page_cache::PageCache;
 use crate::pulled_source::PulledSource;
 use crate::record::{EntryKind, RunRecord, RunStats};
 use crate::scan_rules::ScanRules;
@@ -51,6 +52,9 @@ pub struct SnapshotSpec {
     /// Where this machine keeps the hashes of the blocks of the large files of this job; `None`: nowhere.
     #[serde(default, with = "path_text_option")]
     pub blocks: Option<PathBuf>,
+    /// The digests of new content are computed from what is in memory.
+    #[serde(default)]
+    pub page_cache: PageCache,
     /// Files that come from no source. Their content waits on the volume.
     #[serde(default)]
     pub staged: Vec<StagedFile>,
@@ -110,6 +114,7 @@ impl SnapshotSpec {
             census: None,
             change_lists: None,
             blocks: None,
+            page_cache: PageCache::default(),
             staged: Vec::new(),
             required: Vec::new(),
             never_enter: Vec::new(),

@@ -415,6 +415,7 @@ impl Run<'_> {
             tree,
             since: self.last(),
             interrupted: stopped.is_some(),
+            page_cache: self.spec.page_cache,
             local: self.spec.change_lists.as_deref(),
         };
         if let Err(error) = list.write(cancel) {

@@ -34,7 +34,7 @@ reading of files.";
 pub(super) struct CheckArgs {
     #[command(flatten)]
     target: ReadTarget,
-    /// Also read every file in the volume, and compare it with the checksum that an earlier check saved
+    /// Also read every file in the volume, and compare it with the checksum that its backup or an earlier check saved
     #[arg(long)]
     read_data: bool,
     /// Also compare the latest snapshot of this job with the present files of its sources
@@ -125,6 +125,7 @@ impl Wanted {
                 CheckSpec {
                     known,
                     what,
+                    change_lists: Some(paths.change_lists()),
                     suspects: paths.file(CHECKS, SUSPECTS),
                     duration_max: self.duration_max,
                     bytes_max: self.bytes_max,

@@ -19,8 +19,8 @@ Examples:
 pub(super) const NOTES: &str = "\
 sprat drill restores a few files into an empty folder, compares them, and deletes them: some of the
 biggest, oldest and newest files, and some of an older snapshot. Every byte comes from the server, none
-from the cache of this machine. sprat compares the files with the checksums of the last `sprat check
---read-data`, and with their sources if these are unchanged. Exit code 13 reports a difference.";
+from the cache of this machine. sprat compares the files with the checksums that their backups or `sprat
+check --read-data` saved, and with their sources if these are unchanged. Exit code 13 reports a difference.";
 
 #[derive(Debug, Args)]
 pub(super) struct DrillArgs {

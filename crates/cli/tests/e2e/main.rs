@@ -46,6 +46,7 @@ mod server_clock;
 mod setup;
 mod sheet;
 mod sheet_page;
+mod silent_damage;
 mod sources;
 mod status;
 mod trips;

@@ -376,7 +376,7 @@ impl<'a> Runner<'a> {
         let mut spec = copy.spec.clone();
         let paths = StatePaths::new(&self.state_dir, &session.facts().uuid, &work.target);
         spec.census = self.census_spec(copy, work, &paths);
-        spec.change_lists = Some(paths.change_lists(&copy.name.job));
+        spec.change_lists = Some(paths.change_lists().join(&copy.name.job));
         let about = hooks::Context {
             job: Some(copy.name.job.clone()),
             container: copy.name.container.clone(),

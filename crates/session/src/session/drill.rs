@@ -143,6 +143,7 @@ fn in_scratch(
     let spec = DrillSpec {
         scratch: scratch.path.clone(),
         known,
+        change_lists: Some(paths.change_lists()),
         suspects: paths.file(CHECKS, SUSPECTS),
         jobs_here: plan.jobs_here.clone(),
         files_max: plan.files_max,

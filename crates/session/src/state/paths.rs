@@ -63,9 +63,9 @@ impl StatePaths {
             .join(format!("{uuid}-{target_id}{what}"))
     }
 
-    /// The folder with the copies of the lists of what the runs of a job changed.
-    pub fn change_lists(&self, job: &str) -> PathBuf {
-        self.file(LISTS, "").join(job)
+    /// The folder with the copies of the lists of what the runs changed, in a folder for each job.
+    pub fn change_lists(&self) -> PathBuf {
+        self.file(LISTS, "")
     }
 
     /// The folder with the hashes of the blocks of the large files of a job.

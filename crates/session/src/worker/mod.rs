@@ -270,6 +270,7 @@ impl Worker {
                 spec.listener.send_to(move |path| {
                     let _ = events.send(&WorkerReply::Copied(path.to_owned()));
                 });
+                spec.page_cache.ask(sprat_attach::is_cached);
                 let now = jiff::Timestamp::now();
                 let cancel = self.cancel.clone();
                 let root = self.root()?;

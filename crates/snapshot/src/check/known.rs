@@ -18,7 +18,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-use openssl::sha::{Sha256, sha256};
+use openssl::sha::sha256;
 use serde::{Deserialize, Serialize};
 
 use crate::local_file;
@@ -33,9 +33,6 @@ const FILE_BYTES_MAX: u64 = 4 << 30;
 /// one are those of the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Key(u64);
-
-/// The checksum of a file's content.
-pub(crate) struct Hash(Sha256);
 
 /// How a checksum compares with the known one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,19 +63,26 @@ impl Key {
         text.extend(stat.mtime_nsec().to_le_bytes());
         Self(first_eight(&sha256(&text)))
     }
+
+    /// Reads what [`key_text`] writes.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        u64::from_str_radix(text, 16).ok().map(Self)
+    }
 }
 
-impl Hash {
-    pub(crate) fn new() -> Self {
-        Self(Sha256::new())
+/// serde: a [`Key`] as 16 hexadecimal digits. Many readers of JSON can't read a number as large as that.
+pub(crate) mod key_text {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Key;
+
+    pub(crate) fn serialize<S: Serializer>(key: &Key, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&format!("{:016x}", key.0))
     }
 
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
-    }
-
-    pub(crate) fn finish(self) -> u64 {
-        first_eight(&self.0.finish())
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Key, D::Error> {
+        let text = String::deserialize(from)?;
+        Key::parse(&text).ok_or_else(|| serde::de::Error::custom("no key of a file"))
     }
 }
 
@@ -145,7 +149,12 @@ impl Known {
         }
     }
 
-    /// The file exists and can't be read. Its known checksum stays.
+    /// This checksum is proved to be right, whatever was known.
+    pub(super) fn correct(&mut self, key: Key, digest: u64) {
+        self.files.insert(key, (digest, self.check));
+    }
+
+    /// The file exists and can't be read, or is damaged. Its known checksum stays.
     pub(super) fn keep(&mut self, key: Key) {
         if let Some((_, check)) = self.files.get_mut(&key) {
             *check = self.check.wrapping_sub(1);

@@ -2,9 +2,9 @@
 //! their source.
 //!
 //! A disk reports a block that it can't read, and ext4's own structures have checksums. Neither detects
-//! a block of a file that silently changed: the cipher decrypts it to noise. So the checksum of every
-//! file is kept from one check to the next (a file in a snapshot never changes), or the files are
-//! compared with the live source.
+//! a block of a file that silently changed: the cipher decrypts it to noise. So each file is compared with
+//! the digest that its backup noted in the list of changes, and its checksum is kept from one check to the
+//! next (a file in a snapshot never changes). Or the files are compared with the live source.
 
 mod affected;
 mod blocks;
@@ -32,7 +32,7 @@ use crate::text::{escape_path, path_text, path_texts};
 pub(crate) use affected::same_path_elsewhere;
 pub use blocks::{FilesOn, files_on};
 pub use known::begin_known_from;
-pub(crate) use known::{Hash, Key, Known};
+pub(crate) use known::{Key, Known, key_text};
 use read::{Task, read_tasks};
 pub(crate) use source::{
     Compared, Source, compare as compare_with_source, of_difference as is_of_source, read_after,
@@ -52,6 +52,10 @@ pub struct CheckSpec {
     /// The file on this machine that keeps the checksums.
     #[serde(with = "path_text")]
     pub known: PathBuf,
+    /// This machine's copies of the lists of changes, in a folder for each job. They have the digests of the
+    /// backups; `None`: only the volume has them.
+    #[serde(default, with = "crate::text::path_text_option")]
+    pub change_lists: Option<PathBuf>,
     /// The list of suspects on this machine: files whose content is wrong. Backups read them from their
     /// source.
     #[serde(with = "path_text")]
@@ -98,6 +102,8 @@ pub struct CheckReport {
     pub files_before: u64,
     /// Files with a checksum of an earlier check.
     pub files_known: u64,
+    /// Files with a digest that the backup noted, or an earlier check beside it.
+    pub files_listed: u64,
     /// Whether everything was checked. Otherwise the next run continues.
     pub finished: bool,
     /// Files and folders that can't be read.
@@ -181,10 +187,16 @@ pub fn check(
     // The suspects first: they are worth more than the checksums.
     let noted = run.save_suspects();
     let saved = run.known.save(&spec.known, finished);
-    run.report.not_saved = [(&spec.suspects, noted), (&spec.known, saved)]
-        .into_iter()
-        .filter_map(|(path, result)| Some(format!("{}: {}", escape_path(path), result.err()?)))
-        .collect();
+    let computed = run.save_computed();
+    let lists = spec.change_lists.as_ref().unwrap_or(&spec.known);
+    run.report.not_saved = [
+        (&spec.suspects, noted),
+        (&spec.known, saved),
+        (lists, computed),
+    ]
+    .into_iter()
+    .filter_map(|(path, result)| Some(format!("{}: {}", escape_path(path), result.err()?)))
+    .collect();
     if cancel.is_cancelled() {
         return Err(SnapshotError::CheckCancelled);
     }

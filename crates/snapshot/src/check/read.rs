@@ -6,9 +6,10 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use super::known::{self, Key};
+use super::known::Key;
 use super::source::{self, Compared, Source};
 use crate::cancel::Cancel;
+use crate::content::{ContentHash, Sums};
 use crate::long_path;
 
 const BUFFER_BYTES: usize = 1 << 20;
@@ -28,7 +29,7 @@ pub(super) struct Task {
 pub(super) enum Outcome {
     Read {
         bytes: u64,
-        digest: u64,
+        sums: Sums,
     },
     Unreadable(io::Error),
     Compared {
@@ -66,13 +67,13 @@ pub(super) fn read_tasks(
 fn read_whole(path: &Path, cancel: &Cancel, buffer: &mut [u8]) -> Option<Outcome> {
     let mut read = || -> io::Result<Option<Outcome>> {
         let mut file = long_path::open_regular(path)?;
-        let mut hash = known::Hash::new();
+        let mut hash = ContentHash::new(file.metadata()?.len());
         let mut bytes = 0;
         while !cancel.is_cancelled() {
             match file.read(buffer) {
                 Ok(0) => {
-                    let digest = hash.finish();
-                    return Ok(Some(Outcome::Read { bytes, digest }));
+                    let sums = hash.finish();
+                    return Ok(Some(Outcome::Read { bytes, sums }));
                 }
                 Ok(some) => {
                     bytes += some as u64;

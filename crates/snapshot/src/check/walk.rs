@@ -15,8 +15,11 @@ use super::read::{Outcome, Task};
 use super::source::{self, Source};
 use super::{CheckReport, CheckSpec, CheckWhat};
 use crate::cancel::Cancel;
+use crate::change_list::Checked;
+use crate::content::{Content, Sums};
 use crate::error::SnapshotError;
 use crate::job::JobFolder;
+use crate::listed::Listed;
 use crate::long_path;
 use crate::name::{JobName, SnapshotName};
 use crate::progress::{Phase, Progress};
@@ -42,6 +45,10 @@ pub(super) struct Run<'a> {
     without_source: Vec<PathBuf>,
     pub(super) report: CheckReport,
     pub(super) known: Known,
+    /// The digests in the lists of changes.
+    listed: Listed,
+    /// The digests that the lists lack.
+    computed: BTreeMap<JobName, Vec<Content>>,
     /// Some file was not read.
     pub(super) left_any: bool,
     /// Files with several names that this run has found.
@@ -87,6 +94,8 @@ impl<'a> Run<'a> {
             without_source: Vec::new(),
             report: CheckReport::default(),
             known,
+            listed: Listed::load(root, spec.change_lists.as_deref()),
+            computed: BTreeMap::new(),
             left_any: false,
             seen: HashSet::new(),
             by_subvolumes: subvolumes::is_btrfs(root),
@@ -316,20 +325,10 @@ impl<'a> Run<'a> {
     pub(super) fn handle(&mut self, task: &Task, outcome: Outcome) {
         match outcome {
             Outcome::Left => self.left_any = true,
-            Outcome::Read { bytes, digest } => {
+            Outcome::Read { bytes, sums } => {
                 self.report.files_read += 1;
                 self.report.bytes_read += bytes;
-                match self.known.put(task.key, digest) {
-                    ChecksumMatch::New => {}
-                    ChecksumMatch::Same => {
-                        self.report.files_known += 1;
-                        self.healthy(task);
-                    }
-                    ChecksumMatch::Differs => {
-                        self.report.files_known += 1;
-                        self.damaged(task, "differs from an earlier check");
-                    }
-                }
+                self.was_read(task, &sums);
             }
             Outcome::Unreadable(error) => self.unreadable_file(task, &error),
             Outcome::Compared { bytes, is } => {
@@ -343,10 +342,71 @@ impl<'a> Run<'a> {
             let begun = Instant::now();
             // A failure is reported by the last save.
             let _ = self.known.save(&self.spec.known, false);
+            let _ = self.save_computed();
             let least = begun.elapsed() * NOTE_INTERVAL_TIMES;
             self.note_interval = self.spec.note_interval.max(least);
             self.note_from = Instant::now();
         }
+    }
+
+    /// Compares the content of a file with its digest in the lists, and with what an earlier check read.
+    fn was_read(&mut self, task: &Task, sums: &Sums) {
+        let digest = sums.whole.short();
+        let is_listed = self.listed.compare(task.key, sums);
+        self.report.files_listed += u64::from(is_listed.is_some());
+        if is_listed == Some(false) {
+            self.known.keep(task.key);
+            self.damaged(task, "differs from the checksum that its backup saved");
+            return;
+        }
+        let known = self.known.put(task.key, digest);
+        self.report.files_known += u64::from(known != ChecksumMatch::New);
+        match (known, is_listed) {
+            (ChecksumMatch::Differs, Some(true)) => {
+                // The earlier check has read damaged content.
+                self.known.correct(task.key, digest);
+                self.healthy(task);
+            }
+            (ChecksumMatch::Differs, _) => {
+                self.damaged(task, "differs from an earlier check");
+                return;
+            }
+            (ChecksumMatch::New, None | Some(false)) => {}
+            (ChecksumMatch::New, Some(true)) | (ChecksumMatch::Same, _) => self.healthy(task),
+        }
+        if self.spec.change_lists.is_some()
+            && self.listed.lacks(task.key)
+            && let Some(job) = self.job_of(&task.path)
+        {
+            let content = Content::read(task.key, sums);
+            self.computed.entry(job).or_default().push(content);
+        }
+    }
+
+    /// The job, if the file is in a snapshot.
+    fn job_of(&self, path: &Path) -> Option<JobName> {
+        let mut steps = path.strip_prefix(self.root).ok()?.components();
+        let job = JobName::new(steps.next()?.as_os_str().to_str()?).ok()?;
+        let snapshot = SnapshotName::parse(steps.next()?.as_os_str().to_str()?);
+        snapshot.is_ok().then_some(job)
+    }
+
+    /// Keeps the digests that the lists lack on this machine. The next backups add them to their lists.
+    pub(super) fn save_computed(&mut self) -> io::Result<()> {
+        let Some(lists) = &self.spec.change_lists else {
+            return Ok(());
+        };
+        for (job, contents) in std::mem::take(&mut self.computed) {
+            let folder = lists.join(job.as_str());
+            let exists = |name: SnapshotName| {
+                let snapshot = self.root.join(job.as_str()).join(name.to_string());
+                long_path::lstat(&snapshot).is_ok_and(|about| about.is_dir())
+            };
+            let mut checked = Checked::load(&folder, exists);
+            checked.extend(contents);
+            checked.save(&folder, job.as_str())?;
+        }
+        Ok(())
     }
 
     fn report_progress(&mut self) {

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use super::sample::{Job, PART_BYTES, Sampled};
 use super::{DrillReport, DrillSpec, DrilledSnapshot};
 use crate::cancel::Cancel;
-use crate::check::{
-    Compared, Hash, Key, Known, Source, compare_with_source, is_of_source, read_after,
-};
+use crate::check::{Compared, Key, Known, Source, compare_with_source, is_of_source, read_after};
+use crate::content::{ContentHash, PIECE_BYTES, Sums};
 use crate::error::SnapshotError;
+use crate::listed::Listed;
 use crate::long_path::{self, size_and_time};
 use crate::suspects::Suspect;
 use crate::text::escape_path;
@@ -23,6 +23,7 @@ pub(super) struct Proof<'a> {
     pub(super) root: &'a Path,
     pub(super) spec: &'a DrillSpec,
     pub(super) known: &'a Known,
+    pub(super) listed: &'a Listed,
     pub(super) jobs: &'a [Job],
     pub(super) report: DrillReport,
     /// Files with wrong content.
@@ -72,9 +73,16 @@ impl Proof<'_> {
                 .as_ref()
                 .and_then(|source| open_unchanged(&file.about, &source.path));
             let mut wrong = false;
+            let listed = self.listed.piece(Key::of(&file.about), self.spec.seed);
+            let mut is_as_listed = None;
             let mut read = || -> io::Result<u64> {
                 let kept = long_path::open_regular(&self.path(file))?;
                 let mut bytes = 0;
+                if let Some((number, digest)) = listed {
+                    let (found, read) = piece(&kept, number, file.about.len())?;
+                    is_as_listed = Some(found == digest);
+                    bytes += read;
+                }
                 for at in parts(file.about.len(), self.spec.seed) {
                     let ours = part(&kept, at, file.about.len())?;
                     bytes += ours.len() as u64;
@@ -89,6 +97,12 @@ impl Proof<'_> {
                 Ok(bytes) => {
                     self.count(file, bytes);
                     self.report.in_parts += 1;
+                    self.report.compared_with_checksum += u64::from(is_as_listed.is_some());
+                    if is_as_listed == Some(false) {
+                        self.suspect(file, true, false);
+                        self.damaged(file, "differs from the checksum that its backup saved");
+                        continue;
+                    }
                     match (source, live.is_some()) {
                         (Some(source), true) if wrong => {
                             self.judge(file, &is_of_source(&file.about, &source));
@@ -97,9 +111,10 @@ impl Proof<'_> {
                             // It may have been changed while it was read.
                             let is_still = open_unchanged(&file.about, &source.path).is_some();
                             self.report.compared_with_source += u64::from(is_still);
-                            self.report.not_compared += u64::from(!is_still);
+                            self.report.not_compared +=
+                                u64::from(!is_still && is_as_listed.is_none());
                         }
-                        _ => self.report.not_compared += 1,
+                        _ => self.report.not_compared += u64::from(is_as_listed.is_none()),
                     }
                 }
             }
@@ -114,19 +129,28 @@ impl Proof<'_> {
         restored: &Path,
         buffer: &mut [u8],
     ) -> Result<Option<bool>, SnapshotError> {
-        let Some(known) = self.known.checksum(Key::of(&file.about)) else {
+        let key = Key::of(&file.about);
+        let known = self.known.checksum(key);
+        if known.is_none() && self.listed.lacks(key) {
             return Ok(None);
-        };
+        }
         let found = checksum(restored, buffer).map_err(|source| SnapshotError::System {
             op: "read a restored file",
             source,
         })?;
         self.report.compared_with_checksum += 1;
-        if found != known {
+        let (is_right, why) = match self.listed.compare(key, &found) {
+            Some(is_right) => (is_right, "differs from the checksum that its backup saved"),
+            None => (
+                known == Some(found.whole.short()),
+                "differs from an earlier check",
+            ),
+        };
+        if !is_right {
             self.suspect(file, true, false);
-            self.damaged(file, "differs from an earlier check");
+            self.damaged(file, why);
         }
-        Ok(Some(found == known))
+        Ok(Some(is_right))
     }
 
     fn with_source(
@@ -259,9 +283,26 @@ fn part(file: &File, at: u64, of: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn checksum(path: &Path, buffer: &mut [u8]) -> io::Result<u64> {
+/// Reads a piece of a large file: its digest, and how many bytes it has.
+fn piece(file: &File, number: u64, of: u64) -> io::Result<(u64, u64)> {
+    let mut at = number.saturating_mul(PIECE_BYTES);
+    let end = of.min(at.saturating_add(PIECE_BYTES));
+    let bytes = end.saturating_sub(at);
+    let mut hash = ContentHash::new(0);
+    let mut buffer = vec![0; BUFFER_BYTES];
+    while at < end {
+        let most = usize::try_from(end - at).unwrap_or(BUFFER_BYTES);
+        let some = &mut buffer[..most.min(BUFFER_BYTES)];
+        file.read_exact_at(some, at)?;
+        hash.update(some);
+        at += some.len() as u64;
+    }
+    Ok((hash.finish().whole.short(), bytes))
+}
+
+fn checksum(path: &Path, buffer: &mut [u8]) -> io::Result<Sums> {
     let mut file = long_path::open_regular(path)?;
-    let mut hash = Hash::new();
+    let mut hash = ContentHash::new(file.metadata()?.len());
     loop {
         match file.read(buffer) {
             Ok(0) => return Ok(hash.finish()),

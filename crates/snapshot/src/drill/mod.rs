@@ -1,8 +1,8 @@
 //! A drill: restores a sample of files into a scratch folder, and compares them.
 //!
 //! A backup is good if files come back from it. The sample always has some of the biggest, oldest and newest
-//! files, and some of an older snapshot. A restored file is compared with the checksum that an earlier check
-//! saved, and with its source if that is unchanged.
+//! files, and some of an older snapshot. A restored file is compared with the digest that its backup noted or the
+//! checksum that an earlier check saved, and with its source if that is unchanged.
 
 mod compare;
 mod sample;
@@ -16,6 +16,7 @@ use crate::cancel::Cancel;
 use crate::check::Known;
 use crate::choice::SnapshotChoice;
 use crate::error::SnapshotError;
+use crate::listed::Listed;
 use crate::name::JobName;
 use crate::name_list::NameList;
 use crate::progress::Progress;
@@ -37,6 +38,9 @@ pub struct DrillSpec {
     /// The file on this machine with the checksums of the last check of all data.
     #[serde(with = "path_text")]
     pub known: PathBuf,
+    /// As in [`crate::CheckSpec::change_lists`].
+    #[serde(default, with = "crate::text::path_text_option")]
+    pub change_lists: Option<PathBuf>,
     /// As in [`crate::CheckSpec::suspects`].
     #[serde(with = "path_text")]
     pub suspects: PathBuf,
@@ -64,7 +68,8 @@ pub struct DrillReport {
     pub bytes: u64,
     /// How many of the files were large: only their beginning, a part of the middle and their end were read.
     pub in_parts: u64,
-    /// Files that were compared with the checksum of an earlier check.
+    /// Files that were compared with the digest of their backup, or the checksum of an earlier check. Of large
+    /// files, one piece.
     pub compared_with_checksum: u64,
     /// Files that were compared with their unchanged source.
     pub compared_with_source: u64,
@@ -120,6 +125,7 @@ pub fn drill(
         op: "read the saved checksums",
         source,
     })?;
+    let listed = Listed::load(volume_root, spec.change_lists.as_deref());
     let mut report = DrillReport::default();
     let mut suspects = Suspects::load(&spec.suspects);
     let Sample { files, jobs } =
@@ -128,6 +134,7 @@ pub fn drill(
         root: volume_root,
         spec,
         known: &known,
+        listed: &listed,
         jobs: &jobs,
         report,
         suspects: Vec::new(),

@@ -23,6 +23,7 @@ fn spec(bench: &Bench, what: CheckWhat) -> CheckSpec {
         CheckWhat::AgainstSource(_) => "source.sums",
     };
     CheckSpec {
+        change_lists: None,
         suspects: bench.path("suspects.json"),
         what,
         known: bench.path(known),

@@ -16,6 +16,7 @@ fn spec(bench: &Bench) -> DrillSpec {
     let scratch = bench.path("scratch");
     fs::create_dir_all(&scratch).unwrap();
     DrillSpec {
+        change_lists: None,
         scratch,
         known: bench.path("all.sums"),
         suspects: bench.path("suspects.json"),

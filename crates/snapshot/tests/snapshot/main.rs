@@ -11,6 +11,7 @@ mod adopted;
 mod census;
 mod changes;
 mod checked;
+mod digested;
 mod drilled;
 mod excluded;
 mod existing;

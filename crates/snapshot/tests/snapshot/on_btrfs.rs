@@ -572,6 +572,7 @@ fn check_reads_each_file_of_each_job_once() {
     fs::write(volume.source("file"), "other content").unwrap();
     volume.try_take(&spec).unwrap();
     let check = CheckSpec {
+        change_lists: None,
         what: CheckWhat::Everything,
         known: volume.bench.path("checks/x.sums"),
         suspects: volume.bench.path("checks/x.json"),
