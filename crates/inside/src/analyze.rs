@@ -14,10 +14,11 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
-use sprat_snapshot::tree::{Tree, is_a_folder};
+use sprat_snapshot::tree::{KnownInodes, Tree, is_a_folder};
 use sprat_snapshot::{Cancel, JobName, Listed, SnapshotChoice, SnapshotError};
 
 use crate::answer::{escaped, go_on};
@@ -239,6 +240,8 @@ struct Inode {
 struct Sums {
     sets: Sets,
     inodes: HashMap<(u64, u64), Inode>,
+    /// Their numbers.
+    known: KnownInodes,
     /// What has one name, by the snapshot: objects and bytes.
     single: BTreeMap<u32, (u64, u64)>,
     /// Of these, what lies beside the snapshot, in bytes.
@@ -333,7 +336,8 @@ impl Walk<'_> {
             cost.new_bytes += bytes;
         }
         let mut listed = 0;
-        let ahead = tree.ahead();
+        let known = self.is_exact.then(|| Arc::clone(&sums.known));
+        let ahead = tree.ahead_without(known);
         let mut waiting = vec![PathBuf::from("/")];
         while let Some(path) = waiting.pop() {
             go_on(self.cancel)?;
@@ -410,6 +414,9 @@ impl Walk<'_> {
             bytes,
         };
         sums.inodes.insert(key, new);
+        if let Ok(mut known) = sums.known.lock() {
+            known.insert(key.1);
+        }
         bytes
     }
 

@@ -25,6 +25,8 @@ const DEPTH_MAX: usize = 5;
 /// The height of a label, and the width of a character of it.
 const LABEL: f64 = 18.0;
 const CHARACTER: f64 = 7.2;
+/// A folder with so much of the one that it is alone in is drawn in its place.
+const LONE_PERCENT: u64 = 95;
 /// A smaller folder is not drawn.
 const SIDE_MIN: f64 = 6.0;
 
@@ -37,7 +39,8 @@ const STYLE: &str = "\
 body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:62rem;padding:1rem;color:var(--text);\
 background:var(--back)}\
 h1{font-size:1.5rem;overflow-wrap:anywhere}h2{font-size:1.2rem;margin:2rem 0 .5rem}\
-p,figcaption{color:var(--soft)}figure{margin:0}svg{width:100%;height:auto;display:block}\
+p,figcaption{color:var(--soft)}figure{margin:0;overflow-x:auto}svg{width:100%;min-width:40rem;height:auto;\
+display:block}\
 .wide{overflow-x:auto;border:1px solid var(--edge);max-height:32rem}\
 table{border-collapse:collapse;width:100%}\
 th,td{padding:.25rem .6rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--edge);\
@@ -51,7 +54,7 @@ rect{stroke:var(--back);stroke-width:1}\
 .d0{fill:var(--d0)}.d1{fill:var(--d1)}.d2{fill:var(--d2)}.d3{fill:var(--d3)}.d4{fill:var(--d4)}\
 .bar{fill:var(--bar);stroke:none}.curve{fill:none;stroke:var(--curve);stroke-width:2}\
 a:focus-visible{outline:3px solid var(--focus)}a:focus-visible>rect{stroke:var(--focus);stroke-width:3}\
-.wide:focus-visible{outline:3px solid var(--focus)}";
+.wide:focus-visible,figure:focus-visible{outline:3px solid var(--focus)}";
 
 /// The page. `full_on`: when the volume is full, if that is known.
 #[must_use]
@@ -188,7 +191,7 @@ fn growth(out: &mut String, report: &AnalyzeReport) {
     };
     let _ = writeln!(
         out,
-        "<h2 id=\"growth\">Growth</h2><figure><svg viewBox=\"0 0 {WIDTH} {CURVE_HEIGHT}\" role=\"img\" \
+        "<h2 id=\"growth\">Growth</h2><figure tabindex=\"0\"><svg viewBox=\"0 0 {WIDTH} {CURVE_HEIGHT}\" role=\"img\" \
          aria-label=\"Growth from {} to {}: {} in all. The table of snapshots has the numbers.\">\
          {bars}<polyline class=\"curve\" points=\"{points}\"/>\
          <text x=\"{left}\" y=\"12\">{}</text>\
@@ -235,8 +238,7 @@ fn map(out: &mut String, folders: &[FolderCost]) {
         "<h2 id=\"map\">Folders</h2><figure><svg viewBox=\"0 0 {WIDTH} {MAP_HEIGHT}\" role=\"group\" \
          aria-label=\"Folders by size. Each part is a link to its row in the table of the biggest folders.\">"
     );
-    let tops = map.tops.clone();
-    map.draw(out, folders, &tops, area, 0);
+    map.draw(out, folders, &map.tops, area, 0);
     out.push_str(
         "</svg><figcaption>The area of a folder is what it takes. Its row in the table below is one click \
          away.</figcaption></figure>\n",
@@ -251,6 +253,16 @@ struct Map {
 }
 
 impl Map {
+    /// The folder that is drawn for this one: the only one in it, if that has nearly all of it.
+    fn widest(&self, folders: &[FolderCost], mut number: usize) -> usize {
+        while let Some([only]) = self.children.get(&number).map(Vec::as_slice)
+            && folders[*only].bytes >= folders[number].bytes / 100 * LONE_PERCENT
+        {
+            number = *only;
+        }
+        number
+    }
+
     fn draw(
         &self,
         out: &mut String,
@@ -264,6 +276,7 @@ impl Map {
             if at.width < SIDE_MIN || at.height < SIDE_MIN {
                 continue;
             }
+            let number = &self.widest(folders, *number);
             let one = &folders[*number];
             let name = format!("{}:{}", one.job, text::harmless(&one.path));
             let _ = write!(
@@ -470,7 +483,7 @@ mod tests {
         let report = AnalyzeReport {
             biggest_folders: vec![
                 folder("/", 1000),
-                folder("/home", 900),
+                folder("/home", 980),
                 folder("/home/anna", 600),
                 folder("/home/ben", 200),
             ],
@@ -478,9 +491,12 @@ mod tests {
         };
         let page = page(&report, "laptop", None);
         for number in 0..4 {
-            assert!(page.contains(&format!("<a href=\"#folders-{number}\"")));
             assert!(page.contains(&format!("<tr id=\"folders-{number}\"")));
+            // The root has hardly more than the folder `home`.
+            let is_drawn = page.contains(&format!("<a href=\"#folders-{number}\""));
+            assert_eq!(is_drawn, number > 0, "{page}");
         }
+        assert!(page.contains(">home:/home 980 B</text>"), "{page}");
         assert!(page.contains("home:/home/anna, 600 B"), "{page}");
         assert!(page.contains(">anna 600 B</text>"), "{page}");
         assert_eq!(cut("abcdefghij", 4.0 * CHARACTER), "abc…");

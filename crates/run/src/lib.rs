@@ -21,6 +21,7 @@ pub mod copy_text;
 pub mod day_part;
 pub mod drill_text;
 pub mod due;
+pub mod export_text;
 pub mod generations_text;
 pub mod growth;
 pub mod hooks;

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use sprat_luks::Secret;
 use sprat_snapshot::{
-    Census, FileListener, JobName, LocalContainer, NameList, PinReport, PinSpec, PruneReport,
-    PruneSpec, RemoveReport, RemoveSpec, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotError,
-    SnapshotReport, SnapshotSpec, StagedFile,
+    Census, ExportReport, ExportSpec, FileListener, JobName, LocalContainer, NameList, PinReport,
+    PinSpec, PruneReport, PruneSpec, RemoveReport, RemoveSpec, RestoreReport, RestoreSpec,
+    SnapshotEntry, SnapshotError, SnapshotReport, SnapshotSpec, StagedFile,
 };
 use sprat_store::unattended;
 
@@ -332,6 +332,16 @@ impl Session {
         spec.containers = local_containers(&self.settings);
         let order = WorkerOrder::Restore(Box::new(spec), patterns);
         self.ask(&order, observer, interrupt)
+    }
+
+    /// Exports snapshots to a folder of this machine.
+    pub fn export(
+        &mut self,
+        spec: ExportSpec,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<ExportReport, Failure> {
+        self.ask(&WorkerOrder::Export(Box::new(spec)), observer, interrupt)
     }
 
     /// Removes the snapshots of a job that no rule keeps.

@@ -28,7 +28,8 @@ use crate::spec::{Existing, RestoreReport, RestoreSpec};
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{is_folder, names_in, open_folder};
 use crate::without_place;
-use transfer::{Transfer, judge};
+use transfer::Transfer;
+pub(crate) use transfer::judge;
 
 /// Restores what `spec` selects from the volume that is mounted at `volume_root`, which may be
 /// read-only.

@@ -5,7 +5,7 @@
 //! rsync finds them in the kernel's caches. It stores nothing, changes nothing, and reports no errors
 //! (rsync reports what can't be read). Without it everything is slower, but otherwise the same.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
@@ -40,6 +40,9 @@ const HEAD_BYTES_MAX: u64 = 8 << 20;
 const ADVICE_BYTES: u64 = 1 << 20;
 const POLL: Duration = Duration::from_millis(10);
 
+/// Inodes that nobody needs to be read: the files that the caller knows already.
+pub type KnownInodes = Arc<Mutex<HashSet<u64>>>;
+
 /// The scout's threads. They end when this is dropped, and have nothing open then.
 #[derive(Debug)]
 pub(crate) struct Scout {
@@ -67,6 +70,7 @@ struct Shared {
     /// Signals that the walk has folders, or has ended.
     folders: Condvar,
     copied: Option<Copied>,
+    known: Option<KnownInodes>,
     order: Mutex<Order>,
     lead: Mutex<Lead>,
 }
@@ -108,6 +112,16 @@ impl Scout {
     /// Begins to read the folders and inodes of `trees`, paths relative to `root`, in this order. With
     /// `copied` it requests the file content, too. Missing trees are skipped.
     pub(crate) fn begin(root: OwnedFd, trees: Vec<PathBuf>, copied: Option<Copied>) -> Self {
+        Self::begin_without(root, trees, copied, None)
+    }
+
+    /// As [`Self::begin`], without the inodes that are `known`.
+    pub(crate) fn begin_without(
+        root: OwnedFd,
+        trees: Vec<PathBuf>,
+        copied: Option<Copied>,
+        known: Option<KnownInodes>,
+    ) -> Self {
         let mut todo = trees;
         todo.reverse();
         let reads = copied.is_some() && !todo.is_empty();
@@ -123,6 +137,7 @@ impl Scout {
             walk: Mutex::new(Walk { todo, busy: 0 }),
             folders: Condvar::new(),
             copied,
+            known,
             lead: Mutex::default(),
         });
         let mut scout = Self {
@@ -212,6 +227,14 @@ impl Shared {
         let mut entries = self.entries(folder);
         // Inodes are stored in the order of their numbers.
         entries.sort_unstable_by_key(|entry| entry.inode);
+        if let Some(known) = &self.known {
+            let known = lock(known);
+            let count = entries.len();
+            entries
+                .retain(|entry| entry.kind == FileType::Directory || !known.contains(&entry.inode));
+            let skipped = (count - entries.len()) as u64;
+            self.walked.fetch_add(skipped, Ordering::Relaxed);
+        }
         let mut below = Vec::new();
         for entry in entries {
             if self.is_stopped() {

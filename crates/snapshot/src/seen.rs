@@ -116,6 +116,12 @@ impl Seen {
         }))
     }
 
+    /// What is the same in all snapshots that share this file, and changes with it: see
+    /// [`Self::is_one_with`].
+    pub(crate) fn version(&self) -> (u64, i64, i64) {
+        (self.inode, self.changed.0, self.changed.1)
+    }
+
     /// Whether both are one file. Two snapshots of a btrfs volume are two file systems for `stat`, and an
     /// unchanged file has the same number and the same time of its last change in both.
     fn is_one_with(&self, other: &Self) -> bool {

@@ -22,6 +22,7 @@ use crate::name::{JobName, SnapshotName};
 use crate::paths::plain_path;
 use crate::record::EntryKind;
 use crate::restore;
+pub use crate::scout::KnownInodes;
 use crate::scout::Scout;
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{Listed, is_folder, listed, open_folder_at, open_folder_below};
@@ -185,10 +186,16 @@ impl Tree {
     /// can't be done, and the caller waits longer for a slow connection.
     #[must_use]
     pub fn ahead(&self) -> Option<Ahead> {
+        self.ahead_without(None)
+    }
+
+    /// As [`Self::ahead`], without the inodes of files that are `known`.
+    #[must_use]
+    pub fn ahead_without(&self, known: Option<KnownInodes>) -> Option<Ahead> {
         let (folder, name) = (self.path.parent()?, self.path.file_name()?);
         let root = open_folder_at(folder).ok()?;
         Some(Ahead {
-            scout: Scout::begin(root, vec![PathBuf::from(name)], None),
+            scout: Scout::begin_without(root, vec![PathBuf::from(name)], None, known),
         })
     }
 

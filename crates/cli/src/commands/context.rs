@@ -619,11 +619,15 @@ impl Context {
 
     /// The snapshot that `--at TIME` means.
     fn snapshot_at(&self, time: &str) -> Result<SnapshotChoice, Failure> {
+        self.moment(time, "--at").map(SnapshotChoice::At)
+    }
+
+    /// The time that the word behind `option` means.
+    pub(crate) fn moment(&self, time: &str, option: &str) -> Result<jiff::Timestamp, Failure> {
         let now = jiff::Timestamp::now();
         let refused = |what: String| Failure::usage(what).with_hint("nothing was started");
         let zone = time_zone(LOCAL_ZONE).map_err(|what| refused(what.to_string()))?;
-        let at = parse_moment(time, now, &zone).map_err(|what| refused(format!("--at {what}")))?;
-        Ok(SnapshotChoice::At(at))
+        parse_moment(time, now, &zone).map_err(|what| refused(format!("{option} {what}")))
     }
 
     /// What is watched on this machine.

@@ -46,7 +46,10 @@ const GROUPS: [(&str, &[&str]); 7] = [
         ],
     ),
     ("Keep and remove", &["pin", "unpin", "remove"]),
-    ("Container maintenance", &["key", "trim", "grow", "copy"]),
+    (
+        "Container maintenance",
+        &["key", "trim", "grow", "copy", "export"],
+    ),
     ("Emergencies", &["unlock"]),
 ];
 

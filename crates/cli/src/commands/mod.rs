@@ -16,6 +16,7 @@ mod copy;
 mod diff;
 mod doctor;
 mod drill;
+mod export;
 mod find;
 mod generations;
 mod grow;
@@ -137,6 +138,9 @@ enum Command {
     /// Copy or move a container, and verify the copy
     #[command(before_help = copy::EXAMPLES, after_help = copy::NOTES)]
     Copy(copy::CopyArgs),
+    /// Export snapshots to a folder, and verify them
+    #[command(before_help = export::EXAMPLES, after_help = export::NOTES)]
+    Export(export::ExportArgs),
     /// Release unused space to the server
     #[command(before_help = trim::EXAMPLES, after_help = trim::NOTES)]
     Trim(trim::TrimArgs),
@@ -246,6 +250,7 @@ fn dispatch(name: String, cli: Cli) -> Exit {
         Command::Check(args) => run.command(&args),
         Command::Drill(args) => run.command(&args),
         Command::Copy(args) => run.command(&args),
+        Command::Export(args) => run.command(&args),
         Command::Trim(args) => run.command(&args),
         Command::Grow(args) => run.command(&args),
         Command::Unlock(args) => run.command(&args),

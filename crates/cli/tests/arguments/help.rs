@@ -57,6 +57,7 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
       trim         Release unused space to the server
       grow         Enlarge a container
       copy         Copy or move a container, and verify the copy
+      export       Export snapshots to a folder, and verify them
 
     Emergencies:
       unlock       Remove the lock of a session that died on another machine

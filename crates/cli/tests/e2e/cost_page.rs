@@ -53,7 +53,7 @@ fn page_shows_hostile_names_as_text_in_light_and_dark() {
     for name in [
         &*escaped,
         "onmouseover='1'.txt</th>",
-        "odd\\x0a\\xe9",
+        "odd\\#012\\#351",
         "Growth",
         "Most often changed",
     ] {

@@ -21,6 +21,7 @@ mod cost_page;
 mod damage;
 mod doctor;
 mod drill;
+mod export;
 mod fio;
 mod headers;
 mod keys;

@@ -12,9 +12,9 @@ use sprat_inside::{
 };
 use sprat_luks::SlotKind;
 use sprat_snapshot::{
-    Census, CheckReport, CheckSpec, DrillReport, DrillSpec, JobName, PinReport, PinSpec,
-    PruneReport, PruneSpec, RemoveReport, RemoveSpec, RestoreReport, RestoreSpec, SnapshotEntry,
-    SnapshotReport, SnapshotSpec, StagedFile,
+    Census, CheckReport, CheckSpec, DrillReport, DrillSpec, ExportReport, ExportSpec, JobName,
+    PinReport, PinSpec, PruneReport, PruneSpec, RemoveReport, RemoveSpec, RestoreReport,
+    RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec, StagedFile,
 };
 
 use crate::Failure;
@@ -233,6 +233,8 @@ pub(crate) enum WorkerOrder {
     List,
     /// Restores. With patterns, only the paths that match.
     Restore(Box<RestoreSpec>, Vec<String>),
+    /// Exports snapshots to a folder of this machine.
+    Export(Box<ExportSpec>),
     ListFolder(Box<ListSpec>),
     Find(Box<FindSpec>),
     Versions(Box<VersionsSpec>),
@@ -295,6 +297,7 @@ pub(crate) enum WorkerReply {
     Counted(Option<Box<Census>>),
     Listed(Vec<SnapshotEntry>),
     Restored(Box<RestoreReport>),
+    Exported(Box<ExportReport>),
     FolderListed(Box<Listing>),
     Found(Box<FindReport>),
     VersionsFound(Box<VersionsReport>),

@@ -4,7 +4,7 @@ use serde::Serialize;
 use sprat_attach::CryptMapping;
 use sprat_inside::{AnalyzeReport, DiffReport, FindReport, Listing, VersionsReport};
 use sprat_snapshot::{
-    Census, CheckReport, DrillReport, NameList, PinReport, PruneReport, RemoveReport,
+    Census, CheckReport, DrillReport, ExportReport, NameList, PinReport, PruneReport, RemoveReport,
     RestoreReport, SnapshotEntry, SnapshotReport, StagedFile,
 };
 
@@ -74,6 +74,7 @@ impl Order for WorkerOrder {
             | Self::Count(_)
             | Self::List
             | Self::Restore(..)
+            | Self::Export(_)
             | Self::ListFolder(_)
             | Self::Find(_)
             | Self::Versions(_)
@@ -146,6 +147,7 @@ answers! {
     Option<Census>: Reply::Worker(WorkerReply::Counted(census)) => census.map(|census| *census);
     Vec<SnapshotEntry>: Reply::Worker(WorkerReply::Listed(entries)) => entries;
     RestoreReport: Reply::Worker(WorkerReply::Restored(report)) => *report;
+    ExportReport: Reply::Worker(WorkerReply::Exported(report)) => *report;
     Listing: Reply::Worker(WorkerReply::FolderListed(listing)) => *listing;
     FindReport: Reply::Worker(WorkerReply::Found(report)) => *report;
     VersionsReport: Reply::Worker(WorkerReply::VersionsFound(report)) => *report;

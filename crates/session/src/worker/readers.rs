@@ -177,9 +177,9 @@ impl Shared {
     }
 
     fn answer(&self, reading: &Reading<'_>, order: WorkerOrder) -> WorkerReply {
-        // A restore may take hours, and a session that only reads may end in a moment.
+        // A restore or an export may take hours, and a session that only reads may end in a moment.
         let answered = match &order {
-            WorkerOrder::Restore(..) if !self.writes => Ok(None),
+            WorkerOrder::Restore(..) | WorkerOrder::Export(_) if !self.writes => Ok(None),
             _ => reading.answer(order),
         };
         match answered {

@@ -59,6 +59,12 @@ impl Reading<'_> {
                 let out = sprat_attach::receive_fd(self.descriptors)?;
                 WorkerReply::Written(sprat_inside::cat(root, &spec, out, cancel)?)
             }
+            WorkerOrder::Export(spec) => {
+                let report = self.with_mounts(vec![&*spec.to], &spec.rsync, |events| {
+                    sprat_snapshot::export(root, &spec, events, cancel)
+                })?;
+                WorkerReply::Exported(Box::new(report))
+            }
             WorkerOrder::Restore(mut spec, patterns) => {
                 if !patterns.is_empty() {
                     let (job, snapshot) = (spec.job.clone(), spec.snapshot.clone());

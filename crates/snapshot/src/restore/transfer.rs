@@ -196,7 +196,7 @@ impl Transfer<'_> {
     }
 }
 
-pub(super) fn judge(outcome: &Outcome, to: &Path) -> Result<(), SnapshotError> {
+pub(crate) fn judge(outcome: &Outcome, to: &Path) -> Result<(), SnapshotError> {
     match &outcome.ended {
         Ended::Whole | Ended::WithUnread => Ok(()),
         Ended::Cancelled => Err(SnapshotError::RestoreCancelled),

@@ -15,6 +15,7 @@ mod digested;
 mod drilled;
 mod excluded;
 mod existing;
+mod exported;
 mod folder;
 mod in_place;
 mod interrupted;

@@ -1,0 +1,196 @@
+//! Exports to a folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use jiff::SignedDuration;
+use sprat_snapshot::{
+    Cancel, ExportReport, ExportSpec, Phase, SnapshotChoice, SnapshotError, SnapshotName, export,
+};
+use sprat_testkit::compare::assert_same;
+use sprat_testkit::tree::set_xattr;
+
+use crate::folder::{Bench, below, inode, job_name, now};
+
+/// Three daily snapshots, in which `same` is one file.
+fn three_days() -> (Bench, Vec<SnapshotName>) {
+    let bench = Bench::new();
+    let write = |name: &str, text: &str| fs::write(bench.source().join(name), text).unwrap();
+    write("same", "always the same");
+    set_xattr(&bench.source().join("same"), "user.note", b"x").unwrap();
+    fs::hard_link(bench.source().join("same"), bench.source().join("link")).unwrap();
+    std::os::unix::fs::symlink("same", bench.source().join("symlink")).unwrap();
+    fs::create_dir(bench.source().join("folder")).unwrap();
+    let mut names = Vec::new();
+    for day in [3, 2, 1] {
+        write("changed", &"x".repeat(day));
+        write(&format!("folder/new {day}"), "new");
+        let at = now() - SignedDuration::from_hours(24 * i64::try_from(day).unwrap());
+        let spec = bench.spec();
+        let taken = sprat_snapshot::take(&bench.volume(), &spec, at, &mut |_| {}, &Cancel::new());
+        names.push(taken.unwrap().name);
+    }
+    fs::create_dir(bench.path("to")).unwrap();
+    (bench, names)
+}
+
+fn spec(bench: &Bench, names: &[SnapshotName]) -> ExportSpec {
+    let choice = |name: &SnapshotName| SnapshotChoice::Named(name.to_string());
+    ExportSpec {
+        snapshots: names.iter().map(|one| (job_name(), choice(one))).collect(),
+        older: Vec::new(),
+        to: bench.path("to"),
+        rsync: PathBuf::from("rsync"),
+        dry_run: false,
+        compare_all: false,
+    }
+}
+
+fn run(bench: &Bench, spec: &ExportSpec) -> Result<ExportReport, SnapshotError> {
+    export(&bench.volume(), spec, &mut |_| {}, &Cancel::new())
+}
+
+fn exported(bench: &Bench, name: SnapshotName) -> PathBuf {
+    bench.path("to/home").join(name.to_string())
+}
+
+fn names_at(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn exported_snapshots_are_equal_and_share_their_files() {
+    let (bench, names) = three_days();
+    let report = run(&bench, &spec(&bench, &[names[2], names[0]])).unwrap();
+    let found: Vec<_> = report
+        .snapshots
+        .iter()
+        .map(|one| (one.name, one.was_there))
+        .collect();
+    assert_eq!(found, [(names[0], false), (names[2], false)]);
+    // Another one between them, all that are older than a time, and what is there already.
+    let mut older = spec(&bench, &[]);
+    older.older = vec![(job_name(), names[2].moment())];
+    let report = run(&bench, &older).unwrap();
+    let found: Vec<_> = report
+        .snapshots
+        .iter()
+        .map(|one| (one.name, one.was_there))
+        .collect();
+    assert_eq!(found, [(names[0], true), (names[1], false)]);
+    let same = |name| below(&exported(&bench, name), &bench.source()).join("same");
+    for name in &names {
+        assert_same(
+            &bench.job().join(name.to_string()),
+            &exported(&bench, *name),
+        );
+        assert_eq!(inode(&same(*name)), inode(&same(names[0])));
+        let record = format!(".sprat/{name}.json");
+        let record = |job: PathBuf| fs::read(job.join(&record)).unwrap();
+        assert_eq!(record(bench.job()), record(bench.path("to/home")));
+    }
+    let latest = fs::read_link(bench.path("to/home/latest")).unwrap();
+    assert_eq!(latest, Path::new(&names[2].to_string()));
+    // What was exported can be restored from.
+    let listed = sprat_snapshot::list(&bench.path("to")).unwrap();
+    assert_eq!(listed.len(), 3);
+    assert_eq!(listed, bench.list());
+}
+
+#[test]
+fn interrupted_export_has_no_final_name_and_the_next_one_goes_on() {
+    let (bench, names) = three_days();
+    let all = spec(&bench, &names);
+    for _ in 0..2 {
+        let cancel = Cancel::new();
+        let mut stop = |now: sprat_snapshot::Progress| {
+            if now.phase == Phase::Comparing {
+                cancel.cancel();
+            }
+        };
+        let stopped = export(&bench.volume(), &all, &mut stop, &cancel);
+        assert!(
+            matches!(stopped, Err(SnapshotError::RestoreCancelled)),
+            "{stopped:?}"
+        );
+        let left = names_at(&bench.path("to/home"));
+        assert!(!left.contains(&names[0].to_string()), "{left:?}");
+    }
+    let partial = format!("{}.partial", names[0]);
+    assert_eq!(names_at(&bench.path("to/home")), [".sprat", &partial]);
+    run(&bench, &all).unwrap();
+    let names_there: Vec<String> = names.iter().map(ToString::to_string).collect();
+    let mut expected = vec![".sprat".to_owned()];
+    expected.extend(names_there);
+    expected.push("latest".to_owned());
+    assert_eq!(names_at(&bench.path("to/home")), expected);
+}
+
+#[test]
+fn files_that_a_crash_left_with_other_content_are_copied_again() {
+    let (bench, names) = three_days();
+    let all = spec(&bench, &names[..1]);
+    // As after a power cut: size and time are right, and the content never arrived.
+    run(&bench, &all).unwrap();
+    let inflight = bench.path("to/home").join(format!("{}.inflight", names[0]));
+    fs::rename(exported(&bench, names[0]), &inflight).unwrap();
+    let torn = below(&inflight, &bench.source()).join("same");
+    let time = fs::metadata(&torn).unwrap().modified().unwrap();
+    fs::write(&torn, "\0".repeat("always the same".len())).unwrap();
+    let file = fs::File::options().write(true).open(&torn).unwrap();
+    file.set_modified(time).unwrap();
+    let report = run(&bench, &all).unwrap();
+    assert!(!report.snapshots[0].was_there);
+    assert_same(
+        &bench.job().join(names[0].to_string()),
+        &exported(&bench, names[0]),
+    );
+    assert!(
+        !names_at(&bench.path("to/home"))
+            .iter()
+            .any(|name| name.ends_with(".partial"))
+    );
+}
+
+#[test]
+fn other_snapshot_of_the_same_name_and_bad_destinations_are_refused() {
+    let (bench, names) = three_days();
+    let mut one = spec(&bench, &names[..1]);
+    run(&bench, &one).unwrap();
+    let file = below(&exported(&bench, names[0]), &bench.source()).join("changed");
+    fs::write(&file, "other").unwrap();
+    // It has the record of an export that ended well.
+    assert!(run(&bench, &one).unwrap().snapshots[0].was_there);
+    one.compare_all = true;
+    let refused = run(&bench, &one);
+    assert!(
+        matches!(refused, Err(SnapshotError::RestoreDiffers { .. })),
+        "{refused:?}"
+    );
+    one.compare_all = false;
+    fs::remove_file(
+        bench
+            .path("to/home/.sprat")
+            .join(format!("{}.json", names[0])),
+    )
+    .unwrap();
+    let refused = run(&bench, &one);
+    assert!(
+        matches!(refused, Err(SnapshotError::RestoreDiffers { .. })),
+        "{refused:?}"
+    );
+    fs::write(bench.path("file"), "x").unwrap();
+    for to in [bench.path("missing"), bench.path("file"), bench.job()] {
+        one.to = to;
+        let refused = run(&bench, &one);
+        assert!(
+            matches!(refused, Err(SnapshotError::DestinationRefused { .. })),
+            "{refused:?}"
+        );
+    }
+    assert!(!bench.path("missing").exists());
+}
