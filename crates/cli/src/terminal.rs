@@ -139,16 +139,20 @@ fn prompt() -> MutexGuard<'static, Option<Prompt>> {
     PROMPT.lock().ignore_poison()
 }
 
-/// Turns the echo on again, before this process stops or ends at a prompt.
+/// Gives the terminal back, or turns the echo on again, before this process stops or ends.
 fn restore() {
+    sprat_browse::restore();
     if let Some(prompt) = &*prompt() {
         prompt.echo_again();
     }
 }
 
 /// After a stop: turns the echo off again, discards what was typed meanwhile, and shows the prompt.
-/// `false`: a prompt is open, and this process is in the background.
+/// `false`: a prompt or the browser is open, and this process is in the background.
 fn resume() -> bool {
+    if !sprat_browse::resume() {
+        return false;
+    }
     let Some(prompt) = &*prompt() else {
         return true;
     };

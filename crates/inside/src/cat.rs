@@ -27,6 +27,9 @@ const PATIENCE: Timespec = Timespec {
 pub struct CatSpec {
     /// The file.
     pub place: Place,
+    /// Only so much of its beginning; `None`: all of it.
+    #[serde(default)]
+    pub bytes_max: Option<u64>,
 }
 
 /// Writes the content of a regular file to `out`, and returns how many bytes. If the reader of a pipe has
@@ -53,7 +56,8 @@ pub fn cat(
             why: "is not a regular file",
         });
     }
-    let mut file = folder.open(&name).map_err(failed)?;
+    let file = folder.open(&name).map_err(failed)?;
+    let mut file = file.take(spec.bytes_max.unwrap_or(u64::MAX));
     let mut out = File::from(out);
     let mut buffer = vec![0; READ_BYTES];
     let mut written = 0;

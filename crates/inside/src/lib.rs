@@ -19,6 +19,7 @@ mod list;
 mod matching;
 mod pattern;
 mod room;
+mod size;
 mod source;
 mod versions;
 
@@ -34,6 +35,7 @@ pub use list::{ListSpec, Listing, ListingEntry, list};
 pub use matching::matching;
 pub use pattern::{Pattern, PatternError};
 pub use room::ANSWER_ENTRIES_MAX;
+pub use size::{FolderSize, SizeSpec, size};
 pub use source::{SourceDiffSpec, diff_source};
 pub use sprat_snapshot::seen::{Change, Found, Kind};
 pub use versions::{Gone, Version, VersionsReport, VersionsSpec, versions};

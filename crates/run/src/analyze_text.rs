@@ -43,15 +43,7 @@ pub fn costs(report: &AnalyzeReport, full_on: Option<Timestamp>) -> String {
         text::bytes(report.bytes),
         text::bytes(report.folder_bytes)
     );
-    if let Some(removal) = &report.removal {
-        let _ = writeln!(
-            out,
-            "removing {} frees {} ({})",
-            text::counted(removal.snapshots.len() as u64, "snapshot", "snapshots"),
-            text::bytes(removal.frees_bytes),
-            text::counted(removal.frees_objects, "file or folder", "files and folders")
-        );
-    }
+    out.push_str(&removal(report));
     if let Some(full) = full_on {
         let day = full.strftime("%Y-%m-%d");
         let _ = writeln!(
@@ -88,6 +80,29 @@ pub fn costs(report: &AnalyzeReport, full_on: Option<Timestamp>) -> String {
         &versions,
     );
     paths(&mut out, "most expensive", &report.most_expensive, &all);
+    out
+}
+
+/// What a removal frees.
+fn removal(report: &AnalyzeReport) -> String {
+    let Some(removal) = &report.removal else {
+        return String::new();
+    };
+    format!(
+        "removing {} frees {} ({})\n",
+        text::counted(removal.snapshots.len() as u64, "snapshot", "snapshots"),
+        text::bytes(removal.frees_bytes),
+        text::counted(removal.frees_objects, "file or folder", "files and folders")
+    )
+}
+
+/// What a removal frees, and how far the numbers can be wrong.
+#[must_use]
+pub fn removal_alone(report: &AnalyzeReport) -> String {
+    let mut out = removal(report);
+    if let Some(note) = note(report) {
+        let _ = writeln!(out, "{note}");
+    }
     out
 }
 

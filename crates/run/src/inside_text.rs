@@ -124,7 +124,9 @@ pub fn versions(report: &VersionsReport, shown: &Shown) -> String {
     text::table(&rows, &[2, 3])
 }
 
-fn version_change(version: &Version) -> String {
+/// How a version differs from the one before.
+#[must_use]
+pub fn version_change(version: &Version) -> String {
     let found = &version.found;
     match version.change {
         Change::New => format!("new: {}", described(found)),
@@ -225,7 +227,9 @@ fn attributes(found: &Found) -> String {
     format!("{:04o} {}:{}", found.mode, found.user, found.group)
 }
 
-fn size(found: &Found) -> String {
+/// The size of a file, or the numbers of a device.
+#[must_use]
+pub fn size(found: &Found) -> String {
     match (&found.device, found.kind) {
         (Some(device), _) => device.clone(),
         (None, Kind::File) => text::bytes(found.bytes),
@@ -239,7 +243,8 @@ fn whole(path: &str) -> String {
 }
 
 /// `drwxr-xr-x`, as `ls -l` shows it.
-fn mode(found: &Found) -> String {
+#[must_use]
+pub fn mode(found: &Found) -> String {
     let kind = match found.kind {
         Kind::File => '-',
         Kind::Folder => 'd',

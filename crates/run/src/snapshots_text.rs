@@ -33,7 +33,9 @@ pub fn table(entries: &[SnapshotEntry]) -> String {
     text::table(&rows, &[2, 3, 4])
 }
 
-fn state(entry: &SnapshotEntry) -> String {
+/// Whether it is complete, the newest, and pinned.
+#[must_use]
+pub fn state(entry: &SnapshotEntry) -> String {
     let unread = entry
         .record
         .as_ref()

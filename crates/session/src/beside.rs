@@ -274,6 +274,14 @@ impl Beside {
         }
     }
 
+    /// Sends orders to the process that reads, on another thread.
+    pub(crate) fn sender(&self) -> Sender {
+        match &self.far {
+            Far::Session { sender, .. } => sender.clone(),
+            Far::Own(child) => child.sender(),
+        }
+    }
+
     fn send(&self, order: &WorkerOrder) -> Result<(), Failure> {
         match &self.far {
             // That it is gone is seen where the answer is waited for.

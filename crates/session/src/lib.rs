@@ -56,6 +56,7 @@ pub use protocol::reports::{
     ClosedReport, ContainerFacts, Created, HeaderChanged, Measure, NotCompared, Notice, Observer,
     Phase, SessionProgress, TrimReport, TrimRoute, VolumeRoom, VolumeStats, free_text,
 };
+pub use session::inside::Stopper;
 pub use session::preview::preview;
 pub use session::{Session, check, check_file_system, drill};
 pub use settings::{

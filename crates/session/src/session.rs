@@ -2,7 +2,7 @@
 
 pub mod check;
 pub mod drill;
-mod inside;
+pub(crate) mod inside;
 pub mod preview;
 
 use std::ffi::OsString;

@@ -34,6 +34,13 @@ fn require_regular(about: &std::fs::Metadata) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, what))
 }
 
+/// Why others can write to a folder that may not exist yet: to it, or to the nearest existing one above it.
+#[must_use]
+pub fn folder_writable_by_others(to: &Path) -> Option<String> {
+    let there = to.ancestors().find(|folder| folder.is_dir())?;
+    writable_by_others(there).ok().flatten()
+}
+
 /// Who but root and this user can change what lies at `path`: the file itself, or a folder above it.
 /// `None`: nobody. In a folder with the sticky bit, such as `/tmp`, others can't replace a file.
 pub fn writable_by_others(path: &Path) -> io::Result<Option<String>> {

@@ -186,16 +186,30 @@ impl Tree {
     /// can't be done, and the caller waits longer for a slow connection.
     #[must_use]
     pub fn ahead(&self) -> Option<Ahead> {
-        self.ahead_without(None)
+        self.ahead_of(Path::new("/"), None)
     }
 
     /// As [`Self::ahead`], without the inodes of files that are `known`.
     #[must_use]
     pub fn ahead_without(&self, known: Option<KnownInodes>) -> Option<Ahead> {
+        self.ahead_of(Path::new("/"), known)
+    }
+
+    /// As [`Self::ahead`], of all folders at and below `path`.
+    #[must_use]
+    pub fn ahead_below(&self, path: &Path) -> Option<Ahead> {
+        self.ahead_of(path, None)
+    }
+
+    fn ahead_of(&self, path: &Path, known: Option<KnownInodes>) -> Option<Ahead> {
+        if has_parent_step(path) {
+            return None;
+        }
         let (folder, name) = (self.path.parent()?, self.path.file_name()?);
         let root = open_folder_at(folder).ok()?;
+        let top = [Path::new(name)].into_iter().chain(steps(path)).collect();
         Some(Ahead {
-            scout: Scout::begin_without(root, vec![PathBuf::from(name)], None, known),
+            scout: Scout::begin_without(root, vec![top], None, known),
         })
     }
 

@@ -38,8 +38,12 @@ impl CommandArgs for CatArgs {
         let out = rustix::stdio::stdout().try_clone_to_owned();
         let out = out
             .map_err(|error| Failure::failed("standard output can't be used").caused_by(&error))?;
+        let spec = CatSpec {
+            place,
+            bytes_max: None,
+        };
         lookup::look(context, &self.target, |session, reporter| {
-            session.cat(CatSpec { place }, out, reporter, &context.interrupt)
+            session.cat(spec, out, reporter, &context.interrupt)
         })?;
         Ok(context.exit(Exit::Done))
     }

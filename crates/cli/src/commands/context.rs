@@ -448,7 +448,7 @@ impl Context {
     }
 
     /// Explains a lock failure if the container is mounted on this machine.
-    fn explain_lock(&self, resolved: &Resolved, failure: Failure) -> Failure {
+    pub(crate) fn explain_lock(&self, resolved: &Resolved, failure: Failure) -> Failure {
         let runtime_dir = self.environment.absolute(&self.global.runtime_dir);
         session::explain_lock(&runtime_dir, &resolved.target, failure)
     }

@@ -40,6 +40,7 @@ const GROUPS: [(&str, &[&str]); 7] = [
             "diff",
             "analyze",
             "generations",
+            "browse",
             "restore",
             "mount",
             "umount",

@@ -6,6 +6,7 @@ mod accept;
 mod analyze;
 mod backup;
 mod backup_preview;
+mod browse;
 mod cat;
 mod check;
 mod completions;
@@ -108,6 +109,9 @@ enum Command {
     /// List the past states of a container that its server keeps
     #[command(before_help = generations::EXAMPLES, after_help = generations::NOTES)]
     Generations(generations::GenerationsArgs),
+    /// Browse snapshots on the terminal
+    #[command(before_help = browse::EXAMPLES, after_help = browse::NOTES)]
+    Browse(browse::BrowseArgs),
     /// Restore a snapshot, or a part of it
     #[command(before_help = restore::EXAMPLES)]
     Restore(restore::RestoreArgs),
@@ -240,6 +244,7 @@ fn dispatch(name: String, cli: Cli) -> Exit {
         Command::Diff(args) => run.command(&args),
         Command::Analyze(args) => run.command(&args),
         Command::Generations(args) => run.command(&args),
+        Command::Browse(args) => run.command(&args),
         Command::Restore(args) => run.command(&args),
         Command::Prune(args) => run.command(&args),
         Command::Pin(args) => run.command(&args),

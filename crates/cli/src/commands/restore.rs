@@ -1,7 +1,7 @@
 //! `sprat restore`: restores a snapshot, or a part of it.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -104,7 +104,7 @@ impl CommandArgs for RestoreArgs {
         }
 
         if !spec.dry_run
-            && let Some(why) = others_at(&spec.to)
+            && let Some(why) = trusted_file::folder_writable_by_others(&spec.to)
         {
             context.output.warning(&format!(
                 "other users can change where the files go during the restore to {}: {why}. Restore to \
@@ -145,12 +145,6 @@ impl CommandArgs for RestoreArgs {
         let exit = context.exit(Exit::Done);
         context.finish("restore", exit, &target, &text, fields)
     }
-}
-
-/// Why others can write to the folder, or to the nearest existing one above it.
-fn others_at(to: &Path) -> Option<String> {
-    let there = to.ancestors().find(|folder| folder.is_dir())?;
-    trusted_file::writable_by_others(there).ok().flatten()
 }
 
 fn warn_of_state(context: &Context, report: &RestoreReport) {

@@ -43,6 +43,7 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
       diff         Compare two snapshots
       analyze      Show what snapshots cost, and what a removal would free
       generations  List the past states of a container that its server keeps
+      browse       Browse snapshots on the terminal
       restore      Restore a snapshot, or a part of it
       mount        Mount snapshots for browsing
       umount       Unmount a container and wait until all data is on the server's disk

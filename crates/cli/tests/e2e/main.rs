@@ -8,6 +8,7 @@
 )]
 
 mod alerts;
+mod browse;
 mod browser;
 mod btrfs;
 mod check;

@@ -40,7 +40,10 @@ fn place(harness: &SessionHarness, name: &str) -> Place {
 }
 
 fn cat(session: &mut Session, place: Place, out: OwnedFd) -> Result<u64, Failure> {
-    let spec = CatSpec { place };
+    let spec = CatSpec {
+        place,
+        bytes_max: None,
+    };
     session.cat(spec, out, &mut Observed::default(), &never())
 }
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::{SignedDuration, Timestamp};
 use sprat_inside::{
-    CatSpec, Change, DiffSpec, FindSpec, ListSpec, Place, SourceDiffSpec, VersionsSpec, cat, diff,
-    diff_source, find, list, versions,
+    CatSpec, Change, DiffSpec, FindSpec, ListSpec, Place, SizeSpec, SourceDiffSpec, VersionsSpec,
+    cat, diff, diff_source, find, list, size, versions,
 };
 use sprat_snapshot::{Cancel, JobName, SnapshotChoice, SnapshotError, SnapshotSpec, take};
 
@@ -68,10 +68,11 @@ fn cat_writes_the_bytes_of_each_version() {
     bench.take(2);
     bench.write("file", "short");
     bench.take(1);
-    let content = |snapshot: &str, name: &str| {
+    let beginning = |snapshot: &str, name: &str, bytes_max| {
         let (mut near, far) = std::io::pipe().unwrap();
         let spec = CatSpec {
             place: bench.place(snapshot, name),
+            bytes_max,
         };
         let volume = bench.volume();
         let writing =
@@ -80,6 +81,7 @@ fn cat_writes_the_bytes_of_each_version() {
         near.read_to_string(&mut text).unwrap();
         (text, writing.join().unwrap())
     };
+    let content = |snapshot: &str, name: &str| beginning(snapshot, name, None);
     let oldest = fs::read_dir(bench.volume().join("home"))
         .unwrap()
         .filter_map(|name| name.unwrap().file_name().into_string().ok())
@@ -87,7 +89,9 @@ fn cat_writes_the_bytes_of_each_version() {
         .min()
         .unwrap();
     let (text, written) = content(&oldest, "file");
-    assert_eq!((text, written.unwrap()), (long, 1_000_000));
+    assert_eq!((&text, written.unwrap()), (&long, 1_000_000));
+    let (text, written) = beginning(&oldest, "file", Some(300_000));
+    assert_eq!((&*text, written.unwrap()), (&long[..300_000], 300_000));
     let (text, written) = content("latest", "file");
     assert_eq!((&*text, written.unwrap()), ("short", 5));
     let (_, missing) = content("latest", "none");
@@ -103,6 +107,7 @@ fn cat_ends_where_its_reader_ends_and_can_be_cancelled() {
     bench.take(1);
     let spec = CatSpec {
         place: bench.place("latest", "file"),
+        bytes_max: None,
     };
     let (near, far) = std::io::pipe().unwrap();
     drop(near);
@@ -367,4 +372,31 @@ fn file_that_vanishes_while_it_is_compared_with_its_source_is_gone() {
         }
         ended.store(true, Ordering::Relaxed);
     });
+}
+
+#[test]
+fn size_of_a_folder_counts_a_file_with_two_names_once_and_can_be_stopped() {
+    let bench = Bench::new();
+    fs::create_dir_all(bench.source().join("folder/below")).unwrap();
+    bench.write("folder/one", "12345");
+    bench.write("folder/below/two", "123");
+    bench.write("other", "1");
+    let linked = bench.source().join("folder/below/again");
+    fs::hard_link(bench.source().join("folder/one"), linked).unwrap();
+    std::os::unix::fs::symlink("/", bench.source().join("folder/link")).unwrap();
+    bench.take(1);
+    let sized = |name: &str, cancel: &Cancel| {
+        let place = bench.place("latest", name);
+        size(&bench.volume(), &SizeSpec { place }, cancel)
+    };
+    let sum = sized("folder", &Cancel::new()).unwrap();
+    assert_eq!((sum.bytes, sum.files), (5 + 3, 4));
+    assert_eq!(sized("", &Cancel::new()).unwrap().bytes, 9);
+    for name in ["other", "none", "folder/link"] {
+        assert!(sized(name, &Cancel::new()).is_err(), "{name}");
+    }
+    let stopped = Cancel::new();
+    stopped.cancel_current();
+    let ended = sized("folder", &stopped);
+    assert!(matches!(ended, Err(SnapshotError::ReadCancelled)));
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sprat_attach::CryptMapping;
 use sprat_inside::{
-    AnalyzeReport, AnalyzeSpec, CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, ListSpec,
-    Listing, SourceDiffSpec, VersionsReport, VersionsSpec,
+    AnalyzeReport, AnalyzeSpec, CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, FolderSize,
+    ListSpec, Listing, SizeSpec, SourceDiffSpec, VersionsReport, VersionsSpec,
 };
 use sprat_luks::SlotKind;
 use sprat_snapshot::{
@@ -242,6 +242,7 @@ pub(crate) enum WorkerOrder {
     /// Compares with the source. The list of its paths is on the descriptor socket.
     DiffSource(Box<SourceDiffSpec>),
     Analyze(Box<AnalyzeSpec>),
+    Size(Box<SizeSpec>),
     /// Writes a file's content to the descriptor on the descriptor socket.
     Cat(Box<CatSpec>),
     Prune(Box<PruneSpec>),
@@ -269,8 +270,10 @@ pub(crate) enum WorkerOrder {
     Grow {
         volume_bytes: u64,
     },
-    /// Stops what runs; that order then answers with its own outcome.
+    /// Stops what runs, and all that follows; that order then answers with its own outcome.
     Cancel,
+    /// Stops what runs. The orders that follow are carried out.
+    CancelCurrent,
     /// Unmounts, gives the loop device back, and ends.
     Unmount,
     /// To the keeper of a background mount: V's control socket is on the descriptor socket; live
@@ -303,6 +306,7 @@ pub(crate) enum WorkerReply {
     VersionsFound(Box<VersionsReport>),
     Differs(Box<DiffReport>),
     Analyzed(Box<AnalyzeReport>),
+    Sized(FolderSize),
     /// How many bytes.
     Written(u64),
     Pruned(Box<PruneReport>),

@@ -138,6 +138,11 @@ impl Child {
         self.unless_gone(self.sender.send(order))
     }
 
+    /// The sending half of the control socket, for another thread.
+    pub(crate) fn sender(&self) -> Sender {
+        self.sender.clone()
+    }
+
     /// Sends a secret. Errors as in [`Self::send`].
     pub(crate) fn send_secret(&self, secret: &[u8]) -> Result<(), Failure> {
         self.unless_gone(self.sender.send_secret(secret))

@@ -4,17 +4,60 @@ use std::io::{self, BufWriter, Seek as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 
 use sprat_inside::{
-    AnalyzeReport, AnalyzeSpec, CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, ListSpec,
-    Listing, SourceDiffSpec, VersionsReport, VersionsSpec,
+    AnalyzeReport, AnalyzeSpec, CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, FolderSize,
+    ListSpec, Listing, SizeSpec, SourceDiffSpec, VersionsReport, VersionsSpec,
 };
 
 use crate::Failure;
 use crate::interrupt::Interrupt;
+use crate::protocol::frames::Sender;
 use crate::protocol::messages::WorkerOrder;
 use crate::protocol::reports::Observer;
-use crate::session::Session;
+use crate::protocol::spawn::Child;
+use crate::session::{Session, Via};
+
+/// Stops what a session does at the moment, from another thread. The session stays open.
+#[derive(Debug, Clone)]
+pub struct Stopper {
+    worker: Sender,
+}
+
+impl Stopper {
+    /// Stops the order under way, if there is one: it fails with [`Exit::Interrupted`](crate::Exit). Where an
+    /// order has just ended, the next one may be stopped instead.
+    pub fn stop(&self) {
+        // Where the other process is gone, the order ends anyway.
+        let _ = self.worker.send(&WorkerOrder::CancelCurrent);
+    }
+}
 
 impl Session {
+    /// See [`Stopper`].
+    pub fn stopper(&self) -> Result<Stopper, Failure> {
+        let worker = match &self.via {
+            Via::Own(supervisor) => supervisor.worker().map(Child::sender),
+            Via::Beside(beside) => Some(beside.sender()),
+        };
+        let worker = worker.ok_or_else(|| Failure::failed("there is no worker"))?;
+        Ok(Stopper { worker })
+    }
+
+    /// Whether its processes have ended, so that each further call fails.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        matches!(&self.via, Via::Own(supervisor) if supervisor.is_over())
+    }
+
+    /// Sums up a folder of a snapshot.
+    pub fn size(
+        &mut self,
+        spec: SizeSpec,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<FolderSize, Failure> {
+        self.ask(&WorkerOrder::Size(Box::new(spec)), observer, interrupt)
+    }
+
     /// Lists a folder of a snapshot.
     pub fn list_folder(
         &mut self,

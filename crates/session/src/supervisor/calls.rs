@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use sprat_attach::CryptMapping;
-use sprat_inside::{AnalyzeReport, DiffReport, FindReport, Listing, VersionsReport};
+use sprat_inside::{AnalyzeReport, DiffReport, FindReport, FolderSize, Listing, VersionsReport};
 use sprat_snapshot::{
     Census, CheckReport, DrillReport, ExportReport, NameList, PinReport, PruneReport, RemoveReport,
     RestoreReport, SnapshotEntry, SnapshotReport, StagedFile,
@@ -82,6 +82,7 @@ impl Order for WorkerOrder {
             | Self::DiffSource(_)
             | Self::Cat(_)
             | Self::Analyze(_)
+            | Self::Size(_)
             | Self::Prune(_)
             | Self::Remove(_)
             | Self::Pin(_)
@@ -96,7 +97,7 @@ impl Order for WorkerOrder {
             | Self::Grow { .. }
             | Self::Unmount
             | Self::Keep(_) => OnInterrupt::Finish,
-            Self::Cancel => OnInterrupt::Finish,
+            Self::Cancel | Self::CancelCurrent => OnInterrupt::Finish,
         }
     }
 }
@@ -152,6 +153,7 @@ answers! {
     FindReport: Reply::Worker(WorkerReply::Found(report)) => *report;
     VersionsReport: Reply::Worker(WorkerReply::VersionsFound(report)) => *report;
     DiffReport: Reply::Worker(WorkerReply::Differs(report)) => *report;
+    FolderSize: Reply::Worker(WorkerReply::Sized(size)) => size;
     AnalyzeReport: Reply::Worker(WorkerReply::Analyzed(report)) => *report;
     u64: Reply::Worker(WorkerReply::Written(bytes)) => bytes;
     PruneReport: Reply::Worker(WorkerReply::Pruned(report)) => *report;

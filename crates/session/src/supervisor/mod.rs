@@ -298,12 +298,17 @@ impl Supervisor {
         self.wait(watch, order.on_interrupt())
     }
 
+    /// Whether everything is torn down, or closed: each call fails.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.is_some()
+    }
+
     /// V, for what only background mounts need.
     pub(crate) fn volume(&self) -> &Child {
         &self.volume
     }
 
-    /// W or the keeper, for what only background mounts need.
+    /// W or the keeper.
     pub(crate) fn worker(&self) -> Option<&Child> {
         self.worker.as_ref()
     }

@@ -127,10 +127,16 @@ fn hear_orders(
         .name("orders".to_owned())
         .spawn(move || {
             while let Ok(Some(order)) = receiver.receive() {
-                if matches!(order, WorkerOrder::Cancel) {
-                    cancel.cancel();
-                } else if queue.send(order).is_err() {
-                    break;
+                match order {
+                    WorkerOrder::Cancel => cancel.cancel(),
+                    WorkerOrder::CancelCurrent => cancel.cancel_current(),
+                    // The one before is done: its answer was waited for.
+                    order => {
+                        cancel.begin_next();
+                        if queue.send(order).is_err() {
+                            break;
+                        }
+                    }
                 }
             }
             cancel.cancel();
@@ -377,7 +383,9 @@ impl Worker {
                 self.file_system = file_system;
                 WorkerReply::Done
             }
-            WorkerOrder::Cancel | WorkerOrder::Keep(_) => return Ok(None),
+            WorkerOrder::Cancel | WorkerOrder::CancelCurrent | WorkerOrder::Keep(_) => {
+                return Ok(None);
+            }
             WorkerOrder::Unmount => {
                 if let Some(readers) = self.readers.take() {
                     readers.end();

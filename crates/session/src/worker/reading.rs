@@ -47,6 +47,7 @@ impl Reading<'_> {
                 let report = sprat_inside::analyze(root, &spec, is_exact, space.as_ref(), cancel)?;
                 WorkerReply::Analyzed(Box::new(report))
             }
+            WorkerOrder::Size(spec) => WorkerReply::Sized(sprat_inside::size(root, &spec, cancel)?),
             WorkerOrder::DiffSource(spec) => {
                 let list = sprat_attach::receive_fd(self.descriptors)?;
                 let mut list = BufReader::new(File::from(list));
