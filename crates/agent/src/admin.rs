@@ -175,7 +175,7 @@ pub fn tidy(root: &Root) -> io::Result<String> {
         let Some(folder) = root.kept(&container)? else {
             continue;
         };
-        let overdue = is_overdue(&root.live(&container)?, &root.policy, now.wall_s)?;
+        let overdue = is_overdue(root, &container, now.wall_s)?;
         let done = tidy::run(&folder, &root.policy, now, overdue)?;
         text += &format!("{container}: {} past states expired\n", done.removed.len());
         if let Some(held) = done.held {

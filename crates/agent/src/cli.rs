@@ -10,6 +10,7 @@ use rustix::process::{Resource, Rlimit};
 use crate::admin;
 use crate::disk::bad;
 use crate::notify;
+use crate::page;
 use crate::root::Root;
 use crate::serve::Server;
 use crate::status::Status;
@@ -54,6 +55,8 @@ Options:
   --for TIME      allow-header: how long; default: 10m
   --json          status: as JSON
   --prometheus    status: as text for Prometheus's node exporter
+  --html FILE     status: as a page for a browser
+  --all FOLDER    status: of every root in this folder, instead of --root
   --yes           expire, revert, remove: do it
 ";
 
@@ -66,6 +69,10 @@ pub struct Arguments {
     read_data: bool,
     json: bool,
     prometheus: bool,
+    /// A page for a browser goes to this file.
+    html: Option<PathBuf>,
+    /// The folder of the roots.
+    all: Option<PathBuf>,
     for_s: Option<i64>,
     yes: bool,
     /// What is no option: the command first.
@@ -91,6 +98,8 @@ impl Arguments {
                     let seconds = given.to_str().and_then(duration_s);
                     arguments.for_s = Some(seconds.ok_or("--for needs a time like 10m")?);
                 }
+                Some("--html") => arguments.html = Some(path("--html")?),
+                Some("--all") => arguments.all = Some(path("--all")?),
                 Some("--read-only") => arguments.read_only = true,
                 Some("--read-data") => arguments.read_data = true,
                 Some("--json") => arguments.json = true,
@@ -125,6 +134,12 @@ pub fn run(given: Vec<OsString>) -> ExitCode {
     let known = match words.as_slice() {
         ["help" | "--help" | "-h", ..] => return code_of(print(HELP).map(|()| 0)),
         [] => return failed(2, HELP.trim_end()),
+        ["status"] if arguments.all.is_some() && arguments.prometheus => {
+            return failed(2, "--prometheus needs one --root");
+        }
+        ["status"] if arguments.all.is_some() => {
+            every_root(&arguments).and_then(|all| show_status(&arguments, &all))
+        }
         ["serve"] => serve(&arguments).map(|()| 0),
         ["adopt"] => adopt(&arguments).map(|()| 0),
         _ => match arguments.root() {
@@ -149,12 +164,8 @@ fn administer(arguments: &Arguments, root: &Root, words: &[&str]) -> Option<io::
     let shown = |text: io::Result<String>| text.and_then(|text| print(&text)).map(|()| 0);
     Some(match words {
         ["status"] => Status::of(root).and_then(|status| {
-            let text = match () {
-                () if arguments.json => status.json(),
-                () if arguments.prometheus => status.prometheus(),
-                () => status.text(),
-            };
-            print(&text).map(|()| status.code())
+            let path = arguments.root.clone().unwrap_or_default();
+            show_status(arguments, &[(path, status)])
         }),
         ["list"] => shown(admin::list(root)),
         ["pin", name, time] => quiet(admin::set_mark(root, name, time, "pinned", true)),
@@ -189,6 +200,42 @@ fn administer(arguments: &Arguments, root: &Root, words: &[&str]) -> Option<io::
         ["clock", "accept"] => quiet(admin::accept_clock(root)),
         _ => return None,
     })
+}
+
+/// The status of each root in a folder.
+fn every_root(arguments: &Arguments) -> io::Result<Vec<(PathBuf, Status)>> {
+    let folder = arguments.all.clone().unwrap_or_default();
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.join(".sprat-agent/format").is_file() {
+            let status = Root::open(&path, arguments.policy.as_deref());
+            let status = status.and_then(|root| Status::of(&root));
+            let explained = |error| bad(format!("{}: {error}", path.display()));
+            all.push((path.clone(), status.map_err(explained)?));
+        }
+    }
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(all)
+}
+
+/// Returns the exit code of the gravest problem.
+fn show_status(arguments: &Arguments, all: &[(PathBuf, Status)]) -> io::Result<u8> {
+    if let Some(file) = &arguments.html {
+        page::write(file, &page::page(all, crate::clock::reading("").wall_s))?;
+    }
+    for (path, status) in all {
+        let text = match () {
+            () if arguments.json => status.json(),
+            () if arguments.prometheus => status.prometheus(),
+            () if arguments.html.is_some() => continue,
+            () if arguments.all.is_some() => format!("{}: {}", path.display(), status.text()),
+            () => status.text(),
+        };
+        print(&text)?;
+    }
+    let codes = all.iter().map(|(_, status)| status.code());
+    Ok(codes.filter(|code| *code > 0).min().unwrap_or(0))
 }
 
 fn code_of(outcome: io::Result<u8>) -> ExitCode {

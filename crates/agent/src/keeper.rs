@@ -263,6 +263,9 @@ impl Keeper {
         };
         if state.session == session {
             state.clean = self.says_clean;
+            if self.says_clean {
+                state.clean_s = crate::clock::reading("").wall_s;
+            }
             file.sync_all()?;
             state.file = Some(FileId::of(file)?);
             state.writing = false;
@@ -458,6 +461,7 @@ impl Keeper {
             self.slots.write(&state.to_text())?;
             self.is_new_session = true;
         }
+        self.says_clean = false;
         self.session = Some(state.session);
         Ok(())
     }

@@ -19,6 +19,7 @@ mod keeper;
 mod log;
 mod names;
 mod notify;
+mod page;
 mod past;
 mod policy;
 mod ranges;

@@ -27,6 +27,8 @@ pub struct State {
     pub begun_s: i64,
     /// The client said that it left the container in order.
     pub clean: bool,
+    /// When a client said so last, by the wall clock; 0: never.
+    pub clean_s: i64,
 }
 
 /// What shows that a file is the same and unchanged.
@@ -52,7 +54,7 @@ impl FileId {
 impl State {
     pub fn to_text(&self) -> String {
         let mut text = format!(
-            "session {}\nfence {}\nwriting {}\ntokens {}\ntokens-at {}\nsecret-due {}\nbegun {}\nclean {}\n",
+            "session {}\nfence {}\nwriting {}\ntokens {}\ntokens-at {}\nsecret-due {}\nbegun {}\nclean {}\nclean-at {}\n",
             self.session,
             self.fence,
             self.writing,
@@ -60,7 +62,8 @@ impl State {
             self.tokens_at_s,
             self.secret_due_s,
             self.begun_s,
-            self.clean
+            self.clean,
+            self.clean_s
         );
         if let Some(file) = self.file {
             let (s, ns) = file.modified;
@@ -91,6 +94,7 @@ impl State {
             secret_due_s: number(text, "secret-due")?,
             begun_s: number(text, "begun")?,
             clean: number(text, "clean").unwrap_or(false),
+            clean_s: number(text, "clean-at").unwrap_or(0),
         })
     }
 }

@@ -1,13 +1,11 @@
 //! What the administrator has to know: space, alarms, overdue containers; as text, JSON or for Prometheus.
 
 use std::fmt::Write;
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use crate::disk;
 use crate::generation;
-use crate::policy::Policy;
 use crate::root::Root;
 use crate::state::{changed_outside, is_damaged, read_state};
 use crate::time_text::{self, show_bytes};
@@ -19,10 +17,10 @@ pub const QUOTA: u8 = 5;
 
 /// One container.
 #[derive(Default)]
-struct Report {
-    name: String,
-    states: usize,
-    last_write_s: i64,
+pub struct Report {
+    pub name: String,
+    pub states: usize,
+    pub last_write_s: i64,
     session_open: bool,
     /// The record of the state: nobody can write.
     damaged: bool,
@@ -35,18 +33,31 @@ type Figure = fn(&Report) -> i64;
 
 /// A root with its containers.
 pub struct Status {
-    used: u64,
+    pub used: u64,
     available: u64,
     total: u64,
     clock_apart: bool,
     quota_is_full: bool,
-    containers: Vec<Report>,
+    pub containers: Vec<Report>,
 }
 
-/// Whether nobody wrote a container for longer than the policy expects.
-pub fn is_overdue(live: &File, policy: &Policy, wall_s: i64) -> io::Result<bool> {
-    let age_s = wall_s - live.metadata()?.mtime();
-    Ok(policy.expect_s.is_some_and(|expect_s| age_s > expect_s))
+/// Whether no session ended in order for longer than the policy expects. Where no client ever said how it
+/// leaves a container (sftp, an older sprat), each write counts.
+pub fn is_overdue(root: &Root, name: &str, wall_s: i64) -> io::Result<bool> {
+    let clean_s = match root.kept(name)? {
+        Some(folder) if !is_damaged(&folder)? => {
+            read_state(&disk::Slots::open(&folder, "state")?)?.clean_s
+        }
+        _ => 0,
+    };
+    let since_s = match clean_s {
+        0 => root.live(name)?.metadata()?.mtime(),
+        clean_s => clean_s,
+    };
+    Ok(root
+        .policy
+        .expect_s
+        .is_some_and(|expect_s| wall_s - since_s > expect_s))
 }
 
 fn report(root: &Root, name: &str, wall_s: i64) -> io::Result<Report> {
@@ -54,7 +65,7 @@ fn report(root: &Root, name: &str, wall_s: i64) -> io::Result<Report> {
     let mut report = Report {
         name: name.to_owned(),
         last_write_s: live.metadata()?.mtime(),
-        overdue: is_overdue(&live, &root.policy, wall_s)?,
+        overdue: is_overdue(root, name, wall_s)?,
         ..Report::default()
     };
     let Some(folder) = root.kept(name)? else {
@@ -105,8 +116,8 @@ impl Status {
         }
     }
 
-    /// What is wrong, a line each. The lines stay the same as long as nothing changes.
-    pub fn problems(&self) -> Vec<String> {
+    /// What is wrong with the root itself.
+    pub fn own_problems(&self) -> Vec<String> {
         let mut found = Vec::new();
         if self.clock_apart {
             found.push(
@@ -118,6 +129,12 @@ impl Status {
         if self.quota_is_full {
             found.push("QUOTA: more than 90 % is used".to_owned());
         }
+        found
+    }
+
+    /// What is wrong, a line each. The lines stay the same as long as nothing changes.
+    pub fn problems(&self) -> Vec<String> {
+        let mut found = self.own_problems();
         for one in &self.containers {
             let name = &one.name;
             found.extend(
@@ -261,7 +278,7 @@ impl Status {
 }
 
 impl Report {
-    fn problems(&self) -> Vec<String> {
+    pub fn problems(&self) -> Vec<String> {
         let name = &self.name;
         let mut found = Vec::new();
         if self.damaged {
@@ -276,7 +293,7 @@ impl Report {
         }
         if self.overdue {
             found.push(
-                "OVERDUE: no session wrote for longer than the policy expects; nothing expires"
+                "OVERDUE: no session ended in order for longer than the policy expects; nothing expires"
                     .to_owned(),
             );
         }
@@ -295,4 +312,38 @@ fn quoted(text: &str) -> String {
         }
     }
     out + "\""
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::State;
+
+    #[test]
+    fn only_a_session_that_ended_in_order_counts_as_a_backup() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("x.luks"), "now").unwrap();
+        Root::adopt(folder.path()).unwrap();
+        std::fs::write(folder.path().join(".sprat-agent/policy"), "expect = 26h\n").unwrap();
+        let root = Root::open(folder.path(), None).unwrap();
+        let now_s = root.clock.now().unwrap().wall_s;
+        let overdue = || is_overdue(&root, "x.luks", now_s).unwrap();
+        // No client ever said how it left the container: the write of this moment counts.
+        assert!(!overdue());
+        let kept = disk::make_folder_in(&root.agent, "x.luks").unwrap();
+        let ended = |clean_s| {
+            let state = State {
+                clean_s,
+                ..State::default()
+            };
+            let slots = disk::Slots::open(&kept, "state").unwrap();
+            slots.write(&state.to_text()).unwrap();
+        };
+        ended(0);
+        assert!(!overdue());
+        ended(now_s - 3600);
+        assert!(!overdue());
+        ended(now_s - 27 * 3600);
+        assert!(overdue());
+    }
 }

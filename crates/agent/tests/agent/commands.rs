@@ -154,6 +154,43 @@ fn what_root_makes_belongs_to_the_account() {
     assert!(walk(false) > before);
 }
 
+#[test]
+fn status_of_many_roots_is_one_page_with_the_gravest_code() {
+    let all = tempfile::tempdir().unwrap();
+    let [good, bad] = [0, 1].map(|_| Served::in_folder(all.path(), EAGER));
+    for served in [&good, &bad] {
+        fs::write(served.path("x.luks"), blocks(4, 1)).unwrap();
+        served.overwrite(&[(0, vec![1; 10])]);
+    }
+    fs::create_dir(all.path().join("no-root")).unwrap();
+    let page = all.path().join("page.html");
+    let status = |more: &[&str]| {
+        let mut command = std::process::Command::new(crate::client::agent());
+        command.args(["status", "--all"]).arg(all.path()).args(more);
+        let output = command.output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
+    };
+    let html = ["--html", page.to_str().unwrap()];
+    assert_eq!(status(&html), (Some(0), String::new()));
+    fs::write(bad.path(".sprat-agent/x.luks/alarm"), "<b>\n").unwrap();
+    assert_eq!(status(&html).0, Some(3));
+    let text = fs::read_to_string(&page).unwrap();
+    assert!(
+        text.contains("&lt;b&gt;") && !text.contains("<b>"),
+        "{text}"
+    );
+    for served in [&good, &bad] {
+        assert!(text.contains(served.path("").to_str().unwrap().trim_end_matches('/')));
+    }
+    assert_eq!(text.matches("<td>x.luks<td>").count(), 2, "{text}");
+    let (_, text) = status(&[]);
+    assert_eq!(text.matches("x.luks: 1 past states").count(), 2, "{text}");
+    assert_eq!(status(&["--prometheus"]).0, Some(2));
+}
+
 /// The last write was two days ago.
 #[test]
 fn an_overdue_backup_runs_the_notify_program_once_and_holds_expiry() {
