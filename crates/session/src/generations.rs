@@ -7,6 +7,7 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use sprat_snapshot::{MomentError, parse_moment};
+use sprat_store::FileName;
 pub use sprat_store::PastState;
 
 use crate::address::Target;
@@ -111,6 +112,37 @@ pub fn find(target: &Target, ssh: &SshOptions, wanted: &Wanted) -> Result<PastSt
     })
 }
 
+/// What to do if the agent refuses a write to the header.
+pub(crate) fn header_refused(container: &FileName) -> String {
+    format!(
+        "sprat-agent on the server refuses changes of the header. Ask the server's admin to run `sprat-agent \
+         allow-header {container}` there, which allows them for 10 minutes"
+    )
+}
+
+/// What to know after a change of the keys, if an agent on the server keeps past states. `removed`: a key was
+/// removed. A server that does not answer any more is no reason to fail: the change is durable.
+#[must_use]
+pub fn note_of_key_change(target: &Target, ssh: &SshOptions, removed: bool) -> Option<String> {
+    let states = connect::past_states(target, ssh).ok().flatten()?;
+    let name = &target.name;
+    let mut note = kept_in_words(&states);
+    if let (true, Some(last)) = (removed, states.last()) {
+        note.push_str(&format!(
+            ". The removed key still opens them, until the newest of them ({}) has expired by the policy of the \
+             server. There, `sprat-agent policy check` shows how long that takes, and `sprat-agent expire` removes \
+             a state earlier",
+            text::harmless(shown_name(last))
+        ));
+    }
+    note.push_str(&format!(
+        ". By its policy the agent may report this change of the header as an alarm. Then the server's admin \
+         confirms it with `sprat-agent ack {name}`. `sprat-agent allow-header {name}`, before a change, avoids the \
+         alarm"
+    ));
+    Some(note)
+}
+
 impl SessionSettings {
     /// Changes the settings of a session that only reads, so that it reads this past state of the
     /// container. The past state must be one of the same container: what this machine knows of that is
@@ -143,8 +175,6 @@ impl SessionSettings {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-
-    use sprat_store::FileName;
 
     use super::*;
     use crate::Access;

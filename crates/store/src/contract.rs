@@ -210,6 +210,24 @@ pub trait Store: Send + Sync {
     /// it.
     fn free_space(&self) -> Result<FreeSpace, StoreError>;
 
+    /// The id of the agent that answers on the server. `None`, as by default: there is none.
+    fn agent(&self) -> Option<String> {
+        None
+    }
+
+    /// Has the agent refuse everything that was sent to a file through it on other connections: once this
+    /// returns true, no byte of that arrives any more. `false`, as by default: there is no agent. Call it when
+    /// the lease is ours: it ends any other session.
+    fn refuse_earlier(&self, name: &FileName) -> Result<bool, StoreError> {
+        let _ = name;
+        Ok(false)
+    }
+
+    /// Reports to the agent that this session leaves the file in order. Does nothing by default.
+    fn note_end(&self, name: &FileName) {
+        let _ = name;
+    }
+
     /// The past states that the server keeps of a file, oldest first. `None`, as by default: this server
     /// keeps none.
     fn past_states(&self, name: &FileName) -> Result<Option<Vec<PastState>>, StoreError> {
@@ -449,6 +467,12 @@ pub trait StoreFile: Send + Sync {
 
     /// Gives the space of a range back; it then reads as zeros. `Unsupported` by default.
     fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError>;
+
+    /// As [`StoreFile::discard`], for several ranges, in order.
+    fn discard_ranges(&self, ranges: &[Range<u64>]) -> Result<(), StoreError> {
+        let mut ranges = ranges.iter();
+        ranges.try_for_each(|range| self.discard(range.start, range.end - range.start))
+    }
 
     /// From now on `guard` is asked when a write enters a connection. A write may wait for that for
     /// a long time. Only the first guard counts. Does nothing by default: other stores have no

@@ -3,12 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::process::{Pid, Signal, kill_process};
 use sprat_testkit::fake_clock::{self, FakeClock};
-use sprat_testkit::machine::{CHEAP, Ran, TestMachine};
+use sprat_testkit::machine::{CHEAP, Ran, TestMachine, noise};
 use sprat_testkit::ssh_server::{OpenSshOptions, SshServer, openssh};
 use sprat_testkit::{needs, requires};
 
@@ -302,4 +304,92 @@ fn every_reading_command_reads_the_past(client: &Client, name: &str) {
     assert!(text.unwrap() == Client::content(2, 3));
     let both = ["mount", &client.target, at, "--rw", "--generation", name];
     assert_eq!(client.sprat(&both).code, 2);
+}
+
+/// A client whose server process is started without sshd, by a script: so the test knows it, and it outlives
+/// the client like one on another machine.
+fn client_with_known_server(policy: &str) -> (Client, tempfile::TempDir) {
+    let served = Served::new(policy);
+    let scripts = tempfile::tempdir().unwrap();
+    let script = scripts.path().join("ssh");
+    let text = format!(
+        "#!/bin/bash\nfor fd in /proc/self/fd/*; do n=${{fd##*/}}; [ \"$n\" -gt 2 ] && eval \"exec $n>&-\"; done 2>/dev/null\n\
+         echo $$ >> {}/pids\nexec setsid env -i {} serve --root {}\n",
+        scripts.path().display(),
+        agent().display(),
+        served.path("").display()
+    );
+    fs::write(&script, text).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&script, mode).unwrap();
+    let sshd = sshd_with("true");
+    let mut client = Client::with(served, sshd);
+    client.ssh = script.to_str().unwrap().to_owned();
+    (client, scripts)
+}
+
+fn server_pids(scripts: &Path) -> Vec<Pid> {
+    let text = fs::read_to_string(scripts.join("pids")).unwrap_or_default();
+    let pids = text.lines().map(|line| line.parse().unwrap());
+    pids.filter_map(Pid::from_raw).collect()
+}
+
+/// Nobody waits for the quiet time, which is longer than any test; and nothing arrives late.
+#[test]
+fn dead_clients_server_process_is_refused_without_a_wait() {
+    requires!(
+        needs::root(),
+        needs::devices(),
+        openssh::missing(),
+        sprat_missing()
+    );
+    let (client, scripts) = client_with_known_server(EAGER);
+    client.init();
+    client.back_up(1);
+    let before = server_pids(scripts.path()).len();
+    let big = noise(24 << 20, 1);
+    client.machine.write("src/big", big);
+    let blocks_of = |name: &str| fs::metadata(client.served.path(name)).unwrap().blocks();
+    let begun = blocks_of("x.luks");
+    let words = ["backup", &client.target, "--name", "home", "src"];
+    let mut backup = client.command(&words).spawn().unwrap();
+    wait_for(|| blocks_of("x.luks") > begun + 8192);
+    let servers = server_pids(scripts.path()).split_off(before);
+    for pid in &servers {
+        kill_process(*pid, Signal::STOP).unwrap();
+    }
+    // What the client still sends waits in the pipes of its server processes.
+    std::thread::sleep(Duration::from_millis(500));
+    client.machine.kill_all();
+    let _ = backup.kill();
+    backup.wait().unwrap();
+
+    client.ok(&[&words[..], &["--quiet-time", "100000"]].concat());
+    let content = client.served.live();
+    for pid in &servers {
+        // The agent may have ended it.
+        let _ = kill_process(*pid, Signal::CONT);
+    }
+    for pid in servers {
+        wait_for(|| !Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists());
+    }
+    assert!(
+        client.served.live() == content,
+        "bytes of the dead client arrived"
+    );
+    let back = client.machine.path("back");
+    let to = back.to_str().unwrap();
+    client.ok(&["restore", &client.target, "home", "--to", to, "--verify"]);
+    client.ok(&["check", &client.target, "--read-data"]);
+}
+
+#[track_caller]
+fn wait_for(mut is_so: impl FnMut() -> bool) {
+    for _ in 0..6000 {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("it does not happen");
 }

@@ -69,6 +69,7 @@ pub(super) fn trim(
 
 fn render(report: &TrimReport) -> String {
     let way = match report.route {
+        TrimRoute::AgentPunch => "holes made by sprat-agent on the server",
         TrimRoute::LocalPunch => "holes made in the local file",
         TrimRoute::ShellPunch => "holes made with fallocate on the server",
         TrimRoute::Rewrite => "rewritten by the server",

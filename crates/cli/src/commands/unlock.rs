@@ -97,6 +97,9 @@ fn text(target: &str, done: &Unlocked) -> String {
                 "the server's kernel reports that no process has the container open for writing, so no \
                  data of the session of lease {lease} can arrive any more\n"
             ),
+            DoorWay::Agent => format!(
+                "sprat-agent on the server refuses everything that the session of lease {lease} sent\n"
+            ),
             DoorWay::Silent => format!(
                 "the session of lease {lease} was silent for so long that the server has closed its \
                  connection. In case something still arrives, sprat checks for 2 h 15 min that nothing \

@@ -34,7 +34,9 @@ pub(super) fn find(
     opened: Option<&used_blocks::UnlockedSource<'_>>,
     observer: &mut dyn CopyObserver,
 ) -> Result<(Option<DataMap>, HolesBy), StoreError> {
-    if let Ok(map) = DataMap::of(file) {
+    if let Ok(map) = DataMap::of(file)
+        && (options.target.ssh().is_none() || is_plausible(file, &map)?)
+    {
         return Ok((Some(map), HolesBy::Allocation));
     }
     let limit = options.ssh.answer_timeout.unwrap_or(SHELL_LIMIT);

@@ -356,6 +356,8 @@ impl HeaderChanged {
 pub enum TrimRoute {
     /// Holes made in a local file.
     LocalPunch,
+    /// Holes that the agent on the server made.
+    AgentPunch,
     /// Holes made by `fallocate` in a shell on the server.
     ShellPunch,
     /// A new file in the place of the old one, copied by the server.

@@ -64,6 +64,8 @@ pub enum DoorWay {
     Answered,
     /// The server's kernel reports that no process has the container open for writing. A proof.
     Kernel,
+    /// The agent on the server refuses everything that it sent. A proof.
+    Agent,
     /// Its lease was not renewed for so long that the server dropped the connection. No proof.
     Silent,
     /// The user says that its machine is off. No proof.

@@ -72,6 +72,12 @@ pub(crate) struct ContainerLease {
     left_locked: Mutex<Option<String>>,
     /// How many writes [`before_send`](sprat_volume::SessionHooks::before_send) allowed.
     allowed: AtomicU64,
+    /// The agent on the server through which the session began.
+    agent: Option<String>,
+    /// All connections of this session led through that agent.
+    same_agent: AtomicBool,
+    /// The agent refuses what was sent on earlier connections.
+    earlier_refused: AtomicBool,
     /// Receives the progress of the recovery of a dead session's writes.
     recovery_listener: OnceLock<Box<dyn Fn(u64, u64) + Send + Sync>>,
 }
@@ -136,6 +142,9 @@ impl ContainerLease {
             file_name: parts.file_name,
             access: parts.access,
             opened_by: parts.opened_by,
+            agent: parts.store.agent(),
+            same_agent: AtomicBool::new(true),
+            earlier_refused: AtomicBool::new(false),
             store: RwLock::new(parts.store),
             lock: RwLock::new(parts.lock),
             stale_lock: parts.stale_lock,
@@ -340,6 +349,10 @@ impl ContainerLease {
             Some(lock) => lock.fence().map_err(|error| Failure::from(&error))?,
             None => return Ok(None),
         };
+        // What a shell does, the agent neither saves nor refuses.
+        if self.store().agent().is_some() {
+            return Ok(None);
+        }
         Ok(self.connection.puncher(&self.file_name, fence)?)
     }
 
@@ -463,6 +476,8 @@ impl ContainerLease {
                 ReconnectError::GiveUp(Box::new(other))
             }
         })?;
+        self.refuse_earlier(&*store)
+            .map_err(ReconnectError::Retry)?;
         let file = store
             .open(&self.file_name, self.access)
             .map_err(retry_or_give_up)?;
@@ -493,6 +508,25 @@ impl ContainerLease {
         })?;
         *self.store.write().ignore_poison() = store;
         Ok(file)
+    }
+
+    /// Has the agent refuse what the earlier connections of this session sent, if all of them led through it.
+    fn refuse_earlier(&self, store: &dyn Store) -> Result<(), StoreError> {
+        if self.access == Access::ReadOnly {
+            return Ok(());
+        }
+        if self.agent.is_none() || store.agent() != self.agent {
+            self.same_agent.store(false, Ordering::SeqCst);
+        }
+        let refused = match self.same_agent.load(Ordering::SeqCst) {
+            true => match store.refuse_earlier(&self.file_name) {
+                Err(error) if error.was_answered() => false,
+                refused => refused?,
+            },
+            false => false,
+        };
+        self.earlier_refused.store(refused, Ordering::SeqCst);
+        Ok(())
     }
 
     fn another(&self, what: &str) -> ReconnectError {
@@ -593,7 +627,7 @@ impl sprat_volume::SessionHooks for ContainerLease {
     }
 
     fn old_server_dead(&self) -> bool {
-        !self.connection.outlives_us()
+        !self.connection.outlives_us() || self.earlier_refused.load(Ordering::SeqCst)
     }
 }
 

@@ -75,6 +75,9 @@ impl Served {
                 Ok(report(route, measure, None))
             }
             TrimHow::Rewrite | TrimHow::RewriteThroughClient => {
+                if self.lease.store().agent().is_some() {
+                    return Err(replaces_container());
+                }
                 let rewrite = self.plan_rewrite(&free)?;
                 self.close_volume()?;
                 let before = self.allocated();
@@ -125,13 +128,13 @@ impl Served {
             let allocated = || store.stat(self.lease.file_name()).ok()?.allocated_bytes;
             let before = allocated();
             self.events.phase(Phase::Punching);
-            let punched = self.punch_by(free, &mut |file, ranges| {
-                ranges
-                    .iter()
-                    .try_for_each(|range| file.discard(range.start, range.end - range.start))
-            });
+            let punched = self.punch_by(free, &mut |file, ranges| file.discard_ranges(ranges));
+            let route = match store.agent() {
+                Some(_) => TrimRoute::AgentPunch,
+                None => TrimRoute::LocalPunch,
+            };
             match punched {
-                Ok(()) => return Ok((TrimRoute::LocalPunch, measure(before, allocated(), "stat"))),
+                Ok(()) => return Ok((route, measure(before, allocated(), "stat"))),
                 Err(error) => self.skip_route(&mut reasons, error)?,
             }
         }
@@ -230,6 +233,12 @@ impl Served {
             free.iter().cloned().chain(disposable),
         ))
     }
+}
+
+fn replaces_container() -> Failure {
+    Failure::failed("sprat-agent on the server lets no client replace the container").with_hint(
+        "nothing was changed. Run `sprat trim` without --rewrite: the agent makes holes in the container",
+    )
 }
 
 fn nothing_to_gain(allocated_bytes: u64, rewrite: &Rewrite) -> Failure {

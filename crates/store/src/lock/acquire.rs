@@ -270,6 +270,7 @@ impl Lock {
         let acquisitions = journal.acquisitions();
         let token = Token::random()?;
         let mut content = Content::new(token, Token::random()?, owner);
+        content.agent = store.agent();
         let via = first.enter(journal, on_purpose, &mut content)?;
         let below = first.folder.highest();
         if let Some(free) = below.filter(|seen| seen.is_free()) {

@@ -18,7 +18,8 @@ impl Lock {
         let _writing = self.writing();
         self.verify_or_use_pending(store)?;
         let before = self.now();
-        let next = self.next_after(&before)?;
+        let mut next = self.next_after(&before)?;
+        next.content.agent = store.agent();
         self.create_next(store, &next)?;
         self.switch_to(store, &before, next)
     }

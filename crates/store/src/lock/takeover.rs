@@ -84,6 +84,54 @@ impl Lock {
         Ok(closed)
     }
 
+    /// Has the agent on the server refuse what earlier sessions sent through it. Drops the predecessors whose
+    /// leases say that all was sent through this agent, and makes that durable. Returns them: nothing of them
+    /// can arrive any more. Empty without an agent, or if it does not succeed.
+    ///
+    /// A session that is still alive must have stopped sending: on a new connection it may send for as long as its
+    /// last lease check counts. With `only_dead` only sessions count that died on the machine of the next one.
+    pub fn close_refused(&self, store: &dyn Store, only_dead: bool) -> Result<Vec<u64>, LockError> {
+        let Some(agent) = store.agent() else {
+            return Ok(Vec::new());
+        };
+        let mut refused = Vec::new();
+        for predecessor in self.now().content.doors {
+            // An entry that stands for earlier leases says nothing of those.
+            if predecessor.all_before || (only_dead && !predecessor.own) {
+                continue;
+            }
+            let seen = self.read_predecessor(store, predecessor.number)?;
+            let content = seen.and_then(|seen| seen.content);
+            if content.is_some_and(|content| content.agent.as_ref() == Some(&agent)) {
+                refused.push(predecessor.number);
+            }
+        }
+        if refused.is_empty() {
+            return Ok(refused);
+        }
+        match store.refuse_earlier(&self.container) {
+            Ok(true) => {}
+            Ok(false) => return Ok(Vec::new()),
+            // A process that the agent can't end. The waiting helps.
+            Err(error) if error.was_answered() => return Ok(Vec::new()),
+            Err(source) => return Err(self.failed("begin the session of", source)),
+        }
+        self.change(|ours| {
+            ours.doors.retain(|predecessor| {
+                predecessor.all_before || !refused.contains(&predecessor.number)
+            });
+        });
+        self.confirm(store)?;
+        Ok(refused)
+    }
+
+    /// Whether the session of the lease below is one of these, and nothing of any other session can arrive.
+    #[must_use]
+    pub fn only_these_could_arrive(&self, refused: &[u64]) -> bool {
+        let below = self.now().below;
+        below.is_some_and(|below| refused.contains(&below)) && !self.may_arrive()
+    }
+
     /// Closes every open predecessor, after a proof that no earlier session can write any more.
     /// Returns which.
     pub fn close_proven(&self) -> Vec<u64> {

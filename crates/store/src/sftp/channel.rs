@@ -320,7 +320,8 @@ impl Channel {
             return Ok(None);
         }
         let (answer, owed) = sync_channel(1);
-        let fsync = matches!(request, Request::Fsync { .. });
+        // These may wait for the server's disk.
+        let fsync = matches!(request, Request::Fsync { .. } | Request::Agent(_));
         let id = state.owe(Pending {
             order: 0,
             bytes,

@@ -4,7 +4,7 @@
 //! counts what follows it. Requests and their replies carry a `u32 id` after the type; the greeting
 //! (`INIT`, `VERSION`) doesn't. A string is `u32 length | bytes`.
 
-use super::agent::{AgentRequest, announced};
+use super::agent::{AgentId, AgentRequest, announced};
 use crate::contract::Access;
 
 /// The longest packet that is accepted, as in OpenSSH (`SFTP_MAX_MSG_LENGTH`, sftp-common.h).
@@ -391,7 +391,7 @@ pub(crate) struct Extensions {
     pub hardlink: bool,
     pub copy_data: bool,
     /// `sprat-agent` answers.
-    pub agent: bool,
+    pub agent: Option<AgentId>,
     /// It greets like [`OPENSSH_GREETING`]: it carries out requests one after another, in the order
     /// in which they arrive.
     pub keeps_order: bool,
@@ -495,7 +495,7 @@ pub(crate) fn parse_version(body: &[u8]) -> Result<Extensions, Malformed> {
         }
     }
     // The agent answers one request after another, too.
-    found.keeps_order = as_openssh == OPENSSH_GREETING.len() || found.agent;
+    found.keeps_order = as_openssh == OPENSSH_GREETING.len() || found.agent.is_some();
     Ok(found)
 }
 

@@ -1,10 +1,12 @@
 //! One open file on an SFTP server: a handle per channel, transfers cut into requests.
 
+mod agent;
 mod answers;
 mod batched_flush;
 mod joined;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -190,11 +192,7 @@ impl SftpFile {
     }
 
     /// Cuts a range into requests of at most `max` bytes that end at block boundaries.
-    fn cut(
-        offset: u64,
-        len: usize,
-        max: u32,
-    ) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> {
+    fn cut(offset: u64, len: usize, max: u32) -> impl Iterator<Item = (u64, Range<usize>)> {
         let mut start = 0;
         std::iter::from_fn(move || {
             if start == len {
@@ -337,12 +335,17 @@ impl StoreFile for SftpFile {
         current.then(|| file_stat(found)).flatten()
     }
 
-    fn discard(&self, _offset: u64, _len: u64) -> Result<(), StoreError> {
-        Err(StoreError::Unsupported {
-            op: "discard",
-            object: self.file.object.clone(),
-            reason: "SFTP has no request that makes a hole".to_owned(),
-        })
+    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        let range = offset..offset.saturating_add(len);
+        self.discard_ranges(std::slice::from_ref(&range))
+    }
+
+    fn discard_ranges(&self, ranges: &[Range<u64>]) -> Result<(), StoreError> {
+        self.punch(ranges)
+    }
+
+    fn data_ranges(&self, report: &mut dyn FnMut(Range<u64>)) -> Result<(), StoreError> {
+        self.map(report)
     }
 
     fn guard_writes(&self, guard: Arc<dyn WriteGuard>) {

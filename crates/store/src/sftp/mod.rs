@@ -104,7 +104,7 @@ impl SftpOptions {
 ///
 /// Once any of its connections is lost, or the server breaks the protocol, the store and all its
 /// files are dead and every call fails: connect again and open again. Files keep the connection for
-/// as long as they exist. `discard` is `Unsupported`; see [`Puncher`].
+/// as long as they exist. Only an agent can `discard`; see [`Puncher`].
 #[derive(Debug)]
 pub struct SftpStore {
     session: Arc<SharedSession>,
@@ -196,7 +196,7 @@ impl Store for SftpStore {
         let extensions = &self.session.extensions;
         Capabilities {
             durable_flush: extensions.fsync,
-            discard: false,
+            discard: extensions.agent.is_some(),
             free_space: extensions.statvfs,
             atomic_replace: extensions.posix_rename,
         }
@@ -391,6 +391,18 @@ impl Store for SftpStore {
             kind: EndingKind::Lost,
             reason: reason.to_owned(),
         });
+    }
+
+    fn agent(&self) -> Option<String> {
+        Some(self.session.extensions.agent?.as_text())
+    }
+
+    fn refuse_earlier(&self, name: &FileName) -> Result<bool, StoreError> {
+        agent::refuse_earlier(&self.session, name)
+    }
+
+    fn note_end(&self, name: &FileName) {
+        agent::note_end(&self.session, name);
     }
 
     fn past_states(&self, name: &FileName) -> Result<Option<Vec<PastState>>, StoreError> {

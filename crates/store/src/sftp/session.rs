@@ -480,7 +480,7 @@ impl Call<'_> {
         self.wait_extended(&self.ask(request)?, parse)
     }
 
-    fn wait_extended<T>(
+    pub(crate) fn wait_extended<T>(
         &self,
         answer: &Answer,
         parse: fn(&[u8]) -> Result<T, Malformed>,

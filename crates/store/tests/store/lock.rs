@@ -18,6 +18,7 @@ use sprat_store::{
 use sprat_testkit::memory::MemoryStore;
 use sprat_testkit::{needs, requires};
 
+mod agent;
 mod garbled;
 mod left_over;
 mod lost_connections;

@@ -19,6 +19,9 @@ const KERNEL_PAUSE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(1);
 /// The first pause before a reconnect. [`Outage`] doubles it.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// After this time an earlier session sends nothing more: its last check of the lease counts for 10 s
+/// ([`RENEW_INTERVAL`]), and a lease that it finds now is not its own.
+const SENDS_NO_MORE: Duration = Duration::from_secs(15);
 /// Time between two reports on the wait: the first interval, then each time twice as long, up to the
 /// second one.
 const REPORT_INTERVALS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(15 * 60)];
@@ -197,6 +200,9 @@ impl<'w> Waiting<'w> {
             ways.extend(doors.into_iter().map(|number| (number, way)));
         };
         note(lease.close_answered(&*self.store)?, DoorWay::Answered);
+        if self.begun.elapsed() >= SENDS_NO_MORE && !lease.open_predecessors().is_empty() {
+            note(lease.close_refused(&*self.store, false)?, DoorWay::Agent);
+        }
         if self.begun.elapsed() >= wish.answer_wait && !lease.open_predecessors().is_empty() {
             // By the server's clock, which is read from our own lease.
             lease.renew(&*self.store)?;

@@ -9,7 +9,7 @@ use sprat_luks::{
     Extent, FormatOptions, Header, HeaderRead, HeaderWrite, LuksError, LuksErrorKind, Secret,
     SectorCipher, SlotKind, VolumeKey,
 };
-use sprat_store::{Access, Store, StoreFile};
+use sprat_store::{Access, Store, StoreErrorKind, StoreFile};
 use sprat_volume::{Fenced, SessionHooks as _};
 
 use crate::connect::HeaderBytes;
@@ -30,7 +30,7 @@ use crate::volume_process::open::{
 };
 use crate::volume_process::rewrite::prevent_late_rename;
 use crate::volume_process::shutdown::{EventSender, StopFlag};
-use crate::{Exit, Failure};
+use crate::{Exit, Failure, generations};
 
 const HALF_WAY: &str = "The container opens with every key that stays, and has all snapshots. Run the \
                         same command again: it continues where this one stopped";
@@ -558,7 +558,13 @@ fn write_extent(
                 .lost()
                 .unwrap_or_else(|| Failure::failed(other.to_string())),
         })?;
-    Ok(file.write_at(extent.offset, &extent.bytes)?)
+    let written = file.write_at(extent.offset, &extent.bytes);
+    written.map_err(|error| match lease.store().agent() {
+        Some(_) if error.kind() == StoreErrorKind::PermissionDenied => {
+            Failure::from(error).with_hint(generations::header_refused(lease.file_name()))
+        }
+        _ => Failure::from(error),
+    })
 }
 
 /// Checked before the key is used with the header.

@@ -39,6 +39,7 @@ impl ContainerLease {
             drop(held);
             self.record.all_resolved()?;
             let alone = self.write_free(lock, &*self.store())?;
+            self.store().note_end(&self.file_name);
             self.released_alone.store(alone, Ordering::SeqCst);
         }
         Ok(true)
@@ -85,6 +86,7 @@ impl ContainerLease {
         self.all_resolved()?;
         if let Some(lock) = lock {
             self.write_free(lock, &*store)?;
+            store.note_end(&self.file_name);
         }
         Ok(())
     }

@@ -71,6 +71,7 @@ pub(crate) fn acquire_making_space(
                         taken.map_err(|error| error.into_failure(&start.settings.state_dir))?
                     }
                 };
+            refuse_earlier(&lock, &*store, &record).map_err(|error| Failure::from(&error))?;
             let seen = SeenLeases {
                 late_records: (lock.late_lists(), lock.pending_comparisons()),
                 ..SeenLeases::default()
@@ -111,6 +112,18 @@ pub(crate) fn acquire_lock(
     };
     acquire_lock_while(start, store, record, None, (stop, events), meanwhile)
         .map_err(|error| error.into_failure(&start.settings.state_dir))
+}
+
+/// With an agent on the server nobody waits for a dead session that sent everything through it.
+fn refuse_earlier(lock: &Lock, store: &dyn Store, record: &WriteJournal) -> Result<(), LockError> {
+    if !lock.may_arrive() {
+        return Ok(());
+    }
+    let refused = lock.close_refused(store, true)?;
+    if lock.only_these_could_arrive(&refused) {
+        record.quiet()?;
+    }
+    Ok(())
 }
 
 fn lacks_space(error: &AcquireError) -> bool {
@@ -208,7 +221,7 @@ pub(crate) fn wait_for_quiet(
     events: &EventSender,
 ) -> Result<(), Failure> {
     let suspects = lease.record().in_doubt();
-    if !lease.record().may_arrive() {
+    if !lease.record().owes_quiet() {
         return Ok(());
     }
     events.notice(Notice::Suspects {
