@@ -110,6 +110,10 @@ impl Beside {
         if settings.ignore_lock || settings.accept_older_state || settings.accept_changed_keys {
             return Ok(None);
         }
+        // The answers must come from the server. An open volume answers from the cache of this machine.
+        if settings.verify_cache {
+            return Ok(None);
+        }
         let found = match Self::on_mount(settings, watch)? {
             Some(found) => Some(found),
             None => Self::in_session(settings, watch)?,

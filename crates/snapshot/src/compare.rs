@@ -5,6 +5,8 @@
 //! different file in the snapshot: then one of them would get the other's owner and mode. [`before`]
 //! finds both kinds, for a run of rsync that writes them. [`after`] verifies what a restore wrote.
 
+mod newer;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
@@ -152,6 +154,14 @@ pub(crate) struct Unequal {
     pub(crate) others: Vec<PathBuf>,
     /// How many files have the same content.
     pub(crate) same: u64,
+}
+
+impl Unequal {
+    /// Leaves these as they are.
+    pub(crate) fn leave(&mut self, paths: &BTreeSet<PathBuf>) {
+        self.files.retain(|path| !paths.contains(path));
+        self.others.retain(|path| !paths.contains(path));
+    }
 }
 
 /// Finds what a restore must write although size and time are equal. `None` if it was cancelled.

@@ -15,6 +15,7 @@ use crate::compare::{Restored, Unequal};
 use crate::conflicts::conflicts;
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder};
+use crate::mounts::pattern_for;
 use crate::name::JobName;
 use crate::name_list::NameList;
 use crate::owner_names;
@@ -85,13 +86,23 @@ pub fn restore(
         to: &to,
         protected: &protected,
     };
-    let unequal = if spec.trust_times || spec.existing == Existing::Keep {
+    let mut unequal = if spec.trust_times || spec.existing == Existing::Keep {
         Unequal::default()
     } else {
         compared.before(progress, cancel)?
     };
+    let kept = compared.kept(spec.existing, cancel)?;
+    unequal.leave(&kept.paths);
+    let left_alone = kept.paths.iter();
+    let left_alone = left_alone.map(|path| pattern_for(&Path::new("/").join(path), false));
+    let left_alone: Vec<_> = protected
+        .patterns
+        .iter()
+        .cloned()
+        .chain(left_alone)
+        .collect();
     let written = transfer.rewrite(&unequal, &mut changes, progress, cancel)?;
-    let invocation = transfer.invocation(&protected.patterns, spec.existing);
+    let invocation = transfer.invocation(&left_alone, spec.existing);
     let scout = what.scout(&folder, &to, spec);
     let mut followed = |now: Progress| {
         if let Some(scout) = &scout {
@@ -104,7 +115,12 @@ pub fn restore(
     judge(&outcome, &to)?;
     changes.append(&outcome.changes);
     let planned = match spec.dry_run {
-        true => Some(transfer.planned(&outcome, written.as_ref(), &protected.patterns, cancel)?),
+        true => {
+            let mut planned = transfer.planned(&outcome, written.as_ref(), &left_alone, cancel)?;
+            let kept = kept.paths.len() as u64;
+            planned.newer_here = planned.newer_here.map(|others| others + kept);
+            Some(planned)
+        }
         false => None,
     };
     if let Some(written) = written {
@@ -124,6 +140,7 @@ pub fn restore(
     for path in unequal.files.iter().chain(&unequal.others) {
         names.push(escape_path(path));
     }
+    let left_out = what.left_out.iter().chain(&kept.folders);
     Ok(RestoreReport {
         last_good: last_good.filter(|good| good.to_string() != chosen.folder_text()),
         snapshot: chosen.folder_text(),
@@ -134,7 +151,7 @@ pub fn restore(
         unequal: names,
         verified,
         planned,
-        left_out: what.left_out.iter().map(|path| escape_path(path)).collect(),
+        left_out: left_out.map(|path| escape_path(path)).collect(),
         changes,
         messages: outcome.messages,
     })

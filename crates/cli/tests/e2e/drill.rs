@@ -60,6 +60,11 @@ fn drill_names_damaged_file_until_it_is_whole_again() {
     );
     assert_eq!(kept(&machine)["drill"]["exit"], "damaged");
     assert!(status(13).contains("FAILED, "));
+    // A mount answers from the caches of this machine.
+    fs::create_dir(machine.path("mnt")).unwrap();
+    machine.ok(&["mount", CONTAINER, "mnt"]);
+    machine.sprat(&["drill", CONTAINER]).failed_with(11);
+    machine.ok(&["umount", "mnt"]);
     // A damaged file is in each sample.
     let text = machine.sprat(&["drill", CONTAINER, "--files", "1"]);
     assert_eq!(text.code, 13, "{}", text.whole());

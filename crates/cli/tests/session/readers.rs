@@ -1,8 +1,9 @@
 //! Commands that read a container which this machine has open already.
 
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use sprat_inside::{CatSpec, FindSpec, ListSpec, Place};
 use sprat_session as session;
 use sprat_session::{Access, Session};
 use sprat_snapshot::{RestoreSpec, SnapshotChoice};
+use sprat_testkit::notice_servers::{PYTHON, python_module_missing};
 use sprat_testkit::requires;
 use sprat_testkit_session::session_harness::{
     Observed, SessionHarness, assert_exit, fill, job, missing, never, ssh_missing,
@@ -124,6 +126,49 @@ fn ten_readers_in_a_row_beside_a_running_backup() {
     writing.close(&mut Observed::default(), &never()).unwrap();
     harness.assert_nothing_remains();
     harness.restore_and_compare();
+    harness.assert_clean();
+}
+
+/// Prints the name of a terminal that nobody reads, then a second line when something was written to it.
+const STALLED_TERMINAL: &str = "
+import os, pty, select, sys
+terminal, its_end = pty.openpty()
+print(os.ttyname(its_end), flush=True)
+select.select([terminal], [], [])
+print('written', flush=True)
+sys.stdin.read()
+";
+
+/// A write to a terminal may wait although `poll` reported it as ready.
+#[test]
+fn session_ends_although_the_terminal_of_a_reader_stands_still() {
+    requires!(missing(), python_module_missing("pty"));
+    let harness = with_a_snapshot(SessionHarness::local());
+    let writing = harness.open(Access::ReadWrite).unwrap();
+    let mut python = Command::new(PYTHON)
+        .args(["-c", STALLED_TERMINAL])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(python.stdout.take().unwrap()).lines();
+    let terminal = said.next().unwrap().unwrap();
+    let terminal = fs::File::options().write(true).open(terminal).unwrap();
+    std::thread::scope(|scope| {
+        let harness = &harness;
+        let reader = scope.spawn(move || {
+            reading(harness, |session| {
+                cat(session, place(harness, "d1/f1"), OwnedFd::from(terminal))
+            })
+        });
+        assert_eq!(said.next().unwrap().unwrap(), "written");
+        let closed = writing.close(&mut Observed::default(), &never()).unwrap();
+        assert!(closed.durable);
+        assert_exit(reader.join().unwrap(), Exit::Locked);
+    });
+    drop(python.stdin.take());
+    python.wait().unwrap();
+    harness.assert_nothing_remains();
     harness.assert_clean();
 }
 

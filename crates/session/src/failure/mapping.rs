@@ -588,7 +588,8 @@ fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
         }
         SnapshotError::NoSuchPath { .. } | SnapshotError::NoSuchPathInJob { .. } => {
             "nothing was changed. Give the path that the file had on the machine that was backed up, \
-             such as JOB:/home/anna. Run `sprat mount` to browse the snapshots"
+             such as JOB:/home/anna. `sprat find` searches all snapshots for a name, and `sprat ls` shows \
+             what a folder has"
         }
         SnapshotError::Cancelled => {
             "what was copied is kept, and the next run continues from there"

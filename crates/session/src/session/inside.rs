@@ -1,7 +1,10 @@
 //! Looks into the snapshots of an open container.
 
-use std::io::{self, BufWriter, Seek as _, Write as _};
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek as _, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use sprat_inside::{
     AnalyzeReport, AnalyzeSpec, CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, FolderSize,
@@ -141,7 +144,8 @@ impl Session {
         self.ask(&WorkerOrder::Analyze(Box::new(spec)), observer, interrupt)
     }
 
-    /// Writes the content of a file to `out`, and returns how many bytes.
+    /// Writes the content of a file to `out`, and returns how many bytes. If the reader of a pipe has closed its
+    /// end, it has all that it wanted: that is no failure.
     pub fn cat(
         &mut self,
         spec: CatSpec,
@@ -150,8 +154,50 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<u64, Failure> {
         interrupt.check()?;
-        self.via.give_worker(out.as_fd())?;
-        drop(out);
-        self.ask(&WorkerOrder::Cat(Box::new(spec)), observer, interrupt)
+        let failed =
+            |error: io::Error| Failure::failed("can't write to standard output").caused_by(&error);
+        // The worker may be that of a session that writes, and must never wait in a write: a terminal may stand
+        // still. So it gets a pipe, and this process waits for the terminal.
+        let (mut from_worker, to_here) = io::pipe().map_err(failed)?;
+        let (copied, end) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("output".to_owned())
+            .spawn(move || {
+                let _ = copied.send(pass_on(&mut from_worker, &mut File::from(out)));
+            })
+            .map_err(failed)?;
+        self.via.give_worker(to_here.as_fd())?;
+        drop(to_here);
+        let read: u64 = self.ask(&WorkerOrder::Cat(Box::new(spec)), observer, interrupt)?;
+        loop {
+            interrupt.check()?;
+            match end.recv_timeout(INTERVAL) {
+                Ok(Ok(written)) => return Ok(written),
+                Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(read),
+                Ok(Err(error)) => return Err(failed(error)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(read),
+            }
+        }
     }
 }
+
+/// As [`io::copy`], which uses splice(2). That keeps the pipe locked while the output waits, and so the worker.
+fn pass_on(from: &mut impl Read, out: &mut impl Write) -> io::Result<u64> {
+    let mut buffer = vec![0; 64 << 10];
+    let mut passed = 0;
+    loop {
+        let length = match from.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
+        if length == 0 {
+            return Ok(passed);
+        }
+        out.write_all(&buffer[..length])?;
+        passed += length as u64;
+    }
+}
+
+/// How often an interrupt is checked.
+const INTERVAL: Duration = Duration::from_millis(100);

@@ -103,6 +103,11 @@ impl Readers {
             reader.cancel.cancel();
         }
         self.wait(STOP_MAX);
+        // One that takes no answer, because it was stopped, keeps the thread that sends it.
+        for reader in &self.shared.state.lock().ignore_poison().readers {
+            let _ = reader.control.shutdown(std::net::Shutdown::Both);
+        }
+        self.wait(STOP_MAX);
     }
 
     /// Waits until no reader is left.

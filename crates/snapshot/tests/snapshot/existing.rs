@@ -1,7 +1,7 @@
 //! Restores of several paths, over files that are there, and to owners by name.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::folder::{Bench, below, job_name};
@@ -115,6 +115,91 @@ fn files_that_are_there_are_overwritten_or_kept_and_a_dry_run_counts_them() {
             let content = fs::read_to_string(inside.join(name)).unwrap();
             assert_eq!(content, expected, "{name} {existing:?}");
         }
+    }
+}
+
+/// rsync's own `--update` heeds the times of regular files alone, and relinks their other names.
+#[test]
+fn whatever_is_newer_here_is_kept_also_links_and_what_is_of_another_kind() {
+    let newer = ["second", "link", "was link", "was folder", "was file"];
+    for existing in [Existing::KeepNewer, Existing::Keep] {
+        let bench = Bench::new();
+        let source = bench.source();
+        for name in ["first", "was file", "equal"] {
+            fs::write(source.join(name), "of the snapshot").unwrap();
+            set_time(&source.join(name), LONG_AGO, 0).unwrap();
+        }
+        fs::create_dir(source.join("was folder")).unwrap();
+        fs::write(source.join("was folder/in"), "of the snapshot").unwrap();
+        fs::create_dir(source.join("elsewhere")).unwrap();
+        fs::write(source.join("elsewhere/in"), "of the snapshot").unwrap();
+        for name in ["was folder", "elsewhere"] {
+            set_time(&source.join(name), LONG_AGO, 0).unwrap();
+        }
+        for (link, to) in [("second", "first"), ("equal two", "equal")] {
+            fs::hard_link(source.join(to), source.join(link)).unwrap();
+        }
+        for name in ["link", "was link"] {
+            symlink("of the snapshot", source.join(name)).unwrap();
+        }
+        bench.take();
+        let place = bench.path("place");
+        let spec = RestoreSpec::new(job_name(), place.clone());
+        bench.restore(&spec).unwrap();
+        let inside = below(&place, &source);
+        fs::remove_dir_all(inside.join("was folder")).unwrap();
+        for name in [
+            "first",
+            "equal",
+            "equal two",
+            "second",
+            "link",
+            "was link",
+            "was file",
+        ] {
+            fs::remove_file(inside.join(name)).unwrap();
+        }
+        // "first" is restored, and "second" is another name of it in the snapshot.
+        // Nothing may be written through a link.
+        fs::remove_dir_all(inside.join("elsewhere")).unwrap();
+        fs::create_dir(bench.path("outside")).unwrap();
+        symlink(bench.path("outside"), inside.join("elsewhere")).unwrap();
+        for name in ["second", "was link", "was folder", "equal two"] {
+            fs::write(inside.join(name), "of this machine").unwrap();
+        }
+        for name in ["link", "was file"] {
+            symlink("of this machine", inside.join(name)).unwrap();
+        }
+        // Of equal size and time, but damaged: it is written again with its names, but for newer ones.
+        fs::write(inside.join("equal"), "damaged in here").unwrap();
+        set_time(&inside.join("equal"), LONG_AGO, 0).unwrap();
+        if existing == Existing::KeepNewer {
+            assert_eq!(
+                restored(&bench, existing, true).planned.unwrap().newer_here,
+                Some(7)
+            );
+        }
+        let left_out = restored(&bench, existing, false).left_out;
+        let names: Vec<_> = left_out
+            .iter()
+            .map(|path| path.rsplit('/').next().unwrap())
+            .collect();
+        assert_eq!(names, ["elsewhere", "was folder"]);
+        assert_eq!(fs::read_dir(bench.path("outside")).unwrap().count(), 0);
+        for name in newer.iter().chain(&["equal two"]) {
+            let path = inside.join(name);
+            let content = fs::read_link(&path).map_or_else(
+                |_| fs::read_to_string(&path).unwrap(),
+                |target| target.to_string_lossy().into_owned(),
+            );
+            assert_eq!(content, "of this machine", "{name} {existing:?}");
+        }
+        let read = |name: &str| fs::read_to_string(inside.join(name)).unwrap();
+        assert_eq!(read("first"), "of the snapshot");
+        assert_eq!(
+            read("equal") == "of the snapshot",
+            existing == Existing::KeepNewer
+        );
     }
 }
 
