@@ -295,12 +295,14 @@ impl Map {
                 (0, _) | (_, None) => name,
                 (_, Some(last)) => text::harmless(&last.to_string_lossy()),
             };
-            let has_label = at.height >= LABEL && at.width >= 5.0 * CHARACTER;
+            let has_label = at.height >= LABEL && at.width >= 4.0 * CHARACTER;
             if has_label {
-                let label = cut(
-                    &format!("{label} {}", text::bytes(one.bytes)),
-                    at.width - 8.0,
-                );
+                let room = at.width - 8.0;
+                let with_size = format!("{label} {}", text::bytes(one.bytes));
+                let label = match cut(&with_size, room) {
+                    whole if whole == with_size => whole,
+                    _ => cut(&label, room),
+                };
                 let _ = write!(
                     out,
                     "<text aria-hidden=\"true\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",

@@ -20,8 +20,8 @@ use super::{ByIoctl, make, shared_space};
 const VOLUMES: u64 = 2;
 const DAYS: usize = 6;
 const FILES: u64 = 120;
-/// The kernel's own trees of free space, extents and checksums change by some nodes, too.
-const NODES_BYTES: u64 = 8 * (16 << 10) * 2;
+/// The kernel's own trees of free space, extents and checksums may change by some nodes, each kept twice.
+const NODES_BYTES: u64 = 2 * (16 << 10) * 2;
 
 struct Mounted(PathBuf);
 
@@ -37,7 +37,7 @@ fn live_a_day(work: &Path, dice: &mut Dice, is_first: bool) {
         let folder = work.join(format!("folder {}", dice.below(8)));
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join(format!("file {}", dice.below(FILES)));
-        let len = usize::try_from(dice.below(400 << 10)).unwrap();
+        let len = usize::try_from(dice.below(1600 << 10)).unwrap();
         let content = match dice.percent(50) {
             true => bytes(dice, len),
             // It is compressed.
@@ -51,7 +51,7 @@ fn live_a_day(work: &Path, dice: &mut Dice, is_first: bool) {
             )),
             2 | 3 if path.exists() => {
                 let file = File::options().write(true).open(&path).unwrap();
-                file.write_all_at(&content, dice.below(300 << 10)).unwrap();
+                file.write_all_at(&content, dice.below(1200 << 10)).unwrap();
             }
             _ => fs::write(&path, content).unwrap(),
         }
