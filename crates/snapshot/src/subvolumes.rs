@@ -7,7 +7,7 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, fstat, fstatfs, statat};
+use rustix::fs::{AtFlags, FileType, fstat, statat};
 
 use crate::paths::real_path;
 use crate::walk::{is_folder, names_in, open_folder_at};
@@ -22,19 +22,37 @@ pub(crate) fn is_btrfs(root: &Path) -> bool {
     rustix::fs::statfs(root).is_ok_and(|about| i128::from(about.f_type) == BTRFS)
 }
 
-/// The folders below `source` that are subvolumes and not `mounted` (real paths) there. `in_tree`
-/// returns whether a path is in the snapshot: what patterns exclude is not searched.
+/// The folders below `source` that are subvolumes and not `mounted` (real paths) there. `in_tree`: see
+/// [`on_other_devices`].
 pub(crate) fn inside(
     source: &Path,
     mounted: &[PathBuf],
     in_tree: &dyn Fn(&Path) -> bool,
 ) -> Vec<PathBuf> {
+    if !is_btrfs(source) {
+        return Vec::new();
+    }
+    let other = on_other_devices(source, in_tree).into_iter();
+    let is_one = |(path, inode): &(PathBuf, u64)| {
+        *inode == ROOT_INODE && !mounted.contains(&real_path(path))
+    };
+    let mut found: Vec<PathBuf> = other.filter(is_one).map(|(path, _)| path).collect();
+    found.sort();
+    found
+}
+
+/// The topmost folders below `source` with another device number, and their inode numbers. With
+/// `--one-file-system`, rsync copies only the folder itself. `in_tree` returns whether a path is in the snapshot:
+/// what patterns exclude is not searched.
+pub(crate) fn on_other_devices(
+    source: &Path,
+    in_tree: &dyn Fn(&Path) -> bool,
+) -> Vec<(PathBuf, u64)> {
     let mut found = Vec::new();
     let Ok(root) = open_folder_at(source) else {
         return found;
     };
-    let is_btrfs = fstatfs(&root).is_ok_and(|about| i128::from(about.f_type) == BTRFS);
-    let Some(own) = fstat(&root).ok().filter(|_| is_btrfs) else {
+    let Ok(own) = fstat(&root) else {
         return found;
     };
     let mut todo = vec![PathBuf::new()];
@@ -56,13 +74,11 @@ pub(crate) fn inside(
             if !is_folder(&about) || !in_tree(&path) {
                 continue;
             }
-            if about.st_dev == own.st_dev {
-                todo.push(below);
-            } else if about.st_ino == ROOT_INODE && !mounted.contains(&real_path(&path)) {
-                found.push(path);
+            match about.st_dev == own.st_dev {
+                true => todo.push(below),
+                false => found.push((path, about.st_ino)),
             }
         }
     }
-    found.sort();
     found
 }

@@ -34,7 +34,7 @@ use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::completeness::{Made, source_of};
 use crate::progress::{Phase, Progress};
-use crate::pulled;
+use crate::pulled::{self, Reached};
 use crate::rsync::{Ended, Guard, Invocation, Outcome, Rsync, volume_full_or};
 use crate::scout::Scout;
 use crate::source_scan;
@@ -49,6 +49,9 @@ use crate::unlinked;
 pub use count::count;
 use count::{counted, disks_of};
 use linked_copy::LinkedCopy;
+
+/// rsync does not report the mounts of a host. In `work`, files from before the mount would stay below a mount point.
+const NO_MOUNTS_OF_HOSTS: &str = "one_file_system does not work for other hosts in a container with btrfs. Use patterns in exclude";
 
 /// Takes a snapshot of `spec.sources` into the job's folder on the volume that is mounted at
 /// `volume_root`.
@@ -123,7 +126,10 @@ fn take_or_fail(
         });
     }
     let rsync = Rsync::find(&spec.rsync)?;
-    let pulled = pulled::reach(&rsync, spec, volume_root, progress, cancel)?;
+    let pulled = match in_work && spec.one_file_system {
+        true => Reached::refused(spec, NO_MOUNTS_OF_HOSTS),
+        false => pulled::reach(&rsync, spec, volume_root, progress, cancel)?,
+    };
     let mut sources = Sources::check_beside(spec, volume_root, pulled)?;
     let folder = JobFolder::open_for_run(volume_root, &spec.job)?;
     // Opened before the first write: syncfs reports errors that occurred since then.

@@ -26,6 +26,7 @@ use crate::name::SnapshotName;
 use crate::recent;
 use crate::reflink;
 use crate::subvolume_ops::Subvolumes;
+use crate::subvolumes;
 use crate::suspects::Suspects;
 use crate::text::unescape_path;
 use crate::walk::{
@@ -166,8 +167,38 @@ impl<'a> Work<'a> {
         sources: &[PathBuf],
         cancel: &Cancel,
     ) -> Result<(), SnapshotError> {
+        self.keep_only_below(PathBuf::from("/"), sources, cancel)
+    }
+
+    /// Empties the folders whose source is on another file system than `all` the sources (absolute paths) above it:
+    /// with `--one-file-system` rsync neither copies nor deletes what is in such a folder. What leads to
+    /// another source stays.
+    pub(crate) fn empty_mount_points(
+        &self,
+        all: &[PathBuf],
+        cancel: &Cancel,
+    ) -> Result<(), SnapshotError> {
+        let is_kept = |path: &Path| lstat(&self.in_tree(path)).is_ok_and(|about| about.is_dir());
+        for source in all {
+            let below = source.strip_prefix("/").unwrap_or(source);
+            if !leads_within(&self.path, below) || !is_kept(source) {
+                continue;
+            }
+            for (path, _) in subvolumes::on_other_devices(source, &is_kept) {
+                self.keep_only_below(path, all, cancel)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn keep_only_below(
+        &self,
+        top: PathBuf,
+        sources: &[PathBuf],
+        cancel: &Cancel,
+    ) -> Result<(), SnapshotError> {
         let failed = || on_volume("clear", &WORK_PATH);
-        let mut todo = vec![PathBuf::from("/")];
+        let mut todo = vec![top];
         while let Some(folder) = todo.pop() {
             if sources.contains(&folder) {
                 if folder == Path::new("/") {

@@ -68,6 +68,19 @@ pub(crate) struct Reached {
 }
 
 impl Reached {
+    /// None of a job's pulled sources, each for this reason.
+    pub(crate) fn refused(spec: &SnapshotSpec, why: &str) -> Self {
+        let missing = spec.pulled.iter().map(|source| MissingPulled {
+            source: source.clone(),
+            why: why.to_owned(),
+            reached: true,
+        });
+        Self {
+            hosts: Vec::new(),
+            missing: missing.collect(),
+        }
+    }
+
     /// The error of a job for which nothing is there, if a pulled source is missing.
     pub(crate) fn error(&self) -> Option<SnapshotError> {
         let one = self.missing.first()?;

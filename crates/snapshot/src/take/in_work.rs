@@ -213,6 +213,7 @@ impl Run<'_> {
         if self.last().is_none() {
             self.take_from_copy(work, suspects, cancel)?;
         }
+        self.empty_mount_points(work, cancel)?;
         let scout = self.scout();
         let mut walked = |entries| {
             if let Some(scout) = &scout {
@@ -280,6 +281,16 @@ impl Run<'_> {
         }
     }
 
+    /// Removes what is below a mount point that the job does not enter: rsync leaves it as an earlier run saved it.
+    fn empty_mount_points(&self, work: &Work<'_>, cancel: &Cancel) -> Result<(), SnapshotError> {
+        if !self.spec.one_file_system {
+            return Ok(());
+        }
+        let sources = self.sources.list.iter();
+        let sources: Vec<PathBuf> = sources.map(|source| source.path.clone()).collect();
+        work.empty_mount_points(&sources, cancel)
+    }
+
     /// A first run begins with an adopted copy, if there is one.
     fn take_from_copy(
         &self,
@@ -296,8 +307,8 @@ impl Run<'_> {
         }
     }
 
-    /// Removes the files that rsync could not read, and those that vanished: the tree has them with their
-    /// older content.
+    /// Removes the files that rsync could not read, those that vanished, and those below a new mount point: the
+    /// tree has them with their older content.
     fn drop_unread(
         &self,
         work: &Work<'_>,
@@ -333,7 +344,7 @@ impl Run<'_> {
         if outcome.vanished.count > outcome.vanished.names.len() as u64 {
             work.drop_vanished(cancel)?;
         }
-        Ok(())
+        self.empty_mount_points(work, cancel)
     }
 
     /// A write that failed is reported here, and only once. Then the tree has files with the right size and

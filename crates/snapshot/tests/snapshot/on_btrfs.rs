@@ -3,6 +3,7 @@
 mod blocks;
 mod hosts;
 mod large_files;
+mod mount_points;
 mod wrong_content;
 
 use std::fs;

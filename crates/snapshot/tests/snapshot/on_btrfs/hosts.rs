@@ -282,3 +282,35 @@ fn source_at_the_place_of_a_host_is_refused() {
         "{refused}"
     );
 }
+
+/// rsync does not report which folders of a host are mount points.
+#[test]
+fn hosts_are_skipped_with_one_file_system() {
+    requires!(missing().or_else(crate::pulled::missing));
+    let hosts = Hosts::new();
+    hosts.write("www/a", "content");
+    let mut spec = hosts.spec();
+    assert!(hosts.has_host(&hosts.take(&spec)));
+    spec.one_file_system = true;
+    let report = hosts.take(&spec);
+    assert!(!report.record.complete);
+    let unread = &report.record.unread.names;
+    assert!(
+        unread.len() == 1 && unread[0].starts_with("/@web/"),
+        "{unread:?}"
+    );
+    assert!(!hosts.has_host(&report));
+    assert!(
+        hosts
+            .scene
+            .bench
+            .in_snapshot(report.name)
+            .join("local")
+            .exists()
+    );
+    spec.sources.clear();
+    let none = hosts.try_take(&spec).unwrap_err();
+    assert!(none.to_string().contains("one_file_system"), "{none}");
+    spec.one_file_system = false;
+    assert!(hosts.has_host(&hosts.take(&spec)));
+}
