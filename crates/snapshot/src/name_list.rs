@@ -21,11 +21,11 @@ impl NameList {
         self.push_within(name, NAMES_MAX);
     }
 
-    /// As [`NameList::push`], unless `name` is the last one in the list. rsync has one message for each
+    /// As [`NameList::push_within`], unless `name` is the last one in the list. rsync has one message for each
     /// attribute of a file, in succession.
-    pub(crate) fn push_new(&mut self, name: String) {
+    pub(crate) fn push_new_within(&mut self, name: String, names_max: usize) {
         if self.names.last() != Some(&name) {
-            self.push(name);
+            self.push_within(name, names_max);
         }
     }
 
@@ -42,6 +42,13 @@ impl NameList {
             count: self.count,
             names: self.names.iter().map(change).collect(),
         }
+    }
+
+    /// As much of it as a record keeps.
+    pub(crate) fn shortened(&self) -> Self {
+        let mut short = Self::default();
+        short.append(self);
+        short
     }
 
     /// Appends `other`, up to `names_max` names in all.

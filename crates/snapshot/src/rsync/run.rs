@@ -148,12 +148,12 @@ impl Outcome {
         }
         self.stats.created += later.stats.created;
         self.stats.add_copied(&later.stats);
-        self.unread.append(&later.unread);
+        self.unread.append_within(&later.unread, ITEMS_MAX);
         self.vanished.append(&later.vanished);
         self.messages.append(&later.messages);
         self.attributes_lost.append(&later.attributes_lost);
         self.attributes_refused.append(&later.attributes_refused);
-        self.unwritten.append(&later.unwritten);
+        self.unwritten.append_within(&later.unwritten, ITEMS_MAX);
         self.warnings.extend(later.warnings);
         self.counts_unknown |= later.counts_unknown;
         self.recent.append_within(&later.recent, ITEMS_MAX);
@@ -568,7 +568,7 @@ impl<'a> Running<'a> {
         match message {
             Message::Harmless | Message::LinkNotFollowed => {}
             Message::Vanished(name) => self.vanished.push(escape_name(&name)),
-            Message::Unread(name) => self.unread.push(escape_name(&name)),
+            Message::Unread(name) => self.unread.push_within(escape_name(&name), ITEMS_MAX),
             Message::NoSpace(name) => {
                 // Checked at once, because rsync is about to remove the file that did not fit.
                 self.full = self.full.or_else(|| room_at(&self.invocation.written_to));
@@ -584,7 +584,8 @@ impl<'a> Running<'a> {
                 if self.full.is_some() || self.invocation.side == Side::OutOfVolume {
                     self.first_failure.get_or_insert_with(|| printable(line));
                 } else {
-                    self.attributes_lost.push_new(escape_name(&name));
+                    self.attributes_lost
+                        .push_new_within(escape_name(&name), ITEMS_MAX);
                 }
             }
             // For a restore every such message is a failure.
@@ -597,9 +598,12 @@ impl<'a> Running<'a> {
             {
                 self.first_failure.get_or_insert_with(|| printable(line));
             }
-            Message::Unwritten(name) => self.unwritten.push_new(escape_name(&name)),
+            Message::Unwritten(name) => self
+                .unwritten
+                .push_new_within(escape_name(&name), ITEMS_MAX),
             Message::AttributeRefused(name) => {
-                self.attributes_refused.push_new(escape_name(&name));
+                self.attributes_refused
+                    .push_new_within(escape_name(&name), ITEMS_MAX);
             }
             Message::TooManyLinks(name) => {
                 self.obstacle.get_or_insert(Obstacle::TooManyLinks(name));

@@ -72,7 +72,7 @@ impl Run<'_> {
                 let second = self.attempt(&invocation, inflight, None, progress, cancel)?;
                 outcome.add(second);
                 for name in plan.missing(&root, &outcome.unread) {
-                    outcome.unread.push(name);
+                    outcome.unread.push_within(name, ITEMS_MAX);
                     outcome.ended = Ended::WithUnread;
                 }
             }

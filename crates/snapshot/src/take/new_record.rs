@@ -78,7 +78,7 @@ impl Run<'_> {
             file_systems: Vec::new(),
             disks_gone: Vec::new(),
             disks_left_out: Vec::new(),
-            unread: outcome.unread.clone(),
+            unread: outcome.unread.shortened(),
             vanished: outcome.vanished.clone(),
             healed: NameList::default(),
             caught_up: NameList::default(),

@@ -238,7 +238,7 @@ impl<'p> Pull<'p> {
             let mut outcome = self.run.rsync.run(invocation, progress, cancel)?;
             let Ended::Because(Obstacle::WriteRefused(written)) = &outcome.ended else {
                 for path in &refused {
-                    outcome.unread.push(escape_path(path));
+                    outcome.unread.push_within(escape_path(path), ITEMS_MAX);
                 }
                 if !refused.is_empty() && outcome.ended == Ended::Whole {
                     outcome.ended = Ended::WithUnread;
@@ -403,7 +403,7 @@ impl<'p> Pull<'p> {
         for name in names {
             let path = escape_path(&Path::new("/").join(&name));
             if lstat(&self.at.join(&name)).is_err() && !unread.names.contains(&path) {
-                self.outcome.unread.push(path);
+                self.outcome.unread.push_within(path, ITEMS_MAX);
             }
         }
         if !self.outcome.unread.is_empty() && self.outcome.ended == Ended::Whole {

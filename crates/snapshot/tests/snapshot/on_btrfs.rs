@@ -352,6 +352,34 @@ fn unread_file_is_absent_and_not_old() {
     assert_eq!(third.record.stats.transferred, 0, "it was taken back");
 }
 
+/// More of them than a record can name.
+#[test]
+fn many_unread_files_are_absent_and_end_no_run() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    fs::create_dir(volume.source("many")).unwrap();
+    for number in 0..1100 {
+        fs::write(volume.source(&format!("many/{number}")), "x").unwrap();
+    }
+    fs::write(volume.source("fine"), "x").unwrap();
+    volume.take();
+    let mut spec = volume.bench.spec();
+    let many = volume.source("many").display().to_string();
+    let unread = format!(
+        "rsync \"$@\"\nfor number in $(seq 0 1099); do\n\
+         echo \"rsync: [sender] read errors mapping \\\"{many}/$number\\\": Input/output error (5)\" >&2\n\
+         done\nexit 23"
+    );
+    spec.rsync = volume.bench.rsync_script(&unread, "rsync");
+    let report = volume.try_take(&spec).unwrap();
+    assert!(!report.record.complete);
+    let unread = &report.record.unread;
+    assert_eq!((unread.count, unread.names.len()), (1100, 1000));
+    let left = fs::read_dir(volume.kept(&report, "many")).unwrap().count();
+    assert_eq!(left, 0);
+    assert!(volume.kept(&report, "fine").exists());
+}
+
 #[test]
 fn disk_that_was_away_is_not_read_again() {
     requires!(missing());
