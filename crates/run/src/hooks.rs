@@ -4,9 +4,11 @@
 //! input, in a process group of its own, with umask 077 and with a fixed environment. Only the exit
 //! of its process counts, not whether a child of it keeps the output open.
 
+mod left;
 pub mod pipeline;
 
 use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use sprat_session::{Exit, Failure};
 
 use crate::program::running::{End, Outputs, Running};
 use crate::program::start::{NotStarted, prepare};
+use left::Note;
 
 /// The variable that is set for every hook: the run that started it.
 pub const RUN_VARIABLE: &str = "SPRAT_RUN";
@@ -77,6 +80,8 @@ pub struct Context {
     pub started: Timestamp,
     /// How it ended, once that is known.
     pub result: Option<Outcome>,
+    /// The file that names the process of the hook while it runs: see [`end_left`].
+    pub note: Option<PathBuf>,
 }
 
 /// How a copy ended, for the hooks after it.
@@ -191,6 +196,8 @@ fn run_within(
         .and_then(|command| Running::start(command, Stdio::null(), Outputs::Together));
     let (end, output) = match started {
         Ok(mut running) => {
+            let note = context.note.as_deref().zip(running.pid());
+            let _note = note.and_then(|(path, pid)| Note::write(path, pid));
             let ended = running.wait(hook.timeout, interrupt, end_limit);
             let end = end_of(ended, &program, kind, hook.timeout);
             (end, running.into_outputs().next().unwrap_or_default())
@@ -205,6 +212,12 @@ fn run_within(
         end,
         output,
     }
+}
+
+/// Ends the hook that `note` names, with all that it started, if it still runs: `kill -9` ended its run and not the
+/// hook. Nobody may be running hooks with this note.
+pub fn end_left(note: &Path) {
+    left::end(note, END_LIMIT);
 }
 
 fn not_started(why: &NotStarted, program: &OsStr, kind: Kind) -> Failure {

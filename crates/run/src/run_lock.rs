@@ -4,7 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
@@ -43,6 +43,11 @@ impl RunLock {
         let path = folder.join(format!("{name}.lock"));
         make_private_folder(&folder).map_err(|error| cannot_use(&path, &error))?;
         Self::at(&path, Duration::ZERO, &Interrupt::never()?)
+    }
+
+    /// Where the hook that runs below the lock [`of_hooks`](Self::of_hooks) is noted.
+    pub(crate) fn note_of_hook(runtime_dir: &Path, name: &str) -> PathBuf {
+        runtime_dir.join(HOOKS).join(format!("{name}.hook"))
     }
 
     fn at(path: &Path, wait: Duration, interrupt: &Interrupt) -> Result<Option<Self>, Failure> {

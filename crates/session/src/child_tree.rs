@@ -54,33 +54,48 @@ impl ChildTree {
     /// Ends it and all that it started: SIGTERM, then SIGKILL once the child has ended, and after
     /// `limit` at the latest.
     pub fn end_within(&mut self, limit: Duration) {
-        let Some(leader) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) else {
+        let Some(leader) = self.pid() else {
             return;
         };
-        let descendants = descendants(leader);
-        // Each may have ended by itself already.
-        let signal = |signal: Signal, with_leader: bool| {
-            if self.own_group {
-                let _ = kill_process_group(leader, signal);
-            } else if with_leader {
-                let _ = kill_process(leader, signal);
-            }
-            for pid in &descendants {
-                let _ = kill_process(*pid, signal);
-            }
-        };
-        signal(Signal::TERM, true);
-        let deadline = Instant::now() + limit;
-        while Instant::now() < deadline {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let gone = !matches!(self.child.try_wait(), Ok(None));
-        signal(Signal::KILL, !gone);
+        let child = &mut self.child;
+        let has_ended = &mut || !matches!(child.try_wait(), Ok(None));
+        end_tree(leader, self.own_group, limit, has_ended);
         let _ = self.child.wait();
     }
+
+    /// The child's process.
+    #[must_use]
+    pub fn pid(&self) -> Option<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
+    }
+}
+
+/// Ends the process `leader` and all that it started, see [`ChildTree::end_within`]. `own_group`: it leads a process
+/// group of its own. `has_ended` returns whether it has ended.
+pub fn end_tree(
+    leader: Pid,
+    own_group: bool,
+    limit: Duration,
+    has_ended: &mut dyn FnMut() -> bool,
+) {
+    let descendants = descendants(leader);
+    // Each may have ended by itself already.
+    let signal = |signal: Signal, with_leader: bool| {
+        if own_group {
+            let _ = kill_process_group(leader, signal);
+        } else if with_leader {
+            let _ = kill_process(leader, signal);
+        }
+        for pid in &descendants {
+            let _ = kill_process(*pid, signal);
+        }
+    };
+    signal(Signal::TERM, true);
+    let deadline = Instant::now() + limit;
+    while Instant::now() < deadline && !has_ended() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    signal(Signal::KILL, !has_ended());
 }
 
 /// All processes below `leader` at this moment, from proc(5).

@@ -305,7 +305,10 @@ fn run_hooks_decide_and_are_owed_after_a_kill() {
 
     // A second run while one works; then SIGTERM: the hooks after it still run.
     let folder = scene.remote.machine.folder().display().to_string();
-    scene.config(&format!("touch {folder}/begun; exec sleep 100"), "");
+    scene.config(
+        &format!("echo $$ > {folder}/hook; touch {folder}/begun; exec sleep 100"),
+        "",
+    );
     let first = scene.start(&["x"]);
     assert!(scene.run(&[]).failed_with(11).contains("already running"));
     assert_eq!(scene.run(&["--scheduled"]).whole(), "exit 0\n");
@@ -321,13 +324,17 @@ fn run_hooks_decide_and_are_owed_after_a_kill() {
     ];
     assert_eq!(scene.log(), around(&hooks));
 
-    // After kill -9 the next run first runs what is owed.
+    // After kill -9 the next run first ends the hook that goes on, and runs what is owed.
     let mut first = scene.start(&["x"]);
     first.kill().unwrap();
     first.wait().unwrap();
     scene.log();
     scene.config("true", "");
+    let hook = std::fs::read_to_string(format!("{folder}/hook")).unwrap();
+    let hook = format!("/proc/{}/cwd", hook.trim());
+    assert!(std::path::Path::new(&hook).is_symlink());
     assert_eq!(scene.run(&["--scheduled", "home@x"]).whole(), "exit 0\n");
+    assert!(std::fs::read_link(&hook).is_err(), "the hook still runs");
     let owed = ["after home@x 137", "finally home@x 137", "finally @x 137"];
     assert_eq!(scene.log(), owed);
     assert_eq!(scene.run(&["--scheduled"]).code, 0);

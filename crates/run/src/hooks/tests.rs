@@ -20,6 +20,7 @@ fn context() -> Context {
         run: "0123".to_owned(),
         started: "2026-11-28T02:30:00Z".parse().unwrap(),
         result: None,
+        note: None,
     }
 }
 
@@ -412,4 +413,41 @@ fn a_full_volume_and_an_interrupt_end_the_pipeline() {
     let silent = pipeline(&["exec sleep 600"], LONG);
     let report = pipeline::run_within(&silent, &context(), &mut Vec::new(), &interrupt, SOON);
     assert_eq!(report.end.unwrap_err().exit, Exit::Interrupted);
+}
+
+/// The run that started it was killed.
+#[test]
+fn hook_that_outlived_its_run_is_ended_with_all_of_its_group_and_no_other_process_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (note, pids) = (folder.path().join("note"), folder.path().join("pids"));
+    let script = format!(
+        "sleep 600 & echo $$ $! > {0}.new; mv {0}.new {0}; wait",
+        pids.display()
+    );
+    let context = Context {
+        note: Some(note.clone()),
+        ..context()
+    };
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| run(&shell(&script, LONG), Kind::Before, &context, None));
+        until("the hook does not begin", || pids.exists() && note.exists());
+        let noted = std::fs::read_to_string(&note).unwrap();
+        // Another process with its number, as after a restart.
+        std::fs::write(&note, format!("{}1", noted.trim())).unwrap();
+        left::end(&note, SOON);
+        let pids = std::fs::read_to_string(&pids).unwrap();
+        assert!(pids.split_whitespace().all(|pid| !is_gone(pid)));
+        std::fs::write(&note, noted).unwrap();
+        left::end(&note, SOON);
+        for pid in pids.split_whitespace() {
+            until("the hook is not ended", || is_gone(pid));
+        }
+        assert!(why(&running.join().unwrap()).contains("signal"));
+    });
+    assert!(!note.exists());
+    assert_eq!(
+        run(&shell("exit 0", LONG), Kind::Before, &context, None).end,
+        HookEnd::Done
+    );
+    assert!(!note.exists());
 }

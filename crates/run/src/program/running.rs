@@ -7,6 +7,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Pid;
 use sprat_session::child_tree::ChildTree;
 use sprat_session::interrupt::Interrupt;
 
@@ -69,6 +70,10 @@ impl Running {
             exited,
             outputs: read,
         })
+    }
+
+    pub(crate) fn pid(&self) -> Option<Pid> {
+        self.tree.pid()
     }
 
     /// Waits for the exit of the process. After `timeout` or an interrupt it gets SIGTERM, with all that it

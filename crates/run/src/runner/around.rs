@@ -11,7 +11,9 @@ use super::{Runner, problems_of};
 use crate::config::{Container, Job};
 use crate::copy_name::CopyName;
 use crate::copy_state::{BegunHooks, container_file, copy_file, known_containers, known_copies};
-use crate::hooks::{Context, Hook, HookEnd, HookReport, Kind, Outcome, run_all, run_before};
+use crate::hooks::{
+    Context, Hook, HookEnd, HookReport, Kind, Outcome, end_left, run_all, run_before,
+};
 use crate::notify::Subject;
 use crate::run_lock::RunLock;
 
@@ -116,7 +118,17 @@ impl<'r> Owner<'r> {
         }
     }
 
-    fn context(self, run: &str, started: Timestamp) -> Context {
+    /// Acquires the lock of the hooks; `None`: another process has it. Ends a hook of a run that was killed.
+    fn lock(self, runner: &Runner<'_>) -> Result<Option<RunLock>, Failure> {
+        let name = self.name().lock_name();
+        let lock = RunLock::of_hooks(&runner.runtime_dir, &name)?;
+        if lock.is_some() {
+            end_left(&RunLock::note_of_hook(&runner.runtime_dir, &name));
+        }
+        Ok(lock)
+    }
+
+    fn context(self, runner: &Runner<'_>, run: &str, started: Timestamp) -> Context {
         let (job, container) = match self {
             Self::Copy(_, name) => (Some(name.job.clone()), name.container.clone()),
             Self::Container(container) => (None, container.name.clone()),
@@ -127,6 +139,10 @@ impl<'r> Owner<'r> {
             run: run.to_owned(),
             started,
             result: None,
+            note: Some(RunLock::note_of_hook(
+                &runner.runtime_dir,
+                &self.name().lock_name(),
+            )),
         }
     }
 }
@@ -159,8 +175,7 @@ impl<'r> Around<'r> {
         if !owner.has_hooks() {
             return Ok(None);
         }
-        let lock = RunLock::of_hooks(&runner.runtime_dir, &owner.name().lock_name())?;
-        let lock = lock.ok_or_else(|| {
+        let lock = owner.lock(runner)?.ok_or_else(|| {
             Failure::new(
                 Exit::Locked,
                 format!(
@@ -173,7 +188,7 @@ impl<'r> Around<'r> {
         Ok(Some(Self {
             runner,
             owner,
-            context: owner.context(&runner.run, started),
+            context: owner.context(runner, &runner.run, started),
             _lock: lock,
         }))
     }
@@ -320,7 +335,7 @@ fn pay_one<'r>(runner: &'r Runner<'r>, owner: Owner<'r>) -> Result<Vec<Failure>,
     if owner.name().begun(runner).is_none() {
         return Ok(Vec::new());
     }
-    let Some(lock) = RunLock::of_hooks(&runner.runtime_dir, &owner.name().lock_name())? else {
+    let Some(lock) = owner.lock(runner)? else {
         // The process that runs them lives.
         return Ok(Vec::new());
     };
@@ -335,7 +350,7 @@ fn pay_one<'r>(runner: &'r Runner<'r>, owner: Owner<'r>) -> Result<Vec<Failure>,
     let mut around = Around {
         runner,
         owner,
-        context: owner.context(&begun.run, begun.started),
+        context: owner.context(runner, &begun.run, begun.started),
         _lock: lock,
     };
     let mut failed = Vec::new();

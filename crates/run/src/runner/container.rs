@@ -383,6 +383,7 @@ impl<'a> Runner<'a> {
             run: self.run.clone(),
             started: Timestamp::now(),
             result: None,
+            note: None,
         };
         let take = |observer: &mut Meter<'_>, interrupt: &Interrupt| {
             sources::take_snapshot(session, copy.job, spec, &about, observer, interrupt)
