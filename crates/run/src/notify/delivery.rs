@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use rustix::fs::{FlockOperation, flock};
@@ -183,7 +184,10 @@ impl Notifier {
         } else {
             1
         };
+        let mut error = None;
+        let mut in_vain = Duration::ZERO;
         for reports in pending.chunks(at_once) {
+            let began = Instant::now();
             let send = delivery.channels.send(
                 channel,
                 reports,
@@ -196,13 +200,20 @@ impl Notifier {
                     self.delivered(channel, reports, tick.now);
                     outcome.delivered += reports.len();
                 }
-                Err(error) => {
-                    tracing::warn!(%channel, error, "a notice was not delivered");
-                    self.failed(channel, &error, tick.now);
-                    outcome.failed.push((channel.clone(), error));
-                    return;
+                Err(why) => {
+                    tracing::warn!(%channel, error = why, "a notice was not delivered");
+                    error = error.or(Some(why));
+                    // Only this one may have been refused. A channel that does not answer is waited for once.
+                    in_vain = in_vain.saturating_add(began.elapsed());
+                    if in_vain >= delivery.network.limit {
+                        break;
+                    }
                 }
             }
+        }
+        if let Some(error) = error {
+            self.failed(channel, &error, state.failing_since, tick.now);
+            outcome.failed.push((channel.clone(), error));
         }
     }
 
@@ -221,9 +232,10 @@ impl Notifier {
         });
     }
 
-    fn failed(&mut self, channel: &Channel, error: &str, now: Timestamp) {
+    /// `since`: the channel failed before, since then.
+    fn failed(&mut self, channel: &Channel, error: &str, since: Option<Timestamp>, now: Timestamp) {
         self.note(channel, |state| {
-            let since = state.failing_since.filter(|since| *since <= now);
+            let since = since.filter(|since| *since <= now);
             state.failing_since = since.or(Some(now));
             state.last_attempt = Some(now);
             state.error = Some(error.to_owned());

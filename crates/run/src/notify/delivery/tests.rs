@@ -256,10 +256,10 @@ fn command_gets_one_event_a_call_as_json() {
     )));
     let failed = notifier.deliver(&broken, tick(0)).failed;
     assert!(!failed[0].1.contains("secret"), "{failed:?}");
-    // After the first failure of a tick the others wait.
+    // Each is tried: the program may refuse only one of them.
     assert_eq!(
         std::fs::read_to_string(folder.path().join("tried")).unwrap(),
-        "x\n"
+        "x\nx\n"
     );
     let right = delivery(command(format!("cat >> {at}/received")));
     assert_eq!(notifier.deliver(&right, tick(15)).delivered, 2);
@@ -278,6 +278,49 @@ fn command_gets_one_event_a_call_as_json() {
             (Some(1), "db@nas".to_owned())
         ]
     );
+}
+
+/// The program refuses one of them each time.
+#[test]
+fn event_that_a_command_refuses_keeps_no_other_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let got = folder.path().join("got");
+    let script = format!(
+        "read event; case $event in *first@nas*) exit 1;; esac; echo \"$event\" >> {}",
+        got.display()
+    );
+    let words = ["sh", "-c", &script].map(std::ffi::OsString::from);
+    let delivery = delivery(Channels {
+        command: Some(words.to_vec()),
+        ..Channels::default()
+    });
+    let mut notifier = Notifier::new(folder.path());
+    fail(&mut notifier, 0, &["first", "second", "third"]);
+    let outcome = notifier.deliver(&delivery, tick(0));
+    assert_eq!((outcome.delivered, outcome.failed.len()), (2, 1));
+    fail(&mut notifier, 15, &["fourth"]);
+    let outcome = notifier.deliver(&delivery, tick(15));
+    assert_eq!((outcome.delivered, outcome.failed.len()), (1, 1));
+    let got = std::fs::read_to_string(&got).unwrap();
+    assert_eq!(got.lines().count(), 3, "{got}");
+    // It fails as long as one is refused.
+    let state = notifier
+        .states()
+        .channels
+        .remove(&Channel::Command)
+        .unwrap();
+    assert_eq!(state.failing_since, Some(at(0)));
+    assert_eq!(state.last_success, Some(at(15)));
+    notifier
+        .events
+        .change(|events| events.attempt(at(20), &ended("first", Exit::Done)));
+    notifier.deliver(&delivery, tick(30));
+    let state = notifier
+        .states()
+        .channels
+        .remove(&Channel::Command)
+        .unwrap();
+    assert_eq!(state.failing_since, None);
 }
 
 #[test]
