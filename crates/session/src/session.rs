@@ -126,6 +126,7 @@ impl Session {
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<Self, Failure> {
+        drill::empty_left(&settings.cache_dir);
         let mut watch = Watch::new(observer, interrupt);
         let access = settings.access;
         let untouched = |failure: Failure| {

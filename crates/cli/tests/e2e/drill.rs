@@ -147,6 +147,10 @@ fn run_drills_when_due_and_its_alarm_closes_when_a_drill_passes() {
     let said = run(0);
     assert_eq!(said["drills"][0]["files"], 3, "{said}");
     assert_eq!(public(), true);
+    // The next session removes what a killed drill has left.
+    machine.write("cache/drill/0/left", "plain text");
+    machine.ok(&["snapshots", "nas"]);
+    assert!(!machine.path("cache/drill/0").exists());
     let status = machine.ok(&["status", "nas", "--json"]).json();
     assert_eq!(status["containers"][0]["drill"]["result"]["code"], 0);
     // The job is in the config, so the files were compared with their sources.

@@ -24,6 +24,8 @@ use crate::state::checks::{self, KeptCheck, Kind};
 use crate::state::paths::{CHECKS, SUSPECTS, StatePaths};
 use crate::{Exit, Failure};
 
+/// The folder for restored files, in the cache folder.
+const SCRATCH: &str = "drill";
 /// How many files are restored.
 const FILES_MAX: u32 = 100;
 /// For each of them, so many bytes are restored in all.
@@ -189,7 +191,7 @@ struct Scratch {
 
 impl Scratch {
     fn begin(cache_dir: &Path) -> Result<Self, Failure> {
-        let path = cache_dir.join("drill");
+        let path = cache_dir.join(SCRATCH);
         make_private_folder(&path)?;
         let unusable = |error: io::Error| {
             Failure::failed(format!("can't use the folder {}", path.display())).caused_by(&error)
@@ -214,6 +216,24 @@ impl Drop for Scratch {
     }
 }
 
+/// Removes what a drill that was killed has left in clear, unless one is running.
+pub(super) fn empty_left(cache_dir: &Path) {
+    let path = cache_dir.join(SCRATCH);
+    let has_some = std::fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some());
+    if !has_some {
+        return;
+    }
+    let emptied = File::open(&path).and_then(|lock| {
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(()),
+            locked => locked.map_err(io::Error::from).and_then(|()| empty(&path)),
+        }
+    });
+    if let Err(error) = emptied {
+        tracing::warn!(%error, path = %path.display(), "files of a drill can't be removed");
+    }
+}
+
 fn empty(folder: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
@@ -223,4 +243,25 @@ fn empty(folder: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_a_killed_drill_are_removed_and_those_of_a_running_one_stay() {
+        let cache = tempfile::tempdir().unwrap();
+        empty_left(cache.path());
+        let running = Scratch::begin(cache.path()).unwrap();
+        let left = running.path.join("0/left");
+        std::fs::create_dir(left.parent().unwrap()).unwrap();
+        std::fs::write(&left, "plain text").unwrap();
+        empty_left(cache.path());
+        assert!(left.exists());
+        let Scratch { path, _lock } = &running;
+        flock(_lock, FlockOperation::Unlock).unwrap();
+        empty_left(cache.path());
+        assert_eq!(std::fs::read_dir(path).unwrap().count(), 0);
+    }
 }
