@@ -494,6 +494,12 @@ impl From<&SnapshotError> for Failure {
     }
 }
 
+/// As rsync reports a file that it listed and then did not find.
+fn has_vanished(message: &str) -> bool {
+    let kinds = ["file has vanished: ", "directory has vanished: "];
+    kinds.iter().any(|kind| message.starts_with(kind))
+}
+
 fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
     Some(match error {
         SnapshotError::RestoreFailed { damaged: true, .. } => {
@@ -601,6 +607,11 @@ fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
         SnapshotError::PruneCancelled => {
             "all snapshots to be kept are complete. A snapshot whose removal had begun is gone; the \
              next prune or backup removes the rest of it"
+        }
+        // Nothing else changes a snapshot.
+        SnapshotError::RestoreFailed { first_message, .. } if has_vanished(first_message) => {
+            "the snapshot was removed meanwhile. The files that were restored so far stay. Restore another \
+             snapshot: `sprat snapshots` lists them"
         }
         SnapshotError::RestoreFailed { .. } => {
             "the snapshot is unchanged, and the files that were restored so far stay. Fix the cause, \

@@ -275,6 +275,8 @@ impl Error for Failure {}
 
 #[cfg(test)]
 mod tests {
+    use sprat_snapshot::{NameList, SnapshotError};
+
     use super::*;
 
     #[test]
@@ -321,5 +323,20 @@ mod tests {
         let failure = Failure::failed("inner").because("deep").context("outer");
         assert_eq!(failure.what, "outer");
         assert_eq!(failure.causes, ["inner", "deep"]);
+    }
+
+    #[test]
+    fn restore_of_a_snapshot_that_was_removed_meanwhile_is_not_to_be_repeated() {
+        let hint = |message: &str| {
+            let error = SnapshotError::RestoreFailed {
+                ended: "exit code 24".to_owned(),
+                first_message: message.to_owned(),
+                damaged: false,
+                messages: NameList::default(),
+            };
+            Failure::from(&error).hint.unwrap()
+        };
+        assert!(hint("file has vanished: \"/a\"").contains("was removed meanwhile"));
+        assert!(hint("rsync: write failed").contains("run the same command again"));
     }
 }

@@ -7,6 +7,7 @@
 mod compare;
 mod sample;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,8 @@ use sample::{Sample, Sampled};
 
 /// So many files are restored by one run of rsync. Between the runs the time limit is checked.
 const BATCH: usize = 10;
+const RESTORE_SAMPLE: &str =
+    "the drill can't restore into the cache folder; free or mend that disk";
 
 /// What to restore, and with what to compare it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,6 +200,19 @@ fn restore_batch(
     restored.paths = paths.collect();
     match restore(volume_root, &restored, progress, proof.cancel) {
         Err(SnapshotError::RestoreCancelled) => Err(SnapshotError::ReadCancelled),
+        // The hints of a restore say how to get the rest of the files.
+        Err(SnapshotError::DestinationFull { .. }) => Err(SnapshotError::System {
+            op: RESTORE_SAMPLE,
+            source: io::ErrorKind::StorageFull.into(),
+        }),
+        Err(SnapshotError::RestoreFailed {
+            damaged: false,
+            first_message,
+            ..
+        }) => Err(SnapshotError::System {
+            op: RESTORE_SAMPLE,
+            source: io::Error::other(first_message),
+        }),
         restored => restored.map(drop),
     }
 }

@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 use crate::checked::{read_all, rewrite};
 use crate::folder::{Bench, job_name};
 use sprat_snapshot::{Cancel, DrillReport, DrillSpec, SnapshotError};
+use sprat_testkit::requires;
+use sprat_testkit::tmpfs::SmallDisk;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -268,4 +270,21 @@ fn nothing_to_restore_is_no_damage() {
             ..DrillReport::default()
         }
     );
+}
+
+/// Its hint is not that of a restore.
+#[test]
+fn drill_without_room_for_its_sample_is_no_failed_restore() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    write(&bench, "file", &[7; 400 << 10], 2);
+    take(&bench);
+    let disk = SmallDisk::new("size=200k");
+    let mut spec = spec(&bench);
+    spec.scratch = disk.path().to_owned();
+    let error = try_drill(&bench, &spec, &Cancel::new()).unwrap_err();
+    let SnapshotError::System { op, .. } = &error else {
+        panic!("{error:?}");
+    };
+    assert!(op.contains("cache folder"), "{op}");
 }
