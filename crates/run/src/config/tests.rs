@@ -302,6 +302,7 @@ job.b | container = []\nsources = "/x" | 7 | [job.b]: `container` is empty
 job.b | container = "nas"\nsources = [] | 6 | [job.b]: `sources` is empty
 job.b | container = "nas"\nsources = ["/x", "x"] | 8 | `sources`: "x" must begin with / or ~/
 job.b | container = "nas"\nsources = "web:srv" | 8 | `sources`: "web:srv": the path on the host must begin with /
+job.b | container = "nas"\nsources = "ssh://root@web:22/srv" | 8 | `sources`: "ssh://root@web:22/srv": write [user@]host:/path. Set a port in ssh's configuration
 job.b | container = "nas"\nsources = "-x:/srv" | 8 | `sources`: "-x:/srv" must be a path or [user@]host:/path
 job.b | container = "nas"\nsources = ["root@web:/srv", "web:/etc"] | 8 | `sources`: web is named with two users. Use one user, or one job for each
 job.b | container = "nas"\nsources = "dump:/srv" | 8 | `sources`: @dump is the folder of what comes from no host. Give the host another name in ssh's configuration

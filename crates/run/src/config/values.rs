@@ -380,6 +380,12 @@ pub(super) fn source(value: &DeValue<'_>, home: Option<&Path>) -> Result<Source,
     let shown = text(value)?;
     let host_part = shown.split('/').next().unwrap_or_default();
     let source = match host_part.split_once(':') {
+        // A target may have this form.
+        Some(("ssh" | "sftp" | "rsync", "")) if shown[host_part.len()..].starts_with("//") => {
+            return Err(Wrong::because(format!(
+                "{shown:?}: write [user@]host:/path. Set a port in ssh's configuration"
+            )));
+        }
         Some((login, "")) => {
             let path = PathBuf::from(&shown[host_part.len()..]);
             pulled(login, path).ok_or_else(|| {
