@@ -196,10 +196,11 @@ impl Attachment {
             .map_err(|e| AttachError::io("grow", shown, e))
     }
 
-    /// Grows the mounted btrfs to `bytes`. A crash at any moment leaves the old or the new size.
-    pub fn grow_btrfs(&self, bytes: u64) -> Result<(), AttachError> {
-        let (folder, shown) = self.mounted_folder("grow")?;
-        btrfs::resize(folder.as_fd(), bytes).map_err(|e| AttachError::io("grow", shown, e))
+    /// Grows or shrinks the mounted btrfs to `bytes`. A crash at any moment leaves the old or the new size. What lies
+    /// behind the new end is moved first, which may take long.
+    pub fn resize_btrfs(&self, bytes: u64) -> Result<(), AttachError> {
+        let (folder, shown) = self.mounted_folder("resize")?;
+        btrfs::resize(folder.as_fd(), bytes).map_err(|e| AttachError::io("resize", shown, e))
     }
 
     fn mounted_folder(&self, op: &'static str) -> Result<(OwnedFd, String), AttachError> {

@@ -15,6 +15,7 @@ pub fn is_long(phase: Phase) -> bool {
             | Phase::Punching
             | Phase::Rewriting
             | Phase::Growing
+            | Phase::Shrinking
     )
 }
 
@@ -33,6 +34,7 @@ pub fn phase_text(phase: Phase) -> &'static str {
         Phase::Punching => "releasing space to the server",
         Phase::Rewriting => "rewriting the container on the server",
         Phase::Growing => "growing the file system",
+        Phase::Shrinking => "shrinking the file system",
         Phase::Stopping => "stopping safely, within 10 s; a second Ctrl-C stops at once",
         Phase::StoppingFull => "stopping safely: the server has no space left",
         Phase::Unmounting => "unmounting",

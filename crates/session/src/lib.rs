@@ -66,9 +66,9 @@ pub use settings::{
 pub use sprat_attach::{ChildIdentity, clock_is_synchronised, set_child_identity};
 pub use supervisor::background::{MountRecord, explain_lock, mounted_at};
 pub use supervisor::create::{NotCreated, Show, create, create_and_show};
-pub use supervisor::grow::{Grown, grow};
 pub use supervisor::keys::{HeaderChange, change_header};
 pub use supervisor::make_reserves;
 pub use supervisor::mount::{mount, unmount};
+pub use supervisor::resize::{Resized, grow, shrink};
 pub use supervisor::trim::trim;
 pub use supervisor::unlock::{DoorWay, UnlockWish, Unlocked, unlock};

@@ -482,8 +482,9 @@ pub(crate) fn without_questions(spec: &mut SnapshotSpec) {
 /// What never enters a snapshot.
 fn never_backed_up(settings: &SessionSettings) -> Vec<PathBuf> {
     let mut folders = own_folders(settings).to_vec();
-    // What a session notes of its lock is of no use later, and untrue.
-    folders.push(settings.state_dir.join("locks"));
+    // What a session notes of its lock is of no use later, and untrue. The hashes of large files change with each run,
+    // and can be made again.
+    folders.extend(["locks", paths::BLOCKS].map(|name| settings.state_dir.join(name)));
     folders
 }
 

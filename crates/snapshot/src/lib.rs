@@ -120,7 +120,9 @@ pub use patterns::pattern_mistake;
 pub use pin::{PIN_REASON_BYTES_MAX, PinReport, PinSpec, check_pin_reason, pin};
 pub use preview::{Preview, preview};
 pub use progress::{Phase, Progress};
-pub use prune::{Interrupted, PruneReport, PruneSpec, Pruned, prune, prune_subvolumes};
+pub use prune::{
+    Interrupted, PruneReport, PruneSpec, Pruned, finish_deletions, prune, prune_subvolumes,
+};
 pub use pulled::missing_on_hosts;
 pub use pulled_source::{PulledPart, PulledSource};
 pub use record::{

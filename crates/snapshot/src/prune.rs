@@ -280,29 +280,9 @@ impl<'t> Removals<'t> {
     /// Waits until the kernel has given back the space of deleted subvolumes, also of those that an earlier
     /// session deleted. After [`SPACE_PATIENCE`] or a cancel the next session continues.
     pub(crate) fn end(&mut self, volume_root: &Path, cancel: &Cancel) -> Result<(), SnapshotError> {
-        let Some(subvolumes) = self.subvolumes else {
-            return Ok(());
-        };
-        let failed = || on_volume("free the space of", &"deleted snapshots");
-        let began = Instant::now();
-        let mut woken: Option<Instant> = None;
-        while subvolumes
-            .deletions_pending(volume_root)
-            .map_err(failed())?
-            && began.elapsed() < SPACE_PATIENCE
-            && !cancel.is_cancelled()
-        {
-            // The kernel sleeps until a commit.
-            if woken.is_none_or(|at| at.elapsed() > WAKE_INTERVAL) {
-                subvolumes.commit(volume_root).map_err(failed())?;
-                woken = Some(Instant::now());
-            }
-            std::thread::sleep(SPACE_INTERVAL);
-        }
-        // The space counts as free after the commit.
-        match self.deleted || woken.is_some() {
-            true => subvolumes.commit(volume_root).map_err(failed()),
-            false => Ok(()),
+        match self.subvolumes {
+            Some(subvolumes) => await_space(volume_root, subvolumes, self.deleted, cancel),
+            None => Ok(()),
         }
     }
 
@@ -324,6 +304,45 @@ impl<'t> Removals<'t> {
         self.before += self.now;
         run.forget_record(away);
         Ok(())
+    }
+}
+
+/// Waits until the kernel has given back the space of subvolumes that were deleted on a btrfs volume. After some
+/// minutes or a cancel the next session continues.
+pub fn finish_deletions(
+    volume_root: &Path,
+    subvolumes: &dyn Subvolumes,
+    cancel: &Cancel,
+) -> Result<(), SnapshotError> {
+    await_space(volume_root, subvolumes, false, cancel)
+}
+
+fn await_space(
+    volume_root: &Path,
+    subvolumes: &dyn Subvolumes,
+    deleted: bool,
+    cancel: &Cancel,
+) -> Result<(), SnapshotError> {
+    let failed = || on_volume("free the space of", &"deleted snapshots");
+    let began = Instant::now();
+    let mut woken: Option<Instant> = None;
+    while subvolumes
+        .deletions_pending(volume_root)
+        .map_err(failed())?
+        && began.elapsed() < SPACE_PATIENCE
+        && !cancel.is_cancelled()
+    {
+        // The kernel sleeps until a commit.
+        if woken.is_none_or(|at| at.elapsed() > WAKE_INTERVAL) {
+            subvolumes.commit(volume_root).map_err(failed())?;
+            woken = Some(Instant::now());
+        }
+        std::thread::sleep(SPACE_INTERVAL);
+    }
+    // The space counts as free after the commit.
+    match deleted || woken.is_some() {
+        true => subvolumes.commit(volume_root).map_err(failed()),
+        false => Ok(()),
     }
 }
 

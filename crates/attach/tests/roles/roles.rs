@@ -164,7 +164,7 @@ fn act(attachment: &mut Attachment, command: &str, rest: &str) -> Result<String,
             Ok(String::new())
         }
         "grow-btrfs" => {
-            attachment.grow_btrfs(rest.parse().unwrap())?;
+            attachment.resize_btrfs(rest.parse().unwrap())?;
             Ok(String::new())
         }
         "mount" | "mount-ro" | "mount-browse" => {

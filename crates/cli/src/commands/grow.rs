@@ -31,22 +31,33 @@ impl CommandArgs for GrowArgs {
         let target = prepared.resolved.target.clone();
         let grown = context.in_own_session(
             prepared,
-            |grown: &session::Grown| &grown.facts,
+            |grown: &session::Resized| &grown.facts,
             |options, secret, reporter| {
                 session::grow(&options, secret, self.size, reporter, &context.interrupt)
             },
         )?;
-        let text = format!(
-            "{target} now has {}; {} sent\n",
-            text::bytes(grown.facts.file_bytes),
-            text::bytes(grown.closed.volume.written_bytes)
-        );
-        let fields = json!({
-            "file_bytes": grown.facts.file_bytes,
-            "volume_bytes": grown.facts.volume_bytes,
-            "durable": grown.closed.durable,
-            "volume": grown.closed.volume,
-        });
-        context.finish("grow", Exit::Done, &target, &text, fields)
+        report(context, "grow", &target, &grown)
     }
+}
+
+/// Prints the new size.
+pub(super) fn report(
+    context: &Context,
+    command: &str,
+    target: &session::address::Target,
+    resized: &session::Resized,
+) -> Result<Exit, Failure> {
+    let (facts, closed) = (&resized.facts, &resized.closed);
+    let text = format!(
+        "{target} now has {}; {} sent\n",
+        text::bytes(facts.file_bytes),
+        text::bytes(closed.volume.written_bytes)
+    );
+    let fields = json!({
+        "file_bytes": facts.file_bytes,
+        "volume_bytes": facts.volume_bytes,
+        "durable": closed.durable,
+        "volume": closed.volume,
+    });
+    context.finish(command, Exit::Done, target, &text, fields)
 }

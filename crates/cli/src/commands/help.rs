@@ -49,7 +49,7 @@ const GROUPS: [(&str, &[&str]); 7] = [
     ("Keep and remove", &["pin", "unpin", "remove"]),
     (
         "Container maintenance",
-        &["key", "trim", "grow", "copy", "export"],
+        &["key", "trim", "grow", "shrink", "copy", "export"],
     ),
     ("Emergencies", &["unlock"]),
 ];

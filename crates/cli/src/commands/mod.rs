@@ -35,6 +35,7 @@ mod restore;
 mod run;
 mod schedule;
 mod setup;
+mod shrink;
 mod snapshots;
 mod status;
 mod trim;
@@ -151,6 +152,9 @@ enum Command {
     /// Enlarge a container
     #[command(before_help = grow::EXAMPLES, after_help = grow::NOTES)]
     Grow(grow::GrowArgs),
+    /// Make a container smaller
+    #[command(before_help = shrink::EXAMPLES, after_help = shrink::NOTES)]
+    Shrink(shrink::ShrinkArgs),
     /// Show each copy, free space and the lock
     #[command(before_help = status::EXAMPLES, after_help = status::NOTES)]
     Status(status::StatusArgs),
@@ -258,6 +262,7 @@ fn dispatch(name: String, cli: Cli) -> Exit {
         Command::Export(args) => run.command(&args),
         Command::Trim(args) => run.command(&args),
         Command::Grow(args) => run.command(&args),
+        Command::Shrink(args) => run.command(&args),
         Command::Unlock(args) => run.command(&args),
         Command::Key(args) => run.command(&args),
         Command::Doctor(args) => run.command(&args),

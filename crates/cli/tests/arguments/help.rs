@@ -163,6 +163,7 @@ fn every_command_has_a_help_with_an_example() {
         "umount",
         "trim",
         "grow",
+        "shrink",
         "unlock",
         "key",
         "config",

@@ -10,4 +10,5 @@ mod hostile;
 mod kill;
 mod line;
 mod power;
+mod shrink;
 mod strikes;

@@ -220,7 +220,38 @@ impl FileSystemKind {
     ) -> Result<(), AttachError> {
         match self {
             Self::Ext4 => attachment.grow(volume_bytes),
-            Self::Btrfs => attachment.grow_btrfs(volume_bytes),
+            Self::Btrfs => attachment.resize_btrfs(volume_bytes),
+        }
+    }
+
+    /// Shrinks the mounted file system to `volume_bytes`.
+    pub(crate) fn shrink(self, attachment: &Attachment, volume_bytes: u64) -> Result<(), Failure> {
+        self.check_may_shrink()?;
+        attachment.resize_btrfs(volume_bytes).map_err(|error| {
+            let is_full = matches!(&error, AttachError::Io { source, .. }
+                if source.kind() == io::ErrorKind::StorageFull);
+            match is_full {
+                true => Failure::failed(format!(
+                    "what is in the volume does not fit into {}",
+                    text::bytes(volume_bytes)
+                ))
+                .with_hint(
+                    "the container works as before. Choose a larger size, or remove snapshots first: sprat prune",
+                ),
+                false => error.into(),
+            }
+        })
+    }
+
+    /// Refuses a kind that can't be shrunk while it is mounted.
+    pub(crate) fn check_may_shrink(self) -> Result<(), Failure> {
+        match self {
+            Self::Btrfs => Ok(()),
+            Self::Ext4 => Err(Failure::failed("a container with ext4 can't be made smaller").with_hint(
+                "nothing was changed. The container takes only the space of its data, and `sprat trim` releases the \
+                 space of deleted data. For a smaller limit, create a new container with `sprat init --size` and back \
+                 up to it",
+            )),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::file_system::FileSystemKind;
 pub struct Stamp {
     pub(super) file_system: FileSystemKind,
     /// Length of the container file.
-    pub(super) file_bytes: u64,
+    pub(crate) file_bytes: u64,
     /// Grows with each write.
     pub(super) counter: u64,
     /// Seconds since 1970, by the clock of the machine that wrote.

@@ -71,6 +71,8 @@ pub(crate) enum VolumeOrder {
     Collect,
     /// Nothing is mounted any more: give that space back.
     Trim(TrimHow),
+    /// Nothing is mounted any more, and the file system was shrunk: cut the file to this length.
+    Cut { file_bytes: u64 },
     /// Everything above is unmounted: close the volume, in creation give the container its name,
     /// release the lock. With the newest snapshot of each job, where it is known.
     Close(Option<BTreeMap<String, String>>),
@@ -268,6 +270,10 @@ pub(crate) enum WorkerOrder {
     Trim,
     /// Grows the mounted file system to the length of the device.
     Grow {
+        volume_bytes: u64,
+    },
+    /// Shrinks the mounted file system to this length.
+    Shrink {
         volume_bytes: u64,
     },
     /// Stops what runs, and all that follows; that order then answers with its own outcome.

@@ -40,6 +40,8 @@ pub enum Phase {
     Rewriting,
     /// Growing the file system.
     Growing,
+    /// Shrinking the file system.
+    Shrinking,
     /// Unmounting.
     Unmounting,
     /// Sending what is left and waiting for the server's fsync.

@@ -208,6 +208,15 @@ impl KnownState {
         self.store(paths)
     }
 
+    /// Notes that this machine is about to cut the container file. A file that is longer than the known one is no
+    /// older state. Durable when it returns.
+    pub fn begin_cut(&mut self, paths: &StatePaths, file_bytes: u64) -> Result<(), Failure> {
+        if let Some(stamp) = &mut self.stamp {
+            stamp.file_bytes = stamp.file_bytes.min(file_bytes);
+        }
+        self.store(paths)
+    }
+
     /// From now on a user writes, and may remove any snapshot. Durable when it returns.
     pub fn forget_newest(&mut self, paths: &StatePaths) -> Result<(), Failure> {
         self.newest = None;

@@ -21,7 +21,7 @@ pub const CHECKS: &str = "checks";
 /// What each run changed: a folder for each job.
 const LISTS: &str = "lists";
 /// Hashes of the blocks of large files: a folder for each job.
-const BLOCKS: &str = "blocks";
+pub const BLOCKS: &str = "blocks";
 /// In which state the container was left (see `state`).
 pub const KNOWN: &str = "known";
 

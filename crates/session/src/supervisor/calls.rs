@@ -49,9 +49,12 @@ impl Order for VolumeOrder {
             Self::Start(_) | Self::Serve | Self::GiveKey | Self::Collect | Self::Trim(_) => {
                 OnInterrupt::GiveUp
             }
-            Self::Close(_) | Self::Detach(_) | Self::MakeReserve | Self::MaySend | Self::Abort => {
-                OnInterrupt::Finish
-            }
+            Self::Close(_)
+            | Self::Cut { .. }
+            | Self::Detach(_)
+            | Self::MakeReserve
+            | Self::MaySend
+            | Self::Abort => OnInterrupt::Finish,
         }
     }
 }
@@ -67,6 +70,7 @@ impl Order for WorkerOrder {
             | Self::Attach
             | Self::Map(_)
             | Self::MakeFileSystem { .. }
+            | Self::Shrink { .. }
             | Self::Trim => OnInterrupt::GiveUp,
             Self::StageFile { .. }
             | Self::Unstage(_)

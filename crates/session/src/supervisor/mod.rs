@@ -4,10 +4,10 @@
 pub(crate) mod background;
 pub(crate) mod calls;
 pub(crate) mod create;
-pub(crate) mod grow;
 pub(crate) mod keys;
 pub(crate) mod mount;
 pub(crate) mod reserves;
+pub(crate) mod resize;
 mod teardown;
 pub(crate) mod trim;
 pub(crate) mod unlock;

@@ -19,9 +19,8 @@ pub(crate) fn extend_file(
             "the container has {file_bytes} bytes already, more than {wanted_bytes}"
         ))
         .with_hint(
-            "nothing was changed. A container can't be made smaller. It takes only the space of its \
-             data, and `sprat trim` releases the space of deleted data. For a smaller limit, create a \
-             new container with `sprat init --size` and back up to it",
+            "nothing was changed. The container takes only the space of its data, and `sprat trim` releases \
+             the space of deleted data. `sprat shrink` makes a container with btrfs smaller",
         ));
     }
     if wanted_bytes == file_bytes {

@@ -154,6 +154,16 @@ impl Knowledge {
         self.known.begin_writing(&self.paths)
     }
 
+    /// Records that the file is about to be cut. Otherwise a state that was cut, and whose session did not end in
+    /// order, would look like one that was cut short.
+    pub(super) fn begin_cut(&mut self, file_bytes: u64) -> Result<(), Failure> {
+        // The state at the end, if this session writes no other: an interrupted one may have shrunk the file system.
+        if let Some(found) = &mut self.found {
+            found.stamp.file_bytes = found.stamp.file_bytes.min(file_bytes);
+        }
+        self.known.begin_cut(&self.paths, file_bytes)
+    }
+
     /// Records the state in which the session leaves the container. All writes are durable, and the
     /// file has this length. `stamp_block` is the block as it was last written, of this kind:
     /// plaintext, unless the kernel decrypts. An error: the file system has met errors in this

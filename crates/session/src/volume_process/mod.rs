@@ -4,6 +4,7 @@
 
 mod cache;
 mod crypt_device;
+mod cut;
 mod extend_file;
 pub(crate) mod header;
 mod identity_check;
@@ -309,6 +310,7 @@ impl Served {
                     let done = self.trim(how);
                     done.map(|done| VolumeReply::Trimmed(Box::new(done)))
                 }
+                VolumeOrder::Cut { file_bytes } => self.cut(file_bytes).map(|()| VolumeReply::Done),
                 VolumeOrder::Detach(mount) => return self.run_detached(&mount),
                 VolumeOrder::Close(newest) => match self.close(newest) {
                     Ok((report, reserve_missing)) => {

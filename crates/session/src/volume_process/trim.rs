@@ -37,17 +37,7 @@ impl Served {
     /// Nothing is mounted any more: gives back the collected ranges.
     pub(super) fn trim(&mut self, how: TrimHow) -> Result<TrimReport, Failure> {
         self.wait_until_unmounted()?;
-        // Blocks that are given back read as zeros, and would count as overwritten.
-        if !self.lease.may_give_back() {
-            return Err(Failure::new(
-                Exit::Locked,
-                "the lock of the container was taken over less than 2 h 15 min ago",
-            )
-            .with_hint(
-                "nothing was changed. For 2 h 15 min the previous session can overwrite new data, so \
-                 sprat checks new data until then. Run `sprat trim` later",
-            ));
-        }
+        self.check_may_give_back("nothing was changed")?;
         let free = self
             .device
             .take_collected()
@@ -98,6 +88,21 @@ impl Served {
         }
     }
 
+    /// Blocks that are given back read as zeros, or not at all, and would count as overwritten.
+    pub(super) fn check_may_give_back(&self, state: &str) -> Result<(), Failure> {
+        match self.lease.may_give_back() {
+            true => Ok(()),
+            false => Err(Failure::new(
+                Exit::Locked,
+                "the lock of the container was taken over less than 2 h 15 min ago",
+            )
+            .with_hint(format!(
+                "{state}. For 2 h 15 min the previous session can overwrite new data, so sprat checks new data \
+                 until then. Run the command again later"
+            ))),
+        }
+    }
+
     /// What the container occupies on its disk, and what measured it. `None` if that can't be found
     /// out. The free space of the server's disk is no measure: others write there too.
     fn allocated(&self) -> Option<(u64, &'static str)> {
@@ -110,7 +115,7 @@ impl Served {
         Some((puncher.allocated_bytes().ok()?, "du on the server"))
     }
 
-    fn wait_until_unmounted(&mut self) -> Result<(), Failure> {
+    pub(super) fn wait_until_unmounted(&mut self) -> Result<(), Failure> {
         if let Some(serving) = self.serving.take() {
             serving.wait()?;
         }
@@ -285,7 +290,7 @@ fn reader(device: &Arc<CryptDevice>) -> impl FnMut(u64, &mut [u8]) -> Result<(),
     }
 }
 
-fn read_super(device: &Arc<CryptDevice>) -> Result<SuperBlock, Failure> {
+pub(super) fn read_super(device: &Arc<CryptDevice>) -> Result<SuperBlock, Failure> {
     SuperBlock::read(&mut reader(device)).map_err(Failure::failed)
 }
 

@@ -261,6 +261,15 @@ impl Worker {
                 file_system.grow(self.attachment()?, volume_bytes)?;
                 WorkerReply::Done
             }
+            WorkerOrder::Shrink { volume_bytes } => {
+                if let Some(subvolumes) = self.file_system.subvolumes() {
+                    // Their space is in use until then.
+                    sprat_snapshot::finish_deletions(self.root()?, subvolumes, &self.cancel)?;
+                }
+                let file_system = self.file_system;
+                file_system.shrink(self.attachment()?, volume_bytes)?;
+                WorkerReply::Done
+            }
             WorkerOrder::StageFile { job, path, first } => {
                 let from = sprat_attach::receive_fd(&self.descriptors)?;
                 let (root, path) = (self.root()?, Path::new(&path));
