@@ -151,6 +151,35 @@ fn index_of_another_state_of_the_file_is_not_used() {
     assert_eq!(large.take().record.stats.bytes_literal, 10 * BLOCK_BYTES);
 }
 
+/// Reading a file of very many small pieces takes very many requests.
+#[test]
+fn file_of_too_many_pieces_is_written_anew() {
+    requires!(missing());
+    let large = WithLarge::new();
+    large.take();
+    large.change(1..2, 2);
+    let before = large.take();
+    let inode = |report| fs::metadata(large.kept(report)).unwrap().ino();
+    let index = fs::read(large.index()).unwrap();
+    let (content, tail) = index.split_last_chunk::<12>().unwrap();
+    let json_bytes = u32::from_le_bytes(*tail.first_chunk().unwrap());
+    let json_at = content.len() - usize::try_from(json_bytes).unwrap();
+    let mut end: serde_json::Value = serde_json::from_slice(&content[json_at..]).unwrap();
+    end["pieces"] = (BLOCKS * BLOCK_BYTES / 8192 + 1).into();
+    let end = serde_json::to_vec(&end).unwrap();
+    let json_bytes = u32::try_from(end.len()).unwrap().to_le_bytes();
+    let changed = [&content[..json_at], &end, &json_bytes, &tail[4..]].concat();
+    fs::write(large.index(), changed).unwrap();
+    large.change(1..2, 3);
+    let report = large.take();
+    // All but the zeros.
+    let written = report.record.stats.bytes_literal;
+    assert_eq!(written, BLOCKS / 5 * 4 * BLOCK_BYTES);
+    assert_ne!(inode(&report), inode(&before));
+    large.change(1..2, 4);
+    assert_eq!(large.take().record.stats.bytes_literal, BLOCK_BYTES);
+}
+
 #[test]
 fn changed_file_that_the_job_no_longer_includes_leaves_the_snapshot() {
     requires!(missing());
