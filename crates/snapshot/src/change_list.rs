@@ -8,13 +8,16 @@
 //! | one for each path | `path`, escaped; `change`; `before` and `after`: the attributes; of a new file also its [`Content`] |
 //! | last | `finished`: false if not all paths are listed; how many are `new`, `content`, `kind`, `attributes`, `gone` |
 //!
-//! Nothing relies on a list. It may be missing or torn, and it counts only while the snapshot of its name exists. In
-//! the list of an interrupted run no path is gone: the run may not have come to it.
+//! Nothing relies on a list. It may be missing or torn. In the list of an interrupted run no path is gone: the run may
+//! not have come to it; it goes with its tree. The list of a removed snapshot stays until it is folded into another
+//! one ([`folding`]).
 
 mod checked;
+mod folding;
+mod merging;
 mod reading;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -23,13 +26,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cancel::Cancel;
 use crate::content::Content;
 use crate::error::SnapshotError;
 use crate::foreign;
-use crate::job::{Folder, RunFolder, on_volume};
+use crate::job::{Folder, LIST_SUFFIX as SUFFIX, RunFolder, on_volume};
 use crate::local_file;
 use crate::name::SnapshotName;
 use crate::page_cache::PageCache;
@@ -39,11 +42,12 @@ use crate::tree::Tree;
 use crate::tree_changes::{Changed, Part, changes};
 
 pub(crate) use checked::Checked;
+use folding::Folding;
 pub(crate) use reading::read as read_list;
 
 const FORMAT: u32 = 1;
-/// The ending of the name of a list.
-pub(crate) const SUFFIX: &str = ".changes.zst";
+/// The list that those of removed snapshots are folded into.
+const BASE: &str = "base.changes.zst";
 /// zstd's own default.
 const LEVEL: i32 = 3;
 /// How long an interrupted run spends on its list: a person may be waiting.
@@ -70,10 +74,13 @@ impl<'a> First<'a> {
 }
 
 /// What the list has for a path, in one line.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Line {
-    path: String,
-    change: Change,
+    /// `None`: the line has the digest of a file that another list has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    change: Option<Change>,
     #[serde(skip_serializing_if = "Option::is_none")]
     before: Option<Found>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -151,6 +158,11 @@ impl ChangeList<'_> {
         {
             tracing::warn!(%error, "this machine can't keep its copy of the list of changes");
         }
+        if !self.interrupted
+            && let Err(error) = self.fold()
+        {
+            tracing::warn!(%error, "the lists of removed snapshots stay as they are");
+        }
         Ok(())
     }
 
@@ -196,8 +208,8 @@ impl ChangeList<'_> {
             }
             last.count(one.change);
             let line = Line {
-                path: escape_path(&one.path),
-                change: one.change,
+                path: Some(escape_path(&one.path)),
+                change: Some(one.change),
                 content: contents.of(&one, &|| go_on().is_err()),
                 before: one.before,
                 after: one.after,
@@ -214,24 +226,26 @@ impl ChangeList<'_> {
         lines.end().map_err(failed)
     }
 
-    /// Copies the list to this machine, and removes the copies of snapshots that are gone.
+    /// Folds the lists of removed snapshots, on the volume and on this machine.
+    fn fold(&self) -> io::Result<()> {
+        let folding = Folding {
+            folder: self.folder,
+            newest: self.tree.name(),
+            local: self.local,
+        };
+        let (lists, replaced) = folding.run()?;
+        match self.local {
+            Some(local) => folding::mirror(self.folder, local, &lists, &replaced),
+            None => Ok(()),
+        }
+    }
+
+    /// Copies the list to this machine.
     fn keep(&self, local: &Path, name: &str, list: &mut File, checked: Checked) -> io::Result<()> {
         io::Seek::rewind(list)?;
         local_file::replace(&local.join(name), |copy| io::copy(list, copy).map(drop))?;
         if !self.interrupted {
             checked.sent(local, &self.folder.job.job, self.tree.name())?;
-        }
-        let own = self.folder.job.own_folders().map_err(io::Error::other)?;
-        let mut names: BTreeSet<SnapshotName> = own.into_iter().map(Folder::name).collect();
-        names.insert(self.tree.name());
-        for entry in std::fs::read_dir(local)? {
-            let entry = entry?;
-            let found = entry.file_name();
-            let found = found.to_str().and_then(|found| found.strip_suffix(SUFFIX));
-            let found = found.and_then(|found| SnapshotName::parse(found).ok());
-            if found.is_some_and(|found| !names.contains(&found)) {
-                std::fs::remove_file(entry.path())?;
-            }
         }
         Ok(())
     }

@@ -8,6 +8,7 @@
 //! | `NAME.partial` | an interrupted tree whose files are all durable | rename of `.inflight` |
 //! | `.sprat/NAME.json` | the record | write, rename |
 //! | `.sprat/NAME.changes.zst` | what the run changed, see `change_list` | write, rename |
+//! | `.sprat/base.changes.zst` | what the runs of removed snapshots changed | write, rename |
 //! | `.sprat/NAME.recent` | files that may have changed after they were read, see `recent` | write, rename |
 //! | `.sprat/NAME.checkpoint` | what of `NAME.inflight` is durable | see `checkpoint` |
 //! | `.sprat/deleting-*` | a tree being removed: a snapshot or an interrupted one | rename; the next run or prune finishes the removal |
@@ -33,6 +34,8 @@ use crate::walk::{entry_is_folder, is_folder, names_in, open_folder, open_folder
 pub(crate) const STATE_FOLDER: &str = ".sprat";
 /// The subvolume `work`, in the folder of the job.
 pub(crate) const WORK_PATH: &str = ".sprat/work";
+/// The ending of the name of a list of changes.
+pub(crate) const LIST_SUFFIX: &str = ".changes.zst";
 const INFLIGHT: &str = ".inflight";
 const PARTIAL: &str = ".partial";
 /// The size limit of a record. A record has some kilobytes, and about 300 with all its lists full.

@@ -5,10 +5,10 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use crate::change_list::{SUFFIX, read_list};
+use crate::change_list::read_list;
 use crate::check::Key;
 use crate::content::{Content, Digest, MaybeContent, Sums};
-use crate::job::STATE_FOLDER;
+use crate::job::{LIST_SUFFIX, STATE_FOLDER};
 use crate::long_path;
 
 /// All of them. Of each digest eight bytes are kept: enough to find damage.
@@ -34,8 +34,9 @@ impl Listed {
             let names = folders
                 .clone()
                 .flat_map(|folder| long_path::names(folder).unwrap_or_default());
-            let is_list =
-                |name: &std::ffi::OsString| name.as_encoded_bytes().ends_with(SUFFIX.as_bytes());
+            let is_list = |name: &std::ffi::OsString| {
+                name.as_encoded_bytes().ends_with(LIST_SUFFIX.as_bytes())
+            };
             for name in names.filter(is_list).collect::<BTreeSet<_>>() {
                 let mut places = folders.clone().map(|folder| folder.join(&name));
                 let read = places.find_map(|place| contents(&place).ok());
@@ -99,7 +100,6 @@ fn contents(list: &Path) -> io::Result<Vec<Content>> {
     let mut contents = Vec::new();
     read_list(File::open(list)?, &mut |line: MaybeContent| {
         contents.extend(line.content());
-        Ok(())
     })?;
     Ok(contents)
 }

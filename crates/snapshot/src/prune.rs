@@ -256,7 +256,7 @@ impl<'t> Removals<'t> {
                 .map_err(on_volume("delete", &name))?;
             self.deleted = true;
             work::forget_run(run, name);
-            run.forget_record_of(name);
+            run.forget_snapshot(name);
             return Ok(());
         }
         let away = run.rename_away(Folder::Named(name))?;

@@ -159,19 +159,26 @@ impl RunFolder {
     pub(crate) fn forget_record(&self, away: &Path) {
         let folder = away.to_str().and_then(|name| name.strip_prefix(DELETING));
         let folder = folder.map(|name| name.split(NUMBERED).next().unwrap_or(name));
-        if let Some(folder) = folder.and_then(Folder::parse) {
-            self.forget_record_of(folder.name());
+        match folder.and_then(Folder::parse) {
+            Some(Folder::Named(name)) => self.forget_snapshot(name),
+            Some(folder) => self.forget_record_of(folder.name()),
+            None => {}
         }
+    }
+
+    /// The same of a finished snapshot. Its list of changes stays: later snapshots share its files.
+    pub(crate) fn forget_snapshot(&self, name: SnapshotName) {
+        checkpoint::forget(&self.state, name);
+        recent::forget(&self.state, name);
+        begun::forget(&self.state, name);
+        // A record without a snapshot does no harm.
+        let _ = rustix::fs::unlinkat(&self.state, format!("{name}.json"), AtFlags::empty());
     }
 
     /// Removes what the state folder has of a run whose tree is gone.
     pub(crate) fn forget_record_of(&self, name: SnapshotName) {
-        checkpoint::forget(&self.state, name);
-        recent::forget(&self.state, name);
-        begun::forget(&self.state, name);
         change_list::forget(&self.state, name);
-        // A record without a snapshot does no harm.
-        let _ = rustix::fs::unlinkat(&self.state, format!("{name}.json"), AtFlags::empty());
+        self.forget_snapshot(name);
     }
 
     /// Removes one tree in the state folder. Reports how many names are removed so far.

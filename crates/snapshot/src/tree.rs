@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use crate::choice::SnapshotChoice;
 use crate::error::SnapshotError;
-use crate::job::{Folder, JobFolder, STATE_FOLDER};
+use crate::job::{Folder, JobFolder, LIST_SUFFIX, STATE_FOLDER};
 use crate::long_path::{open_at, open_regular_at};
 use crate::name::{JobName, SnapshotName};
 use crate::paths::plain_path;
@@ -163,7 +163,8 @@ impl Tree {
             let is_its = entry
                 .name
                 .to_str()
-                .is_some_and(|name| name.starts_with(&begin));
+                // The list of changes stays.
+                .is_some_and(|name| name.starts_with(&begin) && !name.ends_with(LIST_SUFFIX));
             if is_its && let Some(stat) = state.stat(&entry.name).map_err(failed)? {
                 found.push(stat);
             }

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use super::reading::{self, ReadList};
+use super::reading;
 use super::{First, Last, Lines, SUFFIX};
 use crate::content::Content;
 use crate::local_file;
@@ -30,19 +30,12 @@ impl Checked {
     /// `exists`: there is such a snapshot.
     pub(crate) fn load(folder: &Path, exists: impl FnOnce(SnapshotName) -> bool) -> Self {
         let mut contents = Vec::new();
-        let read = File::open(folder.join(Self::file_name())).and_then(|file| {
-            reading::read(file, &mut |content| {
-                contents.push(content);
-                Ok(())
-            })
-        });
+        let read = File::open(folder.join(Self::file_name()))
+            .and_then(|file| reading::read(file, &mut |content| contents.push(content)));
         match read {
-            Ok(ReadList {
-                head,
-                finished: true,
-            }) if !head.snapshot.is_some_and(exists) => Self {
+            Ok(list) if !list.head.snapshot.is_some_and(exists) => Self {
                 contents,
-                sent_with: head.snapshot,
+                sent_with: list.head.snapshot,
             },
             _ => Self::default(),
         }

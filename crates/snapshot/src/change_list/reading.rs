@@ -18,6 +18,8 @@ pub(crate) struct ListHead {
     format: u32,
     /// The snapshot whose run made it; of the digests of a check, the one whose list has them, too.
     pub(crate) snapshot: Option<SnapshotName>,
+    /// The snapshot that was compared with.
+    pub(crate) since: Option<SnapshotName>,
 }
 
 /// The last line.
@@ -26,40 +28,64 @@ struct End {
     finished: bool,
 }
 
-/// A list that was read to its end.
-#[derive(Debug)]
-pub(crate) struct ReadList {
+/// A list that is being read.
+pub(crate) struct ListLines {
+    lines: BufReader<zstd::Decoder<'static, BufReader<File>>>,
     pub(crate) head: ListHead,
-    /// All changed paths are in it.
-    pub(crate) finished: bool,
+    /// The line that comes next: one is read ahead, because the last one is of another kind.
+    next: Vec<u8>,
+    /// Whether all changed paths are in it. `None`: its end was not reached.
+    pub(crate) finished: Option<bool>,
+}
+
+impl ListLines {
+    pub(crate) fn begin(file: File) -> io::Result<Self> {
+        let mut lines = BufReader::new(zstd::Decoder::new(file)?);
+        let mut next = Vec::new();
+        read_line(&mut lines, &mut next)?;
+        let head: ListHead = serde_json::from_slice(&next)?;
+        if head.format != FORMAT {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("the list has format {}", head.format),
+            ));
+        }
+        match read_line(&mut lines, &mut next)? {
+            true => Ok(Self {
+                lines,
+                head,
+                next,
+                finished: None,
+            }),
+            false => Err(torn()),
+        }
+    }
+
+    /// The next line that names a path or a file; `None`: there are no more.
+    pub(crate) fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        if self.finished.is_some() {
+            return Ok(None);
+        }
+        let line = std::mem::take(&mut self.next);
+        if read_line(&mut self.lines, &mut self.next)? {
+            return Ok(Some(serde_json::from_slice(&line)?));
+        }
+        let End { finished } = serde_json::from_slice(&line)?;
+        self.finished = Some(finished);
+        Ok(None)
+    }
 }
 
 /// Calls `each` with each line that names a path or a file. After an error all of them are void.
 pub(crate) fn read<T: DeserializeOwned>(
     file: File,
-    each: &mut dyn FnMut(T) -> io::Result<()>,
-) -> io::Result<ReadList> {
-    let mut lines = BufReader::new(zstd::Decoder::new(file)?);
-    let mut line = Vec::new();
-    let mut next = Vec::new();
-    if !read_line(&mut lines, &mut line)? || !read_line(&mut lines, &mut next)? {
-        return Err(torn());
+    each: &mut dyn FnMut(T),
+) -> io::Result<ListLines> {
+    let mut lines = ListLines::begin(file)?;
+    while let Some(line) = lines.next()? {
+        each(line);
     }
-    let head: ListHead = serde_json::from_slice(&line)?;
-    if head.format != FORMAT {
-        return Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            format!("the list has format {}", head.format),
-        ));
-    }
-    loop {
-        std::mem::swap(&mut line, &mut next);
-        if !read_line(&mut lines, &mut next)? {
-            let End { finished } = serde_json::from_slice(&line)?;
-            return Ok(ReadList { head, finished });
-        }
-        each(serde_json::from_slice(&line)?)?;
-    }
+    Ok(lines)
 }
 
 /// False at the end.

@@ -105,7 +105,7 @@ fn list_has_each_path_that_a_run_changed() {
 }
 
 #[test]
-fn list_goes_with_its_snapshot() {
+fn list_of_a_removed_snapshot_stays_until_it_is_folded() {
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "1").unwrap();
     let first = bench.try_take(&spec(&bench)).unwrap();
@@ -117,13 +117,24 @@ fn list_goes_with_its_snapshot() {
     };
     let prune = PruneSpec::new(job_name(), rules);
     sprat_snapshot::prune(&bench.volume(), &prune, &mut |_| {}, &Cancel::new()).unwrap();
-    assert!(!list_of(&bench.job(), first.name).exists());
-    assert!(list_of(&bench.job(), second.name).exists());
-    let copy = |name| bench.path(&format!("lists/{name}.changes.zst"));
+    assert!(list_of(&bench.job(), first.name).exists());
+    let copy = |name: &str| bench.path(&format!("lists/{name}.changes.zst"));
     fs::write(bench.path("lists/notes.txt"), "of a person").unwrap();
     let third = bench.try_take(&spec(&bench)).unwrap();
-    assert!(!copy(first.name).exists());
-    assert!(copy(second.name).exists() && copy(third.name).exists());
+    assert!(!list_of(&bench.job(), first.name).exists());
+    assert!(!copy(&first.name.to_string()).exists());
+    for name in [
+        second.name.to_string(),
+        third.name.to_string(),
+        "base".to_owned(),
+    ] {
+        let list = fs::read(list_of(&bench.job(), &name)).unwrap();
+        assert_eq!(fs::read(copy(&name)).unwrap(), list, "{name}");
+    }
+    let base = lines(&list_of(&bench.job(), "base"));
+    assert_eq!(base[0]["snapshot"], first.name.to_string());
+    assert_eq!(base[0]["since"], Value::Null);
+    assert_eq!(changed(&base)[&bench.source().join("file")], "new");
     assert!(bench.path("lists/notes.txt").exists());
 }
 

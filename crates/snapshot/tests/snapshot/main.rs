@@ -16,6 +16,7 @@ mod drilled;
 mod excluded;
 mod existing;
 mod exported;
+mod folded;
 mod folder;
 mod in_place;
 mod interrupted;

@@ -203,8 +203,16 @@ fn list_has_each_path_that_a_run_changed_in_work() {
     let third = volume.take();
     assert_eq!(lines(&list_of(&volume.bench.job(), third.name)).len(), 2);
     volume.prune(&keep_last(1));
+    assert!(list_of(&volume.bench.job(), first.name).exists());
+    let fourth = volume.take();
     assert!(!list_of(&volume.bench.job(), first.name).exists());
-    assert!(list_of(&volume.bench.job(), third.name).exists());
+    for name in [
+        third.name.to_string(),
+        fourth.name.to_string(),
+        "base".to_owned(),
+    ] {
+        assert!(list_of(&volume.bench.job(), name).exists());
+    }
 }
 
 #[test]

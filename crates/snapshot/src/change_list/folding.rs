@@ -1,0 +1,229 @@
+//! Folds the lists of removed snapshots into those of the snapshots that are left.
+//!
+//! Later snapshots share files of removed ones, so the list of a removed snapshot stays at first. A list names the
+//! snapshot that its run compared with, so the lists of a job are a chain. What is in front of the first snapshot
+//! becomes `base.changes.zst`; what is between two snapshots becomes a part of the list of the later one. That is
+//! done when the lists of removed snapshots are larger than the base: then it costs little for each run.
+//!
+//! A list is replaced before those that are in it are removed. After a crash between the two, they are in no chain,
+//! and the next folding removes them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, statat, unlinkat};
+
+use super::merging::Merging;
+use super::reading::ListLines;
+use super::{BASE, First, Lines, SUFFIX, name_of};
+use crate::foreign;
+use crate::job::RunFolder;
+use crate::name::SnapshotName;
+
+/// The lists of a job.
+pub(super) struct Folding<'a> {
+    pub(super) folder: &'a RunFolder,
+    /// The snapshot that is being made.
+    pub(super) newest: SnapshotName,
+    /// This machine's copies.
+    pub(super) local: Option<&'a Path>,
+}
+
+/// The lists in the order of the chain, the oldest one first.
+struct Chain {
+    lists: Vec<Option<SnapshotName>>,
+    /// What the first list compared with, if that has no list.
+    since: Option<SnapshotName>,
+}
+
+impl Folding<'_> {
+    /// Folds, if it is time to. Returns the names of all lists that there are then, and of those that were replaced.
+    pub(super) fn run(&self) -> io::Result<(BTreeSet<String>, Vec<String>)> {
+        let names = self.folder.state_names().map_err(io::Error::other)?;
+        let names = names.iter().filter_map(|(name, _)| name.to_str());
+        let mut lists: BTreeSet<String> = BTreeSet::new();
+        let mut kept = BTreeSet::from([self.newest]);
+        for name in names {
+            if name.ends_with(SUFFIX) {
+                lists.insert(name.to_owned());
+            }
+            // The record goes after the snapshot.
+            let recorded = name.strip_suffix(".json");
+            kept.extend(recorded.and_then(|name| SnapshotName::parse(name).ok()));
+        }
+        let own = self.folder.job.own_folders().map_err(io::Error::other)?;
+        kept.extend(own.into_iter().map(crate::job::Folder::name));
+        let of_run = |name: &String| {
+            let name = name.strip_suffix(SUFFIX)?;
+            SnapshotName::parse(name).ok()
+        };
+        let removed: BTreeSet<SnapshotName> = lists
+            .iter()
+            .filter_map(of_run)
+            .filter(|name| !kept.contains(name))
+            .collect();
+        let sizes = removed.iter().map(|name| self.bytes(&name_of(*name)));
+        if removed.is_empty() || sizes.sum::<u64>() <= self.bytes(BASE) {
+            return Ok((lists, Vec::new()));
+        }
+        let chain = self.chain(&lists)?;
+        let mut replaced = Vec::new();
+        let mut waiting: Vec<Option<SnapshotName>> = Vec::new();
+        let mut since = chain.since;
+        let mut is_first = true;
+        for list in &chain.lists {
+            waiting.push(*list);
+            let Some(name) = list.filter(|name| kept.contains(name)) else {
+                continue;
+            };
+            let has_removed = waiting.iter().flatten().any(|name| removed.contains(name));
+            let target = match is_first {
+                true => {
+                    waiting.pop();
+                    None
+                }
+                false => Some(name),
+            };
+            if has_removed {
+                self.merge(&waiting, target, since, &mut lists)?;
+                replaced.push(target.map_or_else(|| BASE.to_owned(), name_of));
+            }
+            since = Some(name);
+            is_first = false;
+            waiting.clear();
+        }
+        if chain.since.is_none() {
+            let listed: BTreeSet<SnapshotName> = chain.lists.iter().flatten().copied().collect();
+            for name in removed.difference(&listed) {
+                self.remove(&name_of(*name), &mut lists)?;
+            }
+        }
+        Ok((lists, replaced))
+    }
+
+    fn bytes(&self, name: &str) -> u64 {
+        let about = statat(&self.folder.state, name, AtFlags::SYMLINK_NOFOLLOW);
+        about.map_or(0, |about| u64::try_from(about.st_size).unwrap_or(0))
+    }
+
+    /// Opens a list: this machine's copy, if it is as long.
+    fn open(&self, name: &str) -> io::Result<File> {
+        let copy = self
+            .local
+            .and_then(|local| File::open(local.join(name)).ok());
+        let is_as_long = |copy: &File| {
+            copy.metadata()
+                .is_ok_and(|about| about.len() == self.bytes(name))
+        };
+        match copy.filter(is_as_long) {
+            Some(copy) => Ok(copy),
+            None => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                Ok(openat(&self.folder.state, name, flags, Mode::empty())?.into())
+            }
+        }
+    }
+
+    /// Follows the lists back from the newest one.
+    fn chain(&self, lists: &BTreeSet<String>) -> io::Result<Chain> {
+        let base = match lists.contains(BASE) {
+            true => Some(ListLines::begin(self.open(BASE)?)?.head),
+            false => None,
+        };
+        let mut before: BTreeMap<SnapshotName, Option<SnapshotName>> = BTreeMap::new();
+        let mut chain = Vec::new();
+        let mut at = self.newest;
+        let since = loop {
+            let since = ListLines::begin(self.open(&name_of(at))?)?.head.since;
+            chain.push(Some(at));
+            // A chain that comes back to itself is no chain.
+            if before.insert(at, since).is_some() {
+                return Err(io::Error::other("the lists name each other"));
+            }
+            match (since, &base) {
+                (Some(name), Some(base)) if base.snapshot == Some(name) => {
+                    chain.push(None);
+                    break base.since;
+                }
+                (Some(name), _) if lists.contains(&name_of(name)) => at = name,
+                (since, _) => break since,
+            }
+        };
+        chain.reverse();
+        Ok(Chain {
+            lists: chain,
+            since,
+        })
+    }
+
+    /// Replaces the list of `target` (`None`: the base) by all of these, the last of which it may be.
+    fn merge(
+        &self,
+        from: &[Option<SnapshotName>],
+        target: Option<SnapshotName>,
+        since: Option<SnapshotName>,
+        lists: &mut BTreeSet<String>,
+    ) -> io::Result<()> {
+        let name = |list: &Option<SnapshotName>| list.map_or_else(|| BASE.to_owned(), name_of);
+        let open = || from.iter().map(|list| self.open(&name(list))).collect();
+        let covers = target.or(from.iter().copied().flatten().next_back());
+        let into = name(&target);
+        let state = &self.folder.state;
+        let new = foreign::temporary_name(state, &format!("{into}.new"))?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mut file = File::from(openat(state, &new, flags, Mode::from(0o600))?);
+        let fill = |file: &mut File| -> io::Result<()> {
+            let mut lines = Lines::begin(file)?;
+            lines.write(&First::new(&self.folder.job.job, covers, since))?;
+            let last = Merging::begin(&open)?.run(&mut |line| lines.write(line))?;
+            lines.write(&last)?;
+            lines.end()
+        };
+        // What is in it is removed next, so it must be durable.
+        let made = fill(&mut file)
+            .and_then(|()| file.sync_all())
+            .and_then(|()| Ok(renameat(state, &new, state, &into)?));
+        if made.is_err() {
+            let _ = unlinkat(state, &new, AtFlags::empty());
+        }
+        made?;
+        lists.insert(into.clone());
+        for list in from.iter().map(name).filter(|list| *list != into) {
+            self.remove(&list, lists)?;
+        }
+        Ok(())
+    }
+
+    fn remove(&self, name: &str, lists: &mut BTreeSet<String>) -> io::Result<()> {
+        unlinkat(&self.folder.state, name, AtFlags::empty())?;
+        lists.remove(name);
+        Ok(())
+    }
+}
+
+/// Copies lists of the volume to this machine, and removes the copies of those that are gone.
+pub(super) fn mirror(
+    folder: &RunFolder,
+    local: &Path,
+    lists: &BTreeSet<String>,
+    copy: &[String],
+) -> io::Result<()> {
+    for name in copy {
+        let mut list = File::open(folder.job.path.join(crate::job::STATE_FOLDER).join(name))?;
+        crate::local_file::replace(&local.join(name), |copy| {
+            io::copy(&mut list, copy).map(drop)
+        })?;
+    }
+    for entry in std::fs::read_dir(local)? {
+        let path: PathBuf = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let run = name.and_then(|name| name.strip_suffix(SUFFIX));
+        let is_run = run.is_some_and(|run| SnapshotName::parse(run).is_ok());
+        if is_run && name.is_some_and(|name| !lists.contains(name)) {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}

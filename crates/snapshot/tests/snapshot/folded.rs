@@ -1,0 +1,276 @@
+//! The lists of removed snapshots, folded into others: against a model that knows what each snapshot has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+use sprat_snapshot::{
+    Cancel, CheckSpec, CheckWhat, RemoveSpec, SnapshotChoice, SnapshotName, unescape_name,
+};
+use sprat_testkit::dice::Dice;
+
+use crate::changes::{lines, list_of};
+use crate::folder::{Bench, job_name};
+
+/// A volume whose snapshots are an hour apart.
+struct Years {
+    bench: Bench,
+    now: Timestamp,
+}
+
+impl Years {
+    fn new() -> Self {
+        Self {
+            bench: Bench::new(),
+            now: "2026-11-01T00:00:00Z".parse().unwrap(),
+        }
+    }
+
+    fn take(&mut self) -> SnapshotName {
+        self.now += SignedDuration::from_hours(1);
+        let mut spec = self.bench.spec();
+        spec.change_lists = Some(self.bench.path("lists/home"));
+        spec.page_cache.ask(|_, _| Ok(true));
+        let volume = self.bench.volume();
+        let taken = sprat_snapshot::take(&volume, &spec, self.now, &mut |_| {}, &Cancel::new());
+        taken.unwrap().name
+    }
+
+    fn remove(&self, names: &[SnapshotName]) {
+        let spec = RemoveSpec {
+            snapshots: names
+                .iter()
+                .map(|name| (job_name(), SnapshotChoice::Named(name.to_string())))
+                .collect(),
+            allow_newest: true,
+            allow_last_copy: true,
+            sources: Vec::new(),
+            suspects: None,
+            dry_run: false,
+        };
+        sprat_snapshot::remove(&self.bench.volume(), &spec, &mut |_| {}, &Cancel::new()).unwrap();
+    }
+
+    /// The lists of the job, by the snapshot up to which each counts.
+    fn lists(&self) -> BTreeMap<String, Vec<Value>> {
+        let state = fs::read_dir(self.bench.job().join(".sprat")).unwrap();
+        let names = state.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let names = names.filter_map(|name| Some(name.strip_suffix(".changes.zst")?.to_owned()));
+        let lists = names.map(|name| {
+            let list = lines(&list_of(&self.bench.job(), name));
+            (list[0]["snapshot"].as_str().unwrap().to_owned(), list)
+        });
+        lists.collect()
+    }
+
+    /// Every path of a snapshot and its size, replayed from the lists.
+    fn replayed(&self, name: SnapshotName) -> BTreeMap<PathBuf, u64> {
+        let lists = self.lists();
+        let mut chain = Vec::new();
+        let mut at = Some(name.to_string());
+        while let Some(name) = at {
+            chain.push(&lists[&name]);
+            at = lists[&name][0]["since"].as_str().map(str::to_owned);
+        }
+        let mut paths = BTreeMap::new();
+        for line in chain.iter().rev().flat_map(|list| &list[1..list.len() - 1]) {
+            let Some(path) = line["path"].as_str() else {
+                continue;
+            };
+            let path = String::from_utf8(unescape_name(path)).unwrap();
+            match line["after"]["bytes"].as_u64() {
+                Some(bytes) => paths.insert(PathBuf::from(path), bytes),
+                None => paths.remove(Path::new(&path)),
+            };
+        }
+        paths
+    }
+
+    /// The same, as it is.
+    fn kept(&self, name: SnapshotName) -> BTreeMap<PathBuf, u64> {
+        let tree = self.bench.job().join(name.to_string());
+        let mut paths = BTreeMap::new();
+        let mut folders = vec![tree.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let entry = entry.unwrap();
+                let about = entry.metadata().unwrap();
+                let path = Path::new("/").join(entry.path().strip_prefix(&tree).unwrap());
+                let bytes = if about.is_file() { about.len() } else { 0 };
+                paths.insert(path, bytes);
+                if about.is_dir() {
+                    folders.push(entry.path());
+                }
+            }
+        }
+        paths
+    }
+
+    /// How many files the snapshots have.
+    fn files(&self, names: &[SnapshotName]) -> u64 {
+        let mut inodes = BTreeSet::new();
+        for name in names {
+            for path in self.kept(*name).keys() {
+                let path = path.strip_prefix("/").unwrap();
+                let kept = self.bench.job().join(name.to_string()).join(path);
+                let about = kept.symlink_metadata().unwrap();
+                inodes.extend(about.is_file().then_some(about.ino()));
+            }
+        }
+        inodes.len() as u64
+    }
+
+    /// How many files have a digest, for a machine that has only the volume.
+    fn listed(&self) -> u64 {
+        let _ = fs::remove_file(self.bench.path("all.sums"));
+        let spec = CheckSpec {
+            what: CheckWhat::Everything,
+            known: self.bench.path("all.sums"),
+            change_lists: None,
+            suspects: self.bench.path("suspects.json"),
+            duration_max: None,
+            bytes_max: None,
+            duration_over: Duration::ZERO,
+            note_interval: Duration::from_secs(3600),
+            never_enter: Vec::new(),
+            containers: Vec::new(),
+        };
+        let volume = self.bench.volume();
+        let report = sprat_snapshot::check(&volume, &spec, &mut |_| {}, &Cancel::new()).unwrap();
+        assert!(!report.is_damaged(), "{report:?}");
+        report.files_listed
+    }
+
+    /// Changes some random names below two folders.
+    fn change(&self, dice: &mut Dice) {
+        for folder in ["a", "b"] {
+            fs::create_dir_all(self.bench.source().join(folder)).unwrap();
+        }
+        for _ in 0..=dice.below(6) {
+            let folder = ["", "a/", "b/"][usize::try_from(dice.below(3)).unwrap()];
+            let path = self
+                .bench
+                .source()
+                .join(format!("{folder}{}", dice.below(5)));
+            let is_folder = path.is_dir();
+            match dice.below(4) {
+                0 if is_folder => fs::remove_dir_all(&path).unwrap(),
+                0 => drop(fs::remove_file(&path)),
+                1 if !path.exists() => {
+                    fs::create_dir(&path).unwrap();
+                    fs::write(path.join("inside"), "inside").unwrap();
+                }
+                _ if is_folder => fs::write(path.join("more"), "more").unwrap(),
+                _ => fs::write(
+                    &path,
+                    vec![b'x'; usize::try_from(dice.below(5000)).unwrap()],
+                )
+                .unwrap(),
+            }
+        }
+    }
+}
+
+#[test]
+fn folded_lists_lose_no_path_and_no_digest() {
+    let rounds = sprat_testkit::dice::number("SPRAT_TORTURE_ROUNDS").unwrap_or(25);
+    let mut dice = Dice::new(21);
+    let mut years = Years::new();
+    let mut names = Vec::new();
+    let mut folded = 0;
+    for round in 0..rounds {
+        years.change(&mut dice);
+        names.push(years.take());
+        folded += u64::from(list_of(&years.bench.job(), "base").exists());
+        for name in &names {
+            assert_eq!(
+                years.replayed(*name),
+                years.kept(*name),
+                "round {round}: {name}"
+            );
+        }
+        assert_eq!(years.listed(), years.files(&names), "round {round}");
+        if dice.percent(40) {
+            let going: Vec<SnapshotName> = names
+                .iter()
+                .copied()
+                .filter(|name| dice.percent(50) && names.last() != Some(name))
+                .collect();
+            years.remove(&going);
+            names.retain(|name| !going.contains(name));
+        }
+    }
+    assert!(folded > 0);
+}
+
+/// The new list is in place, and those that are in it were not removed; or only a part of the new one was written.
+#[test]
+fn crash_while_lists_are_folded_loses_nothing() {
+    for is_replaced in [false, true] {
+        let mut years = Years::new();
+        let mut names = Vec::new();
+        for number in 0..5 {
+            fs::write(years.bench.source().join(number.to_string()), "content").unwrap();
+            names.push(years.take());
+        }
+        let state = years.bench.job().join(".sprat");
+        let before: Vec<(PathBuf, Vec<u8>)> = [0, 1, 3]
+            .map(|number| list_of(&years.bench.job(), names[number]))
+            .map(|path| (path.clone(), fs::read(path).unwrap()))
+            .to_vec();
+        let later = fs::read(list_of(&years.bench.job(), names[4])).unwrap();
+        years.remove(&[names[0], names[1], names[3]]);
+        let newest = years.take();
+        let left = [names[2], names[4], newest];
+        assert!(before.iter().all(|(path, _)| !path.exists()));
+        let base = list_of(&years.bench.job(), "base");
+        for (path, list) in before {
+            fs::write(path, list).unwrap();
+        }
+        let torn = fs::read(&base).unwrap();
+        fs::write(state.join("base.changes.zst.new"), &torn[..torn.len() / 2]).unwrap();
+        if !is_replaced {
+            fs::remove_file(&base).unwrap();
+            fs::write(list_of(&years.bench.job(), names[4]), later).unwrap();
+        }
+        for name in left {
+            assert_eq!(years.replayed(name), years.kept(name), "{name}");
+        }
+        let next = years.take();
+        for name in left.into_iter().chain([next]) {
+            assert_eq!(years.replayed(name), years.kept(name), "{name}");
+        }
+        assert_eq!(years.listed(), 5);
+        if !is_replaced {
+            assert!(!list_of(&years.bench.job(), names[3]).exists());
+        }
+    }
+}
+
+#[test]
+fn list_that_can_not_be_read_ends_the_chain_and_fails_no_run() {
+    let mut years = Years::new();
+    let mut names = Vec::new();
+    for number in 0..4 {
+        fs::write(years.bench.source().join(number.to_string()), "content").unwrap();
+        names.push(years.take());
+    }
+    for place in [
+        list_of(&years.bench.job(), names[1]),
+        years
+            .bench
+            .path(&format!("lists/home/{}.changes.zst", names[1])),
+    ] {
+        fs::write(place, "torn").unwrap();
+    }
+    years.remove(&names[..2]);
+    let newest = years.take();
+    // Nothing is folded over it, and nothing is lost.
+    assert!(list_of(&years.bench.job(), names[0]).exists());
+    assert!(years.bench.job().join(newest.to_string()).exists());
+    assert_eq!(years.listed(), 3);
+}
