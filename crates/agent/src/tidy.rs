@@ -178,11 +178,15 @@ pub fn remove(container: &OwnedFd, expired: &[u32]) -> io::Result<()> {
 
 fn merge_into(container: &OwnedFd, older: u32, run: &[u32]) -> io::Result<()> {
     let folder = generation::folder(container, older)?;
-    // What was a hole then, or was saved by an older generation, no older state looks for here.
-    let map = generation::read_map(&folder)?;
+    // What was a hole then, or was saved by an older generation, no older state looks for here. If the map is
+    // damaged, all stays: that state can't be read, but older ones are read through this index.
+    let map = match generation::read_map(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
+        other => Some(other?),
+    };
     let sources: Vec<u32> = std::iter::once(older).chain(run.iter().copied()).collect();
     let open = |n: usize| generation::open_index(container, sources[n]);
-    let keep = |block| ranges::contains(&map, block);
+    let keep = |block| map.as_ref().is_none_or(|map| ranges::contains(map, block));
     let scratch = || index::scratch(container);
     let out = open_in(
         &folder,

@@ -1,6 +1,7 @@
 //! What damage on the server's disk does, and how it is repaired.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -223,4 +224,22 @@ fn past_states_read_exactly_while_others_begin_and_go() {
     });
     assert!(reads > 0);
     assert!(served.run(&["check", "--read-data"]).contains("0 findings"));
+}
+
+/// Expiry merges into a generation whose map is damaged. The states before it stay exact.
+#[test]
+fn a_damaged_map_stops_no_expiry() {
+    let state = blocks(16, 1);
+    let served = Served::with_container(EAGER, &state);
+    for number in 0..4 {
+        served.overwrite(&[(number * BLOCK as u64, vec![9; BLOCK])]);
+    }
+    assert_eq!(served.numbers(), [1, 2, 3, 4]);
+    let map = served.own_file("g.2/map");
+    let len = map.metadata().unwrap().len();
+    map.write_all_at(&[0xff; 4], len - 4).unwrap();
+    let name = served.head(3, "name");
+    served.run(&["expire", "x.luks", &name, "--yes"]);
+    assert_eq!(served.numbers(), [1, 2, 4]);
+    assert!(served.past(1) == state);
 }
