@@ -188,3 +188,48 @@ fn run_drills_when_due_and_its_alarm_closes_when_a_drill_passes() {
     assert_eq!(run(0)["drills"], serde_json::json!([]));
     machine.nothing_is_left();
 }
+
+#[test]
+fn recovery_is_rehearsed_by_the_sheet_alone() {
+    requires!(needs::root());
+    let (machine, _) = TestMachine::small();
+    machine.write_old("src/letter", "content\n");
+    machine.backup(&["-q"]).succeeded();
+    // What the sheet does not have is not used: another key, and what is known of an older container.
+    machine.write("config/keys/x.key", "no key");
+    let rehearse = |more: &[&str]| {
+        let words = [&["drill", CONTAINER, "--recovery"], more].concat();
+        machine.sprat(&words)
+    };
+    let ran = rehearse(&["--passphrase-file", "recovery"]).succeeded();
+    let whole = ran.whole();
+    for words in [
+        "the drill passed: 1 file",
+        "compare this with the sheet",
+        "fingerprint is ",
+    ] {
+        assert!(whole.contains(words), "{whole}");
+    }
+    let status = machine.ok(&["status", CONTAINER, "--offline"]).stdout;
+    assert!(
+        status.contains("by the recovery sheet alone: passed, "),
+        "{status}"
+    );
+    let status = machine
+        .ok(&["status", CONTAINER, "--offline", "--json"])
+        .json();
+    assert!(status["containers"][0]["recovery_drill"]["at"].is_string());
+    assert!(status["containers"][0]["drill"].is_null());
+
+    // Neither a passphrase nor a mistake on the way from the sheet.
+    rehearse(&["--passphrase-file", "pass"]).failed_with(2);
+    let right = fs::read_to_string(machine.path("recovery")).unwrap();
+    let wrong = machine.write("wrong", TestMachine::small().1);
+    assert_ne!(fs::read_to_string(&wrong).unwrap(), right);
+    rehearse(&["--passphrase-file", "wrong"]).failed_with(12);
+    let left: Vec<_> = fs::read_dir(machine.path("cache/recovery"))
+        .unwrap()
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    machine.nothing_is_left();
+}

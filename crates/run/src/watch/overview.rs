@@ -168,6 +168,7 @@ impl ContainerView {
         let checks = known.each_check().map(|(_, check)| check);
         if checks
             .chain(&known.checks.drill)
+            .chain(&known.checks.recovery)
             .any(|check| check.exit != Exit::Done)
         {
             return Exit::Damaged;

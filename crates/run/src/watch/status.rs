@@ -65,6 +65,7 @@ impl ContainerReport {
             "jobs_never_run": self.status.never_run().collect::<Vec<_>>(),
             "checks": known.map(checks_json),
             "drill": known.and_then(|known| known.checks.drill.as_ref()).map(check_json),
+            "recovery_drill": known.and_then(|known| known.checks.recovery.as_ref()).map(check_json),
             "key_proved": known.and_then(|known| known.proved),
             "events": self.events.iter().map(event_json).collect::<Vec<_>>(),
         })

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use sprat_session::state::checks::KeptCheck;
 use sprat_session::state::history::JobHistory;
 use sprat_session::status::{LocalStatus, ServerStatus};
 use sprat_session::{Exit, text};
@@ -309,11 +310,19 @@ fn checks(known: &LocalStatus, now: Timestamp) -> String {
 }
 
 fn drill(known: &LocalStatus, now: Timestamp) -> String {
-    match &known.checks.drill {
+    let ended = |drill: &KeptCheck, command: &str| match drill.exit {
+        Exit::Done => format!("passed, {}", ago(drill.at, now)),
+        _ => format!("FAILED, {}: run `{command}`", ago(drill.at, now)),
+    };
+    let mut shown = match &known.checks.drill {
         None => "none by this machine yet: run `sprat drill`".to_owned(),
-        Some(drill) if drill.exit == Exit::Done => format!("passed, {}", ago(drill.at, now)),
-        Some(drill) => format!("FAILED, {}: run `sprat drill`", ago(drill.at, now)),
+        Some(drill) => ended(drill, "sprat drill"),
+    };
+    if let Some(recovery) = &known.checks.recovery {
+        let ended = ended(recovery, "sprat drill --recovery");
+        shown.push_str(&format!("; by the recovery sheet alone: {ended}"));
     }
+    shown
 }
 
 fn keys(known: &LocalStatus, shown: &Shown) -> String {

@@ -1,5 +1,5 @@
 //! `sprat drill`: restores a sample from the server in one read-only session, compares it, and keeps the
-//! result on this machine.
+//! result on this machine. With `--recovery` as a machine that has lost everything but the recovery sheet.
 
 use std::collections::hash_map::RandomState;
 use std::fs::File;
@@ -21,11 +21,14 @@ use crate::protocol::reports::{ContainerFacts, Observer};
 use crate::session::Session;
 use crate::settings::{Access, IdentityPolicy, SessionSettings};
 use crate::state::checks::{self, KeptCheck, Kind};
+use crate::state::identity;
 use crate::state::paths::{CHECKS, SUSPECTS, StatePaths};
 use crate::{Exit, Failure};
 
 /// The folder for restored files, in the cache folder.
 const SCRATCH: &str = "drill";
+/// The folder of a rehearsed recovery, below the cache folder.
+const RECOVERY: &str = "recovery";
 /// How many files are restored.
 const FILES_MAX: u32 = 100;
 /// For each of them, so many bytes are restored in all.
@@ -102,10 +105,59 @@ pub fn drill(
         IdentityPolicy::Known(pins) => Some(StatePaths::new(&state_dir, &pins.uuid, &target)),
         _ => None,
     };
-    let mut drilled = in_scratch(settings, secret, plan, observer, interrupt);
+    let drilled = in_scratch(settings, &state_dir, secret, plan, observer, interrupt);
+    let paths_of = |uuid: &str| StatePaths::new(&state_dir, uuid, &target);
+    keep(Kind::Drill, drilled, pinned, &paths_of)
+}
+
+/// As [`drill`], by what the recovery sheet has: the location of the container, the recovery key, and the
+/// fingerprint if one is given. Nothing that this machine knows of the container, or has cached of it, is used
+/// to open it; its checksums are used to compare. Nothing of the rehearsal is left but its result.
+///
+/// # Errors
+/// As [`drill`].
+pub fn rehearse_recovery(
+    mut settings: SessionSettings,
+    fingerprint: Option<&str>,
+    recovery_key: &Secret,
+    plan: &DrillPlan,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<Drilled, Failure> {
+    let (state_dir, target) = (settings.state_dir.clone(), settings.target.clone());
+    let pinned = match &settings.pins {
+        IdentityPolicy::Known(pins) => Some(StatePaths::new(&state_dir, &pins.uuid, &target)),
+        _ => None,
+    };
+    let machine = Scratch::begin(&settings.cache_dir, RECOVERY)?;
+    settings.access = Access::ReadOnly;
+    settings.state_dir = machine.path.join("state");
+    settings.cache_dir = machine.path.join("cache");
+    settings.runtime_dir = machine.path.join("run");
+    settings.containers.clear();
+    settings.pins = identity::policy(&settings.state_dir, &target, fingerprint)?;
+    let drilled = in_scratch(
+        settings,
+        &state_dir,
+        recovery_key,
+        plan,
+        observer,
+        interrupt,
+    );
+    let paths_of = |uuid: &str| StatePaths::new(&state_dir, uuid, &target);
+    keep(Kind::Recovery, drilled, pinned, &paths_of)
+}
+
+/// Keeps the result on this machine. `pinned`: where, if the container was not opened.
+fn keep(
+    kind: Kind<'_>,
+    mut drilled: Result<Drilled, Failure>,
+    pinned: Option<StatePaths>,
+    paths_of: &dyn Fn(&str) -> StatePaths,
+) -> Result<Drilled, Failure> {
     let verdict = match &drilled {
         Ok(drilled) => {
-            let paths = StatePaths::new(&state_dir, &drilled.facts.uuid, &target);
+            let paths = paths_of(&drilled.facts.uuid);
             Some((paths, drilled.exit(), json!(drilled.report)))
         }
         Err(failure) if failure.exit == Exit::Damaged => {
@@ -116,10 +168,8 @@ pub fn drill(
     if let Some((paths, exit, found)) = verdict {
         let result = json!({ "result": exit_json(exit), "found": found });
         let kept = KeptCheck::now(exit, true, result);
-        if let (Err(error), Ok(drilled)) = (
-            checks::keep(&paths, vec![(Kind::Drill, kept)]),
-            &mut drilled,
-        ) {
+        if let (Err(error), Ok(drilled)) = (checks::keep(&paths, vec![(kind, kept)]), &mut drilled)
+        {
             let path = checks::path(&paths);
             let reason = format!("{}: {error}", path.display());
             drilled.report.not_saved.push(reason);
@@ -128,18 +178,20 @@ pub fn drill(
     drilled
 }
 
+/// Restores and compares. `state_dir` has what this machine knows of the files.
 fn in_scratch(
     settings: SessionSettings,
+    state_dir: &Path,
     secret: &Secret,
     plan: &DrillPlan,
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<Drilled, Failure> {
-    let scratch = Scratch::begin(&settings.cache_dir)?;
-    let (state_dir, target) = (settings.state_dir.clone(), settings.target.clone());
+    let scratch = Scratch::begin(&settings.cache_dir, SCRATCH)?;
+    let target = settings.target.clone();
     let mut session = Session::open(settings, secret, observer, interrupt)?;
     let facts = session.facts().clone();
-    let paths = StatePaths::new(&state_dir, &facts.uuid, &target);
+    let paths = StatePaths::new(state_dir, &facts.uuid, &target);
     // Without them less can be compared.
     let (known, _) = checks::sums(&paths, &CheckWhat::Everything);
     let spec = DrillSpec {
@@ -183,15 +235,15 @@ fn in_scratch(
     })
 }
 
-/// The folder for restored files, empty at the beginning and at the end. One drill at a time has it.
+/// A folder, empty at the beginning and at the end. One drill at a time has it.
 struct Scratch {
     path: PathBuf,
     _lock: File,
 }
 
 impl Scratch {
-    fn begin(cache_dir: &Path) -> Result<Self, Failure> {
-        let path = cache_dir.join(SCRATCH);
+    fn begin(cache_dir: &Path, name: &str) -> Result<Self, Failure> {
+        let path = cache_dir.join(name);
         make_private_folder(&path)?;
         let unusable = |error: io::Error| {
             Failure::failed(format!("can't use the folder {}", path.display())).caused_by(&error)
@@ -218,15 +270,20 @@ impl Drop for Scratch {
 
 /// Removes what a drill that was killed has left in clear, unless one is running.
 pub(super) fn empty_left(cache_dir: &Path) {
-    let path = cache_dir.join(SCRATCH);
-    let has_some = std::fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some());
+    for name in [SCRATCH, RECOVERY] {
+        empty_left_in(&cache_dir.join(name));
+    }
+}
+
+fn empty_left_in(path: &Path) {
+    let has_some = std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
     if !has_some {
         return;
     }
-    let emptied = File::open(&path).and_then(|lock| {
+    let emptied = File::open(path).and_then(|lock| {
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(()),
-            locked => locked.map_err(io::Error::from).and_then(|()| empty(&path)),
+            locked => locked.map_err(io::Error::from).and_then(|()| empty(path)),
         }
     });
     if let Err(error) = emptied {
@@ -253,7 +310,7 @@ mod tests {
     fn files_of_a_killed_drill_are_removed_and_those_of_a_running_one_stay() {
         let cache = tempfile::tempdir().unwrap();
         empty_left(cache.path());
-        let running = Scratch::begin(cache.path()).unwrap();
+        let running = Scratch::begin(cache.path(), SCRATCH).unwrap();
         let left = running.path.join("0/left");
         std::fs::create_dir(left.parent().unwrap()).unwrap();
         std::fs::write(&left, "plain text").unwrap();

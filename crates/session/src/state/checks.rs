@@ -1,7 +1,7 @@
 //! The results of the last check of each kind, kept on this machine for each container.
 //!
 //! `checks/UUID-TARGET.json` ([`StatePaths`]) in the state folder: `quick` (header and file system; every
-//! check covers those), `read_data`, `drill`, and `against_source` with an entry for each job. One kind never replaces
+//! check covers those), `read_data`, `drill`, `recovery`, and `against_source` with an entry for each job. One kind never replaces
 //! another: a check of the metadata says nothing about damaged files.
 
 use std::collections::BTreeMap;
@@ -29,6 +29,8 @@ pub struct KeptChecks {
     pub read_data_since: Option<Timestamp>,
     /// The last drill.
     pub drill: Option<KeptCheck>,
+    /// The last drill by the recovery sheet alone.
+    pub recovery: Option<KeptCheck>,
     /// The latest snapshot beside its source, by job.
     pub against_source: BTreeMap<String, KeptCheck>,
 }
@@ -57,6 +59,8 @@ pub enum Kind<'a> {
     AgainstSource(&'a str),
     /// A sample was restored.
     Drill,
+    /// A sample was restored by the recovery sheet alone.
+    Recovery,
 }
 
 /// The kept results of a container. Empty if the file is missing or unusable.
@@ -78,7 +82,7 @@ impl KeptChecks {
             Kind::ReadData => self.read_data.as_ref(),
             Kind::AgainstSource(job) => self.against_source.get(job),
             // Each drill stands for itself. What was damaged is in the sample of the next one.
-            Kind::Drill => None,
+            Kind::Drill | Kind::Recovery => None,
         };
         let is_worth_more = |kept: &KeptCheck| kept.exit == Exit::Damaged || kept.finished;
         if part_only && of_kind.is_some_and(is_worth_more) {
@@ -88,6 +92,7 @@ impl KeptChecks {
             Kind::Quick => self.quick = Some(check),
             Kind::ReadData => self.read_data = Some(check),
             Kind::Drill => self.drill = Some(check),
+            Kind::Recovery => self.recovery = Some(check),
             Kind::AgainstSource(job) => {
                 self.against_source.insert(job.to_owned(), check);
             }

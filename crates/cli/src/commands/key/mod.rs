@@ -11,6 +11,7 @@ mod sheet;
 
 pub(super) use change::{header, open};
 use clap::{Args, Subcommand};
+pub(super) use sheet::recovery_key;
 
 use super::context::{CommandArgs, Context};
 use crate::{Exit, Failure};

@@ -111,7 +111,7 @@ pub(super) fn from_the_sheet(context: &Context) -> Result<SecretSource, Failure>
     Ok(context.named_source()?.unwrap_or(SecretSource::Terminal))
 }
 
-fn recovery_key(context: &Context) -> Result<RecoveryKey, Failure> {
+pub(in super::super) fn recovery_key(context: &Context) -> Result<RecoveryKey, Failure> {
     if context.global.key_file.is_some() {
         return Err(
             Failure::usage("the sheet shows a recovery key, not a key file")
