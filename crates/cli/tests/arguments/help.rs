@@ -57,6 +57,7 @@ fn help_lists_the_commands_in_groups_and_the_exit_codes() {
       key          Manage keys, the recovery sheet and header backups
       trim         Release unused space to the server
       grow         Enlarge a container
+      shrink       Make a container smaller
       copy         Copy or move a container, and verify the copy
       export       Export snapshots to a folder, and verify them
 
