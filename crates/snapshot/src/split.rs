@@ -275,7 +275,7 @@ fn goes_on(outcome: &Outcome) -> bool {
     )
 }
 
-/// Whether it is one of [`super::take`]'s filters of attributes. They concern every run into the volume.
+/// Whether it is one of [`mod@super::take`]'s filters of attributes. They concern every run into the volume.
 fn is_attribute_filter(argument: &OsStr) -> bool {
     let argument = argument.as_bytes();
     argument.starts_with(b"--filter=Hx ") || argument.starts_with(b"--filter=Px ")

@@ -14,7 +14,7 @@ const XATTR_BYTES_MAX: usize = 64 << 10;
 const ACL: &[u8] = b"system.posix_acl_access";
 
 /// Gives `to` the owner, mode, ACL and extended attributes of `from`, whose metadata is `about`. As in
-/// [`crate::take`], `btrfs.*` is not copied.
+/// [`mod@crate::take`], `btrfs.*` is not copied.
 pub(super) fn copy(from: &File, about: &Metadata, to: &File) -> io::Result<()> {
     let there = to.metadata()?;
     if (about.uid(), about.gid()) != (there.uid(), there.gid()) {
