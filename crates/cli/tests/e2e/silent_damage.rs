@@ -15,6 +15,7 @@ use crate::damage::{PAYLOAD_BYTES, check, snapshots};
 
 /// Each has its own content, in several blocks, and one of them many.
 const FILES: u64 = 6;
+const BLOCK_BYTES: usize = 4096;
 
 fn content(file: u64) -> Vec<u8> {
     noise(40_000 + 300_000 * usize::from(file == 0), 100 + file)
@@ -57,10 +58,9 @@ fn damage_is_found(file_system: &str) {
     for round in 0..rounds {
         let file = dice.below(FILES);
         let content = content(file);
-        let in_file = usize::try_from(dice.below(content.len() as u64 - 64)).unwrap();
-        let sought = &content[in_file..in_file + 64];
-        let found = place_of(&volume, sought);
-        let at = PAYLOAD_BYTES + found;
+        let in_file = usize::try_from(dice.below(content.len() as u64 - 4096)).unwrap();
+        let block = in_file / BLOCK_BYTES * BLOCK_BYTES;
+        let at = PAYLOAD_BYTES + place_of(&volume, &content[block..]) + (in_file - block) as u64;
         let mut bytes = [0; 1];
         container.read_exact_at(&mut bytes, at).unwrap();
         let flip = |bytes: [u8; 1]| {
@@ -85,10 +85,11 @@ fn damage_is_found(file_system: &str) {
     machine.nothing_is_left();
 }
 
-/// Where the only place with these bytes is.
-fn place_of(volume: &[u8], sought: &[u8]) -> u64 {
-    let mut places = volume.windows(sought.len());
-    places.position(|part| part == sought).unwrap() as u64
+/// Where the block is that begins as this does.
+fn place_of(volume: &[u8], content: &[u8]) -> u64 {
+    let mut blocks = volume.chunks(BLOCK_BYTES);
+    let block = blocks.position(|block| block.starts_with(&content[..64]));
+    (block.unwrap() * BLOCK_BYTES) as u64
 }
 
 #[test]
