@@ -35,6 +35,7 @@ pub fn find(container_file: &Path, seen: Option<&FileSystem>) -> LocalTarget {
 
 #[cfg(test)]
 mod tests {
+    use sprat_testkit::test_folder::TestFolder;
     use sprat_testkit::tmpfs::Tmpfs;
     use sprat_testkit::{needs, requires};
 
@@ -43,8 +44,9 @@ mod tests {
     #[test]
     fn a_disk_that_is_away_differs_from_a_file_that_is_gone() {
         requires!(needs::root());
-        let folder = tempfile::tempdir().unwrap();
-        let at = folder.path();
+        let folder = TestFolder::new("sprat-disk-");
+        let at = &folder.path().join("disk");
+        std::fs::create_dir(at).unwrap();
         let file = at.join("below/x.luks");
         let disk = Tmpfs::mount(at, 1);
         std::fs::create_dir(at.join("below")).unwrap();
@@ -57,8 +59,8 @@ mod tests {
         std::fs::remove_dir(at.join("below")).unwrap();
         assert_eq!(find(&file, seen.as_ref()), LocalTarget::NoContainer);
         // It is mounted elsewhere: the file is not where it was.
-        let elsewhere = tempfile::tempdir().unwrap();
-        let there = elsewhere.path();
+        let there = &folder.path().join("elsewhere");
+        std::fs::create_dir(there).unwrap();
         sprat_testkit::program::system(
             "mount",
             &["--bind".as_ref(), at.as_os_str(), there.as_os_str()],

@@ -3,6 +3,7 @@
 use sprat_session::check::Checked;
 use sprat_session::drill::Drilled;
 use sprat_session::{TrimReport, Worthwhile};
+use sprat_testkit::test_folder::TestFolder;
 use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
 
@@ -56,7 +57,7 @@ impl Front for Closed {
 }
 
 struct Scene {
-    folder: tempfile::TempDir,
+    folder: TestFolder,
     config: Config,
     interrupt: Interrupt,
 }
@@ -64,7 +65,7 @@ struct Scene {
 impl Scene {
     /// Two jobs in one container; every hook of the first one writes a line to `log`.
     fn new(more: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = TestFolder::new("sprat-run-");
         let at = folder.path().display().to_string();
         let hook = format!("sh -c 'echo $SPRAT_HOOK $SPRAT_EXIT >> {at}/log'");
         let text = format!(
@@ -79,7 +80,7 @@ impl Scene {
 
     /// One job in one container, whose hooks write a line to `log`.
     fn with_container_hooks() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = TestFolder::new("sprat-run-");
         let at = folder.path().display().to_string();
         let hook = format!("sh -c 'echo $SPRAT_HOOK $SPRAT_EXIT >> {at}/log'");
         let text = format!(
@@ -89,7 +90,7 @@ impl Scene {
         Self::of(folder, &text)
     }
 
-    fn of(folder: tempfile::TempDir, text: &str) -> Self {
+    fn of(folder: TestFolder, text: &str) -> Self {
         let path = folder.path().join("sprat.toml");
         std::fs::write(&path, text).unwrap();
         let loaded = load(&[path], &ConfigPlaces::default());
@@ -302,7 +303,7 @@ fn hooks_owed_by_a_container_that_left_the_config_are_reported_once() {
 
 #[test]
 fn copy_that_gave_way_after_its_turn_comes_after_the_other_container() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = TestFolder::new("sprat-run-");
     let at = folder.path().display();
     let text = format!(
         "[container.slow]\ntarget = \"{at}/slow.luks\"\n[container.fast]\ntarget = \"{at}/fast.luks\"\n\

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sprat_session::Exit;
 use sprat_snapshot::FileSystem;
+use sprat_testkit::test_folder::TestFolder;
 use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
 
@@ -132,9 +133,11 @@ fn metered_counts_only_for_what_needs_a_network() {
 #[test]
 fn a_disk_that_is_away_skips_unless_a_hook_may_mount_it() {
     requires!(needs::root());
-    let folder = tempfile::tempdir().unwrap();
-    let disk = Tmpfs::mount(folder.path(), 1);
-    let file = folder.path().join("x.luks");
+    let folder = TestFolder::new("sprat-disk-");
+    let at = folder.path().join("disk");
+    std::fs::create_dir(&at).unwrap();
+    let disk = Tmpfs::mount(&at, 1);
+    let file = at.join("x.luks");
     std::fs::write(&file, "").unwrap();
     let state = CopyState {
         file_system: FileSystem::holding(&file),
