@@ -229,6 +229,8 @@ impl Job<'_> {
                 self.no_difference(&found)?;
                 exported.compared = found.compared;
             }
+            // An interrupted export may have named it.
+            self.sync()?;
             return Ok(exported);
         }
         // With equal size and time, the content may differ all the same. Then all is read.
@@ -519,8 +521,9 @@ impl Job<'_> {
         self.run.remove_away(&away, cancel, &mut |_| {})
     }
 
+    /// The job's folder may be on a disk of its own.
     fn sync(&self) -> Result<(), SnapshotError> {
-        let folder = open_folder_at(self.to).map_err(|error| self.refused(&error))?;
+        let folder = open_folder_at(&self.run.job.path).map_err(|error| self.refused(&error))?;
         syncfs(folder.as_fd()).map_err(|error| self.refused(&error.into()))
     }
 

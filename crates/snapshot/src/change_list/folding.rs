@@ -69,6 +69,8 @@ impl Folding<'_> {
             return Ok((lists, Vec::new()));
         }
         let chain = self.chain(&lists)?;
+        // A run without a list ends the chain. What the base has must not be lost then.
+        let has_other_base = lists.contains(BASE) && !chain.lists.contains(&None);
         let mut replaced = Vec::new();
         let mut waiting: Vec<Option<SnapshotName>> = Vec::new();
         let mut since = chain.since;
@@ -86,7 +88,7 @@ impl Folding<'_> {
                 }
                 false => Some(name),
             };
-            if has_removed {
+            if has_removed && !(target.is_none() && has_other_base) {
                 self.merge(&waiting, target, since, &mut lists)?;
                 replaced.push(target.map_or_else(|| BASE.to_owned(), name_of));
             }

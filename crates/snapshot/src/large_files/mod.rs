@@ -5,7 +5,7 @@
 //!
 //! 1. A dry run of rsync, which enters only the folders above these files, lists those that the job includes.
 //! 2. The path is noted in `.sprat/work.blocks`. The file gets another name, at the top of `work`. So no tree ever has
-//!    a half-written file at its path.
+//!    a half-written file at its path. If the time of the source is not later, a clone of the file gets that name.
 //! 3. The source is read to its end. Blocks that differ are written into the file. The old blocks are known from an
 //!    index on this machine ([`index`]). Without one, the file on the volume is read.
 //! 4. The file gets the attributes of the source, the time that the source had before it was read, and its name back.
@@ -318,7 +318,8 @@ impl Updating<'_> {
         let top = open_folder_at(&self.folder.job.path.join(WORK_PATH)).map_err(failed())?;
         let (folder, name) = folder_of(top.as_fd(), below).map_err(failed())?;
         let kept = open_regular(&self.folder.job.path.join(WORK_PATH).join(below));
-        let kept = kept.and_then(|kept| kept.metadata()).map_err(failed())?;
+        let kept_file = kept.map_err(failed())?;
+        let kept = kept_file.metadata().map_err(failed())?;
         let index = self.index_of(&file.path, &kept);
         let pieces_before = match &index {
             Some(index) => index.end.pieces,
@@ -328,9 +329,14 @@ impl Updating<'_> {
         let other_name = format!("{}{ENDING}", self.name);
         let note = format!("{}\n", escape_path(&file.path));
         replace_file(&self.folder.state, NOTE, note.as_bytes()).map_err(failed())?;
-        let to = self
-            .open_aside(&top, &other_name, (!as_new).then_some((&folder, name)))
-            .map_err(failed())?;
+        // Checks take the same inode, size and time for the same content. An earlier time may have been used already.
+        let is_later = time(&before) > time(&kept);
+        let from = match (as_new, is_later) {
+            (true, _) => Aside::New,
+            (false, true) => Aside::Moved(&folder, name),
+            (false, false) => Aside::Cloned(&kept_file),
+        };
+        let to = open_aside(&top, &other_name, from).map_err(failed())?;
         let key = match &index {
             Some(index) => index.key(),
             None => Key::random().map_err(|source| SnapshotError::System {
@@ -368,6 +374,23 @@ impl Updating<'_> {
             }
         };
         let draft = update.draft.take();
+        let done = |updated: Updated, pieces: u64, draft: Option<Draft>| Done {
+            path: file.path.clone(),
+            changed: updated.pieces > 0 || updated.bytes != kept.len(),
+            recent: before.mtime() >= self.recent_from_s,
+            pieces,
+            updated,
+            draft,
+        };
+        if matches!(from, Aside::Cloned(_)) && updated.pieces == 0 && updated.bytes == kept.len() {
+            // It is the same content, and stays the same file.
+            self.give_up(&top, &other_name).map_err(failed())?;
+            let is_set = attributes::copy(&source, &before, &kept_file).and_then(|()| {
+                reflink::set_time(kept_file.as_fd(), before.mtime(), before.mtime_nsec())
+            });
+            // If not, rsync reports what is wrong.
+            return Ok(is_set.is_ok().then(|| done(updated, pieces_before, draft)));
+        }
         if let Err(error) = attributes::copy(&source, &before, &to) {
             // rsync reports what is wrong with them.
             tracing::debug!(%error, "the attributes of a large file can't be copied");
@@ -383,18 +406,12 @@ impl Updating<'_> {
         if updated.written > 0 {
             self.spec.listener.copied(&escape_path(below));
         }
-        Ok(Some(Done {
-            path: file.path.clone(),
-            changed: updated.pieces > 0 || updated.bytes != kept.len(),
-            recent: before.mtime() >= self.recent_from_s,
-            // A new piece also divides an old one.
-            pieces: match as_new {
-                true => updated.bytes / PIECE_BYTES_OF_NEW,
-                false => pieces_before + 2 * updated.pieces,
-            },
-            updated,
-            draft,
-        }))
+        // A new piece also divides an old one.
+        let pieces = match as_new {
+            true => updated.bytes / PIECE_BYTES_OF_NEW,
+            false => pieces_before + 2 * updated.pieces,
+        };
+        Ok(Some(done(updated, pieces, draft)))
     }
 
     /// The index of the file `kept` of `work`.
@@ -419,29 +436,40 @@ impl Updating<'_> {
         begun.ok()
     }
 
-    /// Opens the file under its other name: the one in `from`, which loses its own, or a new one.
-    fn open_aside(
-        &self,
-        top: &OwnedFd,
-        other_name: &str,
-        from: Option<(&OwnedFd, &Path)>,
-    ) -> io::Result<File> {
-        let mut flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        reflink::keeping_time(top, || {
-            match from {
-                Some((folder, name)) => {
-                    reflink::keeping_time(folder, || Ok(renameat(folder, name, top, other_name)?))?;
-                }
-                None => flags |= OFlags::CREATE | OFlags::EXCL,
-            }
-            Ok(())
-        })?;
-        Ok(openat(top, other_name, flags, Mode::from(0o600))?.into())
-    }
-
     fn give_up(&self, top: &OwnedFd, other_name: &str) -> io::Result<()> {
         reflink::keeping_time(top, || Ok(unlinkat(top, other_name, AtFlags::empty())?))?;
         forget_note(self.folder);
         Ok(())
     }
+}
+
+/// What the file with the other name is made of.
+#[derive(Clone, Copy)]
+enum Aside<'a> {
+    New,
+    /// The file in this folder, which loses its own name.
+    Moved(&'a OwnedFd, &'a Path),
+    /// A new file with the content of this one.
+    Cloned(&'a File),
+}
+
+/// Opens the file under its other name.
+fn open_aside(top: &OwnedFd, other_name: &str, from: Aside<'_>) -> io::Result<File> {
+    let mut flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    reflink::keeping_time(top, || match from {
+        Aside::Moved(folder, name) => {
+            reflink::keeping_time(folder, || Ok(renameat(folder, name, top, other_name)?))
+        }
+        Aside::Cloned(file) => reflink::file(file, top.as_fd(), Path::new(other_name)),
+        Aside::New => {
+            flags |= OFlags::CREATE | OFlags::EXCL;
+            Ok(())
+        }
+    })?;
+    Ok(openat(top, other_name, flags, Mode::from(0o600))?.into())
+}
+
+/// The modification time.
+fn time(about: &Metadata) -> (i64, i64) {
+    (about.mtime(), about.mtime_nsec())
 }

@@ -258,3 +258,30 @@ fn interrupted_update_leaves_no_torn_file() {
     large.change(0..10, 3);
     large.take();
 }
+
+/// Checks know the content of a file by its inode, size and time.
+#[test]
+fn other_content_with_an_old_time_is_another_file() {
+    requires!(missing());
+    let large = WithLarge::new();
+    let first = large.take();
+    let about = |report: &SnapshotReport| fs::metadata(large.kept(report)).unwrap();
+    let of_first = about(&first);
+    let set_old_time = || set_time(&large.file, of_first.mtime(), of_first.mtime_nsec()).unwrap();
+    large.change(3..4, 77);
+    set_old_time();
+    let mut spec = large.spec.clone();
+    spec.checksum = true;
+    let second = large.volume.try_take(&spec).unwrap();
+    assert!(fs::read(&large.file).unwrap() == fs::read(large.kept(&second)).unwrap());
+    assert_ne!(about(&second).ino(), of_first.ino());
+    // The time goes on, and comes back.
+    large.change(4..5, 78);
+    let third = large.take();
+    large.change(5..6, 79);
+    set_old_time();
+    let fourth = large.take();
+    let inodes = [&first, &second, &third, &fourth].map(|report| about(report).ino());
+    assert_eq!(inodes[1], inodes[2]);
+    assert_ne!(inodes[3], inodes[1]);
+}
