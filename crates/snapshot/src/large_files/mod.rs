@@ -348,8 +348,9 @@ impl Updating<'_> {
             to: &to,
             old: match index {
                 _ if as_new => Old::New,
-                Some(index) => Old::Index(Box::new(index)),
-                None => Old::File,
+                // It says what was written, not what is there.
+                Some(index) if !self.spec.checksum => Old::Index(Box::new(index)),
+                _ => Old::File,
             },
             key,
             draft: self.draft(key),

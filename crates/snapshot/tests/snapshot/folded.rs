@@ -274,3 +274,36 @@ fn list_that_can_not_be_read_ends_the_chain_and_fails_no_run() {
     assert!(years.bench.job().join(newest.to_string()).exists());
     assert_eq!(years.listed(), 3);
 }
+
+/// A run without a list ends the chain. The base has the digests of the files from before.
+#[test]
+fn run_without_a_list_costs_no_digest_of_the_base() {
+    let mut years = Years::new();
+    let mut number = 0;
+    let mut take = |years: &mut Years| {
+        number += 1;
+        fs::write(years.bench.source().join(number.to_string()), "content").unwrap();
+        years.take()
+    };
+    let first = [take(&mut years), take(&mut years)];
+    let kept = take(&mut years);
+    years.remove(&first);
+    let without = years.take();
+    let base = list_of(&years.bench.job(), "base");
+    assert!(base.exists());
+    for list in [
+        list_of(&years.bench.job(), without),
+        years
+            .bench
+            .path(&format!("lists/home/{without}.changes.zst")),
+    ] {
+        fs::remove_file(list).unwrap();
+    }
+    let later: Vec<SnapshotName> = (0..6).map(|_| take(&mut years)).collect();
+    years.remove(&later[..5]);
+    let newest = years.take();
+    assert_eq!(
+        years.listed(),
+        years.files(&[kept, without, later[5], newest])
+    );
+}
