@@ -1,9 +1,10 @@
 //! Cuts the container file behind its file system, which was shrunk before.
 
 use sprat_store::Access;
-use sprat_volume::{Fenced, Flush, SessionHooks as _};
+use sprat_volume::Flush;
 
 use crate::volume_process::Served;
+use crate::volume_process::extend_file::{may_be_resized, note_resize};
 use crate::volume_process::trim::read_super;
 use crate::{Exit, Failure, text};
 
@@ -31,24 +32,13 @@ impl Served {
         self.close_volume()?;
         self.lease.verify()?;
         self.knowledge.begin_cut(wanted_bytes)?;
-        // If the answer is lost, the server may cut the file late, and a later session may have made the file longer
-        // again. So the next session waits, as for a write.
-        self.lease
-            .before_send(std::slice::from_ref(&(0..4096)))
-            .map_err(|fenced| match fenced {
-                Fenced::Lost(cause) => {
-                    Failure::failed("the lock is no longer held").because(cause.to_string())
-                }
-                other => Failure::failed(other.to_string()),
-            })?;
+        // A later session may have made the file longer again when a late cut arrives. So the next one waits.
+        note_resize(&self.lease)?;
         let store = self.lease.store();
         let file = store.open(self.lease.file_name(), Access::ReadWrite)?;
         if let Err(error) = file.resize(wanted_bytes) {
             if !error.was_answered() {
-                return Err(Failure::from(&error).with_more_hint(
-                    "The container has either its old length or the new one, and works in both cases. Run \
-                     the same command again to finish",
-                ));
+                return Err(may_be_resized(&error));
             }
             self.lease.all_resolved()?;
             return Err(Failure::from(&error).with_hint(format!(

@@ -1,7 +1,6 @@
 //! Extends the container file, under the lease, before the volume in it is opened.
 
-use sprat_store::StoreFile;
-use sprat_volume::{Fenced, SessionHooks as _};
+use sprat_store::{StoreError, StoreFile};
 
 use crate::volume_process::lease::ContainerLease;
 use crate::{Failure, text};
@@ -29,23 +28,10 @@ pub(crate) fn extend_file(
     lease.verify()?;
     // Pending writes of a dead session are recovered by the volume, not here.
     let others = lease.record().in_doubt();
-    // If the answer is lost, the server may extend the file late. The next session must wait for
-    // that, so a range is recorded. The first block stands for it: it is no part of the volume, so
-    // nothing is written again. It is resolved with everything else when the volume is closed.
-    lease
-        .before_send(std::slice::from_ref(&(0..4096)))
-        .map_err(|fenced| match fenced {
-            Fenced::Lost(cause) => {
-                Failure::failed("the lock is no longer held").because(cause.to_string())
-            }
-            other => Failure::failed(other.to_string()),
-        })?;
+    note_resize(lease)?;
     if let Err(error) = file.resize(wanted_bytes) {
         if !error.was_answered() {
-            return Err(Failure::from(&error).with_more_hint(
-                "The container has either its old length or the new one, and works in both cases. Run \
-                 the same command again to finish",
-            ));
+            return Err(may_be_resized(&error));
         }
         if others.is_empty() {
             lease.all_resolved()?;
@@ -59,4 +45,21 @@ pub(crate) fn extend_file(
     }
     file.flush()?;
     Ok(())
+}
+
+/// Before the server is asked for another length of the file.
+///
+/// If the answer is lost, the server may resize the file late. The next session must wait for that, so a range
+/// is recorded. The first block stands for it: it is no part of the volume, so nothing is written again. It is
+/// resolved with everything else when the volume is closed.
+pub(super) fn note_resize(lease: &ContainerLease) -> Result<(), Failure> {
+    lease.before_own_write(std::slice::from_ref(&(0..4096)))
+}
+
+/// The server did not answer.
+pub(super) fn may_be_resized(error: &StoreError) -> Failure {
+    Failure::from(error).with_more_hint(
+        "The container has either its old length or the new one, and works in both cases. Run the same \
+         command again to finish",
+    )
 }

@@ -17,7 +17,7 @@ use sprat_store::{
     Access, FileName, IgnorePoison, Lock, LockError, LockInfo, Puncher, Store, StoreError,
     StoreErrorKind, StoreFile, WriteJournal,
 };
-use sprat_volume::{Fenced, ReconnectError};
+use sprat_volume::{Fenced, ReconnectError, SessionHooks as _};
 
 use crate::connect::{Connection, HeaderBytes};
 use crate::volume_process::late::Sent;
@@ -273,6 +273,16 @@ impl ContainerLease {
     /// Why the container is no longer ours.
     pub(crate) fn lost(&self) -> Option<Failure> {
         self.lost.lock().ignore_poison().clone()
+    }
+
+    /// Records ranges of the container file that this process itself writes next, without the volume.
+    pub(crate) fn before_own_write(&self, ranges: &[Range<u64>]) -> Result<(), Failure> {
+        self.before_send(ranges).map_err(|fenced| match fenced {
+            Fenced::Disconnected(error) => Failure::from(&error),
+            other => self
+                .lost()
+                .unwrap_or_else(|| Failure::failed(other.to_string())),
+        })
     }
 
     fn lose(&self, failure: Failure) {

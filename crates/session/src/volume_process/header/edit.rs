@@ -10,7 +10,6 @@ use sprat_luks::{
     SectorCipher, SlotKind, VolumeKey,
 };
 use sprat_store::{Access, Store, StoreErrorKind, StoreFile};
-use sprat_volume::{Fenced, SessionHooks as _};
 
 use crate::connect::HeaderBytes;
 use crate::file_system::{FileSystemKind, file_system_bytes, read_stamp_block};
@@ -550,14 +549,7 @@ fn write_extent(
 ) -> Result<(), Failure> {
     lease.verify()?;
     let range = extent.offset..extent.offset + extent.bytes.len() as u64;
-    lease
-        .before_send(std::slice::from_ref(&range))
-        .map_err(|fenced| match fenced {
-            Fenced::Disconnected(error) => Failure::from(&error),
-            other => lease
-                .lost()
-                .unwrap_or_else(|| Failure::failed(other.to_string())),
-        })?;
+    lease.before_own_write(std::slice::from_ref(&range))?;
     let written = file.write_at(extent.offset, &extent.bytes);
     written.map_err(|error| match lease.store().agent() {
         Some(_) if error.kind() == StoreErrorKind::PermissionDenied => {
