@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::reading::{self, ListLines};
 use super::{Last, Line};
 use crate::check::Key;
-use crate::content::{Content, Digest, MaybeContent};
+use crate::content::{Content, MaybeContent};
 use crate::seen::Change;
 use crate::text::unescape_path;
 
@@ -169,7 +169,7 @@ impl Line {
 fn lacking(open: &dyn Fn() -> io::Result<Vec<File>>) -> io::Result<HashMap<Key, Content>> {
     let mut wanted: HashSet<Key> = HashSet::new();
     let mut known: HashMap<Key, Content> = HashMap::new();
-    let has = |content: &Content| content.sha256.map(|_: Digest| ()).is_some();
+    let has = |content: &Content| content.sha256.is_some();
     for file in open()? {
         reading::read(file, &mut |line: MaybeContent| {
             wanted.extend(line.content().filter(|one| !has(one)).map(|one| one.file));

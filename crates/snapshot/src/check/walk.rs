@@ -396,15 +396,18 @@ impl<'a> Run<'a> {
         let Some(lists) = &self.spec.change_lists else {
             return Ok(());
         };
-        for (job, contents) in std::mem::take(&mut self.computed) {
+        // What can't be saved now is saved later.
+        while let Some(computed) = self.computed.first_entry() {
+            let job = computed.key();
             let folder = lists.join(job.as_str());
             let exists = |name: SnapshotName| {
                 let snapshot = self.root.join(job.as_str()).join(name.to_string());
                 long_path::lstat(&snapshot).is_ok_and(|about| about.is_dir())
             };
             let mut checked = Checked::load(&folder, exists);
-            checked.extend(contents);
+            checked.extend(computed.get().clone());
             checked.save(&folder, job.as_str())?;
+            computed.remove();
         }
         Ok(())
     }

@@ -17,7 +17,8 @@ use sprat_testkit::requires;
 const OLDER: &str = "2026-01-01T00-00-00Z";
 const NEWER: &str = "2026-02-01T00-00-00Z";
 
-fn spec(bench: &Bench, what: CheckWhat) -> CheckSpec {
+/// A check of the machine that made the backups, without their lists of changes.
+pub(crate) fn spec(bench: &Bench, what: CheckWhat) -> CheckSpec {
     let known = match what {
         CheckWhat::Everything => "all.sums",
         CheckWhat::AgainstSource(_) => "source.sums",

@@ -8,13 +8,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use sprat_snapshot::{
-    Cancel, CheckReport, CheckSpec, CheckWhat, DrillSpec, SnapshotReport, unescape_name,
-};
+use sprat_snapshot::{Cancel, CheckReport, CheckWhat, DrillSpec, SnapshotReport, unescape_name};
 use sprat_testkit::tree::set_mode;
 
 use crate::changes::{lines, list_of};
-use crate::checked::rewrite;
+use crate::checked::{self, rewrite};
 use crate::folder::Bench;
 
 /// A backup that takes all of the volume for cached; `false`: nothing.
@@ -34,18 +32,8 @@ fn first_check(bench: &Bench, lists: &str) -> CheckReport {
 }
 
 fn check(bench: &Bench, lists: &str) -> CheckReport {
-    let spec = CheckSpec {
-        what: CheckWhat::Everything,
-        known: bench.path("all.sums"),
-        change_lists: Some(bench.path(lists)),
-        suspects: bench.path("suspects.json"),
-        duration_max: None,
-        bytes_max: None,
-        duration_over: Duration::ZERO,
-        note_interval: Duration::from_secs(3600),
-        never_enter: Vec::new(),
-        containers: Vec::new(),
-    };
+    let mut spec = checked::spec(bench, CheckWhat::Everything);
+    spec.change_lists = Some(bench.path(lists));
     let report = sprat_snapshot::check(&bench.volume(), &spec, &mut |_| {}, &Cancel::new());
     let report = report.unwrap();
     assert_eq!(report.not_saved, [""; 0]);

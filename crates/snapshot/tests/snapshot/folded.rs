@@ -4,16 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
-use sprat_snapshot::{
-    Cancel, CheckSpec, CheckWhat, RemoveSpec, SnapshotChoice, SnapshotName, unescape_name,
-};
+use sprat_snapshot::{Cancel, CheckWhat, RemoveSpec, SnapshotChoice, SnapshotName, unescape_name};
 use sprat_testkit::dice::Dice;
 
 use crate::changes::{lines, list_of};
+use crate::checked;
 use crate::folder::{Bench, job_name};
 
 /// A volume whose snapshots are an hour apart.
@@ -127,18 +125,7 @@ impl Years {
     /// How many files have a digest, for a machine that has only the volume.
     fn listed(&self) -> u64 {
         let _ = fs::remove_file(self.bench.path("all.sums"));
-        let spec = CheckSpec {
-            what: CheckWhat::Everything,
-            known: self.bench.path("all.sums"),
-            change_lists: None,
-            suspects: self.bench.path("suspects.json"),
-            duration_max: None,
-            bytes_max: None,
-            duration_over: Duration::ZERO,
-            note_interval: Duration::from_secs(3600),
-            never_enter: Vec::new(),
-            containers: Vec::new(),
-        };
+        let spec = checked::spec(&self.bench, CheckWhat::Everything);
         let volume = self.bench.volume();
         let report = sprat_snapshot::check(&volume, &spec, &mut |_| {}, &Cancel::new()).unwrap();
         assert!(!report.is_damaged(), "{report:?}");
