@@ -367,7 +367,11 @@ impl Updating<'_> {
         let updated = match update.carry_out(&mut limited, &mut report, cancel) {
             Ok(updated) => updated,
             Err(Stopped::Cancelled) => return Err(SnapshotError::Cancelled),
-            Err(Stopped::Volume(error)) => return Err(failed()(error)),
+            Err(Stopped::Volume(error)) => {
+                // Its space is needed, also for pruning. The note stays: the next run takes the file back.
+                let _ = remove_aside(&top, &other_name);
+                return Err(failed()(error));
+            }
             Err(Stopped::Source(error)) => {
                 tracing::debug!(%error, "a large file can't be read");
                 self.give_up(&top, &other_name).map_err(failed())?;
@@ -438,7 +442,7 @@ impl Updating<'_> {
     }
 
     fn give_up(&self, top: &OwnedFd, other_name: &str) -> io::Result<()> {
-        reflink::keeping_time(top, || Ok(unlinkat(top, other_name, AtFlags::empty())?))?;
+        remove_aside(top, other_name)?;
         forget_note(self.folder);
         Ok(())
     }
@@ -468,6 +472,10 @@ fn open_aside(top: &OwnedFd, other_name: &str, from: Aside<'_>) -> io::Result<Fi
         }
     })?;
     Ok(openat(top, other_name, flags, Mode::from(0o600))?.into())
+}
+
+fn remove_aside(top: &OwnedFd, other_name: &str) -> io::Result<()> {
+    reflink::keeping_time(top, || Ok(unlinkat(top, other_name, AtFlags::empty())?))
 }
 
 /// The modification time.
