@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use sprat_browse::Browse;
+use sprat_run::config::Stops;
 use sprat_session::{Access, Session, text};
 
 use super::context::{CommandArgs, Context};
@@ -44,6 +45,11 @@ impl CommandArgs for BrowseArgs {
             return Err(Failure::usage("there is no terminal to browse on").with_hint(format!(
                 "{nothing}Its input and its output must be a terminal: with ssh, add -t. Or use `sprat ls`"
             )));
+        }
+        if self.target.is_none() {
+            // One with a mistake may be the one that is meant.
+            let concerns = |stops: &Stops| matches!(stops, Stops::Container(_) | Stops::File);
+            context.refuse_mistakes(concerns)?;
         }
         let target = match (&self.target, &context.config.containers[..]) {
             (Some(target), _) => target,

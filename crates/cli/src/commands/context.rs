@@ -196,7 +196,7 @@ impl Context {
     }
 
     /// Refuses those mistakes of the config that a command which reads does not accept.
-    fn refuse_mistakes(&self, concerns: impl Fn(&Stops) -> bool) -> Result<(), Failure> {
+    pub(crate) fn refuse_mistakes(&self, concerns: impl Fn(&Stops) -> bool) -> Result<(), Failure> {
         let mistakes = self.mistakes.iter().filter(|one| concerns(&one.stops));
         let mistakes: Vec<Mistake> = mistakes.cloned().collect();
         if mistakes.is_empty() {
