@@ -634,13 +634,7 @@ impl App {
                         "Warning: other users can change where the files go during the restore: {why}"
                     ));
                 }
-                let took = std::time::Duration::ZERO;
-                let words = restore_text::summary(&spec, &report, took);
-                // The last line has the time that the restore took.
-                lines.extend(to_lines(&words).into_iter().map(|line| {
-                    let end = line.rfind(" in 0 s").unwrap_or(line.len());
-                    line[..end].to_owned()
-                }));
+                lines.extend(to_lines(&restore_text::summary(&spec, &report, None)));
                 let planned = report.planned.unwrap_or_default();
                 self.dialog = Some(Dialog::Confirm {
                     spec,
@@ -650,7 +644,11 @@ impl App {
                 });
             }
             (Goal::Restore(spec, begun), Answer::Restored(report)) => {
-                let lines = to_lines(&restore_text::summary(&spec, &report, begun.elapsed()));
+                let lines = to_lines(&restore_text::summary(
+                    &spec,
+                    &report,
+                    Some(begun.elapsed()),
+                ));
                 self.dialog = Some(Dialog::text("Restored", lines));
                 self.marked.clear();
             }

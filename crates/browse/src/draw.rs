@@ -107,16 +107,18 @@ fn message(app: &App, frame: &mut Frame<'_>, at: Rect) {
     });
     let sums = || match app.views.last() {
         Some(View::Folder(folder)) => {
-            let (known, all) = folder.summed_up(&app.sizes);
-            let is_busy = folder.sums_up && known < all;
+            if !app.message.is_empty() {
+                return app.message.clone();
+            }
             let more = match folder.more {
                 0 => String::new(),
                 more => format!("{} more are not shown", text::count(more)),
             };
-            match (is_busy, app.message.is_empty()) {
-                (true, true) => format!("sizes: {known} of {all} folders, Esc stops  {more}"),
-                (_, true) => more,
-                _ => app.message.clone(),
+            // It counts all entries, at each drawing.
+            let summed_up = folder.sums_up.then(|| folder.summed_up(&app.sizes));
+            match summed_up.filter(|(known, all)| known < all) {
+                Some((known, all)) => format!("sizes: {known} of {all} folders, Esc stops  {more}"),
+                None => more,
             }
         }
         _ => app.message.clone(),

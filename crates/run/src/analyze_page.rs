@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use jiff::Timestamp;
+use jiff::civil::Date;
 use sprat_inside::{AnalyzeReport, FolderCost, PathCost, SnapshotCost};
 use sprat_session::text;
 
@@ -58,7 +58,7 @@ a:focus-visible{outline:3px solid var(--focus)}a:focus-visible>rect{stroke:var(-
 
 /// The page. `full_on`: when the volume is full, if that is known.
 #[must_use]
-pub fn page(report: &AnalyzeReport, target: &str, full_on: Option<Timestamp>) -> String {
+pub fn page(report: &AnalyzeReport, target: &str, full_on: Option<Date>) -> String {
     let mut out = String::new();
     let target = escaped(&text::harmless(target));
     // Writing to a String can't fail.
@@ -73,8 +73,7 @@ pub fn page(report: &AnalyzeReport, target: &str, full_on: Option<Timestamp>) ->
         text::bytes(report.bytes),
         text::bytes(report.folder_bytes),
     );
-    if let Some(full) = full_on {
-        let day = full.strftime("%Y-%m-%d");
+    if let Some(day) = full_on {
         let _ = write!(
             out,
             " If the volume grows as in the last 30 days, it is full on {day}."

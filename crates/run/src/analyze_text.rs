@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use jiff::Timestamp;
+use jiff::civil::Date;
 use sprat_inside::{AnalyzeReport, PathCost};
 use sprat_session::text;
 
@@ -24,7 +24,7 @@ pub(crate) fn note(report: &AnalyzeReport) -> Option<&'static str> {
 
 /// What the snapshots cost. `full_on`: when the volume is full, if that is known.
 #[must_use]
-pub fn costs(report: &AnalyzeReport, full_on: Option<Timestamp>) -> String {
+pub fn costs(report: &AnalyzeReport, full_on: Option<Date>) -> String {
     let title = ["SNAPSHOT", "FILES", "SIZE", "NEW", "ONLY HERE"];
     let mut rows = vec![title.map(str::to_owned).to_vec()];
     rows.extend(report.snapshots.iter().map(|one| {
@@ -44,8 +44,7 @@ pub fn costs(report: &AnalyzeReport, full_on: Option<Timestamp>) -> String {
         text::bytes(report.folder_bytes)
     );
     out.push_str(&removal(report));
-    if let Some(full) = full_on {
-        let day = full.strftime("%Y-%m-%d");
+    if let Some(day) = full_on {
         let _ = writeln!(
             out,
             "if the volume grows as in the last 30 days, it is full on {day}"

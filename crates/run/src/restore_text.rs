@@ -10,7 +10,7 @@ const CHANGES_SHOWN_MAX: usize = 200;
 
 /// What was restored, or with `dry_run` would be.
 #[must_use]
-pub fn summary(spec: &RestoreSpec, report: &RestoreReport, took: Duration) -> String {
+pub fn summary(spec: &RestoreSpec, report: &RestoreReport, took: Option<Duration>) -> String {
     let stats = &report.stats;
     let mut summary = String::new();
     if spec.dry_run {
@@ -57,7 +57,10 @@ pub fn summary(spec: &RestoreSpec, report: &RestoreReport, took: Duration) -> St
     if stats.deleted > 0 {
         summary.push_str(&format!(", {} deleted", text::count(stats.deleted)));
     }
-    summary.push_str(&format!(" in {}\n", text::duration(took)));
+    if let Some(took) = took {
+        summary.push_str(&format!(" in {}", text::duration(took)));
+    }
+    summary.push('\n');
     if let Some(verified) = report.verified {
         summary.push_str(&format!(
             "verified: {} read again and equal to the snapshot\n",

@@ -96,13 +96,16 @@ impl CommandArgs for AnalyzeArgs {
             }
         });
         let (target, report, full) = found?;
+        // The day on which `sprat status` says it.
+        let zone = context.shown().zone;
+        let day = full.map(|full| full.to_zoned_datetime(zone).date());
         if let Some((file, path)) = &page {
-            write(file, path, &analyze_page::page(&report, &target, full))?;
+            write(file, path, &analyze_page::page(&report, &target, day))?;
         }
         let mut fields = serde_json::to_value(&report)
             .map_err(|error| Failure::failed("the result has no form in JSON").caused_by(&error))?;
         fields["full_on"] = full.map(|full| full.to_string()).into();
-        let text = analyze_text::costs(&report, full);
+        let text = analyze_text::costs(&report, day);
         lookup::print(context, "analyze", &target, &text, &fields, 0)
     }
 }

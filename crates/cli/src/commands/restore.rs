@@ -141,7 +141,7 @@ impl CommandArgs for RestoreArgs {
             "report": report,
             "volume": closed.volume,
         });
-        let text = restore_text::summary(&spec, &report, took);
+        let text = restore_text::summary(&spec, &report, Some(took));
         let exit = context.exit(Exit::Done);
         context.finish("restore", exit, &target, &text, fields)
     }

@@ -281,7 +281,7 @@ fn a_visit(file_system: FileSystem) {
     machine.nothing_is_left();
 }
 
-/// Replaces what stands in the line.
+/// Replaces the text that the question offers.
 fn clear_and_type(tmux: &Tmux<'_>, path: &Path) {
     let shown = tmux.until(&["To the folder:", "> /"]);
     let line = shown.lines().find(|line| line.contains("> /")).unwrap();
