@@ -134,12 +134,10 @@ pub fn run(given: Vec<OsString>) -> ExitCode {
     let known = match words.as_slice() {
         ["help" | "--help" | "-h", ..] => return code_of(print(HELP).map(|()| 0)),
         [] => return failed(2, HELP.trim_end()),
-        ["status"] if arguments.all.is_some() && arguments.prometheus => {
-            return failed(2, "--prometheus needs one --root");
+        ["status"] if arguments.all.is_some() && (arguments.prometheus || arguments.json) => {
+            return failed(2, "--prometheus and --json need one --root");
         }
-        ["status"] if arguments.all.is_some() => {
-            every_root(&arguments).and_then(|all| show_status(&arguments, &all))
-        }
+        ["status"] if arguments.all.is_some() => status_of_every_root(&arguments),
         ["serve"] => serve(&arguments).map(|()| 0),
         ["adopt"] => adopt(&arguments).map(|()| 0),
         _ => match arguments.root() {
@@ -202,21 +200,34 @@ fn administer(arguments: &Arguments, root: &Root, words: &[&str]) -> Option<io::
     })
 }
 
-/// The status of each root in a folder.
-fn every_root(arguments: &Arguments) -> io::Result<Vec<(PathBuf, Status)>> {
+/// Shows the status of each root in a folder. One that can't be read hides no other, and ends with code 1.
+fn status_of_every_root(arguments: &Arguments) -> io::Result<u8> {
     let folder = arguments.all.clone().unwrap_or_default();
-    let mut all = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
+    let (mut all, mut failures) = (Vec::new(), Vec::new());
+    for entry in std::fs::read_dir(&folder)? {
         let path = entry?.path();
-        if path.join(".sprat-agent/format").is_file() {
-            let status = Root::open(&path, arguments.policy.as_deref());
-            let status = status.and_then(|root| Status::of(&root));
-            let explained = |error| bad(format!("{}: {error}", path.display()));
-            all.push((path.clone(), status.map_err(explained)?));
+        let status = match path.join(".sprat-agent/format").try_exists() {
+            Ok(false) => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => continue,
+            Ok(true) => {
+                Root::open(&path, arguments.policy.as_deref()).and_then(|root| Status::of(&root))
+            }
+            Err(error) => Err(error),
+        };
+        match status {
+            Ok(status) => all.push((path, status)),
+            Err(error) => failures.push(format!("{}: {error}", path.display())),
         }
     }
+    if all.is_empty() && failures.is_empty() {
+        return Err(bad(format!("no root in {}", folder.display())));
+    }
     all.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(all)
+    let code = show_status(arguments, &all)?;
+    for failure in &failures {
+        failed(1, failure);
+    }
+    Ok(if failures.is_empty() { code } else { 1 })
 }
 
 /// Returns the exit code of the gravest problem.

@@ -2,6 +2,8 @@
 //! a container.
 
 use std::fmt::Write;
+use std::fs::File;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::status::Status;
@@ -75,6 +77,13 @@ fn escaped(text: &str) -> String {
 pub fn write(file: &Path, text: &str) -> std::io::Result<()> {
     let mut new = file.as_os_str().to_owned();
     new.push(".new");
-    std::fs::write(&new, text)?;
+    // Others may write in the folder of a web server: no link of theirs is followed.
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut made = File::options().write(true).create_new(true).open(&new)?;
+    made.write_all(text.as_bytes())?;
+    made.sync_all()?;
     std::fs::rename(new, file)
 }

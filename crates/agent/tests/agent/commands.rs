@@ -189,6 +189,17 @@ fn status_of_many_roots_is_one_page_with_the_gravest_code() {
     let (_, text) = status(&[]);
     assert_eq!(text.matches("x.luks: 1 past states").count(), 2, "{text}");
     assert_eq!(status(&["--prometheus"]).0, Some(2));
+    assert_eq!(status(&["--json"]).0, Some(2));
+    // One that can't be read hides no other.
+    fs::write(good.path(".sprat-agent/policy"), "nonsense").unwrap();
+    let (code, text) = status(&html);
+    assert_eq!((code, text.as_str()), (Some(1), ""));
+    let text = fs::read_to_string(&page).unwrap();
+    assert!(text.contains("&lt;b&gt;"), "{text}");
+    // No root at all is no good news.
+    fs::remove_dir_all(good.path("")).unwrap();
+    fs::remove_dir_all(bad.path("")).unwrap();
+    assert_eq!(status(&[]).0, Some(1));
 }
 
 /// The last write was two days ago.
