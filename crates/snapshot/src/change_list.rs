@@ -8,7 +8,7 @@
 //! | one for each path | `path`, escaped; `change`; `before` and `after`: the attributes; of a new file also its [`Content`] |
 //! | last | `finished`: false if not all paths are listed; how many are `new`, `content`, `kind`, `attributes`, `gone` |
 //!
-//! Nothing relies on a list. It may be missing or torn. In the list of an interrupted run no path is gone: the run may
+//! No snapshot relies on a list. It may be missing or torn. Checks and drills compare with its digests. In the list of an interrupted run no path is gone: the run may
 //! not have come to it; it goes with its tree. The list of a removed snapshot stays until it is folded into another
 //! one ([`folding`]).
 
