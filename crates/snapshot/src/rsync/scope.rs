@@ -135,7 +135,9 @@ pub(crate) fn scope(role: Role, operation: Operation, errno: i32, named: bool) -
         // disk. An out-of-memory error is treated in the same way.
         return if named { Scope::SourceFile } else { Scope::Run };
     }
-    let errno = Errno::from_raw_os_error(errno);
+    let Some(errno) = known(errno) else {
+        return Scope::Run;
+    };
     if matches!(errno, Errno::NOSPC | Errno::DQUOT) {
         return Scope::NoSpace;
     }
@@ -151,8 +153,19 @@ pub(crate) fn scope(role: Role, operation: Operation, errno: i32, named: bool) -
 /// Whether an error of sprat's own calls on the volume concerns the volume or the machine, and not only
 /// the object of the call.
 pub(crate) fn ends_run(errno: i32) -> bool {
-    let errno = Errno::from_raw_os_error(errno);
-    of_volume(errno) || of_machine(errno) || matches!(errno, Errno::NOSPC | Errno::DQUOT)
+    known(errno).is_none_or(|errno| {
+        of_volume(errno) || of_machine(errno) || matches!(errno, Errno::NOSPC | Errno::DQUOT)
+    })
+}
+
+/// The highest error number of Linux (MAX_ERRNO, include/linux/err.h).
+const ERRNO_MAX: i32 = 4095;
+
+/// `None` for a number that is no error of Linux. rsync can print `(0)`.
+fn known(errno: i32) -> Option<Errno> {
+    (1..=ERRNO_MAX)
+        .contains(&errno)
+        .then(|| Errno::from_raw_os_error(errno))
 }
 
 /// Errors that report a failure of the file system or of its device, for any file.
@@ -188,9 +201,6 @@ fn of_machine(errno: Errno) -> bool {
 mod tests {
     use super::*;
 
-    /// The highest error number of a file system (MAX_ERRNO, include/linux/err.h).
-    const ERRNO_MAX: i32 = 4095;
-
     #[test]
     fn every_error_of_a_source_concerns_only_its_file() {
         for errno in 1..=ERRNO_MAX {
@@ -201,6 +211,17 @@ mod tests {
                     "{operation:?} {errno}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn number_that_is_no_error_says_nothing_about_a_file() {
+        for errno in [i32::MIN, -1, 0, ERRNO_MAX + 1, i32::MAX] {
+            for role in [Role::Unnamed, Role::Generator, Role::Receiver] {
+                let scope = scope(role, Operation::Write, errno, true);
+                assert_eq!(scope, Scope::Run, "{role:?} {errno}");
+            }
+            assert!(ends_run(errno), "{errno}");
         }
     }
 
