@@ -250,33 +250,35 @@ impl Newest {
         let Some(mut tail) = self.tail()? else {
             return Err(bad("this generation takes nothing any more"));
         };
-        let begun_at = tail;
         let mut pending = blocks.iter().cloned().flatten();
         loop {
             let numbers: Vec<u64> = pending.by_ref().take(log::ENTRIES_MAX).collect();
             if numbers.is_empty() {
-                break;
+                return Ok(());
             }
             let mut contents = vec![0; numbers.len() * 4096];
             for (number, content) in numbers.iter().zip(contents.chunks_exact_mut(4096)) {
                 read_padded(container, content, number * BLOCK)?;
             }
             let list: Vec<(u64, &[u8])> = numbers
-                .into_iter()
+                .iter()
+                .copied()
                 .zip(contents.chunks_exact(4096))
                 .collect();
             let record = log::record(self.id(), tail, &list);
             if let Err(error) = self.log.write_all_at(&record, tail) {
-                self.log.set_len(begun_at)?;
+                self.log.set_len(tail)?;
                 return Err(error);
             }
-            tail += record.len() as u64;
+            // Each one is durable before the next one: so only the last one can be torn, and readers who have
+            // found a whole one never see it go.
+            let end = tail + record.len() as u64;
+            self.commit(tail, end)?;
+            tail = end;
+            for run in ranges::normal(numbers.iter().map(|number| *number..number + 1).collect()) {
+                self.set_bits(&run)?;
+            }
         }
-        self.commit(begun_at, tail)?;
-        for range in blocks {
-            self.set_bits(range)?;
-        }
-        Ok(())
     }
 
     /// Makes the log up to `tail` durable. After a failure nothing is ever saved here again: the kernel

@@ -287,13 +287,22 @@ impl Keeper {
             return Ok(false);
         };
         let newer = format!("g.{}", open.number + 1);
-        if disk::exists_in(&self.folder, &newer)? {
+        // The next one may have been begun, and removed again. This one is sealed before that.
+        if disk::exists_in(&self.folder, &newer)? || self.is_sealed(open.number)? {
             return Ok(false);
         }
         let counted_s = crate::clock::reading("").up_s + self.counted_ahead_s;
         let due =
             counted_s >= state.secret_due_s || counted_s - state.begun_s >= SESSION_GENERATION_S;
         Ok(!due && open.tail()?.is_some_and(|tail| tail < LOG_BYTES_MAX))
+    }
+
+    /// Whether a generation takes nothing any more, or has gone.
+    fn is_sealed(&self, number: u32) -> io::Result<bool> {
+        match generation::is_sealed(&self.folder, number) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            other => other,
+        }
     }
 
     /// What the policy says of a write to the header. An alarm is there before the write is.
@@ -384,8 +393,8 @@ impl Keeper {
             None => false,
         };
         let usable = match &self.open {
-            Some(open) => open.tail()?,
-            None => None,
+            Some(open) if !self.is_sealed(open.number)? => open.tail()?,
+            _ => None,
         };
         let reason = match (newest, usable) {
             (None, _) => "first",

@@ -1,0 +1,152 @@
+//! What one connection does in the middle of what another one does.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sprat_testkit::{needs, requires};
+
+use crate::client::{BLOCK, Client, EAGER, READ, READ_WRITE, Served, agent, blocks, string};
+use crate::slots;
+
+fn block(number: u64) -> u64 {
+    number * BLOCK as u64
+}
+
+/// A generation begins with the next write, as at a secret moment.
+fn is_due(served: &Served) {
+    slots::set(served, "x.luks/state", "secret-due", 0);
+}
+
+/// The connection that was idle still has the first generation open. The second one has begun and has gone
+/// meanwhile, so its name does not show that there was a later one.
+#[test]
+fn an_idle_connection_saves_for_the_newest_generation_after_the_next_one_has_gone() {
+    let served = Served::with_container(EAGER, &blocks(16, 1));
+    let [mut idle, mut busy] = [served.connect(), served.connect()];
+    let idle_handle = idle.open("x.luks", READ_WRITE).unwrap();
+    assert_eq!(idle.write(&idle_handle, 0, &[1; BLOCK]), 0);
+    let busy_handle = busy.open("x.luks", READ_WRITE).unwrap();
+    is_due(&served);
+    assert_eq!(busy.write(&busy_handle, block(1), &[2; BLOCK]), 0);
+    is_due(&served);
+    let state = served.live();
+    assert_eq!(busy.write(&busy_handle, block(2), &[3; BLOCK]), 0);
+    assert_eq!(served.numbers(), [1, 2, 3]);
+    served.run(&["expire", "x.luks", &served.head(2, "name"), "--yes"]);
+    assert_eq!(idle.write(&idle_handle, block(3), &[4; BLOCK]), 0);
+    assert!(served.past(3) == state);
+    // The one that it has open now goes, too.
+    is_due(&served);
+    assert_eq!(busy.write(&busy_handle, block(4), &[5; BLOCK]), 0);
+    is_due(&served);
+    let state = served.live();
+    assert_eq!(busy.write(&busy_handle, block(5), &[6; BLOCK]), 0);
+    for number in [4, 3] {
+        served.run(&["expire", "x.luks", &served.head(number, "name"), "--yes"]);
+    }
+    assert_eq!(served.numbers(), [1, 5]);
+    assert_eq!(idle.write(&idle_handle, block(6), &[7; BLOCK]), 0);
+    assert!(served.past(5) == state && served.past(1) == blocks(16, 1));
+    idle.end();
+    busy.end();
+}
+
+fn traced(served: &Served, arguments: &[&str]) -> Client {
+    let mut command = Command::new("strace");
+    command.args(["-qq", "-f"]).args(arguments).arg(agent());
+    command.arg("serve").arg("--root").arg(served.path(""));
+    Client::start(command)
+}
+
+fn range(handle: &[u8], offset: u64, len: u64) -> Vec<u8> {
+    let range = [offset.to_be_bytes(), len.to_be_bytes()].concat();
+    [string(handle), vec![0, 0, 0, 1], range].concat()
+}
+
+/// The calls of one large save, as strace prints them.
+fn trace_of_a_save(served: &Served, calls: &str) -> String {
+    let trace = served.path("trace");
+    let calls = format!("trace={calls}");
+    let mut client = traced(served, &["-y", "-o", trace.to_str().unwrap(), "-e", &calls]);
+    let handle = client.open("x.luks", READ_WRITE).unwrap();
+    client
+        .own("will-write@sprat", &range(&handle, 0, block(400)))
+        .unwrap();
+    client.end();
+    std::fs::read_to_string(trace).unwrap()
+}
+
+const LOG: &str = "/.sprat-agent/x.luks/logs/";
+
+/// A reader counts what is whole in a log as saved. So nothing whole is ever cut off and replaced by something else,
+/// also if the disk is full in the middle of a save.
+#[test]
+fn a_reader_in_a_save_that_fails_half_way_finds_the_saves_after_it() {
+    requires!(needs::program("strace"));
+    let state = blocks(900, 1);
+    let served = Served::with_container(EAGER, &state);
+    // A session seals the generation before it: the second one does the same as the third one will.
+    let text = [0; 2].map(|_| trace_of_a_save(&served, "pwrite64"));
+    let writes = text[1].lines().filter(|line| line.contains("pwrite64("));
+    let records: Vec<usize> = (1..)
+        .zip(writes)
+        .filter(|(_, line)| line.contains(LOG))
+        .map(|(number, _)| number)
+        .collect();
+    let mut reader = served.connect();
+    let past = reader.open(&served.past_path(1), READ).unwrap();
+    // There is no space for the second record. What then cuts the log has to wait.
+    let full = format!("inject=pwrite64:error=ENOSPC:when={}", records[1]);
+    let slow = "inject=ftruncate:delay_enter=1000000";
+    let calls = "trace=pwrite64,ftruncate";
+    let mut writer = traced(
+        &served,
+        &["-o", "/dev/null", "-e", calls, "-e", &full, "-e", slow],
+    );
+    let handle = writer.open("x.luks", READ_WRITE).unwrap();
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::SeqCst) {
+                reader.read(&past, block(899), 4096).unwrap();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let answer = writer.own("will-write@sprat", &range(&handle, 0, block(400)));
+        ended.store(true, Ordering::SeqCst);
+        answer.unwrap_err();
+    });
+    // Others, as many as the first record has.
+    let fields = range(&handle, block(500), block(200));
+    writer.own("will-write@sprat", &fields).unwrap();
+    for number in (500..700).step_by(50) {
+        assert_eq!(writer.write(&handle, block(number), &[9; 50 * BLOCK]), 0);
+    }
+    for number in 500..700 {
+        let at = usize::try_from(block(number)).unwrap();
+        let found = reader.read(&past, block(number), 4096).unwrap();
+        assert!(found == state[at..at + BLOCK], "block {number}");
+    }
+    reader.end();
+    writer.end();
+}
+
+/// The records of a large save are made durable one after the other. So a power cut tears at most the last one, and
+/// no whole record lies behind a torn one: that would be damage.
+#[test]
+fn a_record_is_durable_before_the_next_one_is_appended() {
+    requires!(needs::program("strace"));
+    let served = Served::with_container(EAGER, &blocks(900, 1));
+    let (mut records, mut durable) = (0, 0);
+    let text = trace_of_a_save(&served, "pwrite64,fdatasync");
+    for line in text.lines().filter(|line| line.contains(LOG)) {
+        if line.contains("fdatasync(") {
+            durable = records;
+        } else {
+            assert_eq!(durable, records, "{line}");
+            records += 1;
+        }
+    }
+    assert!(records >= 2 && durable == records, "{records}");
+}
