@@ -1,7 +1,7 @@
 //! A container that this machine has open already, as a command uses it that only reads: through the session that
 //! has it open, or on its mount.
 
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
 use crate::files::{make_private_folder, short_hash};
 use crate::protocol::frames::{Receiver, Sender};
 use crate::protocol::messages::{WorkerOrder, WorkerReply};
 use crate::protocol::reports::{ContainerFacts, SessionProgress};
 use crate::protocol::spawn::{Child, Role};
-use crate::settings::{IdentityPolicy, SessionSettings};
+use crate::settings::{Access, IdentityPolicy, SessionSettings};
 use crate::state::journal::journal_id;
 use crate::supervisor::Watch;
 use crate::supervisor::background;
@@ -25,14 +25,16 @@ use crate::supervisor::calls::{Answer, Reply};
 use crate::worker::readers;
 use crate::{Exit, Failure};
 
-/// How long a reader waits for the end of a session that accepts no readers any more.
-const CLOSING_MAX: Duration = Duration::from_secs(60);
+/// How long a reader waits for a session that does not accept readers yet, or no more.
+pub(crate) const READER_WAITS: Duration = Duration::from_secs(60);
 /// How long an order may take to stop after an interrupt.
 const STOP_MAX: Duration = Duration::from_secs(7);
 /// How long a killed process may take to end.
 const DEATH_LIMIT: Duration = Duration::from_secs(20);
 /// How often an interrupt is checked.
-const INTERVAL: Duration = Duration::from_millis(100);
+pub(crate) const INTERVAL: Duration = Duration::from_millis(100);
+/// How often a session that opens tries to announce itself.
+const ANNOUNCE_TRIES: usize = 20;
 
 /// The socket on which a session accepts readers. Until it is dropped, who connects waits.
 #[derive(Debug)]
@@ -41,13 +43,52 @@ pub(crate) struct ReaderSocket {
     path: PathBuf,
 }
 
+/// A name for the container in the runtime folder.
+fn name_in(settings: &SessionSettings, ending: &str) -> String {
+    // Another state folder may know another identity of the container, or none.
+    let state_dir = short_hash(settings.state_dir.as_os_str().as_bytes());
+    format!("{}-{state_dir}.{ending}", journal_id(&settings.target))
+}
+
+/// Announces to readers that a session opens the container here, and will accept them. It is a shared flock(2): it
+/// ends with its process.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    _file: File,
+}
+
+impl Opening {
+    /// `None`: it can't be announced. Then readers open the container themselves, or are refused.
+    pub(crate) fn announce(settings: &SessionSettings) -> Option<Self> {
+        make_private_folder(&settings.runtime_dir).ok()?;
+        let path = settings.runtime_dir.join(name_in(settings, "opening"));
+        let mut options = File::options();
+        let file = options.create(true).truncate(false).write(true).open(path);
+        let file = file.ok()?;
+        for _ in 0..ANNOUNCE_TRIES {
+            // A reader that asks has the other lock for a moment.
+            if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+                return Some(Self { _file: file });
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        None
+    }
+
+    fn is_announced(settings: &SessionSettings) -> bool {
+        let path = settings.runtime_dir.join(name_in(settings, "opening"));
+        File::open(path).is_ok_and(|file| {
+            flock(&file, FlockOperation::NonBlockingLockExclusive)
+                == Err(rustix::io::Errno::WOULDBLOCK)
+        })
+    }
+}
+
 /// The folder, open, and the path of the socket in it: a socket's own path has at most 107 bytes.
 fn socket_in(settings: &SessionSettings) -> rustix::io::Result<(OwnedFd, PathBuf, PathBuf)> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::open(&settings.runtime_dir, flags, Mode::empty())?;
-    // Another state folder may know another identity of the container, or none.
-    let state_dir = short_hash(settings.state_dir.as_os_str().as_bytes());
-    let name = format!("{}-{state_dir}.readers", journal_id(&settings.target));
+    let name = name_in(settings, "readers");
     let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
     Ok((folder, short.join(&name), settings.runtime_dir.join(name)))
 }
@@ -99,24 +140,46 @@ pub(crate) struct Beside {
     far: Far,
     replies: mpsc::Receiver<Option<WorkerReply>>,
     progress: SessionProgress,
+    /// The last order was refused: nothing of it was done.
+    pub(crate) was_refused: bool,
+}
+
+/// Whether a session with these settings may read what this machine has open.
+fn may_share(settings: &SessionSettings) -> bool {
+    let own = settings.ignore_lock || settings.accept_older_state || settings.accept_changed_keys;
+    // With `verify_cache` the answers must come from the server. An open volume answers from the cache of this
+    // machine.
+    settings.access == Access::ReadOnly && !own && !settings.verify_cache
+}
+
+/// Whether a session here may accept this reader soon, or does already.
+pub(crate) fn may_accept(settings: &SessionSettings) -> bool {
+    let listens = || socket_in(settings).is_ok_and(|(_folder, socket, _)| socket.exists());
+    may_share(settings) && (Opening::is_announced(settings) || listens())
 }
 
 impl Beside {
-    /// Finds out whether this machine has the container open and lets others read it.
+    /// Finds out whether this machine has the container open and lets others read it. Waits for a session that is
+    /// about to.
     pub(crate) fn find(
         settings: &SessionSettings,
         watch: &mut Watch<'_>,
     ) -> Result<Option<(Self, ContainerFacts)>, Failure> {
-        if settings.ignore_lock || settings.accept_older_state || settings.accept_changed_keys {
+        if !may_share(settings) {
             return Ok(None);
         }
-        // The answers must come from the server. An open volume answers from the cache of this machine.
-        if settings.verify_cache {
-            return Ok(None);
-        }
-        let found = match Self::on_mount(settings, watch)? {
-            Some(found) => Some(found),
-            None => Self::in_session(settings, watch)?,
+        let begun = Instant::now();
+        let found = loop {
+            let found = match Self::on_mount(settings, watch)? {
+                Some(found) => Some(found),
+                None => Self::in_session(settings, watch)?,
+            };
+            let waits = found.is_none() && begun.elapsed() < READER_WAITS;
+            if !waits || !Opening::is_announced(settings) {
+                break found;
+            }
+            watch.interrupt.check()?;
+            std::thread::sleep(INTERVAL);
         };
         let is_known = |facts: &ContainerFacts| match &settings.pins {
             IdentityPolicy::Known(pins) => pins.fingerprint() == facts.pins.fingerprint(),
@@ -151,6 +214,7 @@ impl Beside {
             far: Far::Own(child),
             replies,
             progress: SessionProgress::default(),
+            was_refused: false,
         };
         let order = WorkerOrder::Use {
             at: mount.dir,
@@ -168,7 +232,7 @@ impl Beside {
             return Ok(None);
         };
         let begun = Instant::now();
-        while begun.elapsed() < CLOSING_MAX {
+        while begun.elapsed() < READER_WAITS {
             watch.interrupt.check()?;
             let Ok(control) = UnixStream::connect(&socket) else {
                 return Ok(None);
@@ -206,7 +270,7 @@ impl Beside {
                 let _ = heard.send(None);
             })
             .map_err(failed)?;
-        while begun.elapsed() < CLOSING_MAX {
+        while begun.elapsed() < READER_WAITS {
             watch.interrupt.check()?;
             match replies.recv_timeout(INTERVAL) {
                 Ok(Some(WorkerReply::ReaderAccepted(facts))) => {
@@ -215,11 +279,11 @@ impl Beside {
                         control,
                         descriptors,
                     };
-                    let progress = SessionProgress::default();
                     let this = Self {
                         far,
                         replies,
-                        progress,
+                        progress: SessionProgress::default(),
+                        was_refused: false,
                     };
                     return Ok(Some((this, *facts)));
                 }
@@ -264,6 +328,10 @@ impl Beside {
             };
             match reply {
                 WorkerReply::Failed(failure) => return Err(failure),
+                WorkerReply::NotForReaders => {
+                    self.was_refused = true;
+                    return Err(readers::refused());
+                }
                 WorkerReply::Progress(progress) => {
                     self.progress.rsync = Some(progress);
                     watch.observer.progress(&self.progress);

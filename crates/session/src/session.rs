@@ -8,7 +8,7 @@ pub mod preview;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sprat_luks::Secret;
 use sprat_snapshot::{
@@ -19,7 +19,7 @@ use sprat_snapshot::{
 use sprat_store::unattended;
 
 use crate::address::Target;
-use crate::beside::{Beside, ReaderSocket};
+use crate::beside::{self, Beside, Opening, ReaderSocket};
 use crate::file_system::FileSystemCheck;
 use crate::files::make_private_folder;
 use crate::interrupt::Interrupt;
@@ -47,6 +47,8 @@ pub struct Session {
     facts: ContainerFacts,
     settings: SessionSettings,
     too_much: Option<Census>,
+    /// Of one that reads through another session: it may have to open the container itself.
+    secret: Option<Secret>,
     /// Dropped last: until then, other commands that want to read wait.
     readers: Option<ReaderSocket>,
 }
@@ -69,7 +71,8 @@ impl Session {
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<Self, Failure> {
-        if settings.access == Access::ReadOnly {
+        let begun = Instant::now();
+        loop {
             let mut watch = Watch::new(observer, interrupt);
             if let Some((beside, facts)) = Beside::find(&settings, &mut watch)? {
                 tracing::info!(target = %settings.target, "reads through an open session or mount");
@@ -79,10 +82,31 @@ impl Session {
                     facts,
                     settings,
                     too_much: None,
+                    secret: Some(secret.clone()),
                     readers: None,
                 });
             }
+            let opening = Opening::announce(&settings);
+            let opened = Self::open_own(settings.clone(), secret, observer, interrupt);
+            drop(opening);
+            match opened {
+                // Another command opened it a moment earlier.
+                Err(failure)
+                    if failure.exit == Exit::Locked
+                        && begun.elapsed() < beside::READER_WAITS
+                        && beside::may_accept(&settings) => {}
+                opened => return opened,
+            }
         }
+    }
+
+    /// As [`Self::open`], never through another session.
+    fn open_own(
+        settings: SessionSettings,
+        secret: &Secret,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<Self, Failure> {
         let mut session = Self::attach(settings, secret, observer, interrupt)?;
         let mut watch = Watch::new(observer, interrupt);
         let purpose = match session.settings.access {
@@ -151,6 +175,7 @@ impl Session {
             facts,
             settings,
             too_much: None,
+            secret: None,
             readers: None,
         })
     }
@@ -390,8 +415,19 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<T, Failure> {
         interrupt.check()?;
-        let mut watch = Watch::new(observer, interrupt);
-        let answer = self.via.call(order, &mut watch);
+        let begun = Instant::now();
+        let mut answer = self.via.call(order, &mut Watch::new(observer, interrupt));
+        while let Err(failure) = &answer
+            && failure.exit == Exit::Locked
+            && let Some(secret) = self.secret.clone()
+            && self.via.may_repeat(order)
+            && begun.elapsed() < beside::READER_WAITS
+            && !interrupt.requested()
+        {
+            std::thread::sleep(beside::INTERVAL);
+            *self = Self::open(self.settings.clone(), &secret, observer, interrupt)?;
+            answer = self.via.call(order, &mut Watch::new(observer, interrupt));
+        }
         answer.map_err(|mut failure| {
             if let (Exit::Interrupted, false, Some(available_bytes)) = (
                 failure.exit,
@@ -444,6 +480,29 @@ impl Via {
         match self {
             Self::Own(supervisor) => supervisor.call(order, watch),
             Self::Beside(beside) => beside.call(order, watch),
+        }
+    }
+
+    /// Whether `order`, which was not carried out because the other session ended or refused it, may be given again.
+    fn may_repeat(&self, order: &WorkerOrder) -> bool {
+        match (self, order) {
+            (Self::Own(_), _) => false,
+            (
+                _,
+                WorkerOrder::List
+                | WorkerOrder::ListFolder(_)
+                | WorkerOrder::Find(_)
+                | WorkerOrder::Versions(_)
+                | WorkerOrder::Diff(_)
+                | WorkerOrder::Analyze(_)
+                | WorkerOrder::Size(_),
+            ) => true,
+            // It needs no descriptor, and nothing of it was done.
+            (Self::Beside(beside), WorkerOrder::Restore(..) | WorkerOrder::Export(_)) => {
+                beside.was_refused
+            }
+            // The others need a descriptor, which the other session has, or are never given to one.
+            (Self::Beside(_), _) => false,
         }
     }
 

@@ -275,18 +275,70 @@ fn ten_readers_in_a_row_beside_a_mount() {
 }
 
 #[test]
-fn readers_beside_a_reader_look_up_and_do_not_restore() {
+fn readers_beside_a_reader_look_up_and_restore_after_it() {
     requires!(missing());
     let harness = with_a_snapshot(SessionHarness::local());
     let first = harness.open(Access::ReadOnly).unwrap();
     let seen = || Observed::default();
     let listed = reading(&harness, |session| session.snapshots(&mut seen(), &never()));
     assert_eq!(listed.unwrap().len(), 1);
-    let spec = RestoreSpec::new(job(), harness.path("out"));
-    let restored = reading(&harness, |session| {
-        session.restore(spec, &mut seen(), &never())
+    std::thread::scope(|scope| {
+        let restored = scope.spawn(|| {
+            let spec = RestoreSpec::new(job(), harness.path("out"));
+            reading(&harness, |session| {
+                session.restore(spec, &mut seen(), &never())
+            })
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(!restored.is_finished());
+        first.close(&mut seen(), &never()).unwrap();
+        assert!(restored.join().unwrap().unwrap().stats.files > 0);
     });
-    assert_exit(restored, Exit::Locked);
-    first.close(&mut seen(), &never()).unwrap();
     harness.assert_nothing_remains();
+}
+
+#[test]
+fn reader_waits_for_a_session_that_opens() {
+    requires!(ssh_missing());
+    let harness = with_a_snapshot(SessionHarness::ssh());
+    let mut slow = harness.options(Access::ReadWrite);
+    let go_on = harness.path("go-on");
+    let wait = format!(
+        "while [ ! -e {} ]; do sleep 0.1; done; exec \"$0\" \"$@\"",
+        go_on.display()
+    );
+    let words = ["sh", "-c", &wait].map(Into::into);
+    slow.ssh.command.splice(0..0, words);
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| {
+            let mut seen = Observed::default();
+            let session = Session::open(slow, &harness.secret, &mut seen, &never())?;
+            Ok::<_, Failure>(session.close(&mut seen, &never()))
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        let reader = scope.spawn(|| read_everything(&harness));
+        // Longer than it waits for the lock of a session that does not announce itself.
+        std::thread::sleep(Duration::from_secs(7));
+        assert!(!reader.is_finished());
+        fs::write(&go_on, "").unwrap();
+        reader.join().unwrap();
+        writing.join().unwrap().unwrap().unwrap();
+    });
+    harness.assert_nothing_remains();
+}
+
+#[test]
+fn look_up_goes_on_by_itself_when_the_other_session_ends() {
+    requires!(missing());
+    let harness = with_a_snapshot(SessionHarness::local());
+    for access in [Access::ReadOnly, Access::ReadWrite] {
+        let other = harness.open(access).unwrap();
+        let mut seen = Observed::default();
+        let mut reader = harness.open(Access::ReadOnly).unwrap();
+        reader.snapshots(&mut seen, &never()).unwrap();
+        other.close(&mut seen, &never()).unwrap();
+        assert_eq!(reader.snapshots(&mut seen, &never()).unwrap().len(), 1);
+        reader.close(&mut seen, &never()).unwrap();
+        harness.assert_nothing_remains();
+    }
 }

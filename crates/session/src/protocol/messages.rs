@@ -294,6 +294,8 @@ pub(crate) enum WorkerReply {
     Done,
     /// The first message to a reader, which may send orders now.
     ReaderAccepted(Box<ContainerFacts>),
+    /// This session does not do that for a reader.
+    NotForReaders,
     Progress(sprat_snapshot::Progress),
     /// The content of this file is copied: its path, escaped, relative to the snapshot.
     Copied(String),

@@ -189,13 +189,7 @@ impl Shared {
         };
         match answered {
             Ok(Some(reply)) => reply,
-            Ok(None) => WorkerReply::Failed(
-                Failure::new(
-                    Exit::Locked,
-                    "another command of this machine has the container open",
-                )
-                .with_hint("nothing was changed. Wait until that command has ended"),
-            ),
+            Ok(None) => WorkerReply::NotForReaders,
             Err(_) if self.is_closing() && reading.cancel.is_cancelled() => {
                 WorkerReply::Failed(ended())
             }
@@ -234,6 +228,15 @@ impl Shared {
         }
         goes_on
     }
+}
+
+/// What a reader gets whose order the session does not carry out for it.
+pub(crate) fn refused() -> Failure {
+    Failure::new(
+        Exit::Locked,
+        "another command of this machine has the container open",
+    )
+    .with_hint("nothing was changed. Wait until that command has ended")
 }
 
 /// What a reader gets whose order had to be stopped.
