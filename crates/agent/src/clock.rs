@@ -7,6 +7,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::time::ClockId;
 
@@ -153,11 +154,11 @@ impl Counted {
 
 /// Reads the machine's clocks.
 pub fn reading(boot: &str) -> Reading {
-    let seconds = |id| rustix::time::clock_gettime(id).tv_sec;
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH);
     Reading {
         boot: boot.to_owned(),
-        up_s: seconds(ClockId::Boottime),
-        wall_s: seconds(ClockId::Realtime),
+        up_s: rustix::time::clock_gettime(ClockId::Boottime).tv_sec,
+        wall_s: wall.map_or(0, |wall| i64::try_from(wall.as_secs()).unwrap_or(i64::MAX)),
     }
 }
 

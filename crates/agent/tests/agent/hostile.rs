@@ -12,27 +12,34 @@ use crate::limits::peak_kib;
 /// The header gives an alarm, as by default.
 const POLICY: &str =
     "new = burst 1000000, then 1 per 1s\nsecret = 6h\nfree_min = 0%\nsize_max = 1G\n";
-const BLOCKS: usize = 64;
+pub const BLOCKS: usize = 64;
 
 fn block(number: u64) -> u64 {
     number * BLOCK as u64
 }
 
 /// A folder with a good past state, beside files that no client may reach.
-struct Target {
-    served: Served,
-    good: Vec<u8>,
+pub struct Target {
+    pub served: Served,
+    pub good: Vec<u8>,
     outside: tempfile::TempDir,
 }
 
 impl Target {
     fn new() -> Self {
+        let target = Self::untouched(POLICY);
+        let served = &target.served;
+        served.overwrite(&[(block(40), vec![1; BLOCK])]);
+        target
+    }
+
+    /// Nobody has written to it yet.
+    pub fn untouched(policy: &str) -> Self {
         let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join("secret"), "secret").unwrap();
-        let served = Served::in_folder(outside.path(), POLICY);
+        let served = Served::in_folder(outside.path(), policy);
         let good = blocks(BLOCKS, 1);
         fs::write(served.path("x.luks"), &good).unwrap();
-        served.overwrite(&[(block(40), vec![1; BLOCK])]);
         Self {
             served,
             good,
@@ -191,18 +198,18 @@ fn packets_of_a_fuzzer_change_no_past_state_and_reach_no_other_file() {
     target.check("all packets");
 }
 
-type Attack = (&'static str, fn(&mut Client, &Target) -> bool);
+pub type Attack = (&'static str, fn(&mut Client, &Target) -> bool);
 
 fn opens(client: &mut Client, path: &str, flags: u32) -> bool {
     client.open(path, flags).is_ok()
 }
 
 fn past_of(target: &Target) -> String {
-    target.served.past_path(1)
+    target.served.past_path(target.served.numbers()[0])
 }
 
 /// Each returns whether the client was allowed what it tried.
-const REFUSED: &[Attack] = &[
+pub const REFUSED: &[Attack] = &[
     ("truncate", |c, _| opens(c, "x.luks", 0x1a)),
     ("truncate for reading and writing", |c, _| {
         opens(c, "x.luks", 0x13)
@@ -231,11 +238,11 @@ const REFUSED: &[Attack] = &[
     }),
     ("rename away", |c, _| c.rename("x.luks", "y.luks") == 0),
     ("rename over it", |c, _| {
-        c.open("x.luks.new", CREATE_NEW).unwrap();
+        let _ = c.open("x.luks.new", CREATE_NEW);
         c.rename("x.luks.new", "x.luks") == 0
     }),
     ("rename a rewrite over it", |c, _| {
-        c.open("x.luks.trim", CREATE_NEW).unwrap();
+        let _ = c.open("x.luks.trim", CREATE_NEW);
         c.rename("x.luks.trim", "x.luks") == 0
     }),
     ("rename to another container", |c, _| {

@@ -3,6 +3,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
+    clippy::print_stdout,
     missing_docs,
     reason = "tests fail by panicking and print to the terminal"
 )]
@@ -10,6 +11,7 @@
 mod client;
 mod commands;
 mod damage;
+mod drops;
 mod expiry;
 mod generations;
 mod header;
@@ -19,6 +21,8 @@ mod kills;
 mod limits;
 mod requests;
 mod sessions;
+mod siege;
 mod slots;
 mod sprat;
 mod stock;
+mod storm;

@@ -1,0 +1,164 @@
+//! The disk drops out while four processes write, and comes back: within one boot, or after a power cut.
+//!
+//! The disk is an image with ext4 on a file system that clones files. A clone of the image has what was written to
+//! the disk by one moment. What was only in the page cache is lost with it.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sprat_testkit::dice::{self, Dice};
+use sprat_testkit::program::system;
+use sprat_testkit::test_folder::TestFolder;
+use sprat_testkit::{needs, requires};
+
+use crate::client::{BLOCK, Served};
+use crate::storm::{POLICY, Storm, check, make_container};
+
+/// A disk that can drop out. Unmounted on drop.
+struct Disk {
+    folder: TestFolder,
+}
+
+impl Disk {
+    fn new() -> Self {
+        let disk = Self {
+            folder: TestFolder::new("sprat-drops-"),
+        };
+        for name in ["pool", "disk"] {
+            std::fs::create_dir(disk.path(name)).unwrap();
+        }
+        let pool = disk.path("pool.img");
+        let file = std::fs::File::create(&pool).unwrap();
+        file.set_len(1 << 30).unwrap();
+        system("mkfs.btrfs", &["-q".as_ref(), pool.as_os_str()]);
+        mount(&pool, &disk.path("pool"));
+        let image = disk.path("pool/image");
+        let file = std::fs::File::create(&image).unwrap();
+        file.set_len(96 << 20).unwrap();
+        system("mke2fs", &["-q", "-t", "ext4", image.to_str().unwrap()]);
+        mount(&image, &disk.path("disk"));
+        disk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The disk as it is now, in the midst of everything.
+    fn clone_image(&self) {
+        let paths = [self.path("pool/image"), self.path("pool/clone")];
+        let words = [
+            "--reflink=always".as_ref(),
+            paths[0].as_os_str(),
+            paths[1].as_os_str(),
+        ];
+        system("cp", &words);
+    }
+
+    /// From now on it is what it was when it was cloned.
+    fn replace(&self) {
+        system("umount", &[self.path("disk").as_os_str()]);
+        std::fs::rename(self.path("pool/clone"), self.path("pool/image")).unwrap();
+        mount(&self.path("pool/image"), &self.path("disk"));
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        for name in ["disk", "pool"] {
+            let at = self.path(name);
+            let _ = rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
+
+fn mount(image: &std::path::Path, at: &std::path::Path) {
+    let words = [
+        "-o".as_ref(),
+        "loop".as_ref(),
+        image.as_os_str(),
+        at.as_os_str(),
+    ];
+    system("mount", &words);
+}
+
+/// What the agent keeps in the page cache only was written in another boot.
+fn other_boot(served: &Served) {
+    for number in served.numbers() {
+        let tail = served.own_file(&format!("g.{number}/tail"));
+        let mut id = [0];
+        tail.read_exact_at(&mut id, 0).unwrap();
+        tail.write_all_at(&[id[0] ^ 0x55], 0).unwrap();
+    }
+}
+
+fn come_back(rounds: u64, in_other_boot: bool) {
+    requires!(
+        needs::root(),
+        needs::devices(),
+        needs::program("mkfs.btrfs"),
+        needs::program("mke2fs")
+    );
+    let mut dice = Dice::new(dice::seed());
+    let disk = Disk::new();
+    let served = Served::in_folder(&disk.path("disk"), POLICY);
+    make_container(&served);
+    let mut known = BTreeMap::new();
+    let mut checked = 0;
+    for round in 0..rounds {
+        let storm = Storm::new(&served, known);
+        let mut at_the_cut = BTreeMap::new();
+        storm.run(dice.any(), |storm| {
+            std::thread::sleep(Duration::from_millis(200 + dice.below(1500)));
+            at_the_cut.clone_from(&storm.known.lock().unwrap());
+            disk.clone_image();
+            assert!(!storm.is_stopped(), "one of them failed");
+        });
+        let mut may_lack = storm.gone.lock().unwrap().clone();
+        // It was visible before it was on the disk.
+        may_lack.extend(at_the_cut.keys().next_back());
+        disk.replace();
+        if in_other_boot {
+            other_boot(&served);
+        }
+        // As it was found, and when a session has taken over what was left.
+        check(&served, &at_the_cut, &may_lack);
+        let before = served.live();
+        served.overwrite(&[(round % 100 * BLOCK as u64, vec![7; BLOCK])]);
+        let newest = *served.numbers().last().unwrap();
+        assert!(
+            served.past(newest) == before,
+            "round {round}: the newest of {:?} is not what the session found",
+            served.numbers()
+        );
+        at_the_cut.insert(newest, before);
+        // What was marked for removal goes now.
+        served.run(&["tidy"]);
+        check(&served, &at_the_cut, &may_lack);
+        let found = served.run(&["check", "--read-data"]);
+        assert!(found.contains("0 findings"), "round {round}: {found}");
+        let numbers = served.numbers();
+        checked += numbers.len();
+        // What was begun after the cut has gone with it.
+        at_the_cut.retain(|number, _| numbers.contains(number));
+        known = at_the_cut;
+    }
+    println!("{checked} states were exact after {rounds} times");
+}
+
+/// `make torture` does it more often.
+fn rounds(short: u64, of_long: u64) -> u64 {
+    dice::number("SPRAT_TORTURE_ROUNDS").map_or(short, |rounds| rounds * of_long)
+}
+
+#[test]
+fn a_disk_that_comes_back_within_one_boot_has_every_past_state() {
+    come_back(rounds(2, 2), false);
+}
+
+#[test]
+fn after_a_power_cut_every_past_state_is_there() {
+    come_back(rounds(2, 1), true);
+}
