@@ -8,6 +8,8 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
+use crate::alarm;
+use crate::clock::Now;
 use crate::disk::{self, bad};
 use crate::generation::{self, Head};
 use crate::index;
@@ -17,7 +19,7 @@ use crate::names::{Kind, Name};
 use crate::past::{self, Past, has_mark};
 use crate::policy::{Bucket, Policy};
 use crate::ranges::{self, BLOCK};
-use crate::root::Root;
+use crate::root::{Root, TIDIED};
 use crate::state::{changed_outside, is_damaged};
 use crate::status::is_overdue;
 use crate::tidy;
@@ -62,7 +64,7 @@ pub fn list(root: &Root) -> io::Result<String> {
             continue;
         };
         for (number, name, head) in past::shown(&folder, &root.live(&container)?)? {
-            let saved = tidy::overwritten(&folder, &[number])? * BLOCK;
+            let saved = alarm::overwritten(&folder, &[number])? * BLOCK;
             let mut notes = vec![head.reason.clone()];
             if head.clean {
                 notes.push("clean".to_owned());
@@ -109,9 +111,7 @@ pub fn ack(root: &Root, container: &str) -> io::Result<()> {
     let folder = root
         .kept(container)?
         .ok_or_else(|| bad(format!("nothing is kept of {container}")))?;
-    let acked = format!("acked {}\n", root.clock.now()?.counted_s);
-    disk::replace_in(&folder, "acked", acked.as_bytes())?;
-    disk::remove_in(&folder, "alarm")
+    alarm::confirm(&folder, root.clock.now()?)
 }
 
 /// The wall clock is right. No state may seem to be of the future.
@@ -167,22 +167,39 @@ pub fn expire(root: &Root, container: &str, time: &str) -> io::Result<String> {
     tidy(root)
 }
 
-/// Removes what the policy does not keep any more.
+/// Removes what the policy does not keep any more. What fails for one container stops no other one.
 pub fn tidy(root: &Root) -> io::Result<String> {
     let now = root.clock.now()?;
     let mut text = String::new();
+    let mut all_done = true;
     for container in root.containers()? {
-        let Some(folder) = root.kept(&container)? else {
-            continue;
-        };
-        let overdue = is_overdue(root, &container, now.wall_s)?;
-        let done = tidy::run(&folder, &root.policy, now, overdue)?;
-        text += &format!("{container}: {} past states expired\n", done.removed.len());
-        if let Some(held) = done.held {
-            text += &format!("{container}: nothing expires by the policy: {held}\n");
+        match tidy_one(root, &container, now) {
+            Ok(lines) => text += &lines,
+            Err(error) => {
+                text += &format!("{container}: failed: {error}\n");
+                all_done = false;
+            }
         }
-        remove_old_leases(root, &container, now.wall_s)?;
     }
+    if !all_done {
+        return Err(bad(text));
+    }
+    let tidied = format!("tidied {}\n", now.counted_s);
+    disk::replace_in(&root.agent, TIDIED, tidied.as_bytes())?;
+    Ok(text)
+}
+
+fn tidy_one(root: &Root, container: &str, now: Now) -> io::Result<String> {
+    let Some(folder) = root.kept(container)? else {
+        return Ok(String::new());
+    };
+    let overdue = is_overdue(root, container, now.wall_s)?;
+    let done = tidy::run(&folder, &root.policy, now, overdue)?;
+    let mut text = format!("{container}: {} past states expired\n", done.removed.len());
+    if let Some(held) = done.held {
+        text += &format!("{container}: nothing expires by the policy: {held}\n");
+    }
+    remove_old_leases(root, container, now.wall_s)?;
     Ok(text)
 }
 

@@ -185,7 +185,12 @@ fn administer(arguments: &Arguments, root: &Root, words: &[&str]) -> Option<io::
             arguments.for_s.unwrap_or(HEADER_FOR_S),
         )),
         ["repair", name] => shown(admin::repair(root, name)),
-        ["tidy"] => shown(admin::tidy(root)).and_then(|code| notify::run(root).map(|()| code)),
+        ["tidy"] => {
+            let done = shown(admin::tidy(root));
+            // What stops it is what the program has to know.
+            let notified = notify::run(root);
+            done.and_then(|code| notified.map(|()| code))
+        }
         ["check"] => admin::check(root, arguments.read_data).and_then(|(damaged, states)| {
             let mut text: String = damaged.iter().map(|line| format!("{line}\n")).collect();
             text += &format!("{states} past states checked, {} findings\n", damaged.len());

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod alarm;
 mod cli;
 mod clock;
 mod disk;

@@ -60,6 +60,8 @@ pub struct Policy {
     pub containers_max: usize,
     /// Share of a container's data that may be overwritten in one, 7 or 30 days without an alarm.
     pub alarm_percent: u64,
+    /// How many times the usual day may be overwritten in one day without an alarm.
+    pub alarm_times: Option<u64>,
     /// After an alarm nothing expires until `ack`.
     pub hold_on_alarm: bool,
     /// Overdue after so long without a session that wrote.
@@ -93,6 +95,7 @@ impl Default for Policy {
             size_max: 8 << 40,
             containers_max: 4,
             alarm_percent: 30,
+            alarm_times: Some(5),
             hold_on_alarm: true,
             expect_s: None,
             header: Header::Alarm,
@@ -133,7 +136,17 @@ impl Policy {
             "free_min" => self.free_min_percent = percent(value)?,
             "size_max" => self.size_max = bytes(value)?,
             "containers_max" => self.containers_max = value.parse().ok()?,
-            "alarm" => self.alarm_percent = percent(value)?,
+            "alarm" => {
+                let (share, times) = match value.split_once(" or ") {
+                    Some((share, times)) => (share, Some(times.strip_suffix('x')?.parse().ok()?)),
+                    None => (value, None),
+                };
+                if times == Some(0) || times == Some(1) {
+                    return None;
+                }
+                self.alarm_percent = percent(share)?;
+                self.alarm_times = times;
+            }
             "on_alarm" => {
                 self.hold_on_alarm = match value {
                     "hold" => true,
@@ -229,7 +242,7 @@ mod tests {
     #[test]
     fn a_policy_is_read_and_an_unknown_key_is_an_error() {
         let text = "# mine\nkeep = all 7d, daily 30d, weekly 12w, monthly 12m\nat_least = 3\n\
-                    new = burst 12, then 1 per 1h\nsecret = 1h\nalarm = 30%   # of used blocks\nfree_min = 5%\n\
+                    new = burst 12, then 1 per 1h\nsecret = 1h\nalarm = 30% or 5x   # of used blocks\nfree_min = 5%\n\
                     on_alarm = hold\nheader = alarm\nheader_bytes = 16M\nsize_max = 8T\ncontainers_max = 4\n";
         assert_eq!(Policy::parse(text).unwrap(), Policy::default());
         let other = Policy::parse("quota = 2T\nexpect = 26h\non_alarm = note\n").unwrap();
@@ -245,6 +258,9 @@ mod tests {
             "secret = 0s",
             "new = burst 0, then 1 per 1h",
             "alarm = 130%",
+            "alarm = 5x",
+            "alarm = 30% or 1x",
+            "alarm = 30% or 5",
             "on_alarm = maybe",
             "notify = mail",
             "header = no",

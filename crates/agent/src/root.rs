@@ -17,6 +17,8 @@ use crate::space::Space;
 
 /// The agent's own folder. The client does not see it.
 pub const AGENT: &str = ".sprat-agent";
+/// When `tidy` was done last, by the counted clock.
+pub const TIDIED: &str = "tidied";
 /// The layout that this program writes. A higher one is served without changing anything.
 const FORMAT: u32 = 1;
 

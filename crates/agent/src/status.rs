@@ -4,9 +4,10 @@ use std::fmt::Write;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
+use crate::clock::DAY_S;
 use crate::disk;
 use crate::generation;
-use crate::root::Root;
+use crate::root::{Root, TIDIED};
 use crate::state::{changed_outside, is_damaged, read_state};
 use crate::time_text::{self, show_bytes};
 
@@ -14,6 +15,9 @@ use crate::time_text::{self, show_bytes};
 pub const ALARM: u8 = 3;
 pub const OVERDUE: u8 = 4;
 pub const QUOTA: u8 = 5;
+
+/// `tidy` should run every hour.
+const TIDY_MAX_S: i64 = 2 * DAY_S;
 
 /// One container.
 #[derive(Default)]
@@ -37,6 +41,7 @@ pub struct Status {
     available: u64,
     total: u64,
     clock_apart: bool,
+    tidy_is_overdue: bool,
     quota_is_full: bool,
     pub containers: Vec<Report>,
 }
@@ -94,6 +99,9 @@ impl Status {
         let now = root.clock.now()?;
         let used = root.space.used()?;
         let (available, total) = root.space.available()?;
+        // From `adopt` on where it never ran.
+        let tidied = disk::read_all(&root.agent, TIDIED, 64).unwrap_or_default();
+        let tidied_s: i64 = disk::number(&String::from_utf8_lossy(&tidied), TIDIED).unwrap_or(0);
         let names = root.containers()?;
         let reports = names.iter().map(|name| report(root, name, now.wall_s));
         Ok(Self {
@@ -101,6 +109,7 @@ impl Status {
             available,
             total,
             clock_apart: now.apart,
+            tidy_is_overdue: now.counted_s - tidied_s > TIDY_MAX_S,
             quota_is_full: root.policy.quota.is_some_and(|quota| used > quota / 10 * 9),
             containers: reports.collect::<io::Result<_>>()?,
         })
@@ -109,7 +118,12 @@ impl Status {
     pub fn code(&self) -> u8 {
         let any = |what: fn(&Report) -> bool| self.containers.iter().any(what);
         match () {
-            () if self.clock_apart || any(|one| one.damaged || one.alarm.is_some()) => ALARM,
+            () if self.clock_apart
+                || self.tidy_is_overdue
+                || any(|one| one.damaged || one.alarm.is_some()) =>
+            {
+                ALARM
+            }
             () if any(|one| one.overdue) => OVERDUE,
             () if self.quota_is_full => QUOTA,
             () => 0,
@@ -123,6 +137,12 @@ impl Status {
             found.push(
                 "ALARM: the wall clock moved by more than a day; nothing expires. If it is right now, run \
                  sprat-agent clock accept"
+                    .to_owned(),
+            );
+        }
+        if self.tidy_is_overdue {
+            found.push(
+                "ALARM: tidy has not run to its end for two days; nothing expires. Let cron run it every hour"
                     .to_owned(),
             );
         }
@@ -190,12 +210,13 @@ impl Status {
             .collect();
         let problems: Vec<String> = self.problems().iter().map(|line| quoted(line)).collect();
         format!(
-            "{{\"used\":{},\"available\":{},\"total\":{},\"clock_apart\":{},\"code\":{},\"problems\":[{}],\
+            "{{\"used\":{},\"available\":{},\"total\":{},\"clock_apart\":{},\"tidy_overdue\":{},\"code\":{},\"problems\":[{}],\
              \"containers\":[{}]}}\n",
             self.used,
             self.available,
             self.total,
             self.clock_apart,
+            self.tidy_is_overdue,
             self.code(),
             problems.join(","),
             containers.join(",")
@@ -229,6 +250,11 @@ impl Status {
                 "clock_apart",
                 "1 if the wall clock moved by more than a day.",
                 u64::from(self.clock_apart),
+            ),
+            (
+                "tidy_overdue",
+                "1 if tidy has not run for two days.",
+                u64::from(self.tidy_is_overdue),
             ),
             (
                 "status_code",

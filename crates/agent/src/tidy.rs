@@ -11,10 +11,11 @@ use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 
+use crate::alarm;
 use crate::clock::{DAY_S, Now};
 use crate::disk::{self, number, open_in, sync_folder};
-use crate::generation::{self, Layer};
-use crate::index::{self, Index};
+use crate::generation;
+use crate::index;
 use crate::keeper::{mark, seal_all_locked};
 use crate::past::{self, has_mark};
 use crate::policy::Policy;
@@ -24,9 +25,6 @@ use crate::state::Locks;
 
 /// Expiry waits so long for a client that reads a past state.
 const READING_MAX_S: i64 = DAY_S;
-/// Less is no alarm, however small the container is.
-const ALARM_BYTES_MIN: u64 = 64 << 20;
-const ALARM_DAYS: [i64; 3] = [1, 7, 30];
 
 /// What one run did.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -83,7 +81,8 @@ pub fn run(container: &OwnedFd, policy: &Policy, now: Now, overdue: bool) -> io:
     let _tidy = locks.tidy.exclusive()?;
     remove_dead(container)?;
     seal_all_locked(container)?;
-    let alarm = check_alarm(container, policy, now)?;
+    let all = candidates(container)?;
+    let alarm = alarm::check(container, &all, policy, now)?;
     let held = match () {
         () if disk::exists_in(container, "hold")? => Some("held by the administrator".to_owned()),
         () if policy.hold_on_alarm && alarm.is_some() => alarm,
@@ -91,7 +90,6 @@ pub fn run(container: &OwnedFd, policy: &Policy, now: Now, overdue: bool) -> io:
         () if now.apart => Some("the wall clock and the counted clock are apart".to_owned()),
         () => None,
     };
-    let all = candidates(container)?;
     let due = if held.is_some() {
         Vec::new()
     } else {
@@ -272,51 +270,4 @@ fn punch_unused(log: &File, used: &mut [u64]) -> io::Result<()> {
         at = at.max(place + 1);
     }
     Ok(())
-}
-
-/// Whether more of the container was overwritten in some days than the policy allows. The alarm stays until
-/// the administrator has seen it.
-fn check_alarm(container: &OwnedFd, policy: &Policy, now: Now) -> io::Result<Option<String>> {
-    match disk::read_all(container, "alarm", 4096) {
-        Ok(text) => return Ok(Some(String::from_utf8_lossy(&text).trim_end().to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let acked = disk::read_all(container, "acked", 64).unwrap_or_default();
-    let acked: i64 = number(&String::from_utf8_lossy(&acked), "acked").unwrap_or(i64::MIN);
-    let all = candidates(container)?;
-    let Some(newest) = all.last() else {
-        return Ok(None);
-    };
-    let used = ranges::count(&generation::read_map(generation::folder(
-        container,
-        newest.number,
-    )?)?)
-        * BLOCK;
-    for days in ALARM_DAYS {
-        let recent = |one: &&Candidate| {
-            one.counted_s > acked && now.counted_s - one.counted_s <= days * DAY_S
-        };
-        let recent: Vec<u32> = all.iter().filter(recent).map(|one| one.number).collect();
-        let bytes = overwritten(container, &recent)?.saturating_mul(BLOCK);
-        if bytes >= ALARM_BYTES_MIN && bytes / 100 >= used / 10_000 * policy.alarm_percent {
-            let text = format!("{bytes} of {used} bytes were overwritten in {days} days");
-            disk::replace_in(container, "alarm", format!("{text}\n").as_bytes())?;
-            return Ok(Some(text));
-        }
-    }
-    Ok(None)
-}
-
-/// How many blocks any of these generations has saved.
-pub fn overwritten(container: &OwnedFd, numbers: &[u32]) -> io::Result<u64> {
-    let scratch = || index::scratch(container);
-    let open = |n: usize| -> io::Result<Index> {
-        if generation::is_sealed(container, numbers[n])? {
-            generation::open_index(container, numbers[n])
-        } else {
-            Layer::open(container, numbers[n])?.index(scratch()?)
-        }
-    };
-    Ok(index::merge(numbers.len(), &open, &|_| true, &scratch, scratch()?)?.entries)
 }

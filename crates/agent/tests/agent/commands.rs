@@ -107,6 +107,60 @@ fn an_alarm_holds_everything_until_it_is_confirmed() {
     assert_eq!(code(&served, &["status"]).0, Some(0));
 }
 
+/// The client that gave the alarm is still connected, and its generation goes on.
+#[test]
+fn what_is_overwritten_after_the_ack_gives_a_further_alarm() {
+    let served = Served::with_container(EAGER, &blocks(60_000, 1));
+    let mut client = served.connect();
+    let handle = client.open("x.luks", crate::client::READ_WRITE).unwrap();
+    let mut garbage = |part: std::ops::Range<u64>| {
+        for number in part.map(|part| part * 50) {
+            let at = number * BLOCK as u64;
+            assert_eq!(client.write(&handle, at, &[7; 50 * BLOCK]), 0);
+        }
+    };
+    garbage(0..400);
+    served.run(&["tidy"]);
+    assert_eq!(code(&served, &["status"]).0, Some(3));
+    served.run(&["ack", "x.luks"]);
+    served.run(&["tidy"]);
+    assert_eq!(code(&served, &["status"]).0, Some(0));
+    garbage(400..800);
+    // Damage does not hide it.
+    served.flip("g.1/map", 3);
+    served.run(&["tidy"]);
+    let (status, text) = code(&served, &["status"]);
+    assert!(status == Some(3) && text.contains("in 1 days"), "{text}");
+    assert_eq!(served.numbers(), [1]);
+}
+
+#[test]
+fn a_container_that_fails_stops_neither_another_one_nor_the_notify_program() {
+    use std::os::unix::fs::PermissionsExt;
+    let policy = "keep = all 1s\nat_least = 0\nnew = burst 1000000, then 1 per 1s\nsecret = 6h\nfree_min = 0%\nheader = free\n";
+    let served = three_states(policy);
+    let (program, got) = (served.path("program"), served.path("got"));
+    fs::write(&program, format!("#!/bin/sh\ncat > {}\n", got.display())).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+    let policy = format!("{policy}notify = {}\n", program.display());
+    fs::write(served.path(".sprat-agent/policy"), policy).unwrap();
+    // Before it by name, and its logs can't be read.
+    fs::write(served.path("a.luks"), "").unwrap();
+    fs::create_dir(served.path(".sprat-agent/a.luks")).unwrap();
+    fs::write(served.path(".sprat-agent/a.luks/logs"), "no folder").unwrap();
+    fs::write(served.path(".sprat-agent/x.luks/alarm"), "seen\n").unwrap();
+    let (failed, text) = code(&served, &["tidy"]);
+    assert!(
+        failed == Some(1) && text.contains("a.luks: failed") && text.contains("x.luks: 0 past"),
+        "{text}"
+    );
+    assert!(fs::read_to_string(&got).unwrap().contains("ALARM: seen"));
+    assert!(!served.path(".sprat-agent/tidied").exists());
+    fs::remove_file(served.path(".sprat-agent/a.luks/logs")).unwrap();
+    served.run(&["tidy"]);
+    assert!(served.path(".sprat-agent/tidied").exists());
+}
+
 /// The account could neither serve nor write what belongs to root.
 #[test]
 fn what_root_makes_belongs_to_the_account() {
@@ -296,7 +350,7 @@ fn figures_for_prometheus_are_in_its_text_format() {
             "{line}"
         );
     }
-    assert!(types == 12 && values == 12, "{text}");
+    assert!(types == 13 && values == 13, "{text}");
     assert!(text.contains("sprat_agent_past_states{container=\"x.luks\"} 3\n"));
 }
 
