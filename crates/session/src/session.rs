@@ -415,19 +415,25 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<T, Failure> {
         interrupt.check()?;
-        let begun = Instant::now();
-        let mut answer = self.via.call(order, &mut Watch::new(observer, interrupt));
-        while let Err(failure) = &answer
-            && failure.exit == Exit::Locked
-            && let Some(secret) = self.secret.clone()
-            && self.via.may_repeat(order)
-            && begun.elapsed() < beside::READER_WAITS
-            && !interrupt.requested()
-        {
+        let mut since = Instant::now();
+        let answer = loop {
+            let begun = Instant::now();
+            let answer = self.via.call(order, &mut Watch::new(observer, interrupt));
+            if begun.elapsed() > beside::READER_WAITS {
+                since = Instant::now();
+            }
+            let Err(failure) = &answer else { break answer };
+            let may_repeat = failure.exit == Exit::Locked && self.via.may_repeat(order);
+            let Some(secret) = self.secret.clone().filter(|_| may_repeat) else {
+                break answer;
+            };
+            if since.elapsed() > beside::READER_WAITS || interrupt.requested() {
+                break answer;
+            }
+            tracing::info!("the session through which this one read has ended or refused");
             std::thread::sleep(beside::INTERVAL);
             *self = Self::open(self.settings.clone(), &secret, observer, interrupt)?;
-            answer = self.via.call(order, &mut Watch::new(observer, interrupt));
-        }
+        };
         answer.map_err(|mut failure| {
             if let (Exit::Interrupted, false, Some(available_bytes)) = (
                 failure.exit,
@@ -497,7 +503,7 @@ impl Via {
                 | WorkerOrder::Analyze(_)
                 | WorkerOrder::Size(_),
             ) => true,
-            // It needs no descriptor, and nothing of it was done.
+            // Nothing of it was done. Otherwise its snapshot may no longer be the latest one.
             (Self::Beside(beside), WorkerOrder::Restore(..) | WorkerOrder::Export(_)) => {
                 beside.was_refused
             }
