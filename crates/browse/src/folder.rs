@@ -43,6 +43,8 @@ impl Folder {
             sums_up: order == Order::Size,
         };
         folder.sort(sizes);
+        // The cursor was on what came first in the listing.
+        folder.rows.cursor = 0;
         folder
     }
 

@@ -1,9 +1,12 @@
 //! The loop of the thread that has the terminal: keys and answers in, questions and drawings out.
 
+use std::io::stdin;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::time::{Duration, Instant};
 
 use ratatui::crossterm::event::{self, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Signal, getpid, kill_process};
 use sprat_session::Failure;
 use sprat_session::interrupt::Interrupt;
@@ -53,7 +56,10 @@ pub(crate) fn converse(
             screen.draw(|frame| draw(app, frame)).map_err(failed)?;
             (is_changed, drawn) = (false, Instant::now());
         }
-        if event::poll(TURN).map_err(failed)? {
+        if wait_for_input().map_err(failed)? == Input::Ended {
+            return Err(Failure::interrupted());
+        }
+        if event::poll(Duration::ZERO).map_err(failed)? {
             is_changed = true;
             match event::read().map_err(failed)? {
                 event::Event::Key(pressed) if pressed.kind != KeyEventKind::Release => {
@@ -73,6 +79,33 @@ pub(crate) fn converse(
             }
         }
     }
+}
+
+#[derive(PartialEq, Eq)]
+enum Input {
+    Waits,
+    /// The terminal is gone: its window or its connection was closed.
+    Ended,
+}
+
+/// Waits for input, for at most [`TURN`]. crossterm would read from a terminal that is gone for ever.
+fn wait_for_input() -> std::io::Result<Input> {
+    let input = stdin();
+    let mut fds = [PollFd::new(&input, PollFlags::IN)];
+    let turn = Timespec {
+        tv_sec: 0,
+        tv_nsec: TURN.subsec_nanos().into(),
+    };
+    match poll(&mut fds, Some(&turn)) {
+        // A signal: the terminal has another size, perhaps.
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let gone = PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL;
+    Ok(match fds[0].revents().intersects(gone) {
+        true => Input::Ended,
+        false => Input::Waits,
+    })
 }
 
 fn press(app: &mut App, pressed: KeyEvent, interrupt: &Interrupt) {

@@ -351,6 +351,34 @@ fn panic_on_the_screen() {
 }
 
 #[test]
+fn it_ends_when_its_terminal_is_gone() {
+    requires!(missing());
+    let machine = with_two_snapshots(FileSystem::Ext4);
+    // In a session of its own: the end of the terminal sends it no signal.
+    let program = machine.command();
+    let mut command = machine.command_of("setsid");
+    command.arg("--wait").arg(program.get_program());
+    command.args(["browse", CONTAINER]);
+    let tmux = Tmux::run(&machine, &mut command);
+    tmux.until(&["complete, latest"]);
+    let browses = || {
+        machine
+            .processes()
+            .iter()
+            .any(|one| one.line().contains(" browse "))
+    };
+    assert!(browses());
+    tmux.ask(&["kill-server"]);
+    let begun = Instant::now();
+    while browses() {
+        assert!(begun.elapsed() < LIMIT, "it goes on without a terminal");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop(tmux);
+    machine.nothing_is_left();
+}
+
+#[test]
 fn colours_only_where_they_are_welcome() {
     requires!(missing());
     let machine = with_two_snapshots(FileSystem::Ext4);
