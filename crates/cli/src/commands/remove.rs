@@ -108,13 +108,16 @@ impl RemoveArgs {
     /// Says what will be removed, and asks.
     fn confirm(&self, context: &Context, plan: &RemoveReport) -> Result<(), Failure> {
         let list = table(&plan.snapshots);
+        // Each line by itself: a line end in a message is escaped.
+        for line in ["to be removed:"].into_iter().chain(list.lines()) {
+            match self.yes {
+                true => context.output.note(line),
+                false => context.output.asked_about(line),
+            }
+        }
         if self.yes {
-            context.output.note(&format!("to be removed:\n{list}"));
             return Ok(());
         }
-        context
-            .output
-            .asked_about(&format!("to be removed:\n{list}"));
         let answer = terminal::ask_openly("Type yes to remove: ", &context.interrupt)?;
         if answer == "yes" {
             return Ok(());

@@ -93,6 +93,8 @@ fn snapshots_are_pinned_unpinned_and_removed_by_name() {
         "{}",
         ran.whole()
     );
+    let title = |line: &str| line.contains("SNAPSHOT") && !line.contains("to be removed");
+    assert!(ran.stderr.lines().any(title), "{}", ran.whole());
     assert!(
         ran.stdout.starts_with("2 snapshots removed"),
         "{}",
