@@ -229,6 +229,12 @@ impl Newest {
         Ok(None)
     }
 
+    /// Whether nothing was ever saved here. A disk that dropped out may have lost the tail, and the time of the
+    /// container's last write, but no record.
+    pub fn is_unused(&self) -> io::Result<bool> {
+        Ok(self.tail()? == Some(0) && self.log.metadata()?.size() == 0)
+    }
+
     /// The blocks of `wanted` that had data when the generation began and are not saved yet.
     pub fn unsaved(&self, wanted: &[Range<u64>]) -> io::Result<Blocks> {
         unsaved_in(&self.bits, &ranges::both(&self.map, wanted))

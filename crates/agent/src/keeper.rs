@@ -386,7 +386,7 @@ impl Keeper {
         let unchanged = match &self.open {
             Some(open) => {
                 let id = FileId::of(file)?;
-                open.tail()? == Some(0)
+                open.is_unused()?
                     && (open.head.length, (open.head.state_s, open.head.state_ns))
                         == (id.len, id.modified)
             }

@@ -140,8 +140,8 @@ pub(crate) struct Beside {
     far: Far,
     replies: mpsc::Receiver<Option<WorkerReply>>,
     progress: SessionProgress,
-    /// The last order was refused: nothing of it was done.
-    pub(crate) was_refused: bool,
+    /// The session restores and exports nothing for others.
+    pub(crate) only_reads: bool,
 }
 
 /// Whether a session with these settings may read what this machine has open.
@@ -214,7 +214,7 @@ impl Beside {
             far: Far::Own(child),
             replies,
             progress: SessionProgress::default(),
-            was_refused: false,
+            only_reads: false,
         };
         let order = WorkerOrder::Use {
             at: mount.dir,
@@ -283,7 +283,7 @@ impl Beside {
                         far,
                         replies,
                         progress: SessionProgress::default(),
-                        was_refused: false,
+                        only_reads: false,
                     };
                     return Ok(Some((this, *facts)));
                 }
@@ -328,10 +328,7 @@ impl Beside {
             };
             match reply {
                 WorkerReply::Failed(failure) => return Err(failure),
-                WorkerReply::NotForReaders => {
-                    self.was_refused = true;
-                    return Err(readers::refused());
-                }
+                WorkerReply::OnlyReads => self.only_reads = true,
                 WorkerReply::Progress(progress) => {
                     self.progress.rsync = Some(progress);
                     watch.observer.progress(&self.progress);

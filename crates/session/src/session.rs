@@ -505,7 +505,7 @@ impl Via {
             ) => true,
             // Nothing of it was done. Otherwise its snapshot may no longer be the latest one.
             (Self::Beside(beside), WorkerOrder::Restore(..) | WorkerOrder::Export(_)) => {
-                beside.was_refused
+                beside.only_reads
             }
             // The others need a descriptor, which the other session has, or are never given to one.
             (Self::Beside(_), _) => false,

@@ -294,8 +294,8 @@ pub(crate) enum WorkerReply {
     Done,
     /// The first message to a reader, which may send orders now.
     ReaderAccepted(Box<ContainerFacts>),
-    /// This session does not do that for a reader.
-    NotForReaders,
+    /// The second message to the reader of a session that only reads: it restores and exports nothing for others.
+    OnlyReads,
     Progress(sprat_snapshot::Progress),
     /// The content of this file is copied: its path, escaped, relative to the snapshot.
     Copied(String),

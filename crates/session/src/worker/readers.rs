@@ -161,6 +161,9 @@ impl Shared {
         let orders = hear_orders(Receiver::new(control), &cancel, || ()).map_err(lost);
         if let Ok(orders) = &orders {
             let _ = events.send(&WorkerReply::ReaderAccepted(Box::new(self.facts.clone())));
+            if !self.writes {
+                let _ = events.send(&WorkerReply::OnlyReads);
+            }
             let reading = Reading {
                 root: &self.root,
                 events: &events,
@@ -189,7 +192,13 @@ impl Shared {
         };
         match answered {
             Ok(Some(reply)) => reply,
-            Ok(None) => WorkerReply::NotForReaders,
+            Ok(None) => WorkerReply::Failed(
+                Failure::new(
+                    Exit::Locked,
+                    "another command of this machine has the container open",
+                )
+                .with_hint("nothing was changed. Wait until that command has ended"),
+            ),
             Err(_) if self.is_closing() && reading.cancel.is_cancelled() => {
                 WorkerReply::Failed(ended())
             }
@@ -228,15 +237,6 @@ impl Shared {
         }
         goes_on
     }
-}
-
-/// What a reader gets whose order the session does not carry out for it.
-pub(crate) fn refused() -> Failure {
-    Failure::new(
-        Exit::Locked,
-        "another command of this machine has the container open",
-    )
-    .with_hint("nothing was changed. Wait until that command has ended")
 }
 
 /// What a reader gets whose order had to be stopped.
