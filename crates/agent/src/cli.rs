@@ -9,6 +9,7 @@ use rustix::process::{Resource, Rlimit};
 
 use crate::admin;
 use crate::disk::bad;
+use crate::lease;
 use crate::notify;
 use crate::page;
 use crate::root::Root;
@@ -41,6 +42,7 @@ Commands:
   remove NAME --yes          Remove a container with all its past states
   tidy                       Remove what the policy does not keep any more (run it by cron every hour)
   allow-header NAME          Let clients change the header, which has the keys, for a while
+  unlock NAME                Release the lock of a client that is gone; what it still writes is refused
   repair NAME                Make a new record of the state where `status` says that it is damaged
   check                      Check that past states can be read
   export NAME TIME FILE      Copy a past state to a file
@@ -57,7 +59,7 @@ Options:
   --prometheus    status: as text for Prometheus's node exporter
   --html FILE     status: as a page for a browser
   --all FOLDER    status: of every root in this folder, instead of --root
-  --yes           expire, revert, remove: do it
+  --yes           expire, revert, remove: do it; unlock: even if the client is active
 ";
 
 /// Arguments of any command.
@@ -184,6 +186,7 @@ fn administer(arguments: &Arguments, root: &Root, words: &[&str]) -> Option<io::
             name,
             arguments.for_s.unwrap_or(HEADER_FOR_S),
         )),
+        ["unlock", name] => shown(lease::unlock(root, name, arguments.yes)),
         ["repair", name] => shown(admin::repair(root, name)),
         ["tidy"] => {
             let done = shown(admin::tidy(root));

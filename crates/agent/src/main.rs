@@ -17,6 +17,7 @@ mod generation;
 mod index;
 mod journal;
 mod keeper;
+mod lease;
 mod log;
 mod names;
 mod notify;

@@ -135,20 +135,21 @@ impl Root {
         }
     }
 
-    /// The highest lease of a container.
-    pub fn highest_lease(&self, container: &str) -> io::Result<Option<u64>> {
-        let leases = self
-            .files()?
-            .into_iter()
-            .filter(|name| name.container == container);
-        Ok(leases
-            .filter_map(|name| {
-                if let Kind::Lease(number) = name.kind {
-                    Some(number)
-                } else {
-                    None
-                }
+    /// The numbers of a container's leases, ascending.
+    pub fn leases(&self, container: &str) -> io::Result<Vec<u64>> {
+        let files = self.files()?.into_iter();
+        let mut numbers: Vec<u64> = files
+            .filter(|name| name.container == container)
+            .filter_map(|name| match name.kind {
+                Kind::Lease(number) => Some(number),
+                _ => None,
             })
-            .max())
+            .collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    pub fn highest_lease(&self, container: &str) -> io::Result<Option<u64>> {
+        Ok(self.leases(container)?.last().copied())
     }
 }

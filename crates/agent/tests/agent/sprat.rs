@@ -383,6 +383,72 @@ fn dead_clients_server_process_is_refused_without_a_wait() {
     client.ok(&["check", &client.target, "--read-data"]);
 }
 
+/// Another machine needs the container, and the one that has its lock is gone.
+#[test]
+fn the_server_releases_the_lock_of_a_machine_that_is_gone() {
+    requires!(
+        needs::root(),
+        needs::devices(),
+        openssh::missing(),
+        sprat_missing()
+    );
+    let (mut client, scripts) = client_with_known_server(EAGER);
+    client.init();
+    client.back_up(1);
+    let unlock = |client: &Client, words: &[&str]| {
+        let words = [&["unlock", "x.luks"], words].concat();
+        let output = client.served.command(&words).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(text).unwrap())
+    };
+    let (code, text) = unlock(&client, &[]);
+    assert!(code == Some(0) && text.contains("not locked"), "{text}");
+    let before = server_pids(scripts.path()).len();
+    client.machine.write("src/big", noise(24 << 20, 1));
+    let blocks_of = |client: &Client| fs::metadata(client.served.path("x.luks")).unwrap().blocks();
+    let begun = blocks_of(&client);
+    let words = ["backup", "--name", "home", "src"];
+    let words = [&words[..1], &[client.target.as_str()], &words[1..]].concat();
+    let mut backup = client.command(&words).spawn().unwrap();
+    wait_for(|| blocks_of(&client) > begun + 8192);
+    let servers = server_pids(scripts.path()).split_off(before);
+    for pid in &servers {
+        kill_process(*pid, Signal::STOP).unwrap();
+    }
+    client.machine.kill_all();
+    let _ = backup.kill();
+    backup.wait().unwrap();
+
+    let first = std::mem::replace(&mut client.machine, TestMachine::new());
+    client.machine.write("src/other", "other");
+    let key = fs::read(first.path("config/keys/x.key")).unwrap();
+    client.machine.write("config/keys/x.key", key);
+    let ran = client.sprat(&words);
+    assert_eq!(ran.code, 11, "{}", ran.stderr);
+    let (code, text) = unlock(&client, &[]);
+    assert!(code == Some(1) && text.contains("--yes"), "{text}");
+    let (code, text) = unlock(&client, &["--yes"]);
+    // It used the agent: nothing can arrive.
+    assert!(code == Some(0) && !text.contains("may arrive"), "{text}");
+    let (code, text) = unlock(&client, &[]);
+    assert!(code == Some(0) && text.contains("not locked"), "{text}");
+    let ran = client.ok(&words);
+    assert!(!ran.stderr.contains("compared"), "{}", ran.stderr);
+    let content = client.served.live();
+    for pid in servers {
+        // The agent may have ended it.
+        let _ = kill_process(pid, Signal::CONT);
+        wait_for(|| !Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists());
+    }
+    assert!(
+        client.served.live() == content,
+        "bytes of the first machine arrived"
+    );
+    client.ok(&["check", &client.target, "--read-data"]);
+    client.machine = first;
+    client.ok(&[&words[..], &["--quiet-time", "1"]].concat());
+}
+
 #[track_caller]
 fn wait_for(mut is_so: impl FnMut() -> bool) {
     for _ in 0..6000 {
