@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -13,7 +14,8 @@ use crate::clock::Now;
 use crate::disk::{self, bad};
 use crate::generation::{self, Head};
 use crate::index;
-use crate::keeper::{self, Keeper, mark};
+use crate::keeper::{self, By, Keeper, mark};
+use crate::lease;
 use crate::log;
 use crate::names::{Kind, Name};
 use crate::past::{self, Past, has_mark};
@@ -27,6 +29,9 @@ use crate::time_text::show_bytes;
 
 /// Bytes of a past state that are read at once.
 const PIECE: usize = 1 << 20;
+
+/// What `revert` needs at most besides old contents: a generation's own files.
+const REVERT_BYTES: u64 = 8 << 20;
 
 /// A past state, found by its container and name.
 struct Found {
@@ -184,6 +189,7 @@ pub fn tidy(root: &Root) -> io::Result<String> {
     if !all_done {
         return Err(bad(text));
     }
+    lease::keep_spare(root)?;
     let tidied = format!("tidied {}\n", now.counted_s);
     disk::replace_in(&root.agent, TIDIED, tidied.as_bytes())?;
     Ok(text)
@@ -245,8 +251,9 @@ pub fn export(root: &Root, container: &str, time: &str, to: &Path) -> io::Result
 }
 
 /// Writes a past state back into the container: only the blocks that differ. The present becomes a past state
-/// itself. After a crash it can be run again. Clients that are connected are refused. The length stays.
-pub fn revert(root: &Root, container: &str, time: &str) -> io::Result<String> {
+/// itself; if it is discarded, its blocks are saved only where another past state needs them. After a crash it can be
+/// run again. Clients that are connected are refused. The length stays.
+pub fn revert(root: &Root, container: &str, time: &str, discards: bool) -> io::Result<String> {
     let found = find(root, container, time)?;
     let name = Name::parse(container).ok_or_else(|| bad("not a container"))?;
     let file = root.open_file(&name, OFlags::RDWR)?;
@@ -257,20 +264,31 @@ pub fn revert(root: &Root, container: &str, time: &str) -> io::Result<String> {
         &root.policy,
         &root.space,
     )?;
-    keeper.begin_session(&file, Some("revert"))?;
     let mut past = open_past(root, container, &found.container, found.number)?;
-    let changed = past.changed()?;
-    for range in &changed {
-        let mut at = range.start;
-        while at < range.end {
-            let end = range.end.min(at + PIECE as u64 / BLOCK);
-            let piece = past.read(
-                at * BLOCK,
-                PIECE.min(usize::try_from((end - at) * BLOCK).unwrap_or(PIECE)),
-            )?;
-            write_back(&mut keeper, &file, at, &piece)?;
-            at = end;
+    if !discards {
+        // Before anything is begun: the present would be a past state, and its blocks could not be discarded.
+        let data = keeper::data_blocks(&file, file.metadata()?.size())?;
+        let most = ranges::count(&ranges::both(&past.changed()?, &data)) * BLOCK;
+        let free = root.space.free()?;
+        if free < most + REVERT_BYTES {
+            return Err(bad(format!(
+                "the present needs up to {} and {} are free. Nothing was changed. Free space, or say \
+                 --discard-present",
+                show_bytes(most),
+                show_bytes(free)
+            )));
         }
+    }
+    keeper.begin_session(&file, By::Admin((!discards).then_some("revert")))?;
+    let changed = past.changed()?;
+    // Holes first: they free space.
+    for piece in pieces(&ranges::without(&changed, &past.map)) {
+        keeper.punch(&file, &piece)?;
+    }
+    for piece in pieces(&ranges::both(&changed, &past.map)) {
+        let len = usize::try_from((piece.end - piece.start) * BLOCK).unwrap_or(PIECE);
+        let bytes = past.read(piece.start * BLOCK, len)?;
+        write_back(&mut keeper, &file, piece.start, &bytes)?;
     }
     file.sync_all()?;
     keeper.end(&file)?;
@@ -278,6 +296,15 @@ pub fn revert(root: &Root, container: &str, time: &str) -> io::Result<String> {
         "{} written back\n",
         show_bytes(ranges::count(&changed) * BLOCK)
     ))
+}
+
+/// The same in ranges of at most [`PIECE`] bytes.
+fn pieces(blocks: &[Range<u64>]) -> impl Iterator<Item = Range<u64>> {
+    let step = PIECE as u64 / BLOCK;
+    blocks.iter().flat_map(move |range| {
+        let starts = (range.start..range.end).step_by(PIECE / 4096);
+        starts.map(move |at| at..range.end.min(at + step))
+    })
 }
 
 /// Writes blocks from the block `first` on; those that are all zeros become holes.
@@ -313,7 +340,7 @@ pub fn remove(root: &Root, container: &str) -> io::Result<()> {
         &root.policy,
         &root.space,
     )?
-    .begin_session(&file, Some("remove"))?;
+    .begin_session(&file, By::Admin(Some("remove")))?;
     for other in root
         .files()?
         .iter()

@@ -239,16 +239,22 @@ pub fn check(
     let alarm = match (text(container, ALARM, 4096)?, found) {
         (Some(there), _) => Some(there.trim_end().to_owned()),
         (None, Some(new)) => {
-            disk::replace_in(container, ALARM, format!("{new}\n").as_bytes())?;
+            store(container, ALARM, &format!("{new}\n"))?;
             Some(new)
         }
         (None, None) => None,
     };
     // After the alarm: a day that is recorded is not judged again for ever.
     if days.to_text() != before {
-        disk::replace_in(container, DAYS, days.to_text().as_bytes())?;
+        store(container, DAYS, &days.to_text())?;
     }
     Ok(alarm)
+}
+
+/// A full disk does not stop expiry, which frees space. The next run finds the same again.
+fn store(container: &OwnedFd, name: &str, text: &str) -> io::Result<()> {
+    let stored = disk::replace_in(container, name, text.as_bytes());
+    disk::unless_full(stored).map(drop)
 }
 
 /// The administrator has seen the alarm. What was overwritten until now gives none any more.

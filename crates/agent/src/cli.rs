@@ -59,6 +59,7 @@ Options:
   --prometheus    status: as text for Prometheus's node exporter
   --html FILE     status: as a page for a browser
   --all FOLDER    status: of every root in this folder, instead of --root
+  --discard-present  revert: keep no past state of the present, which needs space
   --yes           expire, revert, remove: do it; unlock: even if the client is active
 ";
 
@@ -77,6 +78,7 @@ pub struct Arguments {
     all: Option<PathBuf>,
     for_s: Option<i64>,
     yes: bool,
+    discard_present: bool,
     /// What is no option: the command first.
     pub words: Vec<String>,
 }
@@ -106,6 +108,7 @@ impl Arguments {
                 Some("--read-data") => arguments.read_data = true,
                 Some("--json") => arguments.json = true,
                 Some("--prometheus") => arguments.prometheus = true,
+                Some("--discard-present") => arguments.discard_present = true,
                 Some("--yes") => arguments.yes = true,
                 Some(option) if option.starts_with('-') && option != "-h" && option != "--help" => {
                     return Err(format!("unknown option {option}"));
@@ -175,7 +178,9 @@ fn administer(arguments: &Arguments, root: &Root, words: &[&str]) -> Option<io::
         ["ack", name] => quiet(admin::ack(root, name)),
         ["expire", name, time] if arguments.yes => shown(admin::expire(root, name, time)),
         ["expire", ..] => Err(bad("this removes a past state for ever; say --yes")),
-        ["revert", name, time] if arguments.yes => shown(admin::revert(root, name, time)),
+        ["revert", name, time] if arguments.yes => {
+            shown(admin::revert(root, name, time, arguments.discard_present))
+        }
         ["remove", name] if arguments.yes => quiet(admin::remove(root, name)),
         ["revert", ..] => Err(bad("this changes the container; say --yes")),
         ["remove", ..] => Err(bad(

@@ -29,6 +29,15 @@ pub fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T
     }
 }
 
+/// `None` where the disk is full.
+pub fn unless_full<T>(done: io::Result<T>) -> io::Result<Option<T>> {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    match done {
+        Err(error) if [StorageFull, QuotaExceeded].contains(&error.kind()) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 pub fn open_folder(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     retry(|| rustix::fs::open(path, flags, Mode::empty()))

@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::OFlags;
+use rustix::fs::{MemfdFlags, OFlags};
 
 use crate::disk::{bad, open_in, read_padded, remove_in};
 use crate::log::Entry;
@@ -20,6 +20,8 @@ const MAGIC: &[u8; 8] = b"sprindx1";
 const PAGE_BYTES: usize = 4096;
 const ENTRY_BYTES: usize = 20;
 const PAGE_ENTRIES: usize = (PAGE_BYTES - 12) / ENTRY_BYTES;
+/// With less, what is needed for a while is in memory.
+const DISK_FREE_MIN: u64 = 64 << 20;
 /// Files of indexes that are open at once in a merge.
 const OPEN_MAX: usize = 64;
 
@@ -218,8 +220,13 @@ impl Iterator for Iter<'_> {
     }
 }
 
-/// An unnamed file in `folder`.
+/// An unnamed file in `folder`; in memory where the disk is almost full, because the past must stay readable then.
 pub fn scratch(folder: impl AsFd) -> io::Result<File> {
+    let disk = rustix::fs::fstatvfs(&folder)?;
+    if disk.f_bavail.saturating_mul(disk.f_frsize) < DISK_FREE_MIN {
+        let name = "sprat-agent";
+        return Ok(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?.into());
+    }
     let name = format!("scratch-{}", std::process::id());
     let file = open_in(
         &folder,

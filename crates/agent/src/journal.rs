@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::OFlags;
 
-use crate::disk::open_in;
+use crate::disk::{self, open_in};
 
 const NAME: &str = "sessions.jsonl";
 /// A longer journal is begun again; the one before stays as `sessions.jsonl.old`.
@@ -57,10 +57,12 @@ impl Journal {
             .take_while(|c| c.is_ascii_hexdigit() || ".:%".contains(*c))
             .take(64)
             .collect();
-        file.write_all(
+        let written = file.write_all(
             format!("{{\"at\":{at},\"session\":{session},\"from\":\"{address}\"{rest}}}\n")
                 .as_bytes(),
-        )
+        );
+        // A full disk stops no session for a line of this.
+        disk::unless_full(written).map(drop)
     }
 
     fn file(&self) -> io::Result<File> {

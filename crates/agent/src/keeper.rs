@@ -45,6 +45,15 @@ const SESSION_GENERATION_S: i64 = 86_400;
 /// Until when, by the counted clock, the administrator allows writes to the header.
 pub const HEADER_UNTIL: &str = "header-until";
 
+/// Who begins a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    Client,
+    /// The administrator may write to the header, and no quota stops him. The first write begins a generation for
+    /// this reason. Without a reason none begins: what the newest one has saved already needs no space.
+    Admin(Option<&'static str>),
+}
+
 /// One process's part in keeping a container's past states.
 #[derive(Debug)]
 pub struct Keeper {
@@ -69,8 +78,7 @@ pub struct Keeper {
     says_clean: bool,
     /// The next write begins a generation, whatever the policy allows.
     forced: Option<&'static str>,
-    /// The administrator writes, who may change the header.
-    is_trusted: bool,
+    by: By,
     /// Counted seconds minus seconds since the boot, when the clock was last read.
     counted_ahead_s: i64,
 }
@@ -102,14 +110,14 @@ impl Keeper {
             slot: None,
             says_clean: false,
             forced: None,
-            is_trusted: false,
+            by: By::Client,
             counted_ahead_s: 0,
         })
     }
 
     /// Begins a session: every process of an earlier one is refused from now on, and no byte of it arrives any
-    /// more. With a reason the first write begins a generation whatever the policy allows.
-    pub fn begin_session(&mut self, file: &File, reason: Option<&'static str>) -> io::Result<u64> {
+    /// more.
+    pub fn begin_session(&mut self, file: &File, by: By) -> io::Result<u64> {
         let locks = Rc::clone(&self.locks);
         let _gate = close_gate(&self.folder, &locks)?;
         let mut state = read_state(&self.slots)?;
@@ -122,8 +130,11 @@ impl Keeper {
         self.slots.write(&state.to_text())?;
         self.session = Some(state.session);
         self.is_new_session = true;
-        self.forced = reason;
-        self.is_trusted = reason.is_some();
+        self.by = by;
+        self.forced = match by {
+            By::Client => None,
+            By::Admin(reason) => reason,
+        };
         Ok(state.session)
     }
 
@@ -294,7 +305,11 @@ impl Keeper {
         let counted_s = crate::clock::reading("").up_s + self.counted_ahead_s;
         let due =
             counted_s >= state.secret_due_s || counted_s - state.begun_s >= SESSION_GENERATION_S;
-        Ok(!due && open.tail()?.is_some_and(|tail| tail < LOG_BYTES_MAX))
+        Ok(match open.tail()? {
+            Some(_) if self.by == By::Admin(None) => true,
+            Some(tail) => !due && tail < LOG_BYTES_MAX,
+            None => false,
+        })
     }
 
     /// Whether a generation takes nothing any more, or has gone.
@@ -309,7 +324,7 @@ impl Keeper {
     fn check_header(&self, touched: &Blocks) -> io::Result<()> {
         let begin = touched.first().map_or(u64::MAX, |first| first.start);
         let is_header = begin.saturating_mul(BLOCK) < self.policy.header_bytes;
-        if !is_header || self.is_trusted || self.policy.header == Header::Free {
+        if !is_header || self.by != By::Client || self.policy.header == Header::Free {
             return Ok(());
         }
         let counted_s = crate::clock::reading("").up_s + self.counted_ahead_s;
@@ -337,7 +352,7 @@ impl Keeper {
             return Err(bad("no generation is open"));
         };
         let new = ranges::count(&ranges::without(touched, &open.map)) * BLOCK;
-        if new > 0 {
+        if new > 0 && self.by == By::Client {
             self.space.check(new, 0)?;
         }
         if open.unsaved(touched)?.is_empty() {
@@ -347,7 +362,9 @@ impl Keeper {
         open.take_over()?;
         // Once more: another process may have saved and overwritten it meanwhile.
         let unsaved = open.unsaved(touched)?;
-        self.space.check(0, ranges::count(&unsaved) * BLOCK)?;
+        if self.by == By::Client {
+            self.space.check(0, ranges::count(&unsaved) * BLOCK)?;
+        }
         open.save(file, &unsaved)
     }
 
@@ -398,6 +415,7 @@ impl Keeper {
         };
         let reason = match (newest, usable) {
             (None, _) => "first",
+            (_, Some(_)) if self.by == By::Admin(None) => "",
             _ if self.written_past => "written-past",
             _ if self.forced.is_some() => self.forced.unwrap_or_default(),
             (_, None) => "restart",

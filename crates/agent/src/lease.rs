@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use rustix::fs::OFlags;
 
 use crate::disk::{self, bad, open_in};
-use crate::keeper::Keeper;
+use crate::keeper::{By, Keeper};
 use crate::names::{self, Kind, Name};
 use crate::root::Root;
 
@@ -22,6 +22,8 @@ const LATE_WRITE_S: i64 = (2 * 60 + 15) * 60;
 /// A session renews its lease every 10 seconds.
 const ALIVE_S: i64 = 60;
 const ENTRIES_MAX: usize = 15;
+/// A file that becomes the next lease, so that a full disk stops no [`unlock`].
+const SPARE: &str = "lease.spare";
 
 /// An earlier lease from which writes may still arrive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -260,20 +262,16 @@ pub fn unlock(root: &Root, container: &str, surely: bool) -> io::Result<String> 
     let watch = lease.map_or(&[][..], |lease| &lease.watch);
     let [next, _] = names::next_lease(Some(highest));
     let bytes = Lease::free(&doors, watch, now_s)?;
-    let half = open_in(
-        &root.agent,
-        "lease.half",
-        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC,
-    )?;
-    half.write_all_at(&bytes, 0)?;
-    half.sync_all()?;
+    let spare = open_in(&root.agent, SPARE, OFlags::WRONLY | OFlags::CREATE)?;
+    spare.write_all_at(&bytes, 0)?;
+    spare.sync_all()?;
     let name = lease_name(container, next);
-    disk::rename_new(&root.agent, "lease.half", &root.folder, &name).map_err(
-        |error| match error.kind() {
+    disk::rename_new(&root.agent, SPARE, &root.folder, &name).map_err(|error| {
+        match error.kind() {
             io::ErrorKind::AlreadyExists => bad("another session has the lock meanwhile"),
             _ => error,
-        },
-    )?;
+        }
+    })?;
     disk::sync_folder(&root.folder)?;
     let host = lease.map_or("an unknown machine", |lease| lease.host.as_str());
     let mut text = format!("{container}: the lock of {host} is released\n");
@@ -282,6 +280,15 @@ pub fn unlock(root: &Root, container: &str, surely: bool) -> io::Result<String> 
                  process of it runs. sprat checks until then that nothing was overwritten\n";
     }
     Ok(text)
+}
+
+/// Makes the spare file.
+pub fn keep_spare(root: &Root) -> io::Result<()> {
+    let spare = open_in(&root.agent, SPARE, OFlags::WRONLY | OFlags::CREATE)?;
+    if spare.metadata()?.size() < BYTES as u64 {
+        spare.write_all_at(&[b' '; BYTES], 0)?;
+    }
+    Ok(())
 }
 
 /// Begins a session, so that all others are refused. False: there is no container, so nobody is.
@@ -299,7 +306,7 @@ fn refuse_writers(root: &Root, container: &str) -> io::Result<bool> {
         &root.policy,
         &root.space,
     )?;
-    keeper.begin_session(&file, None)?;
+    keeper.begin_session(&file, By::Client)?;
     keeper.end(&file)?;
     Ok(true)
 }

@@ -136,7 +136,8 @@ fn load_of(container: &OwnedFd, numbers: &[u32], map: &Blocks) -> io::Result<(In
 impl Past {
     /// Opens the past state that the generation `number` began with.
     pub fn open(container: &OwnedFd, live: File, number: u32) -> io::Result<Self> {
-        seal_all(container, &Locks::open(container)?)?;
+        // What is not sealed can be read, too.
+        disk::unless_full(seal_all(container, &Locks::open(container)?))?;
         let folder = generation::folder(container, number)?;
         let reading = open_in(&folder, "head", OFlags::RDONLY)?;
         disk::retry(|| rustix::fs::flock(&reading, rustix::fs::FlockOperation::LockShared))?;

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::OFlags;
 
 use super::{Answered, Handle, Server, refused};
-use crate::keeper::data_blocks;
+use crate::keeper::{By, data_blocks};
 use crate::names::{Kind, Name, Node};
 use crate::past;
 use crate::ranges::{self, BLOCK};
@@ -35,7 +35,7 @@ impl Server {
         let (name, file) = self.container(path)?;
         let session = self
             .keeper(&name.container)?
-            .begin_session(&file, None)
+            .begin_session(&file, By::Client)
             .map_err(refused)?;
         let states = match self.root.kept(&name.container).map_err(refused)? {
             Some(folder) => past::list(&folder).map_err(refused)?.len() as u64,

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use sprat_testkit::dice::Dice;
+use sprat_testkit::program::system;
+use sprat_testkit::test_folder::TestFolder;
 use sprat_testkit::tmpfs::SmallDisk;
 use sprat_testkit::{needs, requires};
 
@@ -95,6 +98,105 @@ fn on_a_full_disk_writes_are_refused_and_nothing_older_is_lost() {
         assert!(served.past(1) == first, "{filled_kib}");
         assert!(served.past(2) == before, "{filled_kib}");
     }
+}
+
+/// A disk with ext4; unmounted on drop.
+struct Ext4 {
+    folder: TestFolder,
+}
+
+impl Ext4 {
+    fn new(mib: u64) -> Self {
+        let disk = Self {
+            folder: TestFolder::new("sprat-ext4-"),
+        };
+        let image = disk.folder.path().join("image");
+        fs::File::create(&image)
+            .unwrap()
+            .set_len(mib << 20)
+            .unwrap();
+        let words = ["-q", "-m", "0", "-t", "ext4", image.to_str().unwrap()];
+        system("mke2fs", &words);
+        fs::create_dir(disk.path()).unwrap();
+        let words = [
+            "-o".as_ref(),
+            "loop".as_ref(),
+            image.as_os_str(),
+            disk.path().as_os_str(),
+        ]
+        .map(std::ffi::OsStr::to_owned);
+        system("mount", &words);
+        disk
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("disk")
+    }
+
+    /// Uses up what is free, to the last block.
+    fn fill(&self) {
+        for size in [1 << 20, 4096] {
+            for number in 0.. {
+                let path = self.path().join(format!("filler-{size}-{number}"));
+                if fs::write(path, vec![1; size]).is_err() {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Ext4 {
+    fn drop(&mut self) {
+        system("umount", &[self.path()]);
+    }
+}
+
+/// The intruder filled the disk. What gets out of that needs no space.
+#[test]
+fn on_a_full_disk_the_past_is_read_and_written_back_and_a_lock_released() {
+    requires!(needs::root(), needs::devices(), needs::program("mke2fs"));
+    let disk = Ext4::new(64);
+    let served = Served::in_folder(&disk.path(), EAGER);
+    let file = fs::File::create(served.path("x.luks")).unwrap();
+    file.set_len(block(4000)).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &blocks(3000, 1), 0).unwrap();
+    let first = served.live();
+    served.overwrite(&[(block(5), blocks(3, 2))]);
+    let second = served.live();
+    let mut client = served.connect();
+    let handle = client.open("x.luks", READ_WRITE).unwrap();
+    for at in (0..4000).step_by(40) {
+        assert_eq!(client.write(&handle, block(at), &blocks(40, 99)), 0);
+    }
+    let lease = "x.luks.lock.1000001";
+    fs::write(served.path(lease), vec![b'x'; BLOCK]).unwrap();
+    served.run(&["tidy"]);
+    disk.fill();
+
+    let names = [1, 2].map(|number| served.head(number, "name"));
+    let refused = served
+        .command(&["revert", "x.luks", &names[1], "--yes"])
+        .output();
+    let refused = String::from_utf8(refused.unwrap().stderr).unwrap();
+    assert!(refused.contains("--discard-present"), "{refused}");
+    assert!(served.past(1) == first && served.past(2) == second);
+    for (name, state) in [(&names[1], &second), (&names[0], &first)] {
+        served.run(&["revert", "x.luks", name, "--yes", "--discard-present"]);
+        assert!(served.live() == *state);
+        assert!(served.past(1) == first && served.past(2) == second);
+        disk.fill();
+    }
+    assert_eq!(served.numbers(), [1, 2]);
+    assert_ne!(client.write(&handle, 0, &[1; 10]), 0);
+    client.end_anyhow();
+
+    served.run(&["unlock", "x.luks", "--yes"]);
+    let lease = fs::read_to_string(served.path("x.luks.lock.1000002")).unwrap();
+    assert!(lease.len() == BLOCK && lease.contains("\"free\":true"));
+    served.run(&["check", "--read-data"]);
+    served.run(&["expire", "x.luks", &names[0], "--yes"]);
+    assert!(served.past(2) == second);
 }
 
 /// Every path that is opened, renamed or removed is one name below a folder that is open already.
