@@ -387,8 +387,13 @@ impl Updating<'_> {
             updated,
             draft,
         };
-        if matches!(from, Aside::Cloned(_)) && updated.pieces == 0 && updated.bytes == kept.len() {
-            // It is the same content, and stays the same file.
+        let is_same = matches!(from, Aside::Cloned(_))
+            && updated.pieces == 0
+            && size_and_time(&before) == size_and_time(&kept)
+            && updated.bytes == kept.len();
+        if is_same {
+            // It is the same content, and stays the same file. With an earlier time it must not: an older snapshot may
+            // have other content in this file, and that time.
             self.give_up(&top, &other_name).map_err(failed())?;
             let is_set = attributes::copy(&source, &before, &kept_file).and_then(|()| {
                 reflink::set_time(kept_file.as_fd(), before.mtime(), before.mtime_nsec())

@@ -285,3 +285,23 @@ fn other_content_with_an_old_time_is_another_file() {
     assert_eq!(inodes[1], inodes[2]);
     assert_ne!(inodes[3], inodes[1]);
 }
+
+/// A program may set the time of a file back after each change.
+#[test]
+fn same_content_with_an_earlier_time_is_another_file() {
+    requires!(missing());
+    let large = WithLarge::new();
+    let inode = |report: &SnapshotReport| fs::metadata(large.kept(report)).unwrap().ino();
+    let first = large.take();
+    let of_first = fs::metadata(large.kept(&first)).unwrap();
+    large.change(3..4, 77);
+    let second = large.take();
+    assert_eq!(inode(&second), inode(&first));
+    // This content, with the time of the first one.
+    set_time(&large.file, of_first.mtime(), of_first.mtime_nsec()).unwrap();
+    let third = large.take();
+    assert_ne!(inode(&third), inode(&first));
+    assert_eq!(third.record.stats.bytes_literal, 0);
+    large.change(4..5, 78);
+    assert_eq!(large.take().record.stats.bytes_literal, BLOCK_BYTES);
+}
