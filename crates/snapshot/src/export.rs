@@ -1,8 +1,9 @@
 //! Exports snapshots to a folder: each as the tree that it is, files that they share as hard links.
 //!
 //! The folder gets the layout of a volume (see `job`): a snapshot has its name there only after everything of
-//! it was compared with the original and is durable. What an interrupted export leaves is `NAME.partial`. The
-//! next export links its files where size and time are equal, and compares them like all others.
+//! it was compared with the original and is durable. What an interrupted export leaves is `.sprat/NAME.exporting`.
+//! The next export links its files where size and time are equal, and compares them like all others. A backup
+//! never links from it: the folder may be another container, and after a crash its files may be torn.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsString;
@@ -11,7 +12,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use rustix::fs::{Advice, fadvise, syncfs};
+use rustix::fs::{Advice, fadvise, renameat, syncfs};
 use serde::{Deserialize, Serialize};
 
 use crate::cancel::Cancel;
@@ -19,6 +20,7 @@ use crate::choice::{self, SnapshotChoice};
 use crate::compare::{Unread, same_content};
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder, STATE_FOLDER, replace_file};
+use crate::long_path;
 use crate::name::{JobName, SnapshotName};
 use crate::name_list::NameList;
 use crate::paths::{plain_path, real_path};
@@ -26,6 +28,7 @@ use crate::progress::{Phase, Progress};
 use crate::restore::judge;
 use crate::rsync::{Ended, Invocation, Rsync, Side};
 use crate::seen::{Kind, Seen};
+use crate::sources::argument;
 use crate::text::escape_path;
 use crate::tree::{Tree, TreeFolder};
 use crate::walk::{each_file, open_folder_at};
@@ -37,6 +40,8 @@ const BESIDE: [&str; 3] = ["json", "changes.zst", "recent"];
 const COMPARED_MAX: usize = 2_000_000;
 /// Trees at the destination to link from: rsync accepts 20.
 const LINKED_MAX: usize = 16;
+/// The ending of the name of what an interrupted export left, in the state folder.
+const EXPORTING: &str = ".exporting";
 
 /// What to export.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,6 +113,7 @@ pub fn export(
                 }));
             continue;
         }
+        refuse_no_folders(&to, &job)?;
         let run =
             JobFolder::open_for_run(&to, &job).map_err(|error| at_destination(&to, &error))?;
         let mut job = Job {
@@ -121,6 +127,7 @@ pub fn export(
         };
         job.recover(cancel)?;
         for name in names {
+            job.set_aside(name, cancel)?;
             let exported = job.export(name, spec.compare_all, progress, cancel)?;
             report.snapshots.push(exported);
         }
@@ -144,6 +151,21 @@ fn destination(volume_root: &Path, to: &Path) -> Result<PathBuf, SnapshotError> 
         return Err(refused("it is in the volume itself".to_owned()));
     }
     Ok(real)
+}
+
+/// Refuses a link or a file of the user where a folder is needed. In a volume such an object is renamed.
+fn refuse_no_folders(to: &Path, job: &JobName) -> Result<(), SnapshotError> {
+    let folder = Path::new(job.as_str());
+    for folder in [folder.to_owned(), folder.join(STATE_FOLDER)] {
+        let about = long_path::lstat(&to.join(&folder));
+        if about.is_ok_and(|about| !about.is_dir()) {
+            return Err(SnapshotError::DestinationRefused {
+                path: escape_path(to),
+                why: format!("{} in it is not a folder", escape_path(&folder)),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A failure at the destination, in words of the destination.
@@ -231,6 +253,7 @@ impl Job<'_> {
             }
             // An interrupted export may have named it.
             self.sync()?;
+            self.discard_kept(name, cancel)?;
             return Ok(exported);
         }
         // With equal size and time, the content may differ all the same. Then all is read.
@@ -284,7 +307,8 @@ impl Job<'_> {
         }
         for folder in self.linked(name)? {
             // Relative to the destination.
-            arguments.push(format!("--link-dest=../{folder}").into());
+            let folder = Path::new("..").join(folder);
+            arguments.push(argument("--link-dest=", folder.as_os_str()));
         }
         arguments.extend(["--".into(), format!("./{name}/").into()]);
         let into = self.run.job.path.join(Folder::Inflight(name).to_string());
@@ -310,9 +334,9 @@ impl Job<'_> {
         Ok(outcome.stats.bytes_transferred)
     }
 
-    /// The trees at the destination to link from: interrupted ones, and the snapshots around this one, the
-    /// nearest first.
-    fn linked(&self, name: SnapshotName) -> Result<Vec<Folder>, SnapshotError> {
+    /// The trees at the destination to link from: the snapshots around this one, the nearest first, and interrupted
+    /// ones.
+    fn linked(&self, name: SnapshotName) -> Result<Vec<PathBuf>, SnapshotError> {
         let own = self.run.job.own_folders()?;
         let (mut older, mut newer, mut partial) = (Vec::new(), Vec::new(), Vec::new());
         for folder in own {
@@ -323,9 +347,10 @@ impl Job<'_> {
                 Folder::Inflight(_) | Folder::Work(_) => {}
             }
         }
-        let mut linked: Vec<Folder> = older.pop().into_iter().collect();
-        linked.extend(newer.into_iter().take(1));
-        linked.extend(partial.into_iter().rev());
+        let around = older.pop().into_iter().chain(newer.into_iter().take(1));
+        let mut linked: Vec<PathBuf> = around.map(|one| one.to_string().into()).collect();
+        linked.extend(self.run.job.is_folder(&kept(name)).then(|| kept(name)));
+        linked.extend(partial.into_iter().rev().map(|one| one.to_string().into()));
         linked.truncate(LINKED_MAX);
         Ok(linked)
     }
@@ -473,43 +498,54 @@ impl Job<'_> {
         }
         self.sync()?;
         // Its files are in the snapshot now.
-        self.discard(Folder::Partial(name), cancel)
+        self.discard_kept(name, cancel)
     }
 
-    /// Goes on after an earlier export.
+    /// Finishes the removals of an earlier export. What a backup left in a container is not touched.
     fn recover(&self, cancel: &Cancel) -> Result<(), SnapshotError> {
         for away in self.run.half_removed()? {
             self.run.remove_away(&away, cancel, &mut |_| {})?;
         }
-        for folder in self.run.job.own_folders()? {
-            if let Folder::Inflight(name) = folder {
-                self.set_aside(name, cancel)?;
-            }
-        }
         Ok(())
     }
 
-    /// What was copied so far serves the next export. Of two interrupted ones, that with more files stays.
+    /// What was copied so far of this snapshot serves the next export. Of two interrupted ones, that with more files
+    /// stays.
     fn set_aside(&self, name: SnapshotName, cancel: &Cancel) -> Result<(), SnapshotError> {
-        let partial = Folder::Partial(name);
-        let count = |folder: Folder| -> Result<Option<u64>, SnapshotError> {
-            if !self.run.job.is_folder(Path::new(&folder.to_string())) {
-                return Ok(None);
-            }
-            let mut files = 0;
-            let counted = open_folder_at(&self.run.job.path.join(folder.to_string()))
-                .and_then(|root| each_file(&root, &mut |_, _| files += 1));
-            counted.map_err(|error| self.refused(&error))?;
-            Ok(Some(files))
+        let (inflight, kept) = (
+            PathBuf::from(Folder::Inflight(name).to_string()),
+            kept(name),
+        );
+        let Some(files) = self.files_in(&inflight)? else {
+            return Ok(());
         };
-        let before = count(partial)?;
-        if before.is_some() && before >= count(Folder::Inflight(name))? {
+        if self.files_in(&kept)?.is_some_and(|before| before >= files) {
             return self.discard(Folder::Inflight(name), cancel);
         }
-        self.discard(partial, cancel)?;
-        self.run
-            .inflight_becomes(name, partial)
-            .map_err(|error| at_destination(self.to, &error))
+        self.discard_kept(name, cancel)?;
+        renameat(&self.run.job.folder, &inflight, &self.run.job.folder, &kept)
+            .map_err(|error| self.refused(&error.into()))
+    }
+
+    /// How many files a tree of the job has. `None`: there is no such tree.
+    fn files_in(&self, tree: &Path) -> Result<Option<u64>, SnapshotError> {
+        if !self.run.job.is_folder(tree) {
+            return Ok(None);
+        }
+        let mut files = 0;
+        open_folder_at(&self.run.job.path.join(tree))
+            .and_then(|root| each_file(&root, &mut |_, _| files += 1))
+            .map_err(|error| self.refused(&error))?;
+        Ok(Some(files))
+    }
+
+    /// Removes what earlier exports of this snapshot left.
+    fn discard_kept(&self, name: SnapshotName, cancel: &Cancel) -> Result<(), SnapshotError> {
+        let kept = kept(name);
+        match (self.run.job.is_folder(&kept), kept.file_name()) {
+            (true, Some(kept)) => self.run.remove_away(Path::new(kept), cancel, &mut |_| {}),
+            _ => Ok(()),
+        }
     }
 
     /// Removes a tree that is no finished snapshot, if it is there. The record of that name stays.
@@ -533,4 +569,9 @@ impl Job<'_> {
             why: error.to_string(),
         }
     }
+}
+
+/// Where an interrupted export of a snapshot is kept, in the job's folder.
+fn kept(name: SnapshotName) -> PathBuf {
+    Path::new(STATE_FOLDER).join(format!("{name}{EXPORTING}"))
 }

@@ -12,6 +12,7 @@
 //! | `.sprat/NAME.recent` | files that may have changed after they were read, see `recent` | write, rename |
 //! | `.sprat/NAME.checkpoint` | what of `NAME.inflight` is durable | see `checkpoint` |
 //! | `.sprat/deleting-*` | a tree being removed: a snapshot or an interrupted one | rename; the next run or prune finishes the removal |
+//! | `.sprat/NAME.exporting` | what an interrupted export into this volume left, see `export` | rename of `NAME.inflight` |
 //! | `.sprat/work` | on a btrfs volume, the tree that rsync fills: see `work` | a subvolume; each snapshot is a read-only snapshot of it |
 //! | `.sprat/NAME.pin` | the snapshot is pinned; the content is the reason | write, rename; or a person makes it |
 

@@ -120,9 +120,11 @@ fn interrupted_export_has_no_final_name_and_the_next_one_goes_on() {
         let left = names_at(&bench.path("to/home"));
         assert!(!left.contains(&names[0].to_string()), "{left:?}");
     }
-    let partial = format!("{}.partial", names[0]);
-    assert_eq!(names_at(&bench.path("to/home")), [".sprat", &partial]);
+    assert_eq!(names_at(&bench.path("to/home")), [".sprat"]);
+    let kept = format!("{}.exporting", names[0]);
+    assert_eq!(names_at(&bench.path("to/home/.sprat")), [kept.as_str()]);
     run(&bench, &all).unwrap();
+    assert!(!names_at(&bench.path("to/home/.sprat")).contains(&kept));
     let names_there: Vec<String> = names.iter().map(ToString::to_string).collect();
     let mut expected = vec![".sprat".to_owned()];
     expected.extend(names_there);
@@ -138,22 +140,62 @@ fn files_that_a_crash_left_with_other_content_are_copied_again() {
     run(&bench, &all).unwrap();
     let inflight = bench.path("to/home").join(format!("{}.inflight", names[0]));
     fs::rename(exported(&bench, names[0]), &inflight).unwrap();
-    let torn = below(&inflight, &bench.source()).join("same");
-    let time = fs::metadata(&torn).unwrap().modified().unwrap();
-    fs::write(&torn, "\0".repeat("always the same".len())).unwrap();
-    let file = fs::File::options().write(true).open(&torn).unwrap();
-    file.set_modified(time).unwrap();
+    tear(&inflight, &bench);
     let report = run(&bench, &all).unwrap();
     assert!(!report.snapshots[0].was_there);
     assert_same(
         &bench.job().join(names[0].to_string()),
         &exported(&bench, names[0]),
     );
-    assert!(
-        !names_at(&bench.path("to/home"))
-            .iter()
-            .any(|name| name.ends_with(".partial"))
-    );
+    let left = names_at(&bench.path("to/home/.sprat"));
+    assert!(!left.iter().any(|name| name.ends_with(".exporting")));
+}
+
+/// Makes `same` in the tree of a snapshot what a power cut can leave: size and time are right, the content is not.
+fn tear(tree: &Path, bench: &Bench) {
+    let torn = below(tree, &bench.source()).join("same");
+    let time = fs::metadata(&torn).unwrap().modified().unwrap();
+    fs::write(&torn, "\0".repeat("always the same".len())).unwrap();
+    let file = fs::File::options().write(true).open(&torn).unwrap();
+    file.set_modified(time).unwrap();
+}
+
+/// The destination is another container, and a crash ended its own backup, or an export.
+#[test]
+fn backup_uses_nothing_torn_where_snapshots_were_exported_to() {
+    for of_the_export in [false, true] {
+        let (bench, names) = three_days();
+        run(&bench, &spec(&bench, &names[..1])).unwrap();
+        let crashed = match of_the_export {
+            true => names[0],
+            false => SnapshotName::parse("2020-01-01T00-00-00Z").unwrap(),
+        };
+        let inflight = bench.path("to/home").join(format!("{crashed}.inflight"));
+        fs::rename(exported(&bench, names[0]), &inflight).unwrap();
+        fs::remove_dir_all(bench.path("to/home/.sprat")).unwrap();
+        fs::remove_file(bench.path("to/home/latest")).unwrap();
+        tear(&inflight, &bench);
+        if of_the_export {
+            // Fails, and keeps what is there.
+            let cancel = Cancel::new();
+            cancel.cancel();
+            let stopped = export(
+                &bench.volume(),
+                &spec(&bench, &names[..1]),
+                &mut |_| {},
+                &cancel,
+            );
+            assert!(stopped.is_err(), "{stopped:?}");
+        } else {
+            run(&bench, &spec(&bench, &names[1..2])).unwrap();
+        }
+        let to = bench.path("to");
+        let now = now();
+        let taken = sprat_snapshot::take(&to, &bench.spec(), now, &mut |_| {}, &Cancel::new());
+        let tree = exported(&bench, taken.unwrap().name);
+        let same = below(&tree, &bench.source()).join("same");
+        assert_eq!(fs::read_to_string(same).unwrap(), "always the same");
+    }
 }
 
 #[test]
@@ -193,4 +235,15 @@ fn other_snapshot_of_the_same_name_and_bad_destinations_are_refused() {
         );
     }
     assert!(!bench.path("missing").exists());
+    // The user's own link, and file.
+    fs::remove_dir_all(bench.path("to/home")).unwrap();
+    std::os::unix::fs::symlink("../elsewhere", bench.path("to/home")).unwrap();
+    fs::create_dir(bench.path("elsewhere")).unwrap();
+    one.to = bench.path("to");
+    let refused = run(&bench, &one);
+    assert!(
+        matches!(refused, Err(SnapshotError::DestinationRefused { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(names_at(&bench.path("to")), ["home"]);
 }
