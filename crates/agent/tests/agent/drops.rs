@@ -13,7 +13,7 @@ use sprat_testkit::program::system;
 use sprat_testkit::test_folder::TestFolder;
 use sprat_testkit::{needs, requires};
 
-use crate::client::{BLOCK, Served};
+use crate::client::{BLOCK, EAGER, READ_WRITE, Served, blocks};
 use crate::storm::{POLICY, Storm, check, make_container};
 
 /// A disk that can drop out. Unmounted on drop.
@@ -146,6 +146,31 @@ fn come_back(rounds: u64, in_other_boot: bool) {
         known = at_the_cut;
     }
     println!("{checked} states were exact after {rounds} times");
+}
+
+/// Blocks that were overwritten are on the disk, and the log is. The log's tail and the container's time of its last
+/// write were in memory only.
+#[test]
+fn a_session_after_a_drop_begins_a_generation_although_times_were_lost() {
+    let state = blocks(8, 1);
+    let served = Served::with_container(EAGER, &state);
+    let container = std::fs::File::options()
+        .write(true)
+        .open(served.path("x.luks"))
+        .unwrap();
+    let modified = container.metadata().unwrap().modified().unwrap();
+    let mut client = served.connect();
+    let handle = client.open("x.luks", READ_WRITE).unwrap();
+    assert_eq!(client.write(&handle, 0, &[5; BLOCK]), 0);
+    client.kill();
+    container.set_modified(modified).unwrap();
+    let tail = served.own_file("g.1/tail");
+    tail.write_all_at(&[[0; 8], [0xff; 8]].concat(), 16)
+        .unwrap();
+    let before = served.live();
+    served.overwrite(&[(3 * BLOCK as u64, vec![6; BLOCK])]);
+    assert_eq!(served.numbers(), [1, 2]);
+    assert!(served.past(2) == before && served.past(1) == state);
 }
 
 /// `make torture` does it more often.
