@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -309,11 +310,51 @@ fn confine() {
     }
 }
 
+/// What is left to do as root, ready to be copied.
+const NEXT_STEPS: &str = "\
+Write this into /etc/ssh/sshd_config, the key of the client into /etc/sprat-agent/ACCOUNT.keys, and reload sshd:
+
+Match User ACCOUNT
+    AuthorizedKeysFile /etc/sprat-agent/%u.keys
+    ForceCommand AGENT serve --root ROOT
+    DisableForwarding yes
+    PermitTTY no
+
+Write this into the crontab of ACCOUNT. Without it nothing expires:
+
+7 * * * * AGENT tidy --root ROOT
+";
+
 fn adopt(arguments: &Arguments) -> io::Result<()> {
     let path = arguments
         .root
         .as_deref()
         .ok_or_else(|| bad("--root is missing"))?;
     let id = Root::adopt(path)?;
-    print(&format!("{} is adopted; its id is {id}\n", path.display()))
+    let path = path.canonicalize()?;
+    let owner = path.metadata()?.uid();
+    let root = path.display().to_string();
+    let steps = NEXT_STEPS
+        .replace("ACCOUNT", &account(owner)?)
+        .replace("AGENT", &std::env::current_exe()?.display().to_string())
+        .replace("ROOT", &root);
+    let note = match owner {
+        0 => {
+            "The folder belongs to root. Give it to an account of this client, and run adopt again.\n"
+        }
+        _ => &steps,
+    };
+    print(&format!("{root} is adopted; its id is {id}\n\n{note}"))
+}
+
+/// The name of an account, or its number.
+fn account(number: u32) -> io::Result<String> {
+    let accounts = std::fs::read_to_string("/etc/passwd")?;
+    let number = number.to_string();
+    let name = accounts.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == number).then(|| name.to_owned())
+    });
+    Ok(name.unwrap_or(number))
 }

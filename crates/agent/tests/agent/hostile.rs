@@ -118,7 +118,7 @@ fn field(dice: &mut Dice) -> Vec<u8> {
     }
 }
 
-fn request(dice: &mut Dice) -> (u8, Vec<u8>) {
+pub fn request(dice: &mut Dice) -> (u8, Vec<u8>) {
     const OWN: [&str; 12] = [
         "session-begin@sprat",
         "session-join@sprat",

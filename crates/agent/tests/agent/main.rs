@@ -8,17 +8,20 @@
     reason = "tests fail by panicking and print to the terminal"
 )]
 
+mod accounts;
 mod client;
 mod commands;
 mod damage;
 mod drops;
 mod expiry;
+mod fence;
 mod generations;
 mod header;
 mod hostile;
 mod interleaved;
 mod kills;
 mod limits;
+mod mangled;
 mod requests;
 mod sessions;
 mod siege;

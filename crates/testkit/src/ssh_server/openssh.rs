@@ -19,6 +19,11 @@ const IN_ROOT: &str = "set -e; root=$1; temporary=$2; shift 2; \
 const WITH_CHROOT: &str = "set -e; mount -t tmpfs -o mode=755 none /mnt; folder=$1; shift; \
                            mkdir -p \"/mnt$folder\"; mount --bind \"$folder\" \"/mnt$folder\"; exec \"$@\"";
 
+/// Runs the command where `/etc` has the files `passwd` and `shadow` of the folder `$1`.
+const WITH_ACCOUNTS: &str = "set -e; folder=$1; shift; \
+                             for name in passwd shadow; do mount --bind \"$folder/$name\" \"/etc/$name\"; done; \
+                             exec \"$@\"";
+
 /// The root folder that `SPRAT_TEST_OPENSSH_ROOT` names, with the OpenSSH of another system.
 #[must_use]
 pub fn other_root() -> Option<PathBuf> {
@@ -41,6 +46,8 @@ pub struct OpenSshOptions {
     pub chroot: Option<PathBuf>,
     /// More lines for sshd_config, before everything else (the first value of a key wins).
     pub config_lines: Vec<String>,
+    /// More accounts, with `/bin/sh` and no password: their names and numbers. Only this server has them.
+    pub accounts: Vec<(String, u32)>,
 }
 
 /// What is missing for [`SshServer::start`].
@@ -76,11 +83,27 @@ pub(super) fn try_start(options: &OpenSshOptions) -> io::Result<SshServer> {
     if let Some(folder) = &options.chroot {
         command = with_mounts(WITH_CHROOT, &[folder], command);
     }
+    if !options.accounts.is_empty() {
+        write_accounts(&server, &options.accounts)?;
+        command = with_mounts(WITH_ACCOUNTS, &[server.folder()], command);
+    }
     if let Some(root) = other_root() {
         command = with_mounts(IN_ROOT, &[&root, &std::env::temp_dir()], command);
     }
     server.serve(&host_key, command)?;
     Ok(server)
+}
+
+/// The accounts of this machine, and more of them.
+fn write_accounts(server: &SshServer, accounts: &[(String, u32)]) -> io::Result<()> {
+    let mut passwd = std::fs::read_to_string("/etc/passwd")?;
+    let mut shadow = std::fs::read_to_string("/etc/shadow")?;
+    for (name, number) in accounts {
+        passwd += &format!("{name}:x:{number}:{number}::/:/bin/sh\n");
+        shadow += &format!("{name}:*:20000::::::\n");
+    }
+    std::fs::write(server.path("passwd"), passwd)?;
+    std::fs::write(server.path("shadow"), shadow)
 }
 
 /// The command in a mount namespace of its own, which `script` prepares.

@@ -1,0 +1,89 @@
+//! A takeover from a client whose server process was stopped at any moment of its writes: the next session writes at
+//! once, and no byte of the old one arrives any more, however the old process goes on.
+
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use sprat_testkit::dice::{self, Dice};
+
+use crate::client::{BLOCK, Client, EAGER, READ_WRITE, Served, blocks, string};
+
+const BLOCKS: u64 = 64;
+const DENIED: u32 = 3;
+
+fn block(number: u64) -> u64 {
+    number * BLOCK as u64
+}
+
+fn begin(client: &mut Client) -> u64 {
+    let fields = [string(b"x.luks"), string(b"token")].concat();
+    let answer = client.own("session-begin@sprat", &fields).unwrap();
+    u64::from_be_bytes(answer[..8].try_into().unwrap())
+}
+
+fn join(client: &mut Client, session: u64) -> Result<(), u32> {
+    let fields = [string(b"x.luks"), session.to_be_bytes().to_vec()].concat();
+    client.own("session-join@sprat", &fields).map(drop)
+}
+
+#[test]
+fn no_byte_of_a_stopped_session_arrives_after_the_next_one_has_begun() {
+    let mut dice = Dice::new(dice::seed());
+    let rounds = dice::number("SPRAT_TORTURE_ROUNDS").map_or(8, |rounds| rounds * 2);
+    let served = Served::with_container(EAGER, &blocks(usize::try_from(BLOCKS).unwrap(), 1));
+    let mut ended = 0;
+    for round in 0..rounds {
+        let mut old = served.connect();
+        let session = begin(&mut old);
+        let handle = old.open("x.luks", READ_WRITE).unwrap();
+        let pid = Pid::from_child(&old.child);
+        let seed = dice.any();
+        // Some writes of each request are behind others in its pipe.
+        let writer = std::thread::spawn(move || {
+            let mut dice = Dice::new(seed);
+            loop {
+                let writes: Vec<_> = (0..12)
+                    .map(|_| (block(dice.below(BLOCKS)), blocks(1, dice.any())))
+                    .collect();
+                if old.write_all(&handle, &writes) < writes.len() {
+                    return old;
+                }
+            }
+        });
+        std::thread::sleep(Duration::from_millis(dice.below(30)));
+        kill_process(pid, Signal::STOP).unwrap();
+
+        let mut new = served.connect();
+        assert!(begin(&mut new) > session);
+        let mut state = served.live();
+        let handle = new.open("x.luks", READ_WRITE).unwrap();
+        let at = dice.below(BLOCKS);
+        let data = blocks(1, dice.any());
+        assert_eq!(new.write(&handle, block(at), &data), 0, "round {round}");
+        let place = usize::try_from(block(at)).unwrap();
+        state[place..place + BLOCK].copy_from_slice(&data);
+
+        // It may have been killed, because it stood in the way.
+        let _ = kill_process(pid, Signal::CONT);
+        let mut old = writer.join().unwrap();
+        if old.child.try_wait().unwrap().is_none() {
+            let denied = old.open("x.luks", READ_WRITE).map(|handle| {
+                let data = blocks(1, 7);
+                old.write(&handle, 0, &data)
+            });
+            assert!(denied == Ok(DENIED) || denied.is_err(), "{denied:?}");
+        } else {
+            ended += 1;
+        }
+        old.end_anyhow();
+        // Its client connects again, and goes on with the session that it knows.
+        let mut again = served.connect();
+        assert_eq!(join(&mut again, session), Err(DENIED));
+        again.end();
+        assert!(served.live() == state, "round {round}");
+        new.end();
+        assert!(served.live() == state, "round {round}");
+    }
+    println!("{rounds} takeovers; {ended} processes were ended");
+    assert!(served.run(&["check", "--read-data"]).contains("0 findings"));
+}

@@ -1,0 +1,267 @@
+//! Files of the agent's own that are damaged in any way: what is read is an error or right, and nothing panics. And the
+//! system calls that a client can bring the agent to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sprat_testkit::dice::{self, Dice};
+use sprat_testkit::{needs, requires};
+
+use crate::client::{BLOCK, Client, EAGER, READ, READ_WRITE, Served, agent, blocks, string};
+use crate::hostile::{REFUSED, Target, request};
+use crate::limits::peak_kib;
+
+const BLOCKS: usize = 48;
+
+fn block(number: usize) -> u64 {
+    (number * BLOCK) as u64
+}
+
+/// A container with holes, its states by generation, one of them merged into another.
+fn history() -> (Served, BTreeMap<u32, Vec<u8>>) {
+    let served = Served::new(EAGER);
+    let file = fs::File::create(served.path("x.luks")).unwrap();
+    file.set_len(block(BLOCKS)).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &blocks(30, 1), 0).unwrap();
+    let mut states = BTreeMap::new();
+    let mut dice = Dice::new(3);
+    for number in 1..=6 {
+        states.insert(number, served.live());
+        let writes: Vec<_> = (0..5)
+            .map(|_| {
+                let at = usize::try_from(dice.below(BLOCKS as u64 - 2)).unwrap();
+                (block(at), blocks(2, dice.any()))
+            })
+            .collect();
+        served.overwrite(&writes);
+    }
+    served.run(&["expire", "x.luks", &served.head(3, "name"), "--yes"]);
+    states.remove(&3);
+    (served, states)
+}
+
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            files(&entry.path(), found);
+        } else {
+            found.push(entry.path());
+        }
+    }
+}
+
+/// Other bytes, fewer, more, or none.
+fn mangle(bytes: &[u8], dice: &mut Dice) -> Vec<u8> {
+    let mut new = bytes.to_vec();
+    let mut place = |len: usize| usize::try_from(dice.below(len.max(1) as u64)).unwrap();
+    match place(6) {
+        0 | 1 if !new.is_empty() => {
+            let at = place(new.len());
+            new[at] ^= 1 << place(8);
+        }
+        2 => new.truncate(place(bytes.len())),
+        3 if !new.is_empty() => {
+            let (from, to) = (place(new.len()), place(new.len()));
+            new[from.min(to)..from.max(to)].fill(0);
+        }
+        4 => new.extend(vec![7; place(9000)]),
+        _ => {
+            let from = place(bytes.len());
+            let end = bytes.len().min(from + place(700));
+            new[from..end].fill_with(|| u8::try_from(place(256)).unwrap());
+        }
+    }
+    new
+}
+
+/// What a client reads of all states. Returns how many reads were refused.
+fn read_all(served: &Served, states: &BTreeMap<u32, Vec<u8>>, names: &[String], what: &str) -> u32 {
+    let mut client = served.connect();
+    let mut refused = 0;
+    for (name, state) in names.iter().zip(states.values()) {
+        let Ok(handle) = client.open(name, READ) else {
+            refused += 1;
+            continue;
+        };
+        for number in (0..BLOCKS).step_by(4) {
+            let at = number * BLOCK;
+            match client.read(&handle, block(number), 4 * 4096) {
+                Ok(found) => assert!(
+                    found == state[at..at + 4 * BLOCK],
+                    "{what}: block {number} of {name}"
+                ),
+                Err(_) => refused += 1,
+            }
+        }
+        client.close(&handle);
+    }
+    let peak = peak_kib(&client);
+    assert!(peak <= 32 * 1024, "{what}: {peak} KiB");
+    assert_eq!(client.end_code(), Some(0), "{what}");
+    refused
+}
+
+/// `make torture` does it more often.
+#[test]
+fn mangled_files_of_the_agent_are_an_error_and_never_other_content() {
+    let mut dice = Dice::new(dice::seed());
+    let (served, states) = history();
+    let names: Vec<String> = states.keys().map(|n| served.past_path(*n)).collect();
+    let mut all = Vec::new();
+    files(&served.path(".sprat-agent/x.luks"), &mut all);
+    for name in ["clock", "format"] {
+        all.push(served.path(&format!(".sprat-agent/{name}")));
+    }
+    all.sort();
+    assert!(all.len() > 25, "{all:?}");
+    assert_eq!(read_all(&served, &states, &names, "nothing"), 0);
+    let rounds = dice::number("SPRAT_TORTURE_ROUNDS").map_or(2, |rounds| rounds);
+    let mut refused = 0;
+    for round in 0..rounds {
+        for path in &all {
+            let whole = fs::read(path).unwrap();
+            let mangled = mangle(&whole, &mut dice);
+            fs::write(path, &mangled).unwrap();
+            let what = format!("round {round}, {}", path.display());
+            // A root whose format is unknown is not served.
+            if path.ends_with("format") {
+                drop(served.command(&["list"]).output().unwrap());
+            } else {
+                refused += read_all(&served, &states, &names, &what);
+            }
+            let commands: [&[&str]; 4] = [&["status"], &["list"], &["check"], &["policy", "check"]];
+            let command = commands[usize::try_from(dice.below(4)).unwrap()];
+            let output = served.command(command).output().unwrap();
+            let code = output.status.code();
+            assert!(
+                code.is_some_and(|code| code <= 5),
+                "{what}: {command:?}: {output:?}"
+            );
+            fs::write(path, whole).unwrap();
+        }
+    }
+    assert!(refused > 0);
+    assert_eq!(read_all(&served, &states, &names, "everything is back"), 0);
+}
+
+/// No program is started, nothing is connected to, and nothing gets another owner, mode or link.
+const ALLOWED: &[&str] = &[
+    "arch_prctl",
+    "access",
+    "brk",
+    "clock_gettime",
+    "clock_nanosleep",
+    "close",
+    "exit_group",
+    "faccessat2",
+    "fallocate",
+    "fcntl",
+    "fdatasync",
+    "flock",
+    "fstat",
+    "fstatfs",
+    "fsync",
+    "ftruncate",
+    "futex",
+    "getcwd",
+    "getdents64",
+    "getegid",
+    "geteuid",
+    "getpid",
+    "getrandom",
+    "gettid",
+    "lseek",
+    "lstat",
+    "madvise",
+    "mkdirat",
+    "mmap",
+    "mprotect",
+    "mremap",
+    "munmap",
+    "nanosleep",
+    "newfstatat",
+    "open",
+    "openat",
+    "pidfd_open",
+    "pidfd_send_signal",
+    "poll",
+    "prctl",
+    "pread64",
+    "prlimit64",
+    "pwrite64",
+    "read",
+    "readlink",
+    "renameat",
+    "renameat2",
+    "rseq",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "sched_getaffinity",
+    "set_robust_list",
+    "set_tid_address",
+    "sigaltstack",
+    "stat",
+    "statx",
+    "umask",
+    "uname",
+    "unlinkat",
+    "write",
+];
+
+#[test]
+fn a_client_brings_the_agent_to_no_other_system_calls_than_these() {
+    requires!(needs::program("strace"));
+    let target = Target::untouched("free_min = 0%\nsize_max = 1G\n");
+    target.served.overwrite(&[(block(40), vec![1; BLOCK])]);
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace");
+    let traced = || {
+        let mut command = Command::new("strace");
+        command.args(["-qq", "-f", "-A", "-o"]).arg(&trace);
+        command.arg(agent()).args(["serve", "--root"]);
+        Client::start({
+            command.arg(target.served.path(""));
+            command
+        })
+    };
+    let mut dice = Dice::new(dice::seed());
+    for part in 0..3 {
+        let mut client = traced();
+        let fields = [string(b"x.luks"), string(b"token")].concat();
+        client.own("session-begin@sprat", &fields).unwrap();
+        let handle = client.open("x.luks", READ_WRITE).unwrap();
+        assert_eq!(client.write(&handle, block(part), &[9; BLOCK]), 0);
+        let past = target.served.past_path(1);
+        client.content(&past).unwrap();
+        for (_, attack) in REFUSED.iter().skip(part * 16).take(16) {
+            attack(&mut client, &target);
+        }
+        for _ in 0..200 {
+            let (kind, body) = request(&mut dice);
+            if kind != 1 && client.ask(kind, &body).is_none() {
+                break;
+            }
+        }
+        client.end_anyhow();
+    }
+    let text = fs::read_to_string(trace).unwrap();
+    // The first of each process is its own start.
+    let names: BTreeSet<&str> = text
+        .lines()
+        .filter(|line| !line.contains("execve(") || line.contains("resumed"))
+        .filter_map(|line| line.split_once(' ')?.1.trim().split_once('('))
+        .map(|(name, _)| name)
+        .filter(|name| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
+        .collect();
+    assert!(names.contains("pwrite64") && names.len() > 20, "{names:?}");
+    let starts = text.lines().filter(|line| line.contains("execve(")).count();
+    assert_eq!(starts, 3);
+    let others: Vec<_> = names
+        .iter()
+        .filter(|name| !ALLOWED.contains(name))
+        .collect();
+    assert!(others.is_empty(), "{others:?}");
+}
