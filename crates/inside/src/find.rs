@@ -66,12 +66,7 @@ pub fn find(
     spec: &FindSpec,
     cancel: &Cancel,
 ) -> Result<FindReport, SnapshotError> {
-    let pattern = Pattern::parse(&spec.pattern, spec.ignore_case).map_err(|_| {
-        SnapshotError::PathRefused {
-            path: spec.pattern.clone(),
-            why: "is not a valid pattern",
-        }
-    })?;
+    let pattern = pattern_of(spec)?;
     let jobs = match &spec.job {
         Some(job) => vec![job.clone()],
         None => sprat_snapshot::newest(volume_root)?
@@ -108,6 +103,13 @@ pub fn find(
         report.paths[first..].sort_by(|one, other| one.path.cmp(&other.path));
     }
     Ok(report)
+}
+
+pub(crate) fn pattern_of(spec: &FindSpec) -> Result<Pattern, SnapshotError> {
+    Pattern::parse(&spec.pattern, spec.ignore_case).map_err(|_| SnapshotError::PathRefused {
+        path: spec.pattern.clone(),
+        why: "is not a valid pattern",
+    })
 }
 
 struct Search<'t> {

@@ -81,17 +81,19 @@ pub fn versions(
         versions: history.versions,
     };
     if report.versions.is_empty() {
-        return Err(match trees.last() {
-            Some(newest) if matches!(newest.no_such(&path), SnapshotError::PathRefused { .. }) => {
-                newest.no_such(&path)
-            }
-            _ => SnapshotError::NoSuchPathInJob {
-                job: report.job,
-                path: report.path,
-            },
-        });
+        let newest = trees.last().map(|newest| newest.no_such(&path));
+        let refused = newest.filter(|why| matches!(why, SnapshotError::PathRefused { .. }));
+        return Err(no_versions(report, refused));
     }
     Ok(report)
+}
+
+/// No snapshot has the path. `refused`: no snapshot can have it.
+pub(crate) fn no_versions(report: VersionsReport, refused: Option<SnapshotError>) -> SnapshotError {
+    refused.unwrap_or(SnapshotError::NoSuchPathInJob {
+        job: report.job,
+        path: report.path,
+    })
 }
 
 /// The versions of one path so far.

@@ -91,9 +91,9 @@ fn found_row(path: &PathHistory) -> Option<Vec<String>> {
     ])
 }
 
-/// The versions of a path, oldest first.
+/// The versions of a path, oldest first. `folder_times`: those of folders are known.
 #[must_use]
-pub fn versions(report: &VersionsReport, shown: &Shown) -> String {
+pub fn versions(report: &VersionsReport, folder_times: bool, shown: &Shown) -> String {
     let title = ["FROM", "TO", "SNAPSHOTS", "SIZE", "MODIFIED", "CHANGE"];
     let mut rows = vec![title.map(str::to_owned).to_vec()];
     for version in &report.versions {
@@ -102,7 +102,10 @@ pub fn versions(report: &VersionsReport, shown: &Shown) -> String {
             version.last.clone(),
             text::count(version.snapshots),
             size(&version.found),
-            shown.time(version.found.modified),
+            match version.found.kind {
+                Kind::Folder if !folder_times => NOTHING.to_owned(),
+                _ => shown.time(version.found.modified),
+            },
             version_change(version),
         ]);
         if let Some(gone) = &version.gone {
@@ -419,7 +422,7 @@ mod tests {
             snapshots: 8,
             versions: history(),
         };
-        insta::assert_snapshot!(versions(&report, &shown()), @r"
+        insta::assert_snapshot!(versions(&report, true, &shown()), @r"
         FROM                  TO                    SNAPSHOTS  SIZE  MODIFIED          CHANGE
         2026-11-20T01-30-00Z  2026-11-21T01-30-00Z          2  10 B  2026-11-27 10:30  new: file
         2026-11-22T01-30-00Z  2026-11-22T01-30-00Z          2  20 B  2026-11-27 10:30  changed

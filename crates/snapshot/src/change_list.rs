@@ -4,14 +4,17 @@
 //!
 //! | line | has |
 //! | --- | --- |
-//! | first | `format`, `job`, `snapshot`, `since`: the snapshot that was compared with; `null`: there is none |
+//! | first | `format`, `job`, `snapshot`, `since`: the snapshot that was compared with; `null`: there is none; `complete`: whether the snapshot has all that was to be backed up, once it is finished; `folded`: the lists of several runs are in it |
 //! | one for each path | `path`, escaped; `change`; `before` and `after`: the attributes; of a new file also its [`Content`] |
 //! | last | `finished`: false if not all paths are listed; how many are `new`, `content`, `kind`, `attributes`, `gone` |
 //!
 //! No snapshot relies on a list. It may be missing or torn. Checks and drills compare with its digests. In the list of an interrupted run no path is gone: the run may
 //! not have come to it; it goes with its tree. The list of a removed snapshot stays until it is folded into another
 //! one ([`folding`]).
+//!
+//! The copies of this machine answer what the snapshots hold, too ([`chain`]).
 
+pub(crate) mod chain;
 mod checked;
 mod folding;
 mod merging;
@@ -60,6 +63,10 @@ struct First<'a> {
     job: &'a str,
     snapshot: Option<SnapshotName>,
     since: Option<SnapshotName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    complete: Option<bool>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    folded: bool,
 }
 
 impl<'a> First<'a> {
@@ -69,6 +76,8 @@ impl<'a> First<'a> {
             job,
             snapshot,
             since,
+            complete: None,
+            folded: false,
         }
     }
 }
@@ -128,6 +137,8 @@ pub(crate) struct ChangeList<'a> {
     pub(crate) since: Option<Folder>,
     /// The tree lacks what the run did not come to.
     pub(crate) interrupted: bool,
+    /// Nothing of the sources was left unread.
+    pub(crate) complete: bool,
     /// The digests are computed from what it has.
     pub(crate) page_cache: PageCache,
     /// Where this machine keeps its copies of the lists of this job.
@@ -192,7 +203,10 @@ impl ChangeList<'_> {
         let (before, after) = (self.since.map(part), part(self.tree));
         let mut lines = Lines::begin(file).map_err(failed)?;
         let (name, since) = (self.tree.name(), self.since.map(Folder::name));
-        let first = First::new(&self.folder.job.job, Some(name), since);
+        let first = First {
+            complete: (!self.interrupted).then_some(self.complete),
+            ..First::new(&self.folder.job.job, Some(name), since)
+        };
         lines.write(&first).map_err(failed)?;
         let begun = Instant::now();
         let mut last = Last::default();

@@ -139,6 +139,22 @@ pub(crate) fn matching(
     Ok(finished.matching(choice))
 }
 
+/// The newest of these names that `choice` may mean, all of which were made in their order.
+pub(crate) fn among(
+    names: Vec<SnapshotName>,
+    choice: &SnapshotChoice,
+    is_complete: &dyn Fn(SnapshotName) -> bool,
+) -> Option<SnapshotName> {
+    let finished = Finished {
+        latest: names.last().copied(),
+        names,
+        now: Timestamp::now(),
+        misdated: &BTreeSet::new,
+        is_complete,
+    };
+    finished.matching(choice).pop()
+}
+
 /// Finds the folder to read from: the folder of that name, whatever it is, or else the newest finished
 /// snapshot that `choice` may mean.
 pub(crate) fn folder_to_read(
@@ -182,7 +198,7 @@ pub(crate) fn no_such(job: &JobFolder, choice: &SnapshotChoice) -> SnapshotError
 }
 
 /// For messages.
-fn shown(choice: &SnapshotChoice) -> String {
+pub(crate) fn shown(choice: &SnapshotChoice) -> String {
     match choice.name() {
         Some(name) => escape_path(&unescape_path(name)),
         None => choice.to_string(),

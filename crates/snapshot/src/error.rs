@@ -163,6 +163,28 @@ pub enum SnapshotError {
     /// No snapshot of the job has such a path.
     #[error("no snapshot of job {job} has {path}")]
     NoSuchPathInJob { job: String, path: String },
+    /// The lists of changes on this machine can't answer a question.
+    #[error("the lists of changes on this machine can't answer: {list} of job {job} {why}")]
+    ListUnusable {
+        job: String,
+        /// The list of this snapshot; `base.changes.zst`.
+        list: String,
+        why: &'static str,
+    },
+    /// They show several changes of a path one after the other, and not what these come to.
+    #[error(
+        "the lists of changes on this machine can't answer: {path} was changed several times between two \
+         snapshots, and is as before in {job}/{snapshot}. Only the volume shows whether its extended \
+         attributes are, too"
+    )]
+    ListsUnclear {
+        job: String,
+        snapshot: String,
+        path: String,
+    },
+    /// The lists have no such question.
+    #[error("the lists of changes on this machine can't answer: {what}")]
+    NotInLists { what: String },
     /// The path to restore is not accepted.
     #[error("{path}: {why}")]
     PathRefused { path: String, why: &'static str },
@@ -313,6 +335,8 @@ pub enum SnapshotErrorKind {
     NotFound,
     /// The destination of a restore can't be used.
     Destination,
+    /// The lists of changes on this machine can't answer. The volume can.
+    Lists,
     /// Another run uses the job's folder.
     Busy,
     /// The run was cancelled (exit 130).
@@ -386,6 +410,9 @@ impl SnapshotError {
             | Self::DestinationConflicts { .. }
             | Self::RestoreDiffers { .. }
             | Self::DeleteLosesExcluded { .. } => Kind::Destination,
+            Self::ListUnusable { .. } | Self::ListsUnclear { .. } | Self::NotInLists { .. } => {
+                Kind::Lists
+            }
             Self::Busy { .. } => Kind::Busy,
             Self::Cancelled
             | Self::RestoreCancelled

@@ -46,8 +46,16 @@ pub fn list(volume_root: &Path) -> Result<Vec<SnapshotEntry>, SnapshotError> {
 
 /// The newest finished snapshot of each job, by the job's name. Reads no records.
 pub fn newest(volume_root: &Path) -> Result<BTreeMap<String, String>, SnapshotError> {
+    let finished = finished(volume_root)?.into_iter();
+    Ok(finished
+        .filter_map(|(job, names)| Some((job, names.last()?.to_string())))
+        .collect())
+}
+
+/// The finished snapshots of each job that has any, oldest first, by the job's name. Reads no records.
+pub fn finished(volume_root: &Path) -> Result<BTreeMap<String, Vec<SnapshotName>>, SnapshotError> {
     let root = open_folder_at(volume_root).map_err(root_unlisted)?;
-    let mut newest = BTreeMap::new();
+    let mut finished = BTreeMap::new();
     for (name, _) in names_in(root.as_fd(), Path::new(".")).map_err(root_unlisted)? {
         let Some(job) = name.to_str().filter(|job| JobName::new(job).is_ok()) else {
             continue;
@@ -58,18 +66,19 @@ pub fn newest(volume_root: &Path) -> Result<BTreeMap<String, String>, SnapshotEr
         if !is_job {
             continue;
         }
-        let folders = JobFolder::open(volume_root, &name)?.folders()?;
-        let finished = folders
-            .iter()
-            .filter_map(|folder| match Folder::parse(folder.to_str()?)? {
+        let own = JobFolder::open(volume_root, &name)?.own_folders()?;
+        let names: Vec<SnapshotName> = own
+            .into_iter()
+            .filter_map(|folder| match folder {
                 Folder::Named(name) => Some(name),
                 _ => None,
-            });
-        if let Some(name) = finished.max() {
-            newest.insert(job.to_owned(), name.to_string());
+            })
+            .collect();
+        if !names.is_empty() {
+            finished.insert(job.to_owned(), names);
         }
     }
-    Ok(newest)
+    Ok(finished)
 }
 
 /// The snapshots of `expected` (by job, as [`newest`] returns them) that are not on the volume. If that

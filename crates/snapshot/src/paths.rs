@@ -21,6 +21,12 @@ pub(crate) fn plain_path(path: &Path) -> Result<PathBuf, &'static str> {
     Ok(plain)
 }
 
+/// Why no snapshot can have an absolute path.
+#[must_use]
+pub fn path_mistake(path: &Path) -> Option<&'static str> {
+    plain_path(path).err()
+}
+
 /// As [`Path::join`], but without a trailing slash if `below` is empty.
 pub(crate) fn joined(path: &Path, below: &Path) -> PathBuf {
     if below.as_os_str().is_empty() {

@@ -48,6 +48,29 @@ pub struct Found {
     pub device: Option<String>,
 }
 
+impl Found {
+    /// How `after` differs from this one. `None`: at most in extended attributes.
+    #[must_use]
+    pub fn change(&self, after: &Self) -> Option<Change> {
+        let (old, new) = (self, after);
+        if old.kind != new.kind {
+            return Some(Change::Kind);
+        }
+        let is_same_content = match old.kind {
+            Kind::File => (old.bytes, old.modified) == (new.bytes, new.modified),
+            _ => (&old.link, &old.device) == (&new.link, &new.device),
+        };
+        if !is_same_content {
+            return Some(Change::Content);
+        }
+        // The time of a folder follows the names in it, which are compared themselves.
+        let is_same_time = old.kind == Kind::Folder || old.modified == new.modified;
+        let is_same =
+            is_same_time && (old.mode, old.user, old.group) == (new.mode, new.user, new.group);
+        (!is_same).then_some(Change::Attributes)
+    }
+}
+
 /// How a path of one snapshot differs from the same path of another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -144,23 +167,10 @@ impl Seen {
         if self.is_one_with(after) {
             return Ok(None);
         }
-        let (old, new) = (&self.found, &after.found);
-        if old.kind != new.kind {
-            return Ok(Some(Change::Kind));
-        }
-        let is_same_content = match old.kind {
-            Kind::File => (old.bytes, old.modified) == (new.bytes, new.modified),
-            _ => (&old.link, &old.device) == (&new.link, &new.device),
-        };
-        if !is_same_content {
-            return Ok(Some(Change::Content));
-        }
-        // The time of a folder follows the names in it, which are compared themselves.
-        let is_same_time = old.kind == Kind::Folder || old.modified == new.modified;
-        let is_same = is_same_time
-            && (old.mode, old.user, old.group) == (new.mode, new.user, new.group)
-            && has_equal_xattrs()?;
-        Ok((!is_same).then_some(Change::Attributes))
+        Ok(match self.found.change(&after.found) {
+            None => (!has_equal_xattrs()?).then_some(Change::Attributes),
+            change => change,
+        })
     }
 }
 

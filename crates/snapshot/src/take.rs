@@ -421,6 +421,7 @@ impl Run<'_> {
             tree,
             since: self.last(),
             interrupted: stopped.is_some(),
+            complete: record.complete,
             page_cache: self.spec.page_cache,
             local: self.spec.change_lists.as_deref(),
         };

@@ -31,6 +31,9 @@ use crate::walk::{Listed, is_folder, listed, open_folder_at, open_folder_below};
 /// (`XATTR_SIZE_MAX`) and for the list of names (`XATTR_LIST_MAX`).
 const XATTR_BYTES_MAX: usize = 64 << 10;
 
+/// Why a path is refused that leads through a symbolic link.
+pub const THROUGH_A_LINK: &str = "leads through a symbolic link in the snapshot; use the real path";
+
 /// The files of one snapshot.
 #[derive(Debug, Clone)]
 pub struct Tree {
@@ -257,7 +260,7 @@ impl Tree {
         match link {
             Some(_) => SnapshotError::PathRefused {
                 path: escape_path(path),
-                why: "leads through a symbolic link in the snapshot; use the real path",
+                why: THROUGH_A_LINK,
             },
             None => SnapshotError::NoSuchPath {
                 snapshot: self.folder.clone(),

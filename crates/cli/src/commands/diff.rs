@@ -3,14 +3,14 @@
 use std::ffi::OsString;
 
 use clap::Args;
-use sprat_inside::{DiffReport, DiffSpec, Place, SourceDiffSpec};
+use sprat_inside::{DiffReport, DiffSpec, Place, SourceDiffSpec, diff_in_lists};
 use sprat_run::copy_name::CopyName;
 use sprat_run::inside_text;
 use sprat_run::runner::CopyWork;
 use sprat_session::{preview, text};
 
 use super::context::{CommandArgs, Context};
-use super::lookup;
+use super::lookup::{self, Answer};
 use crate::args::ReadTarget;
 use crate::{Exit, Failure};
 
@@ -24,7 +24,8 @@ Examples:
 pub(super) const NOTES: &str = "\
 With one WHAT, it is compared with the snapshot before it: that shows what the backup changed. A path in the
 first WHAT applies to the second, unless that has one. Files of equal size and time are equal, as they are
-for rsync. A path that was renamed is shown as gone and as new.";
+for rsync. A path that was renamed is shown as gone and as new. --offline compares a snapshot with the one
+before it only.";
 
 #[derive(Debug, Args)]
 pub(super) struct DiffArgs {
@@ -41,6 +42,9 @@ pub(super) struct DiffArgs {
     /// must be in the config
     #[arg(long, conflicts_with = "with")]
     source: bool,
+    /// Answer from the lists of changes on this machine, without a connection or a key
+    #[arg(long, conflicts_with_all = ["generation", "source"])]
+    offline: bool,
 }
 
 impl CommandArgs for DiffArgs {
@@ -51,7 +55,15 @@ impl CommandArgs for DiffArgs {
         let first = lookup::place(context, &self.what, None)?;
         if self.source {
             let (target, report) = self.with_source(context, first)?;
-            return print(context, &target, &report);
+            let as_of = None;
+            return print(
+                context,
+                &Answer {
+                    target,
+                    report,
+                    as_of,
+                },
+            );
         }
         let spec = match &self.with {
             None => DiffSpec {
@@ -68,10 +80,14 @@ impl CommandArgs for DiffArgs {
                 }
             }
         };
-        let (target, report) = lookup::look(context, &self.target, |session, reporter| {
-            session.diff(spec, reporter, &context.interrupt)
-        })?;
-        print(context, &target, &report)
+        let answer = lookup::look_or_read(
+            context,
+            &self.target,
+            self.offline,
+            |session, reporter| session.diff(spec.clone(), reporter, &context.interrupt),
+            |lists, cancel| diff_in_lists(lists, &spec, cancel),
+        )?;
+        print(context, &answer)
     }
 }
 
@@ -102,12 +118,13 @@ impl DiffArgs {
     }
 }
 
-fn print(context: &Context, target: &str, report: &DiffReport) -> Result<Exit, Failure> {
+fn print(context: &Context, answer: &Answer<DiffReport>) -> Result<Exit, Failure> {
+    let report = &answer.report;
     for side in [&report.before, &report.after] {
         if let (Some(snapshot), Some(kind)) = (&side.snapshot, side.kind) {
             lookup::note_kind(context, snapshot, kind);
         }
     }
     let text = inside_text::differences(report);
-    lookup::print(context, "diff", target, &text, report, report.more)
+    lookup::print_answer(context, "diff", &text, answer, report.more)
 }

@@ -1,7 +1,7 @@
 //! `sprat find`: finds files in all snapshots.
 
 use clap::Args;
-use sprat_inside::FindSpec;
+use sprat_inside::{FindSpec, find_in_lists};
 use sprat_run::inside_text;
 use sprat_snapshot::JobName;
 
@@ -14,6 +14,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   sprat find home fstab
   sprat find home '*.odt' --job www
+  sprat find home 'thesis*' --offline
   sprat find home '/home/ann/**/thesis*' --ignore-case";
 
 pub(super) const NOTES: &str = "\
@@ -38,6 +39,9 @@ pub(super) struct FindArgs {
     /// Print only JOB:PATH, as raw bytes, each with a zero byte at its end
     #[arg(long, short = '0')]
     null: bool,
+    /// Answer from the lists of changes on this machine, without a connection or a key
+    #[arg(long, conflicts_with = "generation")]
+    offline: bool,
 }
 
 impl CommandArgs for FindArgs {
@@ -53,9 +57,14 @@ impl CommandArgs for FindArgs {
             ignore_case: self.ignore_case,
         };
         lookup::check_pattern(&self.pattern, self.ignore_case)?;
-        let (target, report) = lookup::look(context, &self.target, |session, reporter| {
-            session.find(spec, reporter, &context.interrupt)
-        })?;
+        let answer = lookup::look_or_read(
+            context,
+            &self.target,
+            self.offline,
+            |session, reporter| session.find(spec.clone(), reporter, &context.interrupt),
+            |lists, cancel| find_in_lists(lists, &spec, cancel),
+        )?;
+        let report = &answer.report;
         let text = match self.null {
             true => lookup::raw(
                 report
@@ -63,8 +72,8 @@ impl CommandArgs for FindArgs {
                     .iter()
                     .map(|one| format!("{}:{}", one.job, one.path)),
             ),
-            false => inside_text::found(&report).into_bytes(),
+            false => inside_text::found(report).into_bytes(),
         };
-        lookup::print(context, "find", &target, &text, &report, report.more)
+        lookup::print_answer(context, "find", &text, &answer, report.more)
     }
 }

@@ -2,11 +2,13 @@
 
 use std::ffi::OsStr;
 
+use jiff::Timestamp;
 use serde::Serialize;
 use sprat_inside::{Pattern, Place};
 use sprat_run::inside_text;
+use sprat_session::state::snapshots;
 use sprat_session::{Session, text};
-use sprat_snapshot::{EntryKind, unescape_name};
+use sprat_snapshot::{Cancel, EntryKind, Lists, SnapshotError, unescape_name};
 
 use super::context::{Context, Prepared};
 use crate::args::ReadTarget;
@@ -26,6 +28,53 @@ pub(super) fn check_pattern(text: &str, ignore_case: bool) -> Result<(), Failure
     parsed.map(drop).map_err(|error| {
         Failure::usage(format!("the pattern is not valid: {error}"))
             .with_hint("nothing was started")
+    })
+}
+
+/// What was found, and where.
+pub(super) struct Answer<T> {
+    pub(super) target: String,
+    pub(super) report: T,
+    /// It is from the lists of this machine, which noted then what the container had.
+    pub(super) as_of: Option<Timestamp>,
+}
+
+/// What `ask` finds in a session, or with `offline` what `read` finds in the lists of this machine.
+pub(super) fn look_or_read<T>(
+    context: &Context,
+    target: &ReadTarget,
+    offline: bool,
+    ask: impl FnOnce(&mut Session, &mut Reporter) -> Result<T, Failure>,
+    read: impl FnOnce(&Lists, &Cancel) -> Result<T, SnapshotError>,
+) -> Result<Answer<T>, Failure> {
+    if !offline {
+        let looked = look(context, target, ask).map_err(|failure| match failure.exit {
+            Exit::Unreachable => failure.with_more_hint(
+                "To search the lists of changes on this machine instead, add --offline",
+            ),
+            _ => failure,
+        });
+        return looked.map(|(target, report)| Answer {
+            target,
+            report,
+            as_of: None,
+        });
+    }
+    let target = context.resolve(&target.target)?.target;
+    let (as_of, lists) = snapshots::known_lists(&context.state_dir(), &target)?;
+    let cancel = Cancel::new();
+    let stopped = cancel.clone();
+    context.interrupt.on_request(move |_| stopped.cancel());
+    let report = read(&lists, &cancel)?;
+    context.output.note(&format!(
+        "from the lists of changes on this machine: {} as it was on {}. The server was not asked",
+        text::harmless(&target.to_string()),
+        context.shown().time(as_of)
+    ));
+    Ok(Answer {
+        target: target.to_string(),
+        report,
+        as_of: Some(as_of),
     })
 }
 
@@ -55,6 +104,20 @@ pub(super) fn note_kind(context: &Context, snapshot: &str, kind: EntryKind) {
     if let Some(what) = inside_text::note(snapshot, kind) {
         context.output.warning(&what);
     }
+}
+
+/// As [`print`], with the time of the lists that it is from.
+pub(super) fn print_answer(
+    context: &Context,
+    command: &str,
+    text: &(impl AsRef<[u8]> + ?Sized),
+    answer: &Answer<impl Serialize>,
+    more: u64,
+) -> Result<Exit, Failure> {
+    let mut fields = serde_json::to_value(&answer.report)
+        .map_err(|error| Failure::failed("the result has no form in JSON").caused_by(&error))?;
+    fields["as_of"] = answer.as_of.map(|at| at.to_string()).into();
+    print(context, command, &answer.target, text, &fields, more)
 }
 
 /// Prints a list, and warns if it is not the whole one.

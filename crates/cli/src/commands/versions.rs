@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::Args;
-use sprat_inside::{Place, VersionsSpec};
+use sprat_inside::{Place, VersionsSpec, versions_in_lists};
 use sprat_run::inside_text;
 use sprat_snapshot::SnapshotChoice;
 
@@ -24,6 +24,9 @@ pub(super) struct VersionsArgs {
     /// The file or folder, by its path in the source
     #[arg(value_name = "JOB:PATH")]
     what: OsString,
+    /// Answer from the lists of changes on this machine, without a connection or a key
+    #[arg(long, conflicts_with = "generation")]
+    offline: bool,
 }
 
 impl CommandArgs for VersionsArgs {
@@ -39,10 +42,15 @@ impl CommandArgs for VersionsArgs {
             );
         };
         let place = Place::new(wanted.job.clone(), SnapshotChoice::Latest, Some(path));
-        let (target, report) = lookup::look(context, &self.target, |session, reporter| {
-            session.versions(VersionsSpec { place }, reporter, &context.interrupt)
-        })?;
-        let text = inside_text::versions(&report, &context.shown());
-        lookup::print(context, "versions", &target, &text, &report, 0)
+        let spec = VersionsSpec { place };
+        let answer = lookup::look_or_read(
+            context,
+            &self.target,
+            self.offline,
+            |session, reporter| session.versions(spec.clone(), reporter, &context.interrupt),
+            |lists, cancel| versions_in_lists(lists, &spec, cancel),
+        )?;
+        let text = inside_text::versions(&answer.report, !self.offline, &context.shown());
+        lookup::print_answer(context, "versions", &text, &answer, 0)
     }
 }

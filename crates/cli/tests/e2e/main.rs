@@ -31,6 +31,7 @@ mod lock;
 mod log;
 mod look_inside;
 mod meet;
+mod offline;
 mod old_data;
 mod other_server;
 mod path;

@@ -5,3 +5,4 @@ mod costs;
 mod days;
 mod lookups;
 mod model;
+mod offline;

@@ -589,6 +589,13 @@ fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
             "no snapshot was changed. Correct `time_zone` in the config, or install the system's time \
              zones (tzdata)"
         }
+        SnapshotError::ListUnusable { .. } => {
+            "nothing was opened. Omit --offline. If the list is damaged, remove the folder with this job's lists \
+             below lists/ in the state folder: the next backup copies them from the container"
+        }
+        SnapshotError::ListsUnclear { .. } | SnapshotError::NotInLists { .. } => {
+            "nothing was opened. Omit --offline"
+        }
         SnapshotError::PathRefused { .. } => {
             "nothing was changed. `sprat ls` shows the paths of a snapshot"
         }

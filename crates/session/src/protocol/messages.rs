@@ -20,7 +20,8 @@ use sprat_snapshot::{
 use crate::Failure;
 use crate::file_system::{FileSystemCheck, FileSystemKind};
 use crate::protocol::reports::{
-    ClosedReport, ContainerFacts, HeaderChanged, Notice, Phase, TrimReport, VolumeRoom, VolumeStats,
+    ClosedReport, ContainerFacts, Finished, HeaderChanged, Notice, Phase, TrimReport, VolumeRoom,
+    VolumeStats,
 };
 use crate::settings::SessionSettings;
 
@@ -74,8 +75,8 @@ pub(crate) enum VolumeOrder {
     /// Nothing is mounted any more, and the file system was shrunk: cut the file to this length.
     Cut { file_bytes: u64 },
     /// Everything above is unmounted: close the volume, in creation give the container its name,
-    /// release the lock. With the newest snapshot of each job, where it is known.
-    Close(Option<BTreeMap<String, String>>),
+    /// release the lock. With the finished snapshots of each job, where they are known.
+    Close(Option<Finished>),
     /// After a Closed that said that the reserve is missing: make it.
     MakeReserve,
     /// What is mounted is the container as this machine knows it: what was written may be sent.
@@ -325,9 +326,9 @@ pub(crate) enum WorkerReply {
     Drilled(Box<DrillReport>),
     /// The files' names, and why the list could not be written.
     BlocksNamed(sprat_snapshot::NameList, Option<String>),
-    /// With what was left in the volume and, of one that was written to, the newest snapshot of
+    /// With what was left in the volume and, of one that was written to, the finished snapshots of
     /// each job.
-    Unmounted(Option<VolumeRoom>, Option<BTreeMap<String, String>>),
+    Unmounted(Option<VolumeRoom>, Option<Finished>),
     /// The last order failed.
     Failed(Failure),
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use sprat_luks::Pins;
+use sprat_snapshot::SnapshotName;
 
 use crate::Exit;
 use crate::file_system::FileSystemKind;
@@ -250,6 +251,9 @@ pub trait Observer {
 
 /// The newest snapshot of each job: job, snapshot.
 pub type Newest = BTreeMap<String, String>;
+
+/// The finished snapshots of each job, oldest first.
+pub type Finished = BTreeMap<String, Vec<SnapshotName>>;
 
 /// What the volume process found at the target.
 #[derive(Debug, Clone, Serialize, Deserialize)]

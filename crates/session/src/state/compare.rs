@@ -88,6 +88,11 @@ impl KnownState {
             .unwrap_or_default()
     }
 
+    /// Whether the known state is this one.
+    pub fn is_of(&self, stamp: &Stamp) -> bool {
+        self.stamp.as_ref() == Some(stamp)
+    }
+
     /// Whether there is a state to compare with.
     pub fn has_stamp(&self) -> bool {
         self.stamp.is_some()

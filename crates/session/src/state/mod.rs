@@ -15,6 +15,7 @@ pub mod key_notes;
 pub mod moved;
 pub mod paths;
 pub mod reserved_names;
+pub mod snapshots;
 
 pub use crate::state::compare::{Finding, KnownState, older};
 pub use crate::state::header::{check_slots, header_unreadable, is_known, opened_last};

@@ -11,7 +11,7 @@ use sprat_snapshot::{
 use crate::file_system::FileSystemCheck;
 use crate::protocol::messages::{VolumeOrder, VolumeReply, WorkerOrder, WorkerReply};
 use crate::protocol::reports::{
-    ClosedReport, ContainerFacts, HeaderChanged, Newest, TrimReport, VolumeRoom,
+    ClosedReport, ContainerFacts, Finished, HeaderChanged, TrimReport, VolumeRoom,
 };
 use crate::protocol::spawn::Child;
 
@@ -167,5 +167,5 @@ answers! {
     DrillReport: Reply::Worker(WorkerReply::Drilled(report)) => *report;
     CheckReport: Reply::Worker(WorkerReply::FilesChecked(report)) => *report;
     (NameList, Option<String>): Reply::Worker(WorkerReply::BlocksNamed(names, not_saved)) => (names, not_saved);
-    (Option<VolumeRoom>, Option<Newest>): Reply::Worker(WorkerReply::Unmounted(room, newest)) => (room, newest);
+    (Option<VolumeRoom>, Option<Finished>): Reply::Worker(WorkerReply::Unmounted(room, finished)) => (room, finished);
 }

@@ -26,8 +26,8 @@ use crate::protocol::messages::{
     WorkerReply,
 };
 use crate::protocol::reports::{
-    ClosedReport, ContainerFacts, HeaderChanged, Newest, Observer, Phase, SessionProgress,
-    VolumeRoom,
+    ClosedReport, ContainerFacts, Finished, HeaderChanged, Newest, Observer, Phase,
+    SessionProgress, VolumeRoom,
 };
 use crate::protocol::spawn::{Child, Role};
 use crate::settings::{Access, SessionSettings};
@@ -105,8 +105,8 @@ pub(crate) struct Supervisor {
     /// Everything is torn down, because of this.
     over: Option<Failure>,
     aborted: AbortReport,
-    /// What was left in the volume when it was unmounted, and the newest snapshot of each job.
-    unmounted: (Option<VolumeRoom>, Option<Newest>),
+    /// What was left in the volume when it was unmounted, and the finished snapshots of each job.
+    unmounted: (Option<VolumeRoom>, Option<Finished>),
     /// It is closed, and V waits for the order to make the reserve.
     reserve_missing: bool,
     /// The snapshots that must be there when the volume is mounted.

@@ -16,8 +16,8 @@ use crate::protocol::messages::{BackgroundMount, VolumeOrder, WorkerOrder};
 use crate::protocol::reports::{ClosedReport, ContainerFacts, Observer, Phase};
 use crate::protocol::spawn::Role;
 use crate::settings::{Access, SessionSettings};
-use crate::state::KnownState;
 use crate::state::paths::StatePaths;
+use crate::state::{KnownState, snapshots};
 use crate::supervisor::background::{self, MountRecord, OpenRecord, record_path};
 use crate::supervisor::{Shape, Supervisor, Watch};
 use crate::{Exit, Failure, text};
@@ -72,6 +72,9 @@ pub fn mount(
     if settings.access == Access::ReadWrite {
         let paths = StatePaths::new(&settings.state_dir, &facts.uuid, &settings.target);
         KnownState::load(&paths).forget_newest(&paths)?;
+        snapshots::note_edited(&paths).map_err(|error| {
+            Failure::failed("can't note that files in snapshots may change").caused_by(&error)
+        })?;
     }
     leave(&mut supervisor, background, &mut watch)?;
     supervisor.leave();

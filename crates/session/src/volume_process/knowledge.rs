@@ -8,10 +8,10 @@ use sprat_luks::{Header, SectorCipher};
 
 use crate::file_system::{FileSystemKind, FileSystemState};
 use crate::protocol::messages::VolumeStart;
-use crate::protocol::reports::Notice;
+use crate::protocol::reports::{Finished, Notice};
 use crate::settings::Access;
 use crate::state::paths::StatePaths;
-use crate::state::{Finding, KnownState, older};
+use crate::state::{Finding, KnownState, older, snapshots};
 use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::open::prefetch::Unlocked;
 use crate::volume_process::shutdown::EventSender;
@@ -172,7 +172,7 @@ impl Knowledge {
         &mut self,
         stamp_block: Option<(FileSystemKind, Vec<u8>)>,
         file_bytes: u64,
-        newest: Option<BTreeMap<String, String>>,
+        finished: Option<Finished>,
         events: &EventSender,
     ) -> Result<(), Failure> {
         let written = stamp_block.and_then(|(kind, mut block)| {
@@ -185,8 +185,20 @@ impl Knowledge {
         let last = written.or_else(|| self.found.clone());
         let errors = last.as_ref().and_then(|last| last.errors);
         let stamp = last.map(|last| last.stamp);
-        let noted = self.known.end_writing(&self.paths, stamp, newest);
+        let newest = finished.as_ref().map(|finished| {
+            let named = finished.iter();
+            named
+                .filter_map(|(job, names)| Some((job.clone(), names.last()?.to_string())))
+                .collect()
+        });
+        let noted = self.known.end_writing(&self.paths, stamp.clone(), newest);
         report_unrecorded(noted.and_then(|()| self.accept_slots()), events);
+        if let (Some(stamp), Some(finished)) = (stamp, finished)
+            && let Err(error) = snapshots::note(&self.paths, stamp, finished)
+        {
+            // Without the note, commands open the container.
+            tracing::warn!(%error, "this machine can't note which snapshots there are");
+        }
         match errors {
             None => Ok(()),
             Some(errors) => Err(met_errors(errors).with_hint(format!(

@@ -21,7 +21,6 @@ pub(crate) mod space_monitor;
 pub(crate) mod tests;
 mod trim;
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -37,7 +36,9 @@ use crate::protocol::frames::{Receiver, Sender};
 use crate::protocol::messages::{
     AbortReport, BackgroundMount, ChangeStart, VolumeOrder, VolumeReply, VolumeStart,
 };
-use crate::protocol::reports::{ClosedReport, ContainerFacts, Notice, Phase, VolumeStats};
+use crate::protocol::reports::{
+    ClosedReport, ContainerFacts, Finished, Notice, Phase, VolumeStats,
+};
 use crate::protocol::spawn::{Role, leave_signals_to_the_session, take_sockets};
 use crate::settings::Access;
 use crate::supervisor::background;
@@ -312,7 +313,7 @@ impl Served {
                 }
                 VolumeOrder::Cut { file_bytes } => self.cut(file_bytes).map(|()| VolumeReply::Done),
                 VolumeOrder::Detach(mount) => return self.run_detached(&mount),
-                VolumeOrder::Close(newest) => match self.close(newest) {
+                VolumeOrder::Close(finished) => match self.close(finished) {
                     Ok((report, reserve_missing)) => {
                         self.events
                             .reply(&VolumeReply::Closed(report, reserve_missing));
@@ -371,10 +372,7 @@ impl Served {
 
     /// Everything above is closed. Sends the rest, waits for the server's fsync, releases the
     /// lease. Also returns whether the reserve beside the container is missing.
-    fn close(
-        &mut self,
-        newest: Option<BTreeMap<String, String>>,
-    ) -> Result<(ClosedReport, bool), Failure> {
+    fn close(&mut self, finished: Option<Finished>) -> Result<(ClosedReport, bool), Failure> {
         if let Some(serving) = self.serving.take() {
             serving.wait()?;
         }
@@ -413,7 +411,7 @@ impl Served {
             new_container.publish(&self.lease, &self.stop, &self.events)?;
         }
         let reserve_missing = asked.is_some_and(|asked| !asked.join().unwrap_or(false));
-        let noted = self.note_end(newest);
+        let noted = self.note_end(finished);
         self.lease.leave_written_list(&self.events);
         if let Some(prepared) = prepared {
             let _ = prepared.join();
@@ -440,7 +438,7 @@ impl Served {
     }
 
     /// Records the state in which the session leaves the container.
-    fn note_end(&mut self, newest: Option<BTreeMap<String, String>>) -> Result<(), Failure> {
+    fn note_end(&mut self, finished: Option<Finished>) -> Result<(), Failure> {
         if self.access == Access::ReadOnly {
             if self.volume.differing_blocks() == 0 {
                 self.knowledge.end_reading();
@@ -451,7 +449,7 @@ impl Served {
         let stamp_block = self.device.stamp_block().map(|block| (kind, block));
         let file_bytes = self.facts.file_bytes;
         self.knowledge
-            .end_writing(stamp_block, file_bytes, newest, &self.events)
+            .end_writing(stamp_block, file_bytes, finished, &self.events)
     }
 
     /// Closes the volume once. A rewrite of the container has closed it before.

@@ -6,7 +6,6 @@ pub mod mount_keeper;
 pub(crate) mod readers;
 mod reading;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
@@ -23,7 +22,7 @@ use zeroize::Zeroizing;
 use crate::file_system::FileSystemKind;
 use crate::protocol::frames::{Receiver, Sender};
 use crate::protocol::messages::{WorkerOrder, WorkerReply};
-use crate::protocol::reports::{Notice, VolumeRoom};
+use crate::protocol::reports::{Finished, Notice, VolumeRoom};
 use crate::protocol::spawn::{Role, leave_signals_to_the_session, take_sockets};
 use crate::{Exit, Failure};
 use readers::Readers;
@@ -400,12 +399,12 @@ impl Worker {
                     readers.end();
                 }
                 let room = self.room();
-                let newest = self.newest();
+                let finished = self.finished();
                 self.mounted = None;
                 if let Some(attachment) = self.attachment.take() {
                     attachment.unmount()?;
                 }
-                WorkerReply::Unmounted(room, newest)
+                WorkerReply::Unmounted(room, finished)
             }
             order => return self.reading()?.answer(order),
         }))
@@ -434,10 +433,10 @@ impl Worker {
         }
     }
 
-    /// The newest snapshot of each job, of a volume that was written to. `None`: not known.
-    fn newest(&self) -> Option<BTreeMap<String, String>> {
+    /// The finished snapshots of each job, of a volume that was written to. `None`: not known.
+    fn finished(&self) -> Option<Finished> {
         let root = self.mounted.as_deref().filter(|_| self.writes)?;
-        sprat_snapshot::newest(root).ok()
+        sprat_snapshot::finished(root).ok()
     }
 
     /// What is left in the mounted volume. Needs only the kernel's memory, no read from the server.

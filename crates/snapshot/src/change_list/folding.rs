@@ -22,6 +22,9 @@ use crate::foreign;
 use crate::job::RunFolder;
 use crate::name::SnapshotName;
 
+/// How much a run copies of lists that another machine has made. It waits for that.
+const COPIED_MAX: u64 = 64 << 20;
+
 /// The lists of a job.
 pub(super) struct Folding<'a> {
     pub(super) folder: &'a RunFolder,
@@ -178,8 +181,13 @@ impl Folding<'_> {
         let mut file = File::from(openat(state, &new, flags, Mode::from(0o600))?);
         let fill = |file: &mut File| -> io::Result<()> {
             let mut lines = Lines::begin(file)?;
-            lines.write(&First::new(&self.folder.job.job, covers, since))?;
-            let last = Merging::begin(&open)?.run(&mut |line| lines.write(line))?;
+            let merging = Merging::begin(&open)?;
+            lines.write(&First {
+                complete: merging.complete().filter(|_| target.is_some()),
+                folded: true,
+                ..First::new(&self.folder.job.job, covers, since)
+            })?;
+            let last = merging.run(&mut |line| lines.write(line))?;
             lines.write(&last)?;
             lines.end()
         };
@@ -205,27 +213,51 @@ impl Folding<'_> {
     }
 }
 
-/// Copies lists of the volume to this machine, and removes the copies of those that are gone.
+/// Copies lists of the volume to this machine, and removes the copies of those that are gone. `replaced`: those that
+/// were folded now. If another machine has made or folded lists, too, those are copied as well.
 pub(super) fn mirror(
     folder: &RunFolder,
     local: &Path,
     lists: &BTreeSet<String>,
-    copy: &[String],
+    replaced: &[String],
 ) -> io::Result<()> {
-    for name in copy {
-        let mut list = File::open(folder.job.path.join(crate::job::STATE_FOLDER).join(name))?;
-        crate::local_file::replace(&local.join(name), |copy| {
-            io::copy(&mut list, copy).map(drop)
-        })?;
-    }
+    let volume = folder.job.path.join(crate::job::STATE_FOLDER);
+    let mut copies: BTreeMap<String, u64> = BTreeMap::new();
+    let mut gone: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(local)? {
-        let path: PathBuf = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str());
-        let run = name.and_then(|name| name.strip_suffix(SUFFIX));
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let run = name.strip_suffix(SUFFIX);
         let is_run = run.is_some_and(|run| SnapshotName::parse(run).is_ok());
-        if is_run && name.is_some_and(|name| !lists.contains(name)) {
-            std::fs::remove_file(path)?;
+        match lists.contains(&name) {
+            true => drop(copies.insert(name, entry.metadata()?.len())),
+            false if is_run => gone.push(entry.path()),
+            false => {}
         }
+    }
+    let is_own = |name: &String| copies.contains_key(name) || replaced.contains(name);
+    let all_own = lists.iter().all(is_own) && (gone.is_empty() || !replaced.is_empty());
+    let mut left = COPIED_MAX;
+    for name in lists {
+        // As long as only this machine makes lists, the others need not be examined on the volume.
+        let differs = !all_own && {
+            let there = volume.join(name).symlink_metadata();
+            let bytes = there.map_or(0, |there| there.len());
+            let fits = copies.get(name) != Some(&bytes) && bytes <= left;
+            left -= if fits { bytes } else { 0 };
+            fits
+        };
+        if replaced.contains(name) || differs {
+            let mut list = crate::long_path::open_regular(&volume.join(name))?;
+            crate::local_file::replace(&local.join(name), |copy| {
+                io::copy(&mut list, copy).map(drop)
+            })?;
+        }
+    }
+    for path in gone {
+        std::fs::remove_file(path)?;
     }
     Ok(())
 }

@@ -47,6 +47,11 @@ impl Merging {
         Ok(merging)
     }
 
+    /// Whether the snapshot of the last list is complete.
+    pub(super) fn complete(&self) -> Option<bool> {
+        self.lists.last()?.lines.head.complete
+    }
+
     /// Calls `write` with each line of the merged list, and returns its last one.
     pub(super) fn run(
         mut self,
@@ -144,16 +149,11 @@ impl Line {
             (None, None) => None,
             (None, Some(_)) => Some(Change::New),
             (Some(_), None) => Some(Change::Gone),
-            (Some(old), Some(new)) if old.kind != new.kind => Some(Change::Kind),
-            (Some(old), Some(new)) => {
-                let is_same = (old.bytes, &old.link, &old.device)
-                    == (new.bytes, &new.link, &new.device)
-                    && (old.modified == new.modified || old.kind != crate::seen::Kind::File);
-                Some(match is_content || !is_same {
-                    true => Change::Content,
-                    false => Change::Attributes,
-                })
-            }
+            (Some(old), Some(new)) => Some(match old.change(new) {
+                Some(change @ (Change::Kind | Change::Content)) => change,
+                _ if is_content => Change::Content,
+                _ => Change::Attributes,
+            }),
         };
         Self {
             path: self.path,
@@ -191,7 +191,8 @@ fn lacking(open: &dyn Fn() -> io::Result<Vec<File>>) -> io::Result<HashMap<Key, 
 
 /// The order of the paths in a list: a folder comes before what is in it, and all names of a folder before what is
 /// below them.
-pub(super) fn order(one: &Path, other: &Path) -> Ordering {
+#[must_use]
+pub(crate) fn order(one: &Path, other: &Path) -> Ordering {
     let (mut ones, mut others) = (one.components().peekable(), other.components().peekable());
     loop {
         match (ones.next(), others.next()) {

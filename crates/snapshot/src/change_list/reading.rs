@@ -20,6 +20,12 @@ pub(crate) struct ListHead {
     pub(crate) snapshot: Option<SnapshotName>,
     /// The snapshot that was compared with.
     pub(crate) since: Option<SnapshotName>,
+    /// Whether the snapshot has all that was to be backed up. `None`: it was not finished then.
+    #[serde(default)]
+    pub(crate) complete: Option<bool>,
+    /// The lists of several runs are in it.
+    #[serde(default)]
+    pub(crate) folded: bool,
 }
 
 /// The last line.

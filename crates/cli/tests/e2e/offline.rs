@@ -1,0 +1,202 @@
+//! Answers from the lists of changes on this machine: without a server, and of no state but the last one known.
+
+use std::fs;
+
+use serde_json::Value;
+use sprat_testkit::machine::{CONTAINER, Ran, TestMachine};
+use sprat_testkit::{needs, requires};
+
+/// The container and what lies beside it are not there.
+fn with_server_away<T>(machine: &TestMachine, work: impl FnOnce() -> T) -> T {
+    let (here, away) = (machine.path("store"), machine.path("away"));
+    fs::rename(&here, &away).unwrap();
+    let done = work();
+    fs::rename(&away, &here).unwrap();
+    done
+}
+
+/// An answer without what `--offline` may show otherwise.
+fn answer(ran: &Ran) -> Value {
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let mut json = ran.json();
+    json.as_object_mut().unwrap().remove("as_of");
+    without_folder_times(&mut json);
+    json
+}
+
+fn without_folder_times(value: &mut Value) {
+    if value["kind"] == "folder" {
+        value["modified"] = Value::Null;
+    }
+    match value {
+        Value::Array(all) => all.iter_mut().for_each(without_folder_times),
+        Value::Object(all) => all.values_mut().for_each(without_folder_times),
+        _ => {}
+    }
+}
+
+fn backup(machine: &TestMachine) {
+    machine.ok(&["backup", CONTAINER, "--name", "home", "tree", "-q"]);
+}
+
+fn names(machine: &TestMachine) -> Vec<String> {
+    let listed = machine.sprat(&["snapshots", CONTAINER, "--json"]).json();
+    let all = listed["snapshots"].as_array().unwrap().iter();
+    all.map(|one| one["folder"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn lists_answer_while_the_server_is_away() {
+    requires!(needs::root());
+    let machine = TestMachine::with_container();
+    machine.write_old("tree/etc/fstab", "one");
+    machine.write_old("tree/gone", "x");
+    backup(&machine);
+    machine.write("tree/etc/fstab", "two, longer");
+    fs::remove_file(machine.path("tree/gone")).unwrap();
+    backup(&machine);
+    machine.write("tree/etc/fstab", "three, again longer");
+    backup(&machine);
+    let path = format!("home:{}/etc/fstab", machine.path("tree").display());
+    let all = names(&machine);
+    let middle = format!("home/{}", all[1]);
+    let mut questions = vec![
+        vec!["find", CONTAINER, "**"],
+        vec!["find", CONTAINER, "no such name", "--job", "home"],
+        vec!["versions", CONTAINER, &path],
+        vec!["diff", CONTAINER, "home"],
+        vec!["diff", CONTAINER, &middle],
+    ];
+    for removed in [false, true] {
+        if removed {
+            machine.ok(&["remove", CONTAINER, &middle, "--yes"]);
+            questions.pop();
+        }
+        for question in &questions {
+            let online = answer(&machine.sprat(&[&question[..], &["--json"]].concat()));
+            let words = [&question[..], &["--offline", "--json"]].concat();
+            let ran = with_server_away(&machine, || machine.sprat(&words));
+            assert!(ran.json()["as_of"].is_string(), "{}", ran.whole());
+            assert_eq!(answer(&ran), online, "removed: {removed}, {question:?}");
+        }
+    }
+    // It says where the answer is from, and a folder has no time.
+    let folder = format!("home:{}/etc", machine.path("tree").display());
+    let ran = machine
+        .sprat(&["versions", CONTAINER, &folder, "--offline"])
+        .succeeded();
+    assert!(
+        ran.stderr
+            .contains("from the lists of changes on this machine"),
+        "{}",
+        ran.whole()
+    );
+    let row: Vec<&str> = ran
+        .stdout
+        .lines()
+        .nth(1)
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    assert_eq!(row[4], "-", "{}", ran.whole());
+
+    // Without --offline the server is asked.
+    with_server_away(&machine, || {
+        machine.sprat(&["find", CONTAINER, "fstab"]).failed_with(10);
+    });
+    let other = format!("home/{}", all[0]);
+    let ran = machine
+        .sprat(&["diff", CONTAINER, &other, "home", "--offline"])
+        .succeeded();
+    assert!(
+        ran.stdout.contains("changed"),
+        "they follow each other now: {}",
+        ran.whole()
+    );
+    for words in [
+        vec!["diff", CONTAINER, &other, "--offline"],
+        vec!["diff", CONTAINER, "home", &other, "--offline"],
+        vec!["versions", CONTAINER, "home:/none", "--offline"],
+        vec!["find", CONTAINER, "x", "--job", "other", "--offline"],
+    ] {
+        machine.sprat(&words).failed_with(1);
+    }
+    machine
+        .sprat(&["diff", CONTAINER, "home", "--source", "--offline"])
+        .failed_with(2);
+
+    // A list that is damaged is not used, and the next backup copies it again if it is removed.
+    let lists = fs::read_dir(machine.path("state/lists")).unwrap();
+    let lists = lists.map(|entry| entry.unwrap().path().join("home"));
+    let lists: Vec<_> = lists.collect();
+    let list = lists[0].join(format!("{}.changes.zst", all[2]));
+    let good = fs::read(&list).unwrap();
+    fs::write(&list, &good[..good.len() / 2]).unwrap();
+    let ran = machine.sprat(&["find", CONTAINER, "fstab", "--offline"]);
+    ran.failed_with(1);
+    assert!(ran.stderr.contains("is damaged"), "{}", ran.whole());
+    machine.sprat(&["find", CONTAINER, "fstab"]).succeeded();
+    fs::remove_dir_all(&lists[0]).unwrap();
+    machine
+        .sprat(&["find", CONTAINER, "fstab", "--offline"])
+        .failed_with(1);
+    backup(&machine);
+    machine
+        .sprat(&["find", CONTAINER, "fstab", "--offline"])
+        .succeeded();
+    machine.nothing_is_left();
+}
+
+#[test]
+fn state_that_this_machine_did_not_note_is_not_answered_about() {
+    requires!(needs::root());
+    let machine = TestMachine::with_container();
+    machine.write_old("tree/file", "one");
+    let offline = |what: &str| machine.sprat(&["find", CONTAINER, what, "--offline"]);
+    let none = offline("file");
+    none.failed_with(1);
+    backup(&machine);
+    offline("file").succeeded();
+
+    // Another machine makes a snapshot. This one answers about what it knows, until it has seen that.
+    machine.write("tree/file", "of the other machine");
+    machine.ok(&[
+        "--state-dir",
+        "state-of-the-other",
+        "backup",
+        CONTAINER,
+        "--name",
+        "home",
+        "tree",
+        "-q",
+    ]);
+    offline("file").succeeded();
+    machine.ok(&["snapshots", CONTAINER]);
+    let ran = offline("file");
+    ran.failed_with(1);
+    assert!(
+        ran.stderr.contains("was written to since"),
+        "{}",
+        ran.whole()
+    );
+    machine.write("tree/file", "again of this one");
+    backup(&machine);
+    let versions = ["find", CONTAINER, "file", "--json"];
+    let online = answer(&machine.sprat(&versions));
+    let listed = answer(&machine.sprat(&[&versions[..], &["--offline"]].concat()));
+    assert_eq!(online, listed);
+    assert_eq!(online["paths"][0]["versions"].as_array().unwrap().len(), 3);
+
+    // A person could change files in the snapshots of that time.
+    fs::create_dir(machine.path("mnt")).unwrap();
+    machine.ok(&["mount", CONTAINER, "mnt", "--rw"]);
+    offline("file").failed_with(1);
+    machine.ok(&["umount", "mnt"]);
+    backup(&machine);
+    let ran = offline("file");
+    ran.failed_with(1);
+    assert!(ran.stderr.contains("--rw"), "{}", ran.whole());
+    machine.sprat(&["find", CONTAINER, "file"]).succeeded();
+    machine.nothing_is_left();
+}
