@@ -101,6 +101,26 @@ impl PlainVolume {
         }
     }
 
+    /// Whether the super block of a btrfs is torn. Then it is repaired from its copy, as `btrfs rescue` does it.
+    ///
+    /// # Panics
+    /// When the copy is damaged, too.
+    #[must_use]
+    pub fn repair_torn_super_block(&self) -> bool {
+        if !self.is_btrfs {
+            return false;
+        }
+        let (code, text) = run("btrfs", &["inspect-internal", "dump-super"], &self.image);
+        assert_eq!(code, 0, "no super block:\n{text}");
+        if !text.contains("DON'T MATCH") {
+            return false;
+        }
+        let (code, text) = run("btrfs", &["rescue", "super-recover", "-y"], &self.image);
+        // 2: it was repaired (btrfs-rescue(8)).
+        assert_eq!(code, 2, "the super block can't be repaired:\n{text}");
+        true
+    }
+
     /// Checks that `e2fsck -fn`, or `btrfs check`, finds nothing.
     ///
     /// # Panics

@@ -53,6 +53,9 @@ pub enum Tear {
     Blocks,
     /// Each of a block's eight sectors is there or not.
     Sectors,
+    /// The same, but the block at this place of the file is there or not. A disk tears no more than the block that it
+    /// writes when its power is cut: never a block and the copy of it that lies elsewhere.
+    SectorsExcept(u64),
 }
 
 #[derive(Debug)]
@@ -174,14 +177,16 @@ impl Power {
     fn chosen(&self, tear: Tear, seed: u64) -> Vec<(u64, &[u8])> {
         let mut dice = Dice::new(seed);
         let keep_percent = kept_percent(&mut dice);
-        let unit = match tear {
+        let unit = |block: u64| match tear {
             Tear::Blocks => BLOCK,
-            Tear::Sectors => SECTOR,
+            Tear::SectorsExcept(at) if block == at / BLOCK as u64 => BLOCK,
+            Tear::Sectors | Tear::SectorsExcept(_) => SECTOR,
         };
         let mut chosen = Vec::new();
         for one in &self.unsure {
             for (block, part) in blocks(one.offset, &one.data) {
                 let newest = is_newest(&self.newest, block, one.index);
+                let unit = unit(block);
                 for (at, sector) in part.chunks(unit).enumerate() {
                     if dice.percent(keep_percent) && newest {
                         chosen.push((block * BLOCK as u64 + (at * unit) as u64, sector));
@@ -289,6 +294,30 @@ mod tests {
         // Asked for right behind the write.
         log.push(synced(2));
         assert_eq!(images(&log), [(1, 0), (1, 2)]);
+    }
+
+    #[test]
+    fn a_block_is_torn_where_that_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, vec![0; 2 * BLOCK]).unwrap();
+        let mut power = Power::begin(&file, &folder.path().join("sure")).unwrap();
+        power.advance(&[write(1, 0, 1), write(1, 1, 1)]).unwrap();
+        let image = folder.path().join("image");
+        let mut torn = |tear| {
+            let mut torn = [false; 2];
+            for seed in 0..40 {
+                power.image(&image, tear, seed).unwrap();
+                let bytes = std::fs::read(&image).unwrap();
+                for (block, torn) in bytes.chunks(BLOCK).zip(&mut torn) {
+                    *torn |= block.iter().any(|byte| *byte != block[0]);
+                }
+            }
+            torn
+        };
+        assert_eq!(torn(Tear::Blocks), [false, false]);
+        assert_eq!(torn(Tear::Sectors), [true, true]);
+        assert_eq!(torn(Tear::SectorsExcept(BLOCK as u64)), [true, false]);
     }
 
     #[test]

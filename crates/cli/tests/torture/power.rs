@@ -1,5 +1,6 @@
 //! Cuts the server's power at random moments of recorded backups: the file system needs no more than
-//! its journal's replay, and every finished snapshot is intact.
+//! its journal's replay, or its super block from the copy, and every finished snapshot is intact. The next
+//! backup of that source, by a client that remembers more or by a new one, makes a right snapshot.
 //!
 //! `SPRAT_TORTURE_ROUNDS` asks for the long form (`make torture`): four times as many moments as
 //! rounds. `SPRAT_TORTURE_SEED` repeats a run.
@@ -8,14 +9,17 @@
 //! again: what an fsync covered, and any part of the rest.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use sprat_testkit::client_and_server::{self, ClientAndServer, FileSystem};
+use sprat_testkit::client_and_server::{self, ClientAndServer, FileSystem, HEADER_BYTES};
 use sprat_testkit::dice::{self, Dice, number};
 use sprat_testkit::manifest::{Manifest, assert_same};
 use sprat_testkit::power::{Op, Power, Tear};
+use sprat_testkit::program::{run_within, system};
 use sprat_testkit::recorder::Recorder;
 use sprat_testkit::running::Running;
 use sprat_testkit::source_tree::{self, Shape};
@@ -23,6 +27,14 @@ use sprat_testkit_session::plain_volume::PlainVolume;
 
 /// Moments of the short form, in `make test`.
 const MOMENTS_SHORT: u64 = 20;
+/// After one of so many moments the next backup is made, and after each in which the super block was torn.
+const MOMENTS_PER_BACKUP: u64 = 4;
+/// Of a btrfs, whose super block is at 64 KiB: the place of its copy in the container
+/// (`BTRFS_SUPER_MIRROR_SHIFT`).
+const COPY_OF_SUPER_BLOCK: u64 = HEADER_BYTES + (64 << 20);
+/// A little more than the size from which on a changed file is updated by blocks.
+const LARGE_BYTES: u64 = (32 << 20) + 5;
+const LIMIT: Duration = Duration::from_secs(240);
 
 const FILE: &str = "laptop.luks";
 /// A small buffer: many epochs, and so many fsyncs, in a small backup.
@@ -35,13 +47,34 @@ struct Promise {
     until: Option<usize>,
 }
 
+/// A part of the recording: one command, and the source that it had.
+struct Stage {
+    from: usize,
+    /// A copy of the source, with its attributes.
+    source: PathBuf,
+}
+
 /// A client whose server is recorded.
 struct Recorded {
     pair: ClientAndServer,
     recorder: Recorder,
     source: PathBuf,
+    /// A file of the source that is updated by blocks, on a btrfs.
+    large: Option<PathBuf>,
     dice: Dice,
+    stages: Vec<Stage>,
     promised: BTreeMap<String, Promise>,
+}
+
+/// What was found on the disk after a power cut.
+#[derive(Debug, Default)]
+struct Found {
+    /// The journal had to be replayed.
+    replayed: bool,
+    /// The super block was torn.
+    torn: bool,
+    /// How many snapshots were there before they were promised.
+    early: usize,
 }
 
 impl Recorded {
@@ -56,16 +89,67 @@ impl Recorded {
             large_files: 0,
         };
         source_tree::make(&source, shape, seed);
+        let mut dice = Dice::new(seed ^ 0xb01d);
+        // Not among the files that `change_source_like` replaces.
+        let large = source.join("odd/machine.img");
+        let large = (file_system == FileSystem::Btrfs).then_some(large);
+        if let Some(large) = &large {
+            let mut content = source_tree::random(&mut dice, LARGE_BYTES);
+            // Some of it compresses, and some is a hole.
+            content[4 << 20..8 << 20].fill(7);
+            content[8 << 20..10 << 20].fill(0);
+            fs::write(large, content).unwrap();
+        }
         let power = Power::begin(&pair.container(), &pair.path("sure")).unwrap();
         let recorder = Recorder::start(&pair.server(), FILE).unwrap();
         let recorded = Self {
             pair,
             recorder,
             source,
-            dice: Dice::new(seed ^ 0xb01d),
+            large,
+            dice,
+            stages: Vec::new(),
             promised: BTreeMap::new(),
         };
         (recorded, power)
+    }
+
+    /// Changes the source, the large file by blocks.
+    fn change(&mut self, round: u64) {
+        source_tree::change_source_like(&self.source, &mut self.dice, round);
+        let Some(large) = &self.large else { return };
+        let file = fs::File::options().write(true).open(large).unwrap();
+        for _ in 0..200 {
+            let block = self.dice.below(LARGE_BYTES / 4096);
+            let content = match self.dice.below(4) {
+                0 => vec![0; 4096],
+                _ => source_tree::random(&mut self.dice, 4096),
+            };
+            file.write_all_at(&content, block * 4096).unwrap();
+        }
+    }
+
+    /// A command begins.
+    fn begin_stage(&mut self) {
+        let source = self.pair.path(format!("stage-{}", self.stages.len()));
+        copy_tree(&self.source, &source);
+        let from = self.recorder.now();
+        self.stages.push(Stage { from, source });
+    }
+
+    fn stage_at(&self, moment: usize) -> &Stage {
+        let mut stages = self.stages.iter().rev();
+        stages.find(|stage| stage.from <= moment).unwrap()
+    }
+
+    /// A moment of any command, whatever its length.
+    fn moment(&mut self, end: usize) -> usize {
+        let number = self.dice.below(self.stages.len() as u64);
+        let number = usize::try_from(number).unwrap();
+        let from = self.stages[number].from;
+        let until = self.stages.get(number + 1).map_or(end, |next| next.from);
+        let within = self.dice.below((until - from) as u64 + 1);
+        from + usize::try_from(within).unwrap()
     }
 
     fn sprat(&self) -> Command {
@@ -88,9 +172,10 @@ impl Recorded {
     fn backup(&mut self) {
         // Snapshots are named by the second.
         std::thread::sleep(Duration::from_millis(1100));
+        self.begin_stage();
         let should = Manifest::of(&self.source);
         let mut running = self.begin_backup();
-        let exit = running.end(Duration::from_secs(150));
+        let exit = running.end(LIMIT);
         assert_eq!(exit, Some(0), "{:#?}", running.said);
         let from = self.recorder.now();
         let name = self.newest();
@@ -104,6 +189,7 @@ impl Recorded {
 
     /// Removes all snapshots but the newest.
     fn prune(&mut self) {
+        self.begin_stage();
         let now = self.recorder.now();
         let newest = self.promised.keys().max().cloned();
         let older = self.promised.iter_mut();
@@ -113,13 +199,14 @@ impl Recorded {
         let mut command = self.sprat();
         command.args(["prune", self.pair.target(), "--job", "power"]);
         command.args(["--keep-last", "1"]);
-        let output = sprat_testkit::program::run_within(&mut command, Duration::from_secs(150));
+        let output = run_within(&mut command, LIMIT);
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{text}");
     }
 
     /// One whose session is killed half way.
     fn killed_backup(&mut self) {
+        self.begin_stage();
         let mut running = self.begin_backup();
         let bytes = (256 << 10) + self.dice.below(1 << 20);
         running.until(Duration::from_secs(60), "bytes in flight", |seen| {
@@ -132,20 +219,20 @@ impl Recorded {
     fn newest(&self) -> String {
         let mut command = self.sprat();
         command.args(["snapshots", self.pair.target()]);
-        let output = sprat_testkit::program::run_within(&mut command, Duration::from_secs(60));
+        let output = run_within(&mut command, Duration::from_secs(60));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let names = text.split_whitespace().filter(|word| is_name(word));
         names.max().expect("a snapshot").to_owned()
     }
 
-    /// The disk's content at `moment`, assembled, replayed and checked. Returns whether the journal had to
-    /// be replayed, and how many snapshots were there before they were promised.
-    fn check(&self, power: &Power, moment: usize, tear: Tear, seed: u64) -> (bool, usize) {
+    /// The disk's content at `moment`, assembled, replayed and checked. It stays in the file `cut.luks`.
+    fn check(&self, power: &Power, moment: usize, tear: Tear, seed: u64) -> Found {
         let what = format!("moment {moment}, {tear:?}, seed {seed}");
-        let cut = self.pair.path("cut.luks");
+        let cut = self.cut();
         power.image(&cut, tear, seed).unwrap();
         let image = self.pair.path("plain");
         let plain = PlainVolume::export(&cut, &self.pair.key_file(), &image);
+        let torn = plain.repair_torn_super_block();
         plain.assert_clean();
         let folder = self.pair.path("offline");
         let mounted = plain.mount(&folder);
@@ -158,15 +245,84 @@ impl Recorded {
             }
             // Under its own name it is whole, promised or not.
             if found.contains(name) {
-                let tree = folder.join("power").join(name);
-                let tree = tree.join(self.source.strip_prefix("/").unwrap());
-                assert_same(&promise.should, &tree, &format!("{what}: {name}"));
+                self.assert_whole(&promise.should, &folder, name, &what);
                 early += usize::from(promise.from > moment);
             }
         }
         self.check_work(&folder.join("power/.sprat/work"), &what);
         drop(mounted);
-        (plain.journal.contains("recovering journal"), early)
+        Found {
+            replayed: plain.journal.contains("recovering journal"),
+            torn,
+            early,
+        }
+    }
+
+    fn cut(&self) -> PathBuf {
+        self.pair.path("cut.luks")
+    }
+
+    fn assert_whole(&self, should: &Manifest, volume: &Path, name: &str, what: &str) {
+        let tree = volume.join("power").join(name);
+        let tree = tree.join(self.source.strip_prefix("/").unwrap());
+        assert_same(should, &tree, &format!("{what}: {name}"));
+    }
+
+    /// The next backup into the file `cut.luks`, which was cut at `moment`: by a client that knows all that came
+    /// after it, or by one that knows nothing.
+    fn next_backup(&self, moment: usize, torn: bool, remembers: bool) {
+        let what = format!("the backup after moment {moment}, remembers: {remembers}");
+        let folders = ["state", "cache"];
+        for name in folders {
+            let copy = self.pair.path(format!("next-{name}"));
+            let _ = fs::remove_dir_all(&copy);
+            if remembers && self.pair.path(name).exists() {
+                copy_tree(&self.pair.path(name), &copy);
+            }
+        }
+        let stage = self.stage_at(moment);
+        let away = self.pair.path("source-of-the-end");
+        fs::rename(&self.source, &away).unwrap();
+        fs::rename(&stage.source, &self.source).unwrap();
+        let should = Manifest::of(&self.source);
+        let mut command = self.pair.machine.command();
+        command
+            .env("SPRAT_STATE_DIR", self.pair.path("next-state"))
+            .env("SPRAT_CACHE_DIR", self.pair.path("next-cache"))
+            .arg("--key-file")
+            .arg(self.pair.key_file())
+            .args(["--accept-older-state", "backup"])
+            .arg(self.cut())
+            .args(["--name", "power"])
+            .arg(&self.source);
+        let output = run_within(&mut command, LIMIT);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{what}: {said}");
+        assert!(
+            !torn || said.contains("sprat used its copy"),
+            "{what}: {said}"
+        );
+        let image = self.pair.path("plain");
+        let plain = PlainVolume::export(&self.cut(), &self.pair.key_file(), &image);
+        assert!(!plain.repair_torn_super_block(), "{what}");
+        plain.assert_clean();
+        let folder = self.pair.path("offline");
+        let mounted = plain.mount(&folder);
+        let found = snapshots_in(&folder.join("power"));
+        let is_new = |name: &&String| !self.promised.contains_key(*name);
+        let newest = found.iter().max().filter(is_new);
+        let newest = newest.unwrap_or_else(|| panic!("{what}: no new snapshot: {said}"));
+        self.assert_whole(&should, &folder, newest, &what);
+        for (name, promise) in self
+            .promised
+            .iter()
+            .filter(|(name, _)| found.contains(name))
+        {
+            self.assert_whole(&promise.should, &folder, name, &what);
+        }
+        drop(mounted);
+        fs::rename(&self.source, &stage.source).unwrap();
+        fs::rename(&away, &self.source).unwrap();
     }
 }
 
@@ -185,12 +341,23 @@ impl Recorded {
     }
 }
 
+/// A copy with all attributes, holes and hard links.
+fn copy_tree(from: &Path, to: &Path) {
+    let words = [
+        "-a".as_ref(),
+        "-T".as_ref(),
+        from.as_os_str(),
+        to.as_os_str(),
+    ];
+    system("cp", &words);
+}
+
 fn is_name(word: &str) -> bool {
     word.starts_with("20") && word.ends_with('Z') && word.contains('T')
 }
 
 fn snapshots_in(job: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(job).into_iter().flatten().flatten();
+    let entries = fs::read_dir(job).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.filter(|name| is_name(name)).collect()
 }
@@ -215,10 +382,10 @@ fn power_cut_during_a_backup(file_system: FileSystem) {
     let moments = number("SPRAT_TORTURE_ROUNDS").map_or(MOMENTS_SHORT, |rounds| 4 * rounds);
     let (mut recorded, mut power) = Recorded::new(seed, file_system);
     recorded.backup();
-    source_tree::change_source_like(&recorded.source, &mut recorded.dice, 1);
+    recorded.change(1);
     recorded.killed_backup();
     recorded.backup();
-    source_tree::change_source_like(&recorded.source, &mut recorded.dice, 2);
+    recorded.change(2);
     recorded.backup();
     recorded.prune();
 
@@ -229,30 +396,42 @@ fn power_cut_during_a_backup(file_system: FileSystem) {
         count(|op| matches!(op, Op::Write { .. })),
         count(|op| matches!(op, Op::Synced { .. })),
     );
-    let mut at: Vec<usize> = (0..moments)
-        .map(|_| usize::try_from(recorded.dice.below(log.len() as u64 + 1)).unwrap())
-        .collect();
+    let mut at: Vec<usize> = (0..moments).map(|_| recorded.moment(log.len())).collect();
     at.sort_unstable();
-    let (mut replayed, mut early, mut unsure) = (0, 0, 0);
+    let is_btrfs = file_system == FileSystem::Btrfs;
+    let (mut replayed, mut torn, mut early, mut unsure, mut backups) = (0, 0, 0, 0, 0);
     for (number, moment) in (0..).zip(at) {
         power.advance(&log[..moment]).unwrap();
         unsure += u64::from(power.unsure() > 0);
-        // Old disks tear a block between its sectors, too. btrfs needs a whole super block.
-        let torn = number % 4 == 3 && file_system == FileSystem::Ext4;
-        let tear = [Tear::Blocks, Tear::Sectors][usize::from(torn)];
-        let (journal, names) = recorded.check(&power, moment, tear, seed ^ number);
-        replayed += u64::from(journal);
-        early += u64::from(names > 0);
+        // Old disks tear a block between its sectors, too.
+        let tear = match (number % 4 == 3, is_btrfs) {
+            (false, _) => Tear::Blocks,
+            (true, false) => Tear::Sectors,
+            (true, true) => Tear::SectorsExcept(COPY_OF_SUPER_BLOCK),
+        };
+        let found = recorded.check(&power, moment, tear, seed ^ number);
+        if number % MOMENTS_PER_BACKUP == 1 || found.torn {
+            recorded.next_backup(moment, found.torn, backups % 2 == 0);
+            backups += 1;
+        }
+        replayed += u64::from(found.replayed);
+        torn += u64::from(found.torn);
+        early += u64::from(found.early > 0);
     }
     println!(
         "{moments} cuts: {unsure} with writes that were not sure, {replayed} with a journal to \
-         replay, {early} with a snapshot that was not promised yet; every one clean and whole"
+         replay, {torn} with a torn super block, {early} with a snapshot that was not promised yet; \
+         every one clean and whole, and so were {backups} next backups"
     );
     assert!(unsure * 2 > moments, "the moments show too little");
-    let has_journal = file_system == FileSystem::Ext4;
     assert!(
-        !has_journal || replayed * 4 > moments,
+        is_btrfs || replayed * 4 > moments,
         "the moments show too little"
+    );
+    let is_long = moments > MOMENTS_SHORT;
+    assert!(
+        !(is_btrfs && is_long) || torn > 0,
+        "no super block was torn"
     );
 }
 
@@ -280,7 +459,7 @@ fn power_cut_of_the_server(file_system: FileSystem) {
         if done >= cuts || round > 2 * cuts {
             break;
         }
-        source_tree::change_source_like(&recorded.source, &mut recorded.dice, round);
+        recorded.change(round);
         std::thread::sleep(Duration::from_millis(1100));
         let should = Manifest::of(&recorded.source);
         let mut running = recorded.begin_backup();
@@ -301,7 +480,7 @@ fn power_cut_of_the_server(file_system: FileSystem) {
                 done += 1;
             }
         }
-        let exit = running.end(Duration::from_secs(150));
+        let exit = running.end(LIMIT);
         assert_eq!(exit, Some(0), "{:#?}", running.said);
         let from = recorded.recorder.now();
         let name = recorded.newest();
