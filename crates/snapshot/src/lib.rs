@@ -92,6 +92,7 @@ pub mod tree;
 pub mod tree_changes;
 mod unfit;
 mod unlinked;
+mod unresponsive;
 mod walk;
 mod without_place;
 mod work;

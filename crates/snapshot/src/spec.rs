@@ -1,6 +1,7 @@
 //! What a caller requests (snapshot, restore), and the report that it gets back.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +53,9 @@ pub struct SnapshotSpec {
     /// Where this machine keeps the hashes of the blocks of the large files of this job; `None`: nowhere.
     #[serde(default, with = "path_text_option")]
     pub blocks: Option<PathBuf>,
+    /// How much work on a large file an interruption may cost; `None`: some minutes.
+    #[serde(default)]
+    pub parts_every: Option<Duration>,
     /// The digests of new content are computed from what is in memory.
     #[serde(default)]
     pub page_cache: PageCache,
@@ -114,6 +118,7 @@ impl SnapshotSpec {
             census: None,
             change_lists: None,
             blocks: None,
+            parts_every: None,
             page_cache: PageCache::default(),
             staged: Vec::new(),
             required: Vec::new(),

@@ -210,7 +210,8 @@ impl<'a> Work<'a> {
             let at = self.in_tree(&folder);
             let open = open_folder(rustix::fs::CWD, &at).map_err(failed())?;
             for name in long_path::names(&at).map_err(failed())? {
-                if folder == Path::new("/") && begun::is_file_name(&name) {
+                let is_begun = begun::is_file_name(&name) || large_files::is_part_name(&name);
+                if is_begun && folder == Path::new("/") {
                     continue;
                 }
                 let path = folder.join(&name);

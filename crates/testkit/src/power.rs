@@ -304,7 +304,7 @@ mod tests {
         let mut power = Power::begin(&file, &folder.path().join("sure")).unwrap();
         power.advance(&[write(1, 0, 1), write(1, 1, 1)]).unwrap();
         let image = folder.path().join("image");
-        let mut torn = |tear| {
+        let torn = |tear| {
             let mut torn = [false; 2];
             for seed in 0..40 {
                 power.image(&image, tear, seed).unwrap();

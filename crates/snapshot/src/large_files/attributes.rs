@@ -13,15 +13,16 @@ use rustix::io::Errno;
 const XATTR_BYTES_MAX: usize = 64 << 10;
 const ACL: &[u8] = b"system.posix_acl_access";
 
-/// Gives `to` the owner, mode, ACL and extended attributes of `from`, whose metadata is `about`. As in
-/// [`mod@crate::take`], `btrfs.*` is not copied.
-pub(super) fn copy(from: &File, about: &Metadata, to: &File) -> io::Result<()> {
+/// Names and values of extended attributes.
+type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Gives `to` the owner and mode of a file whose metadata is `about`, and `wanted`, its [`all`].
+pub(super) fn copy(wanted: &Attributes, about: &Metadata, to: &File) -> io::Result<()> {
     let there = to.metadata()?;
     if (about.uid(), about.gid()) != (there.uid(), there.gid()) {
         let (owner, group) = (Uid::from_raw(about.uid()), Gid::from_raw(about.gid()));
         fchown(to, Some(owner), Some(group))?;
     }
-    let wanted = all(from)?;
     let present = all(to)?;
     for (name, _) in &present {
         if !wanted.iter().any(|(other, _)| other == name) {
@@ -35,8 +36,8 @@ pub(super) fn copy(from: &File, about: &Metadata, to: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Names and values.
-fn all(file: &File) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+/// The extended attributes of a file, an ACL among them. As in [`mod@crate::take`], `btrfs.*` is not copied.
+pub(super) fn all(file: &File) -> io::Result<Attributes> {
     let mut buffer = vec![0_u8; XATTR_BYTES_MAX];
     let length = match flistxattr(file, &mut buffer[..]) {
         Err(Errno::OPNOTSUPP) => 0,

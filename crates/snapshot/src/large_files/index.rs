@@ -15,11 +15,11 @@ use std::fs::{File, Metadata};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use openssl::sha::{Sha256, sha256};
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 
 use crate::local_file;
 use crate::text::escape_path;
@@ -89,24 +89,56 @@ impl Key {
     }
 }
 
-fn place(folder: &Path, path: &Path) -> PathBuf {
+/// The file with this ending in `folder` that belongs to the source file `path`.
+pub(super) fn place(folder: &Path, path: &Path, ending: &str) -> PathBuf {
     let digest = sha256(path.as_os_str().as_bytes());
     let name: String = digest[..16].iter().map(|b| format!("{b:02x}")).collect();
-    folder.join(format!("{name}{ENDING}"))
+    folder.join(format!("{name}{ending}"))
+}
+
+/// Hashes in a file, one after the other.
+#[derive(Debug)]
+pub(super) struct Hashes {
+    file: BufReader<File>,
+    left: u64,
+}
+
+impl Hashes {
+    /// The first `blocks` hashes of the file, which has them.
+    pub(super) fn new(file: File, blocks: u64) -> Self {
+        Self {
+            file: BufReader::with_capacity(64 << 10, file),
+            left: blocks,
+        }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.left == 0
+    }
+
+    /// The next one. `None`: there is none, or it can't be read.
+    pub(super) fn next(&mut self) -> Option<Hash> {
+        self.left = self.left.checked_sub(1)?;
+        let mut hash = Hash::default();
+        if self.file.read_exact(&mut hash).is_err() {
+            self.left = 0;
+            return None;
+        }
+        Some(hash)
+    }
 }
 
 /// An index that is read from its beginning.
 #[derive(Debug)]
 pub(super) struct Index {
-    hashes: BufReader<File>,
-    left: u64,
+    pub(super) hashes: Hashes,
     pub(super) end: End,
 }
 
 impl Index {
     /// The index of the source file `path` in `folder`.
     pub(super) fn open(folder: &Path, path: &Path) -> Option<Self> {
-        let index = Self::read(&place(folder, path)).ok()?;
+        let index = Self::read(&place(folder, path, ENDING)).ok()?;
         (index.end.path == escape_path(path)).then_some(index)
     }
 
@@ -134,8 +166,7 @@ impl Index {
         }
         file.rewind()?;
         Ok(Self {
-            hashes: BufReader::with_capacity(64 << 10, file),
-            left: blocks,
+            hashes: Hashes::new(file, blocks),
             end,
         })
     }
@@ -143,36 +174,49 @@ impl Index {
     pub(super) fn key(&self) -> Key {
         self.end.key
     }
-
-    /// The hash of the next block. `None`: the file has no more, or the index can't be read.
-    pub(super) fn next(&mut self) -> Option<Hash> {
-        self.left = self.left.checked_sub(1)?;
-        let mut hash = Hash::default();
-        if self.hashes.read_exact(&mut hash).is_err() {
-            self.left = 0;
-            return None;
-        }
-        Some(hash)
-    }
 }
 
-/// An index that is being written.
-#[derive(Debug)]
+/// An index that is being written. Its file stays after an interruption: [`super::part`] knows what it is good for.
 pub(super) struct Draft {
-    file: BufWriter<NamedTempFile>,
+    file: BufWriter<File>,
+    path: PathBuf,
     key: Key,
+    sum: Sha256,
 }
 
 impl Draft {
-    pub(super) fn begin(folder: &Path, key: Key) -> io::Result<Self> {
-        let part = local_file::part(&folder.join(ENDING))?;
+    /// Begins it in the file `path`.
+    pub(super) fn begin(path: PathBuf, key: Key) -> io::Result<Self> {
+        if let Some(folder) = path.parent() {
+            local_file::make_private_folder(folder)?;
+        }
+        let mut options = File::options();
+        options.write(true).create(true).truncate(true).mode(0o600);
         Ok(Self {
-            file: BufWriter::with_capacity(64 << 10, part),
+            file: BufWriter::with_capacity(64 << 10, options.open(&path)?),
+            path,
             key,
+            sum: Sha256::new(),
         })
     }
 
+    /// Makes the hashes so far durable.
+    pub(super) fn save(&mut self) -> io::Result<()> {
+        self.file.flush()?;
+        self.file.get_ref().sync_data()
+    }
+
+    pub(super) fn key(&self) -> Key {
+        self.key
+    }
+
+    /// The SHA-256 of the hashes so far.
+    pub(super) fn sum(&self) -> [u8; 32] {
+        self.sum.clone().finish()
+    }
+
     pub(super) fn push(&mut self, hash: &Hash) -> io::Result<()> {
+        self.sum.update(hash);
         self.file.write_all(hash)
     }
 
@@ -197,11 +241,10 @@ impl Draft {
         let json_bytes = u32::try_from(json.len()).map_err(io::Error::other)?;
         self.file.write_all(&json_bytes.to_le_bytes())?;
         self.file.write_all(MAGIC)?;
-        let part = self
-            .file
-            .into_inner()
-            .map_err(io::IntoInnerError::into_error)?;
-        local_file::finish(part, &place(folder, path))
+        self.file.flush()?;
+        self.file.get_ref().sync_all()?;
+        std::fs::rename(&self.path, place(folder, path, ENDING))?;
+        File::open(folder)?.sync_all()
     }
 }
 
@@ -237,7 +280,7 @@ mod tests {
             .unwrap();
         let file = Identity::of(&file.metadata().unwrap());
         let key = Key::random().unwrap();
-        let mut draft = Draft::begin(folder, key).unwrap();
+        let mut draft = Draft::begin(folder.join("draft"), key).unwrap();
         for block in 0..blocks {
             draft.push(&key.hash(&block.to_le_bytes())).unwrap();
         }
@@ -253,11 +296,11 @@ mod tests {
         let mut index = Index::open(folder, path).unwrap();
         assert_eq!((&index.end.file, index.end.pieces), (&file, 7));
         for block in 0..3_u64 {
-            assert_eq!(index.next(), Some(key.hash(&block.to_le_bytes())));
+            assert_eq!(index.hashes.next(), Some(key.hash(&block.to_le_bytes())));
         }
-        assert_eq!(index.next(), None);
+        assert_eq!(index.hashes.next(), None);
         assert!(Index::open(folder, Path::new("/other.img")).is_none());
-        let place = place(folder, path);
+        let place = place(folder, path, ENDING);
         let whole = std::fs::read(&place).unwrap();
         for cut in [0, 11, 16, whole.len() - 1] {
             std::fs::write(&place, &whole[..cut]).unwrap();

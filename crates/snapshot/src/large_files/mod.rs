@@ -14,19 +14,23 @@
 //! 6. After the snapshot, the new index replaces the old one.
 //!
 //! An interrupted run leaves no file at the path. The next one removes the file with the other name, and takes the file
-//! of the newest snapshot back, which shares its content. A source that can't be read has no file either: rsync's run
-//! reports it.
+//! of the newest snapshot back, which shares its content. What the interrupted run had sent is not sent again
+//! ([`part`]). A source that can't be read has no file either: rsync's run reports it.
 
 mod attributes;
 mod index;
+mod part;
 mod update;
 
-use std::ffi::OsString;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 
@@ -43,8 +47,10 @@ use crate::source_scan::NOWHERE;
 use crate::sources::Sources;
 use crate::spec::SnapshotSpec;
 use crate::text::{escape_path, unescape_path};
+use crate::unresponsive::Waiting;
 use crate::walk::{folder_of, leads_within, names_in, open_folder_at};
 use index::{Draft, Identity, Index, Key};
+use part::{Known, Part, Parts, Rest};
 use update::{Old, Stopped, Update, Updated};
 
 /// Smaller files are left to rsync. The dry run and the index cost less than such a file from this size on.
@@ -57,7 +63,8 @@ const PIECE_BYTES_MIN: u64 = 8 << 10;
 const PIECE_BYTES_OF_NEW: u64 = 128 << 10;
 /// How often a long update shows its progress.
 const REPORT_BYTES: u64 = 16 << 20;
-/// Holds the path of the file that is being written.
+/// Holds the path of the file that is being written. If the file at that path was taken back from a snapshot, the next
+/// line identifies it and the file of the snapshot.
 const NOTE: &str = "work.blocks";
 /// Of its name at the top of `work`.
 const ENDING: &str = ".blocks";
@@ -67,29 +74,64 @@ pub(crate) fn is_large(about: &Metadata) -> bool {
     about.is_file() && about.nlink() == 1 && about.len() >= BYTES_MIN
 }
 
-/// Removes what an interrupted run left. Returns the absolute path of the file that `work` lacks because of it.
-pub(crate) fn recover(folder: &RunFolder) -> Result<Option<PathBuf>, SnapshotError> {
+/// Whether a file at the top of `work` is what an interrupted update goes on with.
+pub(crate) fn is_part_name(name: &OsStr) -> bool {
+    part::is_clone(Path::new(name))
+}
+
+/// What an interrupted run has left.
+#[derive(Default)]
+pub(crate) struct Left {
+    /// The absolute path of the file that `work` lacks because of it.
+    pub(crate) lacking: Option<PathBuf>,
+    /// The path of a file that a run before took back from a snapshot, and the snapshot's file.
+    taken_back: Option<(PathBuf, Identity)>,
+    /// By the path of the source.
+    parts: BTreeMap<PathBuf, Part>,
+}
+
+/// Finds what an interrupted run left, and removes what is of no use.
+pub(crate) fn recover(folder: &RunFolder, spec: &SnapshotSpec) -> Result<Left, SnapshotError> {
     let failed = || on_volume("clear", &WORK_PATH);
     let work = folder.job.path.join(WORK_PATH);
     let top = open_folder_at(&work).map_err(failed())?;
     let is_ours = |name: &Path| {
         let slot = name.to_str().and_then(|name| name.strip_suffix(ENDING));
-        slot.is_some_and(|slot| SnapshotName::parse(slot).is_ok())
+        slot.is_some_and(|slot| SnapshotName::parse(slot).is_ok()) || part::is_clone(name)
     };
     let names = names_in(top.as_fd(), Path::new(".")).map_err(failed())?;
-    for (name, _) in names.iter().filter(|(name, _)| is_ours(name)) {
+    let names = names.into_iter().map(|(name, _)| name);
+    let names: Vec<PathBuf> = names.filter(|name| is_ours(name)).collect();
+    let indexes = spec.blocks.as_deref();
+    let parts = indexes.map(|indexes| part::found(&work, &names, indexes));
+    let parts = parts.unwrap_or_default();
+    let is_part = |name: &PathBuf| parts.values().any(|part| part.clone == *name);
+    for name in names.iter().filter(|name| !is_part(name)) {
         let removed = reflink::keeping_time(&top, || Ok(unlinkat(&top, name, AtFlags::empty())?));
         removed.map_err(failed())?;
     }
     let note = folder.job.path.join(STATE_FOLDER).join(NOTE);
-    let Ok(path) = std::fs::read_to_string(note) else {
-        return Ok(None);
+    let note = std::fs::read_to_string(note).unwrap_or_default();
+    let mut left = Left {
+        parts,
+        ..Left::default()
     };
-    let path = unescape_path(path.trim_end());
+    let (path, kept) = note.split_once('\n').unwrap_or((&note, ""));
+    let path = unescape_path(path);
     let below = path.strip_prefix("/").unwrap_or(&path);
-    let is_lacking = leads_within(&work, below)
-        && lstat(&work.join(below)).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-    Ok(is_lacking.then_some(path))
+    if note.is_empty() || !leads_within(&work, below) {
+        return Ok(left);
+    }
+    match lstat(&work.join(below)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => left.lacking = Some(path),
+        Ok(about) => {
+            let kept: Option<(Identity, Identity)> = serde_json::from_str(kept).ok();
+            let kept = kept.filter(|(kept, _)| *kept == Identity::of(&about));
+            left.taken_back = kept.map(|(_, of)| (path, of));
+        }
+        Err(_) => {}
+    }
+    Ok(left)
 }
 
 /// Forgets the file that the last run was writing. A note of a file that has its name is ignored.
@@ -106,8 +148,8 @@ pub(crate) struct Updating<'a> {
     pub(crate) name: SnapshotName,
     /// The newest snapshot's folder, with an absolute path.
     pub(crate) last: Option<PathBuf>,
-    /// The file that was taken back from that snapshot because of an interrupted update.
-    pub(crate) taken_back: Option<PathBuf>,
+    /// The file that it lacked was taken back from that snapshot.
+    pub(crate) left: RefCell<Left>,
     /// See [`crate::recent::from_s`].
     pub(crate) recent_from_s: i64,
 }
@@ -188,6 +230,7 @@ impl UpToDate {
             }
         }
         index::remove_others(indexes, &|path| file(&unescape_path(path)));
+        part::remove_drafts(indexes);
     }
 }
 
@@ -201,22 +244,49 @@ impl Updating<'_> {
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
     ) -> Result<UpToDate, SnapshotError> {
+        let up_to_date = self.update_all(found, must_compare, progress, cancel)?;
+        // No snapshot may have any of them.
+        let failed = || on_volume("clear", &WORK_PATH);
+        let top = open_folder_at(&self.folder.job.path.join(WORK_PATH)).map_err(failed())?;
+        let names = names_in(top.as_fd(), Path::new(".")).map_err(failed())?;
+        let names: Vec<PathBuf> = names.into_iter().map(|(name, _)| name).collect();
+        part::remove_all(&top, &names, self.spec.blocks.as_deref()).map_err(failed())?;
+        forget_note(self.folder);
+        Ok(up_to_date)
+    }
+
+    fn update_all(
+        &self,
+        found: &[(PathBuf, Metadata)],
+        must_compare: &dyn Fn(&Path) -> bool,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<UpToDate, SnapshotError> {
         let mut up_to_date = UpToDate::default();
-        let changed = |(below, kept): &(PathBuf, Metadata)| {
-            let path = Path::new("/").join(below);
-            let source = lstat(&path).ok().filter(is_large)?;
-            let differs = size_and_time(&source) != size_and_time(kept) || must_compare(below);
-            let is_source = self
-                .sources
-                .list
-                .iter()
-                .any(|one| path.starts_with(&one.path));
-            (differs && is_source).then_some(Large {
-                path,
-                bytes: source.len(),
-            })
+        let is_source = |path: &Path| {
+            let mut sources = self.sources.list.iter();
+            sources.any(|one| path.starts_with(&one.path))
         };
-        let mut files: Vec<Large> = found.iter().filter_map(changed).collect();
+        let found = found.iter().map(|(below, kept)| {
+            let path = Path::new("/").join(below);
+            let wanted = (!must_compare(below)).then(|| size_and_time(kept));
+            (path, wanted)
+        });
+        let found: Vec<_> = found.filter(|(path, _)| is_source(path)).collect();
+        let Some((first, _)) = found.first() else {
+            return Ok(up_to_date);
+        };
+        let first = first.clone();
+        let mut files = {
+            let progress = RefCell::new(&mut *progress);
+            let report = |still_s| {
+                (progress.borrow_mut())(Progress {
+                    still_s,
+                    ..Progress::begin(Phase::Checking)
+                });
+            };
+            Waiting::new(&first, cancel, &report).ask(move || changed(found))?
+        };
         files.sort_by_key(|file| std::cmp::Reverse(file.bytes));
         files.truncate(FILES_MAX);
         if files.is_empty() {
@@ -225,14 +295,16 @@ impl Updating<'_> {
         let included = self.included(&files, progress, cancel)?;
         files.retain(|file| included.contains(&escape_path(&file.path)));
         let mut bytes_before = 0;
+        let progress = RefCell::new(progress);
         for file in &files {
-            let mut copied = |bytes: u64| {
-                progress(Progress {
+            let copied = |bytes: u64, still_s: Option<u64>| {
+                (progress.borrow_mut())(Progress {
                     bytes_done: bytes_before + bytes,
+                    still_s,
                     ..Progress::begin(Phase::Copying)
                 });
             };
-            let done = self.update(file, &mut copied, cancel)?;
+            let done = self.update(file, &copied, cancel)?;
             bytes_before += file.bytes;
             up_to_date.0.extend(done);
         }
@@ -303,15 +375,21 @@ impl Updating<'_> {
     fn update(
         &self,
         file: &Large,
-        copied: &mut dyn FnMut(u64),
+        copied: &dyn Fn(u64, Option<u64>),
         cancel: &Cancel,
     ) -> Result<Option<Done>, SnapshotError> {
         let object = escape_path(&file.path);
         let failed = || on_volume("update", &object);
-        let Ok(source) = open_regular(&file.path) else {
-            return Ok(None);
-        };
-        let Some(before) = source.metadata().ok().filter(is_large) else {
+        let bytes_done = Cell::new(0);
+        let report = |still_s| copied(bytes_done.get(), still_s);
+        let waiting = || Waiting::new(&file.path, cancel, &report);
+        let path = file.path.clone();
+        let opened = waiting().ask(move || {
+            let source = open_regular(&path).ok()?;
+            let about = source.metadata().ok().filter(is_large)?;
+            Some((source, about))
+        })?;
+        let Some((source, before)) = opened else {
             return Ok(None);
         };
         let below = file.path.strip_prefix("/").unwrap_or(&file.path);
@@ -321,87 +399,130 @@ impl Updating<'_> {
         let kept_file = kept.map_err(failed())?;
         let kept = kept_file.metadata().map_err(failed())?;
         let index = self.index_of(&file.path, &kept);
-        let pieces_before = match &index {
-            Some(index) => index.end.pieces,
-            None => kept.len() / PIECE_BYTES_OF_NEW,
+        let index_of = index.as_ref().map(|index| index.end.file.clone());
+        let part = self.left.borrow_mut().parts.remove(&file.path);
+        // It says what was written, not what is there.
+        let part = part.filter(|_| !self.spec.checksum);
+        let pieces_before = match (&part, &index) {
+            (Some(part), _) => part.pieces(),
+            (None, Some(index)) => index.end.pieces,
+            (None, None) => kept.len() / PIECE_BYTES_OF_NEW,
         };
         let as_new = pieces_before > before.len() / PIECE_BYTES_MIN;
+        let known = self.known(index, part, as_new)?;
+        let clone = known
+            .clone
+            .as_ref()
+            .map(|name| part::open_clone(top.as_fd(), name));
+        let clone = clone.transpose().map_err(failed())?;
         let other_name = format!("{}{ENDING}", self.name);
-        let note = format!("{}\n", escape_path(&file.path));
+        let mut note = format!("{}\n", escape_path(&file.path));
+        if let Some(of) = index_of.filter(|of| *of != Identity::of(&kept)) {
+            note += &serde_json::to_string(&(Identity::of(&kept), of)).unwrap_or_default();
+        }
         replace_file(&self.folder.state, NOTE, note.as_bytes()).map_err(failed())?;
         // Checks take the same inode, size and time for the same content. An earlier time may have been used already.
         let is_later = time(&before) > time(&kept);
-        let from = match (as_new, is_later) {
-            (true, _) => Aside::New,
-            (false, true) => Aside::Moved(&folder, name),
-            (false, false) => Aside::Cloned(&kept_file),
+        let from = match (&clone, as_new, is_later) {
+            (Some(clone), ..) => Aside::Cloned(clone),
+            (None, true, _) => Aside::New,
+            (None, false, true) => Aside::Moved(&folder, name),
+            (None, false, false) => Aside::Cloned(&kept_file),
         };
         let to = open_aside(&top, &other_name, from).map_err(failed())?;
-        let key = match &index {
-            Some(index) => index.key(),
-            None => Key::random().map_err(|source| SnapshotError::System {
-                op: "make a random key",
-                source,
-            })?,
-        };
+        let slot = self.spec.blocks.as_deref();
+        let slot = slot.map_or(0, |indexes| part::free_draft(indexes, &file.path));
         let mut update = Update {
             to: &to,
-            old: match index {
-                _ if as_new => Old::New,
-                // It says what was written, not what is there.
-                Some(index) if !self.spec.checksum => Old::Index(Box::new(index)),
-                _ => Old::File,
-            },
-            key,
-            draft: self.draft(key),
+            old: known.old,
+            key: known.key,
+            draft: self.draft(&file.path, slot, known.key),
         };
-        let mut reported = 0;
-        let mut report = |bytes: u64| {
-            if bytes >= reported + REPORT_BYTES {
-                reported = bytes;
-                copied(bytes);
+        let mut parts = self.spec.blocks.as_deref().map(|indexes| Parts {
+            top: &top,
+            run: self.name,
+            file: &to,
+            path: &file.path,
+            folder: indexes,
+            rest: known.rest,
+            pieces_before: if as_new { 0 } else { pieces_before },
+            draft: slot,
+            blocks: known.blocks,
+            clone: known.clone,
+            last: (0, Instant::now()),
+            every: self.spec.parts_every.unwrap_or(part::EVERY),
+        });
+        let mut so_far = |done: Updated, draft: Option<&mut Draft>| {
+            if done.bytes >= bytes_done.get() + REPORT_BYTES {
+                bytes_done.set(done.bytes);
+                copied(done.bytes, None);
+            }
+            if let Some(parts) = &mut parts {
+                parts.make_if_due(done, draft);
             }
         };
+        let reader = source.try_clone().map_err(|source| SnapshotError::System {
+            op: "open a file again",
+            source,
+        })?;
         // A source that grows must not be read for ever.
-        let mut limited = io::Read::take(&source, before.len());
-        let updated = match update.carry_out(&mut limited, &mut report, cancel) {
+        let mut reading = waiting().read(reader, before.len())?;
+        let updated = match update.carry_out(&mut reading, &mut so_far, cancel) {
             Ok(updated) => updated,
-            Err(Stopped::Cancelled) => return Err(SnapshotError::Cancelled),
+            Err(Stopped::Cancelled(done)) => {
+                if let Some(parts) = &mut parts {
+                    parts.make(done, update.draft.as_mut());
+                }
+                return Err(SnapshotError::Cancelled);
+            }
             Err(Stopped::Volume(error)) => {
                 // Its space is needed, also for pruning. The note stays: the next run takes the file back.
                 let _ = remove_aside(&top, &other_name);
+                let is_full = error.kind() == io::ErrorKind::StorageFull;
+                if let Some(clone) = parts.and_then(|parts| parts.clone).filter(|_| is_full) {
+                    let _ = remove_aside(&top, &clone);
+                }
                 return Err(failed()(error));
             }
             Err(Stopped::Source(error)) => {
+                if let Some(failure) = reading.failure {
+                    return Err(failure);
+                }
                 tracing::debug!(%error, "a large file can't be read");
                 self.give_up(&top, &other_name).map_err(failed())?;
                 return Ok(None);
             }
         };
+        let is_part = clone.is_some();
+        let is_changed = is_part || updated.pieces > 0 || updated.bytes != kept.len();
         let draft = update.draft.take();
         let done = |updated: Updated, pieces: u64, draft: Option<Draft>| Done {
             path: file.path.clone(),
-            changed: updated.pieces > 0 || updated.bytes != kept.len(),
+            changed: is_changed,
             recent: before.mtime() >= self.recent_from_s,
             pieces,
             updated,
             draft,
         };
+        let attributes = waiting().ask(move || attributes::all(&source))?;
+        let give_to = |to: &File| {
+            let attributes = attributes.as_ref().map_err(io::Error::kind)?;
+            attributes::copy(attributes, &before, to)
+        };
         let is_same = matches!(from, Aside::Cloned(_))
-            && updated.pieces == 0
-            && size_and_time(&before) == size_and_time(&kept)
-            && updated.bytes == kept.len();
+            && !is_changed
+            && size_and_time(&before) == size_and_time(&kept);
         if is_same {
             // It is the same content, and stays the same file. With an earlier time it must not: an older snapshot may
             // have other content in this file, and that time.
             self.give_up(&top, &other_name).map_err(failed())?;
-            let is_set = attributes::copy(&source, &before, &kept_file).and_then(|()| {
+            let is_set = give_to(&kept_file).and_then(|()| {
                 reflink::set_time(kept_file.as_fd(), before.mtime(), before.mtime_nsec())
             });
             // If not, rsync reports what is wrong.
             return Ok(is_set.is_ok().then(|| done(updated, pieces_before, draft)));
         }
-        if let Err(error) = attributes::copy(&source, &before, &to) {
+        if let Err(error) = give_to(&to) {
             // rsync reports what is wrong with them.
             tracing::debug!(%error, "the attributes of a large file can't be copied");
             self.give_up(&top, &other_name).map_err(failed())?;
@@ -413,7 +534,7 @@ impl Updating<'_> {
         });
         renamed.map_err(failed())?;
         forget_note(self.folder);
-        if updated.written > 0 {
+        if updated.written > 0 || is_part {
             self.spec.listener.copied(&escape_path(below));
         }
         // A new piece also divides an old one.
@@ -422,6 +543,41 @@ impl Updating<'_> {
             false => pieces_before + 2 * updated.pieces,
         };
         Ok(Some(done(updated, pieces, draft)))
+    }
+
+    /// What is known of the file that the update begins with.
+    fn known(
+        &self,
+        index: Option<Index>,
+        part: Option<Part>,
+        as_new: bool,
+    ) -> Result<Known, SnapshotError> {
+        if let Some(part) = part.filter(|_| !as_new) {
+            return Ok(part.into_known(index));
+        }
+        let key = match &index {
+            Some(index) => index.key(),
+            None => Key::random().map_err(|source| SnapshotError::System {
+                op: "make a random key",
+                source,
+            })?,
+        };
+        let (old, rest) = match index {
+            _ if as_new => (Old::New, Rest::None),
+            // It says what was written, not what is there.
+            Some(index) if !self.spec.checksum => {
+                let file = index.end.file.clone();
+                (Old::Index(Box::new(index)), Rest::Of(file))
+            }
+            _ => (Old::File, Rest::File),
+        };
+        Ok(Known {
+            key,
+            old,
+            rest,
+            blocks: 0,
+            clone: None,
+        })
     }
 
     /// The index of the file `kept` of `work`.
@@ -434,12 +590,19 @@ impl Updating<'_> {
             lstat(&last).ok().filter(is_it)
         };
         // A file that was taken back has the content of the snapshot's file.
-        let is_taken_back = self.taken_back.as_deref() == Some(path);
-        (is_it(kept) || (is_taken_back && shared().is_some())).then_some(index)
+        let left = self.left.borrow();
+        let is_taken_back = match (&left.lacking, &left.taken_back) {
+            (Some(lacking), _) if lacking == path => shared().is_some(),
+            (_, Some((kept, of))) if kept == path => *of == index.end.file,
+            _ => false,
+        };
+        drop(left);
+        (is_it(kept) || is_taken_back).then_some(index)
     }
 
-    fn draft(&self, key: Key) -> Option<Draft> {
-        let begun = Draft::begin(self.spec.blocks.as_deref()?, key);
+    fn draft(&self, path: &Path, slot: usize, key: Key) -> Option<Draft> {
+        let indexes = self.spec.blocks.as_deref()?;
+        let begun = Draft::begin(part::draft_path(indexes, path, slot), key);
         if let Err(error) = &begun {
             tracing::warn!(%error, "this machine can't keep the hashes of a large file");
         }
@@ -479,8 +642,22 @@ fn open_aside(top: &OwnedFd, other_name: &str, from: Aside<'_>) -> io::Result<Fi
     Ok(openat(top, other_name, flags, Mode::from(0o600))?.into())
 }
 
-fn remove_aside(top: &OwnedFd, other_name: &str) -> io::Result<()> {
-    reflink::keeping_time(top, || Ok(unlinkat(top, other_name, AtFlags::empty())?))
+fn remove_aside(top: &OwnedFd, other_name: impl AsRef<Path>) -> io::Result<()> {
+    let name = other_name.as_ref();
+    reflink::keeping_time(top, || Ok(unlinkat(top, name, AtFlags::empty())?))
+}
+
+/// A path of a source. The file is known to be unchanged if it has this size and time.
+type Found = (PathBuf, Option<(u64, i64, i64)>);
+
+/// The large ones that may have changed.
+fn changed(found: Vec<Found>) -> Vec<Large> {
+    let changed = |(path, unchanged): Found| {
+        let source = lstat(&path).ok().filter(is_large)?;
+        let bytes = source.len();
+        (unchanged != Some(size_and_time(&source))).then_some(Large { path, bytes })
+    };
+    found.into_iter().filter_map(changed).collect()
 }
 
 /// The modification time.

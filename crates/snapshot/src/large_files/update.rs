@@ -9,11 +9,11 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::index::{BLOCK_BYTES, Draft, Index, Key};
+use super::index::{BLOCK_BYTES, Draft, Hash, Hashes, Index, Key};
 use crate::cancel::Cancel;
 
 /// How much is read at once.
-const CHUNK_BYTES: usize = 1 << 20;
+pub(super) const CHUNK_BYTES: usize = 1 << 20;
 /// After so many compared bytes, of which more than half differ, the old content is no longer read.
 const COMPARED_BYTES_MIN: u64 = 32 << 20;
 
@@ -26,6 +26,30 @@ pub(super) enum Old {
     File,
     /// Nowhere: the file is new.
     New,
+    /// An interrupted update has left these hashes of the beginning. The rest is known from elsewhere.
+    Part(Hashes, Box<Old>),
+}
+
+impl Old {
+    /// Whether the file has to be read.
+    fn is_file(&self) -> bool {
+        matches!(self, Self::File)
+    }
+
+    /// The hash of the next block, as far as it is known by one.
+    fn next(&mut self) -> Option<Hash> {
+        match self {
+            Self::Index(index) => index.hashes.next(),
+            Self::Part(hashes, rest) => {
+                let beyond = rest.next();
+                match hashes.is_over() {
+                    true => beyond,
+                    false => hashes.next(),
+                }
+            }
+            Self::File | Self::New => None,
+        }
+    }
 }
 
 /// What an update did.
@@ -42,7 +66,8 @@ pub(super) struct Updated {
 /// Why an update ended early.
 #[derive(Debug)]
 pub(super) enum Stopped {
-    Cancelled,
+    /// When so much was done.
+    Cancelled(Updated),
     /// The source can't be read.
     Source(io::Error),
     /// The volume can't be written.
@@ -69,11 +94,11 @@ enum Todo {
 }
 
 impl Update<'_> {
-    /// Reads `from` to its end. `progress` gets the number of bytes so far.
+    /// Reads `from` to its end. `done_so_far` gets what is done, between two chunks, and the new index.
     pub(super) fn carry_out(
         &mut self,
         from: &mut dyn Read,
-        progress: &mut dyn FnMut(u64),
+        done_so_far: &mut dyn FnMut(Updated, Option<&mut Draft>),
         cancel: &Cancel,
     ) -> Result<Updated, Stopped> {
         let old_bytes = self.to.metadata().map_err(Stopped::Volume)?.len();
@@ -81,17 +106,24 @@ impl Update<'_> {
         let (mut chunk, mut old) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
         let mut differing = 0;
         loop {
-            if cancel.is_cancelled() {
-                return Err(Stopped::Cancelled);
-            }
-            let length = fill(from, &mut chunk).map_err(Stopped::Source)?;
+            let length = match fill(from, &mut chunk) {
+                // A read that waits ends then, too.
+                _ if cancel.is_cancelled() => return Err(Stopped::Cancelled(done)),
+                filled => filled.map_err(Stopped::Source)?,
+            };
             if length == 0 {
                 break;
             }
             let at = done.bytes;
-            let old_length = match self.old {
-                Old::File => read_old(self.to, at, &mut old[..length]),
-                _ => 0,
+            // A part ends with a chunk.
+            if matches!(&self.old, Old::Part(hashes, _) if hashes.is_over())
+                && let Old::Part(_, rest) = std::mem::replace(&mut self.old, Old::File)
+            {
+                self.old = *rest;
+            }
+            let old_length = match self.old.is_file() {
+                true => read_old(self.to, at, &mut old[..length]),
+                false => 0,
             };
             let blocks = chunk[..length].chunks(BLOCK_BYTES);
             let mut todo = Vec::with_capacity(CHUNK_BYTES / BLOCK_BYTES);
@@ -112,13 +144,11 @@ impl Update<'_> {
             self.apply(&chunk[..length], at, &todo, &mut done)
                 .map_err(Stopped::Volume)?;
             done.bytes += length as u64;
-            if matches!(self.old, Old::File)
-                && done.bytes >= COMPARED_BYTES_MIN
-                && differing > done.bytes / 2
+            if self.old.is_file() && done.bytes >= COMPARED_BYTES_MIN && differing > done.bytes / 2
             {
                 self.old = Old::New;
             }
-            progress(done.bytes);
+            done_so_far(done, self.draft.as_mut());
         }
         if done.bytes != old_bytes {
             self.to.set_len(done.bytes).map_err(Stopped::Volume)?;
@@ -135,10 +165,9 @@ impl Update<'_> {
             tracing::warn!(%error, "this machine can't keep the hashes of a large file");
             self.draft = None;
         }
-        match &mut self.old {
-            Old::Index(index) => index.next() == Some(hash),
-            Old::File => old == Some(block),
-            Old::New => false,
+        match self.old.is_file() {
+            true => old == Some(block),
+            false => self.old.next() == Some(hash),
         }
     }
 
@@ -255,10 +284,10 @@ mod tests {
             to: &to,
             old: index.map_or(Old::File, |index| Old::Index(Box::new(index))),
             key,
-            draft: Some(Draft::begin(folder, key).unwrap()),
+            draft: Some(Draft::begin(folder.join("draft"), key).unwrap()),
         };
         let done = update
-            .carry_out(source, &mut |_| {}, &Cancel::new())
+            .carry_out(source, &mut |_, _| {}, &Cancel::new())
             .unwrap();
         let identity = Identity::of(&to.metadata().unwrap());
         let draft = update.draft.unwrap();

@@ -11,10 +11,10 @@ use super::waiting::{file_waited_for, pipe_opened_by};
 /// The time between two measurements.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long rsync may make no progress before that is reported.
-const REPORT_AFTER: Duration = Duration::from_secs(600);
+pub(crate) const REPORT_AFTER: Duration = Duration::from_secs(600);
 /// How long rsync may make no progress before it is stopped. sprat waits 15 minutes for a lost
 /// connection, and 10 for an fsync on the server.
-pub(super) const STILL_MAX: Duration = Duration::from_secs(3600);
+pub(crate) const STILL_MAX: Duration = Duration::from_secs(3600);
 /// Less computing than this counts as none, in hundredths of a second (`USER_HZ`).
 const TICKS_OF_WORK: u64 = 10;
 /// rsync has at most three processes. A wrapper script adds some.

@@ -1,5 +1,6 @@
 //! The run on a btrfs volume: prepares the subvolume `work`, runs rsync into it, and makes a snapshot of it.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -168,7 +169,7 @@ impl Run<'_> {
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
     ) -> Result<(BTreeSet<SnapshotName>, UpToDate), SnapshotError> {
-        let lacking = large_files::recover(&self.folder)?;
+        let left = large_files::recover(&self.folder, self.spec)?;
         let sources: Vec<PathBuf> = self
             .sources
             .list
@@ -194,7 +195,7 @@ impl Run<'_> {
         let mounts = self.sources.mounts.iter().map(|mount| mount.path.clone());
         let mut wanted: Vec<PathBuf> = sources.iter().cloned().chain(mounts).collect();
         wanted.extend(unread);
-        wanted.extend(lacking.clone());
+        wanted.extend(left.lacking.clone());
         wanted.retain(|path| sources.iter().any(|source| path.starts_with(source)));
         let mut taken = BTreeSet::new();
         let is_live = |path: &Path| lstat(path).ok().map(|about| about.file_type());
@@ -225,7 +226,6 @@ impl Run<'_> {
         if cancel.is_cancelled() {
             return Err(SnapshotError::Cancelled);
         }
-        large_files::forget_note(&self.folder);
         let updating = Updating {
             rsync: &self.rsync,
             folder: &self.folder,
@@ -235,7 +235,7 @@ impl Run<'_> {
             last: self
                 .last()
                 .map(|last| self.folder.job.path.join(last.to_string())),
-            taken_back: lacking,
+            left: RefCell::new(left),
             recent_from_s: recent::from_s(self.started),
         };
         let must_compare = |path: &Path| self.recent.paths.iter().any(|recent| recent == path);
