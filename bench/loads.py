@@ -66,6 +66,13 @@ def large(root, dice, scale):
                 file.write(dice.randbytes(1 << 20))
 
 
+def million(root, dice, scale):
+    """1,000,000 files of 0 to 200 random bytes, 100 in a folder."""
+    for number in range(int(1_000_000 * scale)):
+        folder = root / f"{number // 10_000:03}" / f"{number // 100 % 100:02}"
+        made(folder / f"{number:07}.dat", dice.randbytes(dice.randint(0, 200)), dice)
+
+
 @dataclass(frozen=True)
 class Load:
     """A kind of tree."""
@@ -74,7 +81,11 @@ class Load:
     make: Callable
 
 
-LOADS = {load.name: load for load in (Load("small", small), Load("source", source), Load("large", large))}
+LOADS = {
+    load.name: load
+    for load in (Load("small", small), Load("source", source), Load("large", large), Load("million", million))
+}
+DEFAULT_LOADS = ("small", "source", "large")
 
 
 class Tree:

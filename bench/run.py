@@ -21,7 +21,7 @@ from pathlib import Path
 
 import measure
 import report
-from loads import LOADS, ONE_FILE, Tree
+from loads import DEFAULT_LOADS, LOADS, ONE_FILE, Tree
 from server import LINES, Sshd, Wire, stream_rate
 from tools import DEFAULT_TOOLS, TOOLS, Tool, find_programs
 
@@ -67,7 +67,7 @@ def parse_arguments():
     parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/benchmarks.md")
     given = parser.parse_args()
     given.lines = given.lines or (["50ms"] if given.quick else list(LINES))
-    given.loads = given.loads or (["source"] if given.quick else list(LOADS))
+    given.loads = given.loads or (["source"] if given.quick else list(DEFAULT_LOADS))
     given.tools = given.tools or list(DEFAULT_TOOLS)
     given.measures = given.measures or list(MEASURES)
     return given
