@@ -519,7 +519,8 @@ impl App {
             return;
         };
         let mut spec = spec.clone();
-        match dialog::destination(typed, &self.current_dir) {
+        let home = std::env::home_dir();
+        match dialog::destination(typed, &self.current_dir, home.as_deref()) {
             Some(to) => spec.to = to,
             None => {
                 self.message = "type the folder that the files go to".to_owned();

@@ -55,10 +55,16 @@ pub(crate) fn existing(key: char, replaces: bool) -> Option<Existing> {
     }
 }
 
-/// The folder that was typed; a relative one starts from `current`.
-pub(crate) fn destination(typed: &str, current: &Path) -> Option<PathBuf> {
+/// The folder that was typed; a relative one starts from `current`, and `~` is `home`, as in a shell.
+pub(crate) fn destination(typed: &str, current: &Path, home: Option<&Path>) -> Option<PathBuf> {
     let typed = typed.trim();
-    (!typed.is_empty()).then(|| current.join(typed))
+    if typed.is_empty() {
+        return None;
+    }
+    match Path::new(typed).strip_prefix("~") {
+        Ok(below) => Some(home?.join(below)),
+        Err(_) => Some(current.join(typed)),
+    }
 }
 
 #[cfg(test)]
@@ -71,8 +77,11 @@ mod tests {
         assert_eq!(existing('y', true), None);
         assert_eq!(existing('o', true), Some(Existing::Overwrite));
         assert_eq!(existing('o', false), None);
-        assert_eq!(destination(" ", Path::new("/root")), None);
-        let to = destination("back", Path::new("/root"));
-        assert_eq!(to, Some(PathBuf::from("/root/back")));
+        let to = |typed| destination(typed, Path::new("/root"), Some(Path::new("/home/ann")));
+        assert_eq!(to(" "), None);
+        assert_eq!(to("back"), Some(PathBuf::from("/root/back")));
+        assert_eq!(to("~/back"), Some(PathBuf::from("/home/ann/back")));
+        assert_eq!(to("~ann"), Some(PathBuf::from("/root/~ann")));
+        assert_eq!(destination("~/back", Path::new("/root"), None), None);
     }
 }

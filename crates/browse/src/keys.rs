@@ -56,10 +56,15 @@ pub(crate) fn converse(
             screen.draw(|frame| draw(app, frame)).map_err(failed)?;
             (is_changed, drawn) = (false, Instant::now());
         }
-        if wait_for_input().map_err(failed)? == Input::Ended {
-            return Err(Failure::interrupted());
+        let mut has_event = false;
+        // Of several keys that came together, all but the first wait in crossterm.
+        for limit in [Duration::ZERO, TURN] {
+            if !has_event && wait_for_input(limit).map_err(failed)? == Input::Ended {
+                return Err(Failure::interrupted());
+            }
+            has_event = has_event || event::poll(Duration::ZERO).map_err(failed)?;
         }
-        if event::poll(Duration::ZERO).map_err(failed)? {
+        if has_event {
             is_changed = true;
             match event::read().map_err(failed)? {
                 event::Event::Key(pressed) if pressed.kind != KeyEventKind::Release => {
@@ -88,15 +93,15 @@ enum Input {
     Ended,
 }
 
-/// Waits for input, for at most [`TURN`]. crossterm would read from a terminal that is gone for ever.
-fn wait_for_input() -> std::io::Result<Input> {
+/// Waits for input, not longer than `limit`. crossterm would read from a terminal that is gone for ever.
+fn wait_for_input(limit: Duration) -> std::io::Result<Input> {
     let input = stdin();
     let mut fds = [PollFd::new(&input, PollFlags::IN)];
-    let turn = Timespec {
+    let limit = Timespec {
         tv_sec: 0,
-        tv_nsec: TURN.subsec_nanos().into(),
+        tv_nsec: limit.subsec_nanos().into(),
     };
-    match poll(&mut fds, Some(&turn)) {
+    match poll(&mut fds, Some(&limit)) {
         // A signal: the terminal has another size, perhaps.
         Ok(_) | Err(Errno::INTR) => {}
         Err(error) => return Err(error.into()),

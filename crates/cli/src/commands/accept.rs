@@ -17,8 +17,8 @@ Examples:
   sprat accept nas";
 
 pub(super) const NOTES: &str = "\
-sprat accept shows the open events of the kinds growth, change, held and damage, and closes them. For
-damage it closes only the event: sprat remembers the damage until a check no longer finds it.";
+sprat accept shows the open events of the kinds growth, change, held and damage, and closes them.
+For damage it closes only the event: sprat remembers the damage until a check no longer finds it.";
 
 #[derive(Debug, Args)]
 pub(super) struct AcceptArgs {

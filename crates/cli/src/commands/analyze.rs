@@ -25,9 +25,10 @@ Examples:
   sprat analyze home --html cost.html";
 
 pub(super) const NOTES: &str = "\
-SIZE is what a snapshot takes, NEW what its run added, and ONLY HERE what its removal alone would free: files
-that no other snapshot has. Two snapshots often share what neither has alone. So name all that you
-want to remove: sprat shows what that frees together. It reads all folders, and no content.";
+SIZE is what a snapshot takes, NEW what its run added, and ONLY HERE what its removal alone would
+free: files that no other snapshot has. Two snapshots often share what neither has alone. So name
+all that you want to remove: sprat shows what that frees together. It reads all folders, and no
+content.";
 
 /// Paths of each list in JSON.
 const PATHS_MAX: usize = 100;

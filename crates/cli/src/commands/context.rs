@@ -24,7 +24,7 @@ use sprat_session::{
     Access, CONNECTIONS, ClosedReport, ContainerFacts, IdentityPolicy, Session, SessionSettings,
     SshOptions, text,
 };
-use sprat_snapshot::{LOCAL_ZONE, SnapshotChoice, SnapshotPath, parse_moment, time_zone};
+use sprat_snapshot::{SnapshotChoice, SnapshotPath, parse_moment};
 
 use crate::args::{GlobalArgs, ReadTarget};
 use crate::environment::Environment;
@@ -491,8 +491,7 @@ impl Context {
         };
         let now = jiff::Timestamp::now();
         let refused = |what: String| Failure::usage(what).with_hint("nothing was started");
-        let zone = time_zone(LOCAL_ZONE).map_err(|what| refused(what.to_string()))?;
-        let wanted = Wanted::parse(text, now, &zone)
+        let wanted = Wanted::parse(text, now, &self.config.zone())
             .map_err(|what| refused(format!("--generation {what}")))?;
         let state = generations::find(&resolved.target, &resolved.ssh, &wanted)?;
         let shown = text::harmless(generations::shown_name(&state));
@@ -626,8 +625,9 @@ impl Context {
     pub(crate) fn moment(&self, time: &str, option: &str) -> Result<jiff::Timestamp, Failure> {
         let now = jiff::Timestamp::now();
         let refused = |what: String| Failure::usage(what).with_hint("nothing was started");
-        let zone = time_zone(LOCAL_ZONE).map_err(|what| refused(what.to_string()))?;
-        parse_moment(time, now, &zone).map_err(|what| refused(format!("{option} {what}")))
+        // The zone of the times that sprat shows.
+        parse_moment(time, now, &self.config.zone())
+            .map_err(|what| refused(format!("{option} {what}")))
     }
 
     /// What is watched on this machine.

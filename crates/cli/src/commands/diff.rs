@@ -22,10 +22,10 @@ Examples:
   sprat diff home www:/etc --source";
 
 pub(super) const NOTES: &str = "\
-With one WHAT, it is compared with the snapshot before it: that shows what the backup changed. A path in the
-first WHAT applies to the second, unless that has one. Files of equal size and time are equal, as they are
-for rsync. A path that was renamed is shown as gone and as new. --offline compares a snapshot with the one
-before it only.";
+With one WHAT, it is compared with the snapshot before it: that shows what the backup changed. A
+path in the first WHAT applies to the second, unless that has one. Files of equal size and time are
+equal, as they are for rsync. A path that was renamed is shown as gone and as new. --offline
+compares a snapshot with the one before it only.";
 
 #[derive(Debug, Args)]
 pub(super) struct DiffArgs {

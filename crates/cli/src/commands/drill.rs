@@ -21,12 +21,14 @@ Examples:
 
 pub(super) const NOTES: &str = "\
 sprat drill restores a few files into an empty folder, compares them, and deletes them: some of the
-biggest, oldest and newest files, and some of an older snapshot. Every byte comes from the server, none
-from the cache of this machine. sprat compares the files with the checksums that their backups or `sprat
-check --read-data` saved, and with their sources if these are unchanged. Exit code 13 reports a difference.
+biggest, oldest and newest files, and some of an older snapshot. Every byte comes from the server,
+none from the cache of this machine. sprat compares the files with the checksums that their backups
+or `sprat check --read-data` saved, and with their sources if these are unchanged. Exit code 13
+reports a difference.
 
-With --recovery, sprat asks for the recovery key on the sheet, or reads it from --passphrase-file, and restores
-as a machine that has lost everything else: with an empty state folder, no cache, and nothing of the config.";
+With --recovery, sprat asks for the recovery key on the sheet, or reads it from --passphrase-file,
+and restores as a machine that has lost everything else: with an empty state folder, no cache, and
+nothing of the config.";
 
 /// So many files prove a recovery.
 const RECOVERED_FILES: u32 = 1;

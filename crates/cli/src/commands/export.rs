@@ -22,12 +22,12 @@ Examples:
   sprat export home www /media/archive --older-than 52w --move";
 
 pub(super) const NOTES: &str = "\
-A snapshot becomes the folder DIR/JOB/SNAPSHOT. It is not encrypted. Files that exported snapshots share
-are hard links. Each snapshot is compared with the original before it gets its name. To continue after an
-interruption, run the same command again.
+A snapshot becomes the folder DIR/JOB/SNAPSHOT. It is not encrypted. Files that exported snapshots
+share are hard links. Each snapshot is compared with the original before it gets its name. To
+continue after an interruption, run the same command again.
 
---move then removes the snapshots from the container, as `sprat remove` does: it refuses pinned ones and
-the newest complete one of a job.";
+--move then removes the snapshots from the container, as `sprat remove` does: it refuses pinned ones
+and the newest complete one of a job.";
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {

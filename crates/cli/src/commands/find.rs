@@ -18,10 +18,10 @@ Examples:
   sprat find home '/home/ann/**/thesis*' --ignore-case";
 
 pub(super) const NOTES: &str = "\
-A pattern without a slash is compared with the last name of each path; one with a slash, with the whole
-path. * and ? match no slash, ** matches any folders, [abc] one of these, {a,b} either. Put a pattern in
-quotes: the shell would expand it. A pattern that begins with a folder, such as '/etc/**', is faster. Put -- before
-a pattern that begins with a dash: sprat find home -- '-x*'";
+A pattern without a slash is compared with the last name of each path; one with a slash, with the
+whole path. * and ? match no slash, ** matches any folders, [abc] one of these, {a,b} either. Put a
+pattern in quotes: the shell would expand it. A pattern that begins with a folder, such as
+'/etc/**', is faster. Put -- before a pattern that begins with a dash: sprat find home -- '-x*'";
 
 #[derive(Debug, Args)]
 pub(super) struct FindArgs {

@@ -16,8 +16,9 @@ Examples:
   sprat restore home www --to /restore --generation latest-before:yesterday";
 
 pub(super) const NOTES: &str = "\
-A server with sprat-agent keeps past states of the container file, which no client can change. Commands that
-read take --generation NAME, the beginning of a NAME (the newest match), or latest-before:TIME.";
+A server with sprat-agent keeps past states of the container file, which no client can change.
+Commands that read take --generation NAME, the beginning of a NAME (the newest match), or
+latest-before:TIME.";
 
 #[derive(Debug, Args)]
 pub(super) struct GenerationsArgs {

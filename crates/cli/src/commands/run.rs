@@ -33,8 +33,8 @@ Examples:
   sprat run --dry-run";
 
 pub(super) const NOTES: &str = "\
-A copy is one job in one container. sprat run makes each copy that is due, if its conditions are met.
-It runs the hooks of the copy, and prunes it by the rules of its job. `sprat schedule install`
+A copy is one job in one container. sprat run makes each copy that is due, if its conditions are
+met. It runs the hooks of the copy, and prunes it by the rules of its job. `sprat schedule install`
 installs a timer that calls it.
 
 Exit codes: 0 done, or nothing was due; 3 some source files unread; others in `sprat --help`.";

@@ -10,8 +10,8 @@ use crate::{Exit, Failure};
 pub(super) const EXAMPLES: &str = "Example:\n  sprat shrink home 200G";
 
 pub(super) const NOTES: &str = "\
-Only for a container with btrfs. If the command is interrupted, the container stays usable; run the same
-command again to finish.";
+Only for a container with btrfs. If the command is interrupted, the container stays usable; run the
+same command again to finish.";
 
 #[derive(Debug, Args)]
 pub(super) struct ShrinkArgs {

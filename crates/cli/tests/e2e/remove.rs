@@ -128,11 +128,14 @@ fn snapshots_are_pinned_unpinned_and_removed_by_name() {
         "--to",
         "out",
     ];
+    // In the time zone that sprat shows times in.
+    machine.write("config/sprat.toml", "time_zone = \"Asia/Tokyo\"\n");
     let whole = machine.sprat(&words).failed_with(1);
     assert!(
-        whole.contains("has no snapshot from 2001-01-01T"),
+        whole.contains("has no snapshot from 2001-01-01T14-59-59Z"),
         "{whole}"
     );
+    fs::remove_file(machine.path("config/sprat.toml")).unwrap();
     machine.backup(&[]).succeeded();
     machine.restores_whole(&[]);
     machine.nothing_is_left();
