@@ -46,6 +46,7 @@ use crate::suspects::Suspects;
 use crate::text::escape_path;
 use crate::unfit::Unfit;
 use crate::unlinked;
+use crate::work;
 pub use count::count;
 use count::{counted, disks_of};
 use linked_copy::LinkedCopy;
@@ -105,8 +106,19 @@ fn take_as(
     cancel: &Cancel,
     how: How<'_>,
 ) -> Result<SnapshotReport, SnapshotError> {
-    let taken = take_or_fail(volume_root, spec, now, progress, cancel, how);
-    taken.map_err(|error| volume_full_or(error, volume_root))
+    let mut take = || {
+        let taken = take_or_fail(volume_root, spec, now, progress, cancel, how);
+        taken.map_err(|error| volume_full_or(error, volume_root))
+    };
+    match (take(), how) {
+        (Err(full @ SnapshotError::VolumeFull { .. }), How::InWork(subvolumes)) => {
+            match work::make_space(volume_root, spec, subvolumes, cancel) {
+                Ok(true) => take(),
+                _ => Err(full),
+            }
+        }
+        (taken, _) => taken,
+    }
 }
 
 fn take_or_fail(

@@ -23,8 +23,10 @@ use crate::job::{Folder, JobFolder, RunFolder, STATE_FOLDER, WORK_PATH, on_volum
 use crate::large_files;
 use crate::long_path::{self, lstat};
 use crate::name::SnapshotName;
+use crate::pulled_source::host_folder;
 use crate::recent;
 use crate::reflink;
+use crate::spec::SnapshotSpec;
 use crate::subvolume_ops::Subvolumes;
 use crate::subvolumes;
 use crate::suspects::Suspects;
@@ -442,8 +444,8 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Removes all files whose source is gone.
-    pub(crate) fn drop_vanished(&self, cancel: &Cancel) -> Result<(), SnapshotError> {
+    /// Removes all files whose source is gone. Returns whether there were any.
+    pub(crate) fn drop_vanished(&self, cancel: &Cancel) -> Result<bool, SnapshotError> {
         let mut gone = Vec::new();
         let mut failed = Ok(());
         long_path::each(&self.path, &mut |path, about| {
@@ -464,7 +466,8 @@ impl<'a> Work<'a> {
             failed.is_ok() && !cancel.is_cancelled()
         });
         failed.map_err(on_volume("walk", &WORK_PATH))?;
-        self.drop_files(&gone)
+        self.drop_files(&gone)?;
+        Ok(!gone.is_empty())
     }
 
     pub(crate) fn in_tree(&self, path: &Path) -> PathBuf {
@@ -500,6 +503,27 @@ fn remove(folder: BorrowedFd<'_>, name: &Path, cancel: &Cancel) -> io::Result<()
         unlinkat(folder, name, AtFlags::REMOVEDIR)?;
     }
     Ok(())
+}
+
+/// After a run that found the volume full: removes from the job's `work` the files whose source is gone, which rsync
+/// had no space to do. Space for metadata is needed for a deletion, too, but the kernel has a reserve for that.
+/// Returns whether there is more space now.
+pub(crate) fn make_space(
+    volume_root: &Path,
+    spec: &SnapshotSpec,
+    subvolumes: &dyn Subvolumes,
+    cancel: &Cancel,
+) -> Result<bool, SnapshotError> {
+    let folder = JobFolder::open_for_run(volume_root, &spec.job)?;
+    let hosts = spec.pulled.iter();
+    let hosts = hosts.map(|source| host_folder(&source.host)).collect();
+    let work = Work::new(&folder, subvolumes, hosts);
+    if interrupted(&folder.job).is_none() || !work.drop_vanished(cancel)? {
+        return Ok(false);
+    }
+    let committed = subvolumes.commit(volume_root);
+    committed.map_err(on_volume("free the space of", &WORK_PATH))?;
+    Ok(true)
 }
 
 /// Deletes the job's `work`. Returns whether there was one.

@@ -1,6 +1,7 @@
 //! Snapshots on a real btrfs: rsync into the subvolume `work`, and read-only snapshots of it.
 
 mod blocks;
+mod full;
 mod hosts;
 mod large_files;
 mod mount_points;
@@ -91,9 +92,9 @@ impl Drop for Mounted {
     }
 }
 
-fn mount_btrfs(bench: &Bench) -> Mounted {
+fn mount_btrfs(bench: &Bench, size: &str) -> Mounted {
     let image = bench.path("image");
-    run("truncate", &["-s", "512M", image.to_str().unwrap()]);
+    run("truncate", &["-s", size, image.to_str().unwrap()]);
     run("mkfs.btrfs", &["-q", "-f", image.to_str().unwrap()]);
     let options = "loop,flushoncommit,notreelog,noatime,compress=zstd:3";
     let (image, volume) = (image, bench.volume());
@@ -104,8 +105,13 @@ fn mount_btrfs(bench: &Bench) -> Mounted {
 
 impl OnBtrfs {
     fn new() -> Self {
+        Self::of("512M")
+    }
+
+    /// One of this size.
+    fn of(size: &str) -> Self {
         let bench = Bench::new();
-        let mounted = mount_btrfs(&bench);
+        let mounted = mount_btrfs(&bench, size);
         Self {
             _mounted: mounted,
             bench,

@@ -15,7 +15,7 @@ impl Hosts {
     fn new() -> Self {
         let scene = Scene::new();
         Self {
-            _mounted: mount_btrfs(&scene.bench),
+            _mounted: mount_btrfs(&scene.bench, "512M"),
             scene,
         }
     }
