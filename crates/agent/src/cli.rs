@@ -45,6 +45,7 @@ Commands:
   allow-header NAME          Let clients change the header, which has the keys, for a while
   unlock NAME                Release the lock of a client that is gone; what it still writes is refused
   repair NAME                Make a new record of the state where `status` says that it is damaged
+  repair                     Write the damaged file `format` of a folder again
   check                      Check that past states can be read
   export NAME TIME FILE      Copy a past state to a file
   policy check               Show what the policy means
@@ -146,6 +147,7 @@ pub fn run(given: Vec<OsString>) -> ExitCode {
         ["status"] if arguments.all.is_some() => status_of_every_root(&arguments),
         ["serve"] => serve(&arguments).map(|()| 0),
         ["adopt"] => adopt(&arguments).map(|()| 0),
+        ["repair"] => repair(&arguments).map(|()| 0),
         _ => match arguments.root() {
             Ok(root) => match administer(&arguments, &root, &words) {
                 Some(outcome) => outcome,
@@ -324,6 +326,17 @@ Write this into the crontab of ACCOUNT. Without it nothing expires:
 
 7 * * * * AGENT tidy --root ROOT
 ";
+
+fn repair(arguments: &Arguments) -> io::Result<()> {
+    let path = arguments
+        .root
+        .as_deref()
+        .ok_or_else(|| bad("--root is missing"))?;
+    print(match Root::repair(path)? {
+        true => "repaired; clients can connect again\n",
+        false => "the file format is whole, nothing was changed\n",
+    })
+}
 
 fn adopt(arguments: &Arguments) -> io::Result<()> {
     let path = arguments

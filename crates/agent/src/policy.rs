@@ -106,6 +106,11 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// After so long no rule keeps a state.
+    pub fn longest_s(&self) -> i64 {
+        self.keep.iter().map(|rule| rule.for_s).max().unwrap_or(0)
+    }
+
     /// Parses a policy. The error names the line.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut policy = Self::default();

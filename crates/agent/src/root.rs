@@ -22,6 +22,41 @@ pub const TIDIED: &str = "tidied";
 /// The layout that this program writes. A higher one is served without changing anything.
 const FORMAT: u32 = 1;
 
+const FORMAT_BYTES_MAX: u64 = 4096;
+
+fn is_id(text: &str) -> bool {
+    text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Version and id. `None`: the file is damaged.
+fn read_format(agent: &OwnedFd) -> io::Result<Option<(u32, String)>> {
+    let bytes = match disk::read_all(agent, "format", FORMAT_BYTES_MAX) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    let text = match text.rsplit_once("crc ") {
+        Some((text, crc)) if crc == format!("{:08x}\n", crc32fast::hash(text.as_bytes())) => text,
+        // The first agents wrote two lines and no checksum.
+        None if text.lines().count() == 2 => &text,
+        _ => return Ok(None),
+    };
+    let id = field(text, "id").filter(|id| is_id(id));
+    Ok(number(text, "format").zip(id.map(ToOwned::to_owned)))
+}
+
+/// Returns the id: a new one if none is given.
+fn write_format(agent: &OwnedFd, id: Option<&str>) -> io::Result<String> {
+    let id = match id {
+        Some(id) => id.to_owned(),
+        None => format!("{:016x}", disk::random_u64()?),
+    };
+    let text = format!("format {FORMAT}\nid {id}\n");
+    let crc = crc32fast::hash(text.as_bytes());
+    disk::replace_in(agent, "format", format!("{text}crc {crc:08x}\n").as_bytes())?;
+    Ok(id)
+}
+
 /// A root that was adopted.
 #[derive(Debug)]
 pub struct Root {
@@ -51,16 +86,19 @@ impl Root {
             )),
             _ => error,
         })?;
-        let format = String::from_utf8_lossy(&disk::read_all(&agent, "format", 4096)?).into_owned();
-        let version: u32 =
-            number(&format, "format").ok_or_else(|| bad("the file format is damaged"))?;
+        let (version, id) = read_format(&agent)?.ok_or_else(|| {
+            bad(format!(
+                "the file format is damaged; run sprat-agent repair --root {}",
+                path.display()
+            ))
+        })?;
         let policy = Rc::new(Policy::read(&agent, policy)?);
         Ok(Self {
             clock: Rc::new(Clock::open(&agent)?),
             space: Rc::new(Space::new(&folder, &policy)?),
             policy,
             is_newer: version > FORMAT,
-            id: field(&format, "id").unwrap_or_default().to_owned(),
+            id,
             device: File::from(folder.try_clone()?).metadata()?.dev(),
             path,
             folder,
@@ -72,24 +110,34 @@ impl Root {
     pub fn adopt(path: &Path) -> io::Result<String> {
         let folder = disk::open_folder(path)?;
         let agent = disk::make_folder_in(&folder, AGENT)?;
-        match disk::read_all(&agent, "format", 4096) {
-            Ok(format) => {
-                let format = String::from_utf8_lossy(&format).into_owned();
-                let id = field(&format, "id").ok_or_else(|| bad("the file format is damaged"))?;
-                Ok(id.to_owned())
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let id = format!("{:016x}", disk::random_u64()?);
-                disk::replace_in(
-                    &agent,
-                    "format",
-                    format!("format {FORMAT}\nid {id}\n").as_bytes(),
-                )?;
-                Clock::open(&agent)?.now()?;
-                Ok(id)
-            }
-            Err(error) => Err(error),
+        if disk::exists_in(&agent, "format")? {
+            let found = read_format(&agent)?;
+            let found =
+                found.ok_or_else(|| bad("the file format is damaged; run sprat-agent repair"));
+            return Ok(found?.1);
         }
+        let id = write_format(&agent, None)?;
+        Clock::open(&agent)?.now()?;
+        Ok(id)
+    }
+
+    /// Writes the file `format` again where it is damaged or lost. False: it is whole. A new id, where the old one
+    /// can't be read, only means that clients wait once more for sessions that died before.
+    pub fn repair(path: &Path) -> io::Result<bool> {
+        let agent = disk::folder_in(disk::open_folder(path)?, AGENT)?;
+        if read_format(&agent)?.is_some() {
+            return Ok(false);
+        }
+        let left = match disk::read_all(&agent, "format", FORMAT_BYTES_MAX) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            other => other?,
+        };
+        let left = String::from_utf8_lossy(&left).into_owned();
+        if number(&left, "format").is_some_and(|version: u32| version > FORMAT) {
+            return Err(bad("a newer sprat-agent wrote here: use that one"));
+        }
+        write_format(&agent, field(&left, "id").filter(|id| is_id(id)))?;
+        Ok(true)
     }
 
     /// Opens a file of the client: a regular one of this file system, with one name.

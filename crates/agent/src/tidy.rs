@@ -56,7 +56,7 @@ pub fn candidates(container: &OwnedFd) -> io::Result<Vec<Candidate>> {
 /// The generations with a damaged head that may go. Nobody can read their states, nor knows their times. They
 /// are older than the next one with a head: if no rule keeps even that for its age, they go.
 fn damaged_due(container: &OwnedFd, policy: &Policy, now: Now) -> io::Result<Vec<u32>> {
-    let longest_s = policy.keep.iter().map(|rule| rule.for_s).max().unwrap_or(0);
+    let longest_s = policy.longest_s();
     let mut due = Vec::new();
     let mut next_counted_s = None;
     for number in generation::numbers(container)?.into_iter().rev() {

@@ -306,8 +306,8 @@ pub fn numbers(id: u32, numbers: &[u64]) -> Vec<u8> {
     seal(out)
 }
 
-/// An answer of names with numbers.
-pub fn states(id: u32, states: &[(String, Vec<u64>)]) -> Vec<u8> {
+/// An answer of names with numbers, and one number at the end.
+pub fn states(id: u32, states: &[(String, Vec<u64>)], last: u64) -> Vec<u8> {
     let mut out = begin(201, id);
     out.extend(u32::try_from(states.len()).unwrap_or(0).to_be_bytes());
     for (name, numbers) in states {
@@ -316,6 +316,7 @@ pub fn states(id: u32, states: &[(String, Vec<u64>)]) -> Vec<u8> {
             .iter()
             .for_each(|number| out.extend(number.to_be_bytes()));
     }
+    out.extend(last.to_be_bytes());
     seal(out)
 }
 

@@ -87,6 +87,7 @@ mod tests {
             len: 4096,
             in_order,
             pinned: in_order,
+            kept_until_s: None,
         };
         let states = [
             state("2026-11-27T02-05-11Z.luks", 1_795_745_111, true),

@@ -120,19 +120,26 @@ pub(crate) fn header_refused(container: &FileName) -> String {
     )
 }
 
-/// What to know after a change of the keys, if an agent on the server keeps past states. `removed`: a key was
-/// removed. A server that does not answer any more is no reason to fail: the change is durable.
+/// What to know after a change of the keys if an agent on the server keeps these past states. `removed`: a key was
+/// removed.
 #[must_use]
-pub fn note_of_key_change(target: &Target, ssh: &SshOptions, removed: bool) -> Option<String> {
-    let states = connect::past_states(target, ssh).ok().flatten()?;
-    let name = &target.name;
-    let mut note = kept_in_words(&states);
-    if let (true, Some(last)) = (removed, states.last()) {
+pub(crate) fn note_of_key_change(name: &FileName, states: &[PastState], removed: bool) -> String {
+    let mut note = kept_in_words(states);
+    if removed && !states.is_empty() {
+        // The state before this change is the newest one, or will be.
+        let last = states.iter().map(|state| state.kept_until_s).max();
+        let last = last.flatten().and_then(|last| i64::try_from(last).ok());
+        let day = last.and_then(|last| Timestamp::from_second(last).ok());
+        let until = match day {
+            Some(day) if !states.iter().any(|state| state.pinned) => format!(
+                "until the last of them has expired: by the server's policy about {}, if backups go on",
+                day.strftime("%Y-%m-%d")
+            ),
+            _ => "until the last of them has expired by the policy of the server".to_owned(),
+        };
         note.push_str(&format!(
-            ". The removed key still opens them, until the newest of them ({}) has expired by the policy of the \
-             server. There, `sprat-agent policy check` shows how long that takes, and `sprat-agent expire` removes \
-             a state earlier",
-            text::harmless(shown_name(last))
+            ". The removed key still opens them, {until}. There, `sprat-agent list` lists them, and \
+             `sprat-agent expire` removes one earlier"
         ));
     }
     note.push_str(&format!(
@@ -140,7 +147,7 @@ pub fn note_of_key_change(target: &Target, ssh: &SshOptions, removed: bool) -> O
          confirms it with `sprat-agent ack {name}`. `sprat-agent allow-header {name}`, before a change, avoids the \
          alarm"
     ));
-    Some(note)
+    note
 }
 
 impl SessionSettings {
@@ -189,6 +196,7 @@ mod tests {
             len: 4096,
             in_order: true,
             pinned: false,
+            kept_until_s: None,
         }
     }
 
@@ -236,6 +244,23 @@ mod tests {
         }
         let wrong = Wanted::parse("latest-before:soon", Timestamp::now(), &TimeZone::UTC);
         assert!(wrong.is_err());
+    }
+
+    #[test]
+    fn after_the_removal_of_a_key_the_note_says_until_when_it_opens_past_states() {
+        let name = FileName::new("x.luks").unwrap();
+        let mut states = states();
+        let unknown = "until the last of them has expired by the policy";
+        assert!(note_of_key_change(&name, &states, true).contains(unknown));
+        for (index, state) in states.iter_mut().enumerate() {
+            state.kept_until_s = Some(1_827_000_000 + 86_400 * index as u64);
+        }
+        let note = note_of_key_change(&name, &states, true);
+        assert!(note.contains("about 2027-11-26"), "{note}");
+        assert!(!note_of_key_change(&name, &states, false).contains("2027"));
+        states[0].pinned = true;
+        assert!(note_of_key_change(&name, &states, true).contains(unknown));
+        assert!(!note_of_key_change(&name, &[], true).contains("removed key"));
     }
 
     #[test]

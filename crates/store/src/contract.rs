@@ -78,6 +78,9 @@ pub struct PastState {
     pub in_order: bool,
     /// The server's admin keeps it, whatever the policy is.
     pub pinned: bool,
+    /// From then on no rule of the server's policy keeps it, in seconds since the epoch. `None`: not known, or
+    /// pinned.
+    pub kept_until_s: Option<u64>,
 }
 
 /// The outcome of a change that the store carried out: is it on the disk, too?

@@ -127,13 +127,14 @@ impl Server {
     }
 
     /// Answers for each state: name, time of its last write, begin, how long it stood, length, and flags
-    /// (1: the client left it in order; 2: pinned).
+    /// (1: the client left it in order; 2: pinned). At the end: after how many seconds no rule keeps a state.
     pub(super) fn generations(&mut self, id: u32, path: &[u8]) -> Answered {
         let Node::File(name) = self.resolve(path)? else {
             return Err(Status::Denied);
         };
+        let longest_s = u64::try_from(self.root.policy.longest_s()).unwrap_or(0);
         let Some(folder) = self.root.kept(&name.container).map_err(refused)? else {
-            return Ok(wire::states(id, &[]));
+            return Ok(wire::states(id, &[], longest_s));
         };
         let mut states = Vec::new();
         let live = self.root.live(&name.container).map_err(refused)?;
@@ -149,6 +150,6 @@ impl Server {
             ];
             states.push((name, [&times[..], &[head.length, flags]].concat()));
         }
-        Ok(wire::states(id, &states))
+        Ok(wire::states(id, &states, longest_s))
     }
 }

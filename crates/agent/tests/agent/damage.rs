@@ -243,3 +243,45 @@ fn a_damaged_map_stops_no_expiry() {
     assert_eq!(served.numbers(), [1, 2, 4]);
     assert!(served.past(1) == state);
 }
+
+#[test]
+fn a_damaged_format_is_refused_and_repaired() {
+    let served = Served::with_container(EAGER, &blocks(8, 1));
+    served.overwrite(&[(0, vec![1; BLOCK])]);
+    let path = served.path(".sprat-agent/format");
+    let whole = fs::read(&path).unwrap();
+    let fails = |words: &[&str]| {
+        let output = served.command(words).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(served.run(&["repair"]).contains("whole"));
+    for at in 0..whole.len() {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1;
+        fs::write(&path, &damaged).unwrap();
+        let text = fails(&["check"]);
+        assert!(text.contains("sprat-agent repair"), "byte {at}: {text}");
+    }
+    fs::write(&path, &whole[..8]).unwrap();
+    fails(&["adopt"]);
+    fails(&["serve"]);
+    served.run(&["repair"]);
+    // The id was lost.
+    assert_ne!(fs::read(&path).unwrap(), whole);
+    fs::remove_file(&path).unwrap();
+    served.run(&["repair"]);
+    served.overwrite(&[(0, vec![2; BLOCK])]);
+    assert!(served.past(1) == blocks(8, 1));
+    // The checksum is damaged, the rest is not.
+    let text = String::from_utf8(whole.clone()).unwrap();
+    let lines = &text[..text.rfind("crc").unwrap()];
+    fs::write(&path, format!("{lines}crc 0\n")).unwrap();
+    served.run(&["repair"]);
+    assert_eq!(fs::read(&path).unwrap(), whole);
+    fs::write(&path, "format 2\nid 0123\n").unwrap();
+    assert!(fails(&["repair"]).contains("newer"));
+    // As the first agents wrote it.
+    fs::write(&path, lines).unwrap();
+    served.run(&["check"]);
+}

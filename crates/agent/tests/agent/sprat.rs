@@ -449,6 +449,41 @@ fn the_server_releases_the_lock_of_a_machine_that_is_gone() {
     client.ok(&[&words[..], &["--quiet-time", "1"]].concat());
 }
 
+/// The note comes by the connection of the change.
+#[test]
+fn after_the_removal_of_a_key_sprat_says_until_when_it_opens_past_states() {
+    requires!(openssh::missing(), sprat_missing());
+    let (client, scripts) = client_with_known_server(EAGER);
+    client.init();
+    client.machine.write("pass", "correct horse battery");
+    let added = ["key", "add", &client.target, CHEAP];
+    let added = [&added[..], &["--new-passphrase-file", "pass", "--json"]].concat();
+    let slot = client.ok(&added).json()["slot"].to_string();
+    let before = server_pids(scripts.path()).len();
+    let ran = client.ok(&["key", "remove", &client.target, &slot]);
+    let year_s = Duration::from_secs(12 * 31 * 86_400);
+    let day = |at: SystemTime| {
+        let s = at.duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let mut date = Command::new("date");
+        let date = date.args(["-u", "+%F", "-d", &format!("@{s}")]).output();
+        String::from_utf8(date.unwrap().stdout)
+            .unwrap()
+            .trim()
+            .to_owned()
+    };
+    // The test may run over midnight.
+    let now = SystemTime::now();
+    let days = [now, now - Duration::from_secs(600)].map(|now| day(now + year_s));
+    let text = ran.stderr.replace('\n', " ");
+    assert!(
+        days.iter()
+            .any(|day| text.contains(&format!("about {day}"))),
+        "{text}"
+    );
+    // One to show the key that will be removed, and one to remove it.
+    assert_eq!(server_pids(scripts.path()).len() - before, 2, "{text}");
+}
+
 #[track_caller]
 fn wait_for(mut is_so: impl FnMut() -> bool) {
     for _ in 0..6000 {

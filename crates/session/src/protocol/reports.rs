@@ -339,6 +339,8 @@ pub struct HeaderChanged {
     pub replaced: Option<PathBuf>,
     /// Where this machine keeps a copy of the new header; else why it doesn't.
     pub kept: Result<PathBuf, String>,
+    /// What to know of the past states that an agent on the server keeps.
+    pub agent_note: Option<String>,
     /// Everything is done and durable, but the lock could not be given back, because of this.
     pub lock_left: Option<String>,
     /// Another session took the container over meanwhile: it may have changed the header, too.

@@ -168,7 +168,15 @@ pub(super) fn parse_states(reply: &[u8]) -> Result<Vec<PastState>, Malformed> {
             len,
             in_order: flags & 1 != 0,
             pinned: flags & 2 != 0,
+            kept_until_s: None,
         });
+    }
+    // An older agent does not say it.
+    if !fields.0.is_empty() {
+        let longest_s = fields.u64("time that a past state is kept")?;
+        for state in states.iter_mut().filter(|state| !state.pinned) {
+            state.kept_until_s = state.begun_s.checked_add(longest_s);
+        }
     }
     states.reverse();
     Ok(states)
@@ -211,9 +219,17 @@ mod tests {
         assert_eq!(names, ["old.luks", "new.luks"]);
         assert!(states[1].in_order && states[1].pinned && !states[0].in_order);
         assert_eq!((states[1].written_s, states[1].len), (1, 4096));
+        assert_eq!(states[0].kept_until_s, None);
         for end in 0..reply.len() {
             assert!(parse_states(&reply[..end]).is_err(), "{end}");
         }
+        reply.extend(1000_u64.to_be_bytes());
+        let states = parse_states(&reply).unwrap();
+        assert_eq!(
+            (states[0].kept_until_s, states[1].kept_until_s),
+            (Some(1002), None)
+        );
+        assert!(parse_states(&reply[..reply.len() - 1]).is_err());
         assert!(parse_states(&[255; 4]).is_err());
         assert_eq!(parse_numbers(&[0; 16]), Ok(vec![0, 0]));
         assert!(parse_numbers(&[0; 12]).is_err());

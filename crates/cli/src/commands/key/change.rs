@@ -2,7 +2,6 @@
 
 use sprat_luks::{Header, Secret};
 use sprat_session::closed_container::ClosedContainer;
-use sprat_session::generations::note_of_key_change;
 use sprat_session::state::identity;
 use sprat_session::state::key_notes::KeyNotes;
 use sprat_session::{self as session, Access, HeaderChange, HeaderChanged};
@@ -67,9 +66,8 @@ pub(super) fn change_header(
     if let Err(reason) = &changed.kept {
         context.output.warning(reason);
     }
-    let removed = matches!(change, HeaderChange::Remove { .. });
-    if let Some(note) = note_of_key_change(&resolved.target, &resolved.ssh, removed) {
-        context.output.note(&note);
+    if let Some(note) = &changed.agent_note {
+        context.output.note(note);
     }
     if changed.repaired {
         context.output.note(

@@ -67,6 +67,14 @@ pub(crate) fn change(
         }
         HeaderEdit::begin(start, &lease, stop, events)?.carry_out(what, secrets)
     });
+    if let Ok(changed) = &mut changed {
+        // The change is durable, whatever the server answers.
+        let (name, store) = (&start.settings.target.name, lease.store());
+        let states = store.past_states(name).ok().flatten();
+        let removed = matches!(what, ChangeStart::Remove { .. });
+        changed.agent_note =
+            states.map(|states| generations::note_of_key_change(name, &states, removed));
+    }
     release(&lease, &mut changed);
     changed
 }
@@ -476,6 +484,7 @@ impl<'w> HeaderEdit<'w> {
             repaired: done.repaired,
             replaced: done.replaced.clone(),
             kept: kept.map_err(|failure| failure.to_string()),
+            agent_note: None,
             lock_left: None,
             taken_over: None,
         })
