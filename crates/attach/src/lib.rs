@@ -64,7 +64,7 @@ pub use mounts::{MountState, mount_state, unmount_at, unmount_dead, unmount_only
 pub use page_cache::is_cached;
 pub use process::{
     ChildIdentity, become_io_flusher, bind_to_this_process, clock_is_synchronised, die_with_parent,
-    enter_private_namespaces, hide_from_debuggers, lock_memory, return_freed_memory,
+    enter_private_namespaces, hide_from_debuggers, idle_io, lock_memory, return_freed_memory,
     set_child_identity,
 };
 pub use program::find_system_programs;

@@ -52,6 +52,15 @@ pub fn clock_is_synchronised() -> bool {
     sys::clock_error_micros().is_ok_and(|error| error < 16_000_000)
 }
 
+/// From now on the calling thread's reads and writes wait for those of all others, where the disk's scheduler
+/// knows priorities.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn idle_io() -> io::Result<()> {
+    sys::idle_io()
+}
+
 /// Asks the kernel to kill this process when its parent dies. [`bind_to_this_process`] does that without
 /// a gap. This is for a process that was started without it, or that changed its credentials.
 ///
@@ -243,6 +252,18 @@ mod tests {
     use sprat_testkit::{needs, requires};
 
     use super::*;
+
+    #[test]
+    fn thread_with_idle_io_has_the_idle_class() {
+        requires!(needs::program("ionice"));
+        let class = in_a_thread(|| {
+            idle_io().unwrap();
+            let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+            let asked = Command::new("ionice").args(["-p", &thread]).output();
+            String::from_utf8(asked.unwrap().stdout)
+        });
+        assert_eq!(class.unwrap().unwrap().trim(), "idle");
+    }
 
     #[test]
     fn entering_namespaces_is_refused_to_a_process_with_threads() {

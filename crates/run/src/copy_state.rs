@@ -11,7 +11,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sprat_session::Exit;
-use sprat_snapshot::{FileSystem, KeepPolicy};
+use sprat_snapshot::{FileSystem, FoundChange, KeepPolicy, OldContent, SourceCursor};
 
 use crate::copy_name::CopyName;
 use crate::state_file::StateFile;
@@ -74,6 +74,8 @@ pub struct CopyState {
     /// A person accepted such a change then, before a snapshot of it could be made: the next success removes
     /// this.
     pub change_accepted: Option<Timestamp>,
+    /// Files of the sources changed silently. Their last copies are kept until `sprat accept`.
+    pub silent: Option<SilentChange>,
     /// The last run skipped it.
     pub skipped: Option<Skipped>,
     /// The hooks of the attempt that is under way, or that was killed.
@@ -132,6 +134,52 @@ pub struct Changed {
     /// The snapshot could not be made, for lack of room.
     #[serde(default)]
     pub not_made: bool,
+}
+
+/// Content of a source is not what was backed up, and nobody has written to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SilentChange {
+    /// When the first of the files was found.
+    pub since: Timestamp,
+    /// What the snapshots have: at most [`SILENT_FILES_MAX`] files.
+    pub files: Vec<OldContent>,
+    /// How many files there are.
+    pub count: u64,
+}
+
+/// How many files that changed silently are known by name.
+pub const SILENT_FILES_MAX: usize = 1000;
+
+impl SilentChange {
+    /// What happened, with the names of some of the files, escaped.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        const NAMED: usize = 5;
+        let files = sprat_session::text::counted(self.count, "source file", "source files");
+        let names = self.files.iter().take(NAMED);
+        let mut names: Vec<&str> = names.map(|file| &*file.path).collect();
+        if self.count > names.len() as u64 {
+            names.push("…");
+        }
+        format!(
+            "{files} changed although nobody has written to them: {}",
+            names.join(", ")
+        )
+    }
+}
+
+/// How far the sources of a job were read again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SourceCheckState {
+    /// When the last slice was read.
+    pub last: Option<Timestamp>,
+    /// Where the next one begins.
+    pub next: SourceCursor,
+    /// What the last slices found, and the next one reads again.
+    pub found: Vec<FoundChange>,
+    /// What was found twice, and reported.
+    pub reported: Vec<FoundChange>,
 }
 
 /// A run did not try a copy.
@@ -236,6 +284,7 @@ impl CopyState {
 
     /// A person accepts what holds back the copy, or its prune.
     pub fn accept(&mut self, now: Timestamp) {
+        self.silent = None;
         match self.held.take().map(|held| held.what) {
             Some(HeldWhat::Prune) => self.released = Some(now),
             Some(HeldWhat::Copy) => self.growth_accepted = Some(now),
@@ -251,6 +300,44 @@ impl CopyState {
     pub fn pruned_by_hand(&mut self, policy: KeepPolicy) {
         self.pruned_by = Some(policy);
         self.held = self.held.take().filter(|held| held.what != HeldWhat::Prune);
+    }
+
+    /// Files that changed silently in the sources, as the snapshots have them.
+    #[must_use]
+    pub fn old_content(&self) -> Vec<OldContent> {
+        let silent = self.silent.as_ref();
+        silent.map_or_else(Vec::new, |silent| silent.files.clone())
+    }
+
+    /// These files changed silently.
+    pub(crate) fn changed_silently(&mut self, now: Timestamp, files: Vec<OldContent>) {
+        let silent = self.silent.get_or_insert_with(|| SilentChange {
+            since: now,
+            files: Vec::new(),
+            count: 0,
+        });
+        for file in files {
+            if silent.files.iter().all(|known| known.path != file.path) {
+                silent.count += 1;
+                silent.files.push(file);
+            }
+        }
+        silent.files.truncate(SILENT_FILES_MAX);
+    }
+
+    /// These files have the right content again.
+    pub(crate) fn right_again(&mut self, is_right: impl Fn(&str) -> bool) {
+        let Some(silent) = &mut self.silent else {
+            return;
+        };
+        let before = silent.files.len();
+        silent.files.retain(|file| !is_right(&file.path));
+        silent.count = silent
+            .count
+            .saturating_sub((before - silent.files.len()) as u64);
+        if silent.count == 0 {
+            self.silent = None;
+        }
     }
 
     /// A run did not try the copy.
@@ -284,6 +371,13 @@ pub fn copy_file(state_dir: &Path, copy: &CopyName) -> StateFile<CopyState> {
 pub fn container_file(state_dir: &Path, container: &str) -> StateFile<ContainerState> {
     let path = state_dir.join(FOLDER).join(format!("@{container}.json"));
     StateFile::new(path, "Whether its hooks are owed is not known.")
+}
+
+/// The file of the sources of a job.
+#[must_use]
+pub fn source_check_file(state_dir: &Path, job: &str) -> StateFile<SourceCheckState> {
+    let path = state_dir.join("sources").join(format!("{job}.json"));
+    StateFile::new(path, "Its sources are read again from the beginning.")
 }
 
 /// All copies of which something is kept, also those that are not in the config any more.

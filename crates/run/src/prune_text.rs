@@ -165,6 +165,9 @@ fn word(reason: KeepReason) -> &'static str {
         KeepReason::RightContent => {
             "has the last undamaged copy of a file that is damaged in others"
         }
+        KeepReason::OldContent => {
+            "has the last copy of a source file from before its content changed silently"
+        }
         KeepReason::BeforeChange => "made before an unusual change of the source",
         KeepReason::Unrecorded => "has no record: never pruned",
         KeepReason::Future => "dated in the future: not counted",

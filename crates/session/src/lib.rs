@@ -63,7 +63,7 @@ pub use settings::{
     Access, CONNECTIONS, CreateOptions, IdentityPolicy, Mode, SIZE_BYTES_MIN, SessionSettings,
     SshOptions, TAKEOVER_QUIET_TIMES,
 };
-pub use sprat_attach::{ChildIdentity, clock_is_synchronised, set_child_identity};
+pub use sprat_attach::{ChildIdentity, clock_is_synchronised, idle_io, set_child_identity};
 pub use supervisor::background::{MountRecord, explain_lock, mounted_at};
 pub use supervisor::create::{NotCreated, Show, create, create_and_show};
 pub use supervisor::keys::{HeaderChange, change_header};

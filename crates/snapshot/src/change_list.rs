@@ -5,7 +5,7 @@
 //! | line | has |
 //! | --- | --- |
 //! | first | `format`, `job`, `snapshot`, `since`: the snapshot that was compared with; `null`: there is none; `complete`: whether the snapshot has all that was to be backed up, once it is finished; `folded`: the lists of several runs are in it |
-//! | one for each path | `path`, escaped; `change`; `before` and `after`: the attributes; of a new file also its [`Content`] |
+//! | one for each path | `path`, escaped; `change`; `before` and `after`: the attributes; of a new file also its [`Content`]; `read_by`: the run that read that from the source |
 //! | last | `finished`: false if not all paths are listed; how many are `new`, `content`, `kind`, `attributes`, `gone` |
 //!
 //! No snapshot relies on a list. It may be missing or torn. Checks and drills compare with its digests. In the list of an interrupted run no path is gone: the run may
@@ -17,17 +17,19 @@
 pub(crate) mod chain;
 mod checked;
 mod folding;
+mod listed_files;
 mod merging;
 mod reading;
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +48,8 @@ use crate::tree_changes::{Changed, Part, changes};
 
 pub(crate) use checked::Checked;
 use folding::Folding;
+pub(crate) use listed_files::{ListedFile, listed_files};
+pub(crate) use merging::order;
 pub(crate) use reading::read as read_list;
 
 const FORMAT: u32 = 1;
@@ -96,6 +100,9 @@ struct Line {
     after: Option<Found>,
     #[serde(flatten)]
     content: Option<Content>,
+    /// The run that read the content from its source. `None`: that is not known, or it comes from an older snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    read_by: Option<SnapshotName>,
 }
 
 /// The last line.
@@ -215,18 +222,20 @@ impl ChangeList<'_> {
             true => Err(SnapshotError::ReadCancelled),
             false => Ok(()),
         };
-        let mut contents = Contents::new(self.page_cache);
+        let mut contents = Contents::new(self.page_cache, name);
         let compared = changes(before.as_ref(), &after, &go_on, &mut |one: Changed<'_>| {
             if self.interrupted && one.change == Change::Gone {
                 return Ok(());
             }
             last.count(one.change);
+            let (content, read_by) = contents.of(&one, &|| go_on().is_err()).unzip();
             let line = Line {
                 path: Some(escape_path(&one.path)),
                 change: Some(one.change),
-                content: contents.of(&one, &|| go_on().is_err()),
+                content,
                 before: one.before,
                 after: one.after,
+                read_by: read_by.flatten(),
             };
             lines.write(&line).map_err(failed)
         });
@@ -268,20 +277,25 @@ impl ChangeList<'_> {
 /// The contents of the files that a list names.
 struct Contents {
     page_cache: PageCache,
+    run: SnapshotName,
     /// Those of files with several names, which are read once.
-    several: HashMap<u64, Content>,
+    several: HashMap<u64, Known>,
 }
 
+/// The content of a file, and the run that read it from its source.
+type Known = (Content, Option<SnapshotName>);
+
 impl Contents {
-    fn new(page_cache: PageCache) -> Self {
+    fn new(page_cache: PageCache, run: SnapshotName) -> Self {
         Self {
             page_cache,
+            run,
             several: HashMap::new(),
         }
     }
 
     /// The content of a changed file. `None`: there is none, or the file can't be read.
-    fn of(&mut self, one: &Changed<'_>, is_over: &dyn Fn() -> bool) -> Option<Content> {
+    fn of(&mut self, one: &Changed<'_>, is_over: &dyn Fn() -> bool) -> Option<Known> {
         let is_file = one
             .after
             .as_ref()
@@ -293,10 +307,19 @@ impl Contents {
             return Some(known.clone());
         }
         let content = Content::cached(&file, &about, self.page_cache, is_over).ok()?;
+        let known = (content, self.read_by(one.change, &about));
         if about.nlink() > 1 {
-            self.several.insert(about.ino(), content.clone());
+            self.several.insert(about.ino(), known.clone());
         }
-        Some(content)
+        Some(known)
+    }
+
+    /// An older file was copied by an interrupted run, or is shared with an older snapshot. A file with other
+    /// attributes may be rsync's copy of the one in the older snapshot.
+    fn read_by(&self, change: Change, about: &Metadata) -> Option<SnapshotName> {
+        let born = Timestamp::try_from(about.created().ok()?).ok()?;
+        let is_new = change != Change::Attributes && born >= self.run.moment();
+        is_new.then_some(self.run)
     }
 }
 

@@ -65,6 +65,8 @@ pub enum KeepReason {
     MissingDisk,
     /// It has the last right content of a file that is damaged in a kept snapshot. Always kept.
     RightContent,
+    /// It has the last copy of a source file from before that changed silently. Kept until that is accepted.
+    OldContent,
     /// It was there when an unusual change of the source was noticed. Kept until that is accepted.
     BeforeChange,
     /// It has no record, so its content is unknown. Never removed.

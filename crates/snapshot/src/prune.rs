@@ -4,6 +4,7 @@
 //! the removal is interrupted, the next run or prune finishes it. Interrupted trees (`.partial`,
 //! `.inflight`) are removed in the same way, but only on request. Foreign folders are never removed.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use crate::job::{Folder, JobFolder, RunFolder, on_volume};
 use crate::keep::{Candidate, KeepBy, KeepDecision, KeepReason, decide};
 use crate::keep_rules::KeepRules;
 use crate::name::{JobName, SnapshotName};
+use crate::old_content::{self, OldContent};
 use crate::progress::{Phase, Progress};
 use crate::record::EntryKind;
 use crate::subvolume_ops::Subvolumes;
@@ -42,6 +44,9 @@ pub struct PruneSpec {
     /// last right content of one of them is kept.
     #[serde(default, with = "crate::text::path_text_option")]
     pub suspects: Option<PathBuf>,
+    /// Files that changed silently in the source. A snapshot with their last copy is kept.
+    #[serde(default)]
+    pub old_content: Vec<OldContent>,
     /// What the config says of the job, if it is in the config: a disk or a source in it that the newest
     /// complete snapshot lacks is kept. Without this, the newest snapshot shows what the job includes.
     #[serde(default)]
@@ -64,6 +69,7 @@ impl PruneSpec {
             time_zone: local_zone(),
             changed_at: None,
             suspects: None,
+            old_content: Vec::new(),
             sources: None,
             drop_interrupted: false,
             dry_run: false,
@@ -376,13 +382,23 @@ pub(crate) fn decided(
         changed_at: spec.changed_at,
     };
     let mut decisions = decide(&candidates, &by);
-    keep_right_content(job, spec, &mut decisions);
+    if let Some(list) = &spec.suspects {
+        keep_also(&mut decisions, KeepReason::RightContent, |kept, others| {
+            Suspects::load(list).snapshots_to_keep(&job.path, spec.job.as_str(), kept, others)
+        });
+    }
+    keep_also(&mut decisions, KeepReason::OldContent, |kept, others| {
+        old_content::snapshots_to_keep(&spec.old_content, &job.path, kept, others)
+    });
     Ok(decisions)
 }
 
-/// Keeps a snapshot that has the last right content of a damaged file.
-fn keep_right_content(job: &JobFolder, spec: &PruneSpec, decisions: &mut [KeepDecision]) {
-    let Some(list) = &spec.suspects else { return };
+/// Keeps more of the snapshots: `choose` gets the names of those that are kept, and of the others.
+fn keep_also(
+    decisions: &mut [KeepDecision],
+    reason: KeepReason,
+    choose: impl FnOnce(&[String], &[String]) -> BTreeSet<String>,
+) {
     let names = |kept: bool| -> Vec<String> {
         let chosen = decisions.iter().filter(|one| one.keep.is_empty() != kept);
         chosen.map(|one| one.name.to_string()).collect()
@@ -391,10 +407,10 @@ fn keep_right_content(job: &JobFolder, spec: &PruneSpec, decisions: &mut [KeepDe
     if others.is_empty() {
         return;
     }
-    let keep = Suspects::load(list).snapshots_to_keep(&job.path, spec.job.as_str(), &kept, &others);
+    let keep = choose(&kept, &others);
     for decision in decisions {
         if keep.contains(&decision.name.to_string()) {
-            decision.keep.push(KeepReason::RightContent);
+            decision.keep.push(reason);
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Everything is checked before the first one is removed. A pinned snapshot is never removed, and the
 //! newest complete one only on request. The removal itself is that of a prune.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use crate::job::{Folder, JobFolder, RunFolder};
 use crate::keep::KeepReason;
 use crate::keep_rules::KeepRules;
 use crate::name::{JobName, SnapshotName};
+use crate::old_content::{self, OldContent};
 use crate::progress::{Phase, Progress};
 use crate::prune::{PruneSpec, Removals, decided, free_bytes};
 use crate::record::EntryKind;
@@ -41,6 +42,9 @@ pub struct RemoveSpec {
     /// As in [`PruneSpec::suspects`].
     #[serde(default, with = "crate::text::path_text_option")]
     pub suspects: Option<PathBuf>,
+    /// As in [`PruneSpec::old_content`], for each job.
+    #[serde(default)]
+    pub old_content: Vec<(JobName, Vec<OldContent>)>,
     /// Only report what would be removed.
     #[serde(default)]
     pub dry_run: bool,
@@ -197,18 +201,26 @@ fn plan(
         check(&folder, &one, spec.allow_newest)?;
         plan.insert(name, one);
     }
-    if let Some(list) = &spec.suspects {
-        let texts = |goes: bool| -> Vec<String> {
-            let chosen = all.iter().filter(|name| plan.contains_key(*name) == goes);
-            chosen.map(ToString::to_string).collect()
-        };
-        let (staying, going) = (texts(false), texts(true));
-        let right =
-            Suspects::load(list).snapshots_to_keep(&folder.path, job.as_str(), &staying, &going);
-        for one in plan.values_mut() {
-            if right.contains(&one.name.to_string()) {
-                one.needed.push(KeepReason::RightContent);
-            }
+    let texts = |goes: bool| -> Vec<String> {
+        let chosen = all.iter().filter(|name| plan.contains_key(*name) == goes);
+        chosen.map(ToString::to_string).collect()
+    };
+    let (staying, going) = (texts(false), texts(true));
+    let right = spec.suspects.as_ref().map(|list| {
+        Suspects::load(list).snapshots_to_keep(&folder.path, job.as_str(), &staying, &going)
+    });
+    let old = spec.old_content.iter().filter(|(of, _)| of == job);
+    let old = old.flat_map(|(_, files)| {
+        old_content::snapshots_to_keep(files, &folder.path, &staying, &going)
+    });
+    let old: BTreeSet<String> = old.collect();
+    for one in plan.values_mut() {
+        let name = one.name.to_string();
+        if right.as_ref().is_some_and(|right| right.contains(&name)) {
+            one.needed.push(KeepReason::RightContent);
+        }
+        if old.contains(&name) {
+            one.needed.push(KeepReason::OldContent);
         }
     }
     if let Some(one) = plan.values().find(|one| one.is_last_copy())
@@ -227,7 +239,11 @@ fn plan(
 impl Removal {
     /// Whether content is lost with it that no other snapshot has.
     fn is_last_copy(&self) -> bool {
-        let last = [KeepReason::MissingDisk, KeepReason::RightContent];
+        let last = [
+            KeepReason::MissingDisk,
+            KeepReason::RightContent,
+            KeepReason::OldContent,
+        ];
         self.needed.iter().any(|reason| last.contains(reason))
     }
 }

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::json;
 use sprat_run::config::Job;
 use sprat_run::export_text;
+use sprat_run::runner::old_content;
 use sprat_session::Access;
 use sprat_snapshot::{ExportSpec, RemoveSpec, SnapshotChoice, SnapshotPath};
 
@@ -70,6 +71,11 @@ impl CommandArgs for ExportArgs {
             allow_last_copy: false,
             sources: sources.collect(),
             suspects: None,
+            old_content: old_content(
+                &context.config,
+                &context.state_dir(),
+                &prepared.resolved.name,
+            ),
             dry_run: true,
         };
         let mut reporter = Reporter::new(context.output, "");

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 use sprat_run::config::{self, Job};
 use sprat_run::copy_name::CopyName;
-use sprat_run::copy_state::copy_file;
+use sprat_run::copy_state::{CopyState, copy_file};
 use sprat_run::prune_text::{Asked, table};
 use sprat_session::{Access, text};
 use sprat_snapshot::{KeepCount, KeepPolicy, KeepRules, PruneSpec};
@@ -142,6 +142,10 @@ impl CommandArgs for PruneArgs {
         let state = copy
             .as_ref()
             .map(|copy| copy_file(&context.state_dir(), copy).read());
+        spec.old_content = state
+            .as_ref()
+            .map(CopyState::old_content)
+            .unwrap_or_default();
         let changed = state.and_then(|state| state.changed);
         spec.changed_at = changed.map(|changed| changed.kept_before);
         spec.drop_interrupted = self.drop_interrupted;

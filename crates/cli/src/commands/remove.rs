@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::json;
 use sprat_run::config::Job;
 use sprat_run::prune_text::removed;
+use sprat_run::runner::old_content;
 use sprat_session::{Access, text};
 use sprat_snapshot::{KeepReason, Removal, RemoveReport, RemoveSpec, SnapshotPath};
 
@@ -64,6 +65,7 @@ impl CommandArgs for RemoveArgs {
             allow_last_copy: self.allow_last_copy || !self.yes,
             sources: Vec::new(),
             suspects: None,
+            old_content: Vec::new(),
             dry_run: false,
         };
         if !self.yes && !terminal::is_there() {
@@ -79,6 +81,11 @@ impl CommandArgs for RemoveArgs {
         spec.sources = jobs
             .map(|job| (job.name.clone(), job.kept_sources()))
             .collect();
+        spec.old_content = old_content(
+            &context.config,
+            &context.state_dir(),
+            &prepared.resolved.name,
+        );
         let mut reporter = Reporter::new(context.output, "");
         let (report, closed) =
             context.in_session(prepared, &mut reporter, |session, reporter| {
@@ -158,6 +165,9 @@ fn notes(one: &Removal) -> String {
             KeepReason::MissingDisk => Some("has the newest copy of a disk or source"),
             KeepReason::RightContent => {
                 Some("has the last undamaged copy of a file that is damaged in others")
+            }
+            KeepReason::OldContent => {
+                Some("has the last copy of a source file from before its content changed silently")
             }
             KeepReason::Unrecorded => Some("has no record"),
             _ => None,

@@ -14,7 +14,7 @@ use sprat_run::run_lock::RunLock;
 use sprat_run::run_loop::Calls;
 use sprat_run::runner::{
     Plan, RunReport, Runner, attempts, drills_json, hooks_of_containers, plan_table, slices_json,
-    with_states,
+    sources_json, with_states,
 };
 use sprat_run::schedule::Places;
 use sprat_run::timer::Minute;
@@ -190,6 +190,7 @@ impl RunArgs {
             "copies": runner.copies_json(&report, Timestamp::now()),
             "checks": plan.checks_json(),
             "drills": plan.drills_json(),
+            "sources": [],
             "events": [],
         });
         let text = plan_table(plan, &runner.config.zone());
@@ -268,6 +269,7 @@ impl RunArgs {
                 "copies": runner.copies_json(&report, Timestamp::now()),
                 "checks": slices_json(&done.containers),
                 "drills": drills_json(&done.containers),
+                "sources": sources_json(&done.containers),
                 "events": ended.open.iter().map(event_json).collect::<Vec<_>>(),
             });
             printed = printed.and(output.result("", &result_json("run", exit, fields)));

@@ -50,6 +50,7 @@ mod setup;
 mod sheet;
 mod sheet_page;
 mod silent_damage;
+mod source_check;
 mod sources;
 mod status;
 mod trips;

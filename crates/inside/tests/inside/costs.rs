@@ -114,6 +114,7 @@ fn removal_frees_exactly_what_was_computed_for_random_trees() {
                 allow_last_copy: true,
                 sources: Vec::new(),
                 suspects: None,
+                old_content: Vec::new(),
                 dry_run: false,
             };
             remove(&volume, &removing, &mut |_| {}, &Cancel::new()).unwrap();

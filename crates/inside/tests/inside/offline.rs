@@ -82,6 +82,7 @@ impl Machine {
             allow_last_copy: true,
             sources: Vec::new(),
             suspects: None,
+            old_content: Vec::new(),
             dry_run: false,
         };
         remove(&self.volume(), &spec, &mut |_| {}, &Cancel::new()).unwrap();

@@ -69,6 +69,8 @@ pub struct Job {
     pub alert_after: Option<Duration>,
     /// What is done before an upload that is larger, or changes more, than usual.
     pub growth: GrowthRules,
+    /// `source_check_every`: all unchanged source files are read again within this time; `None`: never.
+    pub source_check_every: Option<Duration>,
     /// `before`: hooks before the sources are read.
     pub before: Vec<Hook>,
     /// `after`: hooks as soon as the sources have been read.
@@ -364,6 +366,7 @@ pub(super) fn read<'i>(
         prune_every: keys.prune_every,
         alert_after,
         growth: keys.growth,
+        source_check_every: keys.source_check_every,
         before: keys.before,
         after: keys.after,
         failed: keys.failed,
@@ -522,6 +525,7 @@ struct Keys {
     keep: Option<KeepRules>,
     prune_every: Duration,
     growth: GrowthRules,
+    source_check_every: Option<Duration>,
     before: Vec<Hook>,
     after: Vec<Hook>,
     failed: Vec<Hook>,
@@ -549,6 +553,9 @@ impl Keys {
         let any_time = Duration::ZERO..=super::TIME_MAX;
         let prune_every = table.value_or("prune_every", EVERY, |v| values::duration(v, &any_time));
         let growth = growth(table);
+        let source_check_every = table.value_or("source_check_every", "100 days", |v| {
+            values::duration_or_never(v, &(DAY..=super::TIME_MAX))
+        });
         let timeout = table.value_or("hook_timeout", "10 min", |v| {
             values::duration(v, &SOME_TIME)
         });
@@ -574,6 +581,7 @@ impl Keys {
             keep,
             prune_every,
             growth,
+            source_check_every,
             healthchecks: table.secret("healthchecks", |value| {
                 values::secret(value, home, check_url)
             }),

@@ -125,6 +125,7 @@ alert_after = "14 days"
 growth = "stop"
 growth_limit = "20 GiB"
 change_limit = "off"
+source_check_every = "30 days"
 before = "systemctl stop app"
 after = "systemctl start app"
 failed = "false"
@@ -188,6 +189,7 @@ alert_after = "3 days"
     assert_eq!(home.schedule.longest_gap(), Some(33 * HOUR + HOUR / 2));
     assert_eq!(home.alert_after, Some(14 * DAY));
     assert_eq!(home.growth.growth_limit, GrowthLimit::Bytes(20 << 30));
+    assert_eq!(home.source_check_every, Some(30 * DAY));
     assert_eq!(home.conditions.gateway_macs, ["aa:bb:cc:dd:ee:ff"]);
     let www = &config.jobs[1];
     assert_eq!(www.schedule, Schedule::Every(2 * HOUR));
@@ -229,6 +231,7 @@ fn defaults_are_those_of_the_documentation() {
         change_limit: Some(30),
     };
     assert_eq!(job.growth, growth);
+    assert_eq!(job.source_check_every, Some(100 * DAY));
     assert_eq!(config.notify.digest, Digest::Never);
     assert_eq!(config.notify.remind_after, Some(7 * DAY));
     assert!(!config.notify.has_channel());

@@ -151,6 +151,7 @@ impl<'a> Runner<'a> {
             };
             failed_hooks = around.end(false, result);
         }
+        self.check_sources(work, &outcomes, &mut upkeep);
         ContainerDone {
             name: work.name.clone(),
             has_hooks,

@@ -18,6 +18,8 @@ mod record;
 mod request;
 mod run;
 mod selection;
+mod source_checks;
+mod source_slice;
 mod text;
 mod upkeep;
 mod warnings;
@@ -54,6 +56,8 @@ pub use outcome::{
 pub use request::{check_sources, source_path};
 pub use run::{Plan, RunDone, RunReport};
 pub use selection::{Selected, Selecting, inputs};
+pub use source_checks::{old_content, sources_json};
+pub use source_slice::SourceSlice;
 pub use text::{closed_text, content_names, outcome_text, plan_table};
 pub use upkeep::{Slice, SliceDone, Upkeep, upkeep_text};
 pub use warnings::warning_lines;

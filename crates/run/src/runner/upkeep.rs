@@ -11,6 +11,7 @@ use sprat_session::{Exit, Failure, TrimReport, TrimRoute, VolumeRoom, Worthwhile
 use sprat_snapshot::NameList;
 
 use super::checks::while_allowed;
+use super::source_slice::{SourceSlice, sources_text};
 use super::{ContainerWork, Front, Runner};
 use crate::config::Container;
 use crate::copy_state::{ContainerState, container_file};
@@ -53,6 +54,8 @@ pub struct Upkeep {
     pub slice: Option<SliceDone>,
     /// The drill that was done.
     pub drill: Option<Drilled>,
+    /// Source files that were read again, of each job.
+    pub sources: Vec<SourceSlice>,
     /// What a trim released, in bytes.
     pub released_bytes: Option<u64>,
     /// What failed, or what the check or the drill found.
@@ -96,6 +99,7 @@ pub fn upkeep_text(name: &str, done: &Upkeep) -> String {
             text::bytes(released)
         ));
     }
+    said.push_str(&sources_text(&done.sources));
     said
 }
 

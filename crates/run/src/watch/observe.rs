@@ -172,6 +172,17 @@ impl Observed {
                 };
                 events.observe(at, &Key::new(Kind::Change, subject.clone()), Some(&found));
             }
+            let silent = view.state.silent.as_ref().map(|silent| Finding {
+                cause: Cause::new(Exit::Damaged.code(), "source"),
+                text: silent.reason(),
+                hint: format!(
+                    "The snapshots have the content from before, and one of them is kept. Check the disk, and \
+                     restore the files. Then run `sprat accept {}`.",
+                    view.copy
+                ),
+            });
+            let key = Key::damage(subject.clone(), FoundBy::Source);
+            events.observe(at, &key, silent.as_ref());
             heal(events, &view.state, &subject, at);
             let is_new = |attempt: &Attempt| {
                 let made = matches!(attempt.exit, Exit::Done | Exit::Unread);

@@ -134,6 +134,11 @@ impl CopyView {
                 "since": changed.since,
                 "reason": changed.reason,
             })),
+            "changed_silently": state.silent.as_ref().map(|silent| json!({
+                "since": silent.since,
+                "count": silent.count,
+                "files": silent.files.iter().map(|file| &file.path).collect::<Vec<_>>(),
+            })),
             "skipped": state.skipped.as_ref().map(|skipped| json!({
                 "at": skipped.at,
                 "reason": skipped.reason,

@@ -193,6 +193,14 @@ fn copy_text(copy: &CopyView, noted: Option<&JobHistory>, shown: &Shown) -> Stri
             copy.copy
         ));
     }
+    if let Some(silent) = &state.silent {
+        parts.push(format!(
+            "found {}: {}. The content from before is kept. `sprat accept {}` ends that",
+            shown.time(silent.since),
+            text::harmless(&silent.reason()),
+            copy.copy
+        ));
+    }
     if let Some(skipped) = &state.skipped {
         parts.push(format!(
             "skipped {}: {}",

@@ -139,11 +139,17 @@ impl Line {
             before: None,
             after: None,
             content: Some(content),
+            read_by: None,
         }
     }
 
     /// This change, and the next one of the path. No change is left of a path that came and went.
     fn then(self, next: Self) -> Self {
+        let read_by = match next.change {
+            // The content is the older one.
+            Some(Change::Attributes) => next.read_by.or(self.read_by),
+            _ => next.read_by,
+        };
         let is_content = [self.change, next.change].contains(&Some(Change::Content));
         let change = match (&self.before, &next.after) {
             (None, None) => None,
@@ -161,6 +167,7 @@ impl Line {
             before: self.before,
             after: next.after,
             content: next.content,
+            read_by,
         }
     }
 }

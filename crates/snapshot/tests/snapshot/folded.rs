@@ -13,6 +13,7 @@ use sprat_testkit::dice::Dice;
 use crate::changes::{lines, list_of};
 use crate::checked;
 use crate::folder::{Bench, job_name};
+use crate::source_checked;
 
 /// A volume whose snapshots are an hour apart.
 struct Years {
@@ -48,6 +49,7 @@ impl Years {
             allow_last_copy: true,
             sources: Vec::new(),
             suspects: None,
+            old_content: Vec::new(),
             dry_run: false,
         };
         sprat_snapshot::remove(&self.bench.volume(), &spec, &mut |_| {}, &Cancel::new()).unwrap();
@@ -181,6 +183,13 @@ fn folded_lists_lose_no_path_and_no_digest() {
             );
         }
         assert_eq!(years.listed(), years.files(&names), "round {round}");
+        let newest = names[names.len() - 1];
+        let spec = source_checked::spec(&years.bench, newest, &years.bench.source());
+        let report = source_checked::check(&spec);
+        let with_content = years.kept(newest).into_values().filter(|bytes| *bytes > 0);
+        let files = u64::try_from(with_content.count()).unwrap();
+        assert_eq!(report.files, files, "round {round}");
+        assert!(report.rewritten.is_empty(), "round {round}: {report:?}");
         if dice.percent(40) {
             let going: Vec<SnapshotName> = names
                 .iter()

@@ -30,4 +30,5 @@ mod pruned;
 mod pulled;
 mod removed;
 mod retention;
+mod source_checked;
 mod staged;

@@ -535,6 +535,7 @@ fn removal_of_the_last_snapshot_frees_its_space() {
             allow_last_copy: false,
             sources: Vec::new(),
             suspects: None,
+            old_content: Vec::new(),
             dry_run: false,
         };
         let (root, cancel) = (volume.bench.volume(), Cancel::new());

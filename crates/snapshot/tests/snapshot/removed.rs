@@ -44,6 +44,7 @@ fn removing(choices: &[SnapshotChoice]) -> RemoveSpec {
         allow_last_copy: false,
         sources: Vec::new(),
         suspects: None,
+        old_content: Vec::new(),
         dry_run: false,
     }
 }
