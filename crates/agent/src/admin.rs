@@ -283,7 +283,7 @@ pub fn revert(root: &Root, container: &str, time: &str, discards: bool) -> io::R
     let changed = past.changed()?;
     // Holes first: they free space.
     for piece in pieces(&ranges::without(&changed, &past.map)) {
-        keeper.punch(&file, &piece)?;
+        keeper.punch(&file, std::slice::from_ref(&piece))?;
     }
     for piece in pieces(&ranges::both(&changed, &past.map)) {
         let len = usize::try_from((piece.end - piece.start) * BLOCK).unwrap_or(PIECE);
@@ -318,7 +318,7 @@ fn write_back(keeper: &mut Keeper, file: &File, first: u64, piece: &[u8]) -> io:
     {
         let next = at + run.len() as u64;
         if is_zero(run[0]) {
-            keeper.punch(file, &(at..next))?;
+            keeper.punch(file, std::slice::from_ref(&(at..next)))?;
         } else {
             keeper.write(file, &[(at * BLOCK, &run.concat())])?;
         }

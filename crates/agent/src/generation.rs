@@ -5,7 +5,7 @@
 //! | `g.N/head` | lines of text: length, times, why it was begun |
 //! | `g.N/map` | the blocks that had data; all others were holes |
 //! | `g.N/bits` | a bit a block: its old content is saved. In the page cache only, never synced |
-//! | `g.N/tail` | boot id and the log's durable length, for all processes of this boot; never synced |
+//! | `g.N/tail` | boot id, the log's durable length and its entries, for all processes of this boot; never synced |
 //! | `g.N/index` | after sealing: the entries, sorted |
 //! | `logs/N` | the blocks' old contents |
 
@@ -25,6 +25,11 @@ use crate::log::{self, Entry, LogId};
 use crate::ranges::{self, BLOCK, Blocks};
 
 const TAIL_BYTES: usize = 32;
+/// Behind the tail is the number of entries in the log. It may be lost with the tail: it only says when to stop.
+const ENTRIES_AT: u64 = 32;
+/// A longer log takes too much memory and time to read: the next generation begins. Blocks of zeros have entries only.
+const LOG_BYTES_MAX: u64 = 1 << 30;
+const LOG_ENTRIES_MAX: u64 = 1 << 18;
 /// A tail that is being written is read again.
 const TAIL_ATTEMPTS: u32 = 1000;
 const MAP_BYTES_MAX: u64 = 64 << 20;
@@ -229,6 +234,18 @@ impl Newest {
         Ok(None)
     }
 
+    fn entries(&self) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        read_padded(&self.tail, &mut bytes, ENTRIES_AT)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Whether the log is so long that the next generation begins.
+    pub fn is_full(&self) -> io::Result<bool> {
+        let is_long = self.tail()?.is_some_and(|tail| tail >= LOG_BYTES_MAX);
+        Ok(is_long || self.entries()? >= LOG_ENTRIES_MAX)
+    }
+
     /// Whether nothing was ever saved here. A disk that dropped out may have lost the tail, and the time of the
     /// container's last write, but no record.
     pub fn is_unused(&self) -> io::Result<bool> {
@@ -279,7 +296,7 @@ impl Newest {
             // Each one is durable before the next one: so only the last one can be torn, and readers who have
             // found a whole one never see it go.
             let end = tail + record.len() as u64;
-            self.commit(tail, end)?;
+            self.commit(tail, end, numbers.len())?;
             tail = end;
             for run in ranges::normal(numbers.iter().map(|number| *number..number + 1).collect()) {
                 self.set_bits(&run)?;
@@ -289,11 +306,13 @@ impl Newest {
 
     /// Makes the log up to `tail` durable. After a failure nothing is ever saved here again: the kernel
     /// reports a failed write once, and a second sync would succeed without the data.
-    fn commit(&self, begun_at: u64, tail: u64) -> io::Result<()> {
+    fn commit(&self, begun_at: u64, tail: u64, more_entries: usize) -> io::Result<()> {
         if let Err(error) = self.log.sync_data() {
             self.tail.write_all_at(&tail_bytes("0", begun_at), 0)?;
             return Err(error);
         }
+        let entries = self.entries()? + more_entries as u64;
+        self.tail.write_all_at(&entries.to_le_bytes(), ENTRIES_AT)?;
         self.tail.write_all_at(&tail_bytes(&self.boot, tail), 0)
     }
 
@@ -314,7 +333,7 @@ impl Newest {
         if read.end < len {
             self.log.set_len(read.end)?;
         }
-        self.commit(tail, read.end)?;
+        self.commit(tail, read.end, blocks.len())?;
         for block in blocks {
             self.set_bits(&(block..block + 1))?;
         }

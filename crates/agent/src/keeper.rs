@@ -37,8 +37,6 @@ const PATIENCE_AFTER_KILL: Duration = Duration::from_secs(30);
 const BATCH_BLOCKS: u64 = 1024;
 /// Blocks of one request.
 const REQUEST_BLOCKS: u64 = 16_384;
-/// A longer log takes too much memory and time to read: the next generation begins.
-const LOG_BYTES_MAX: u64 = 1 << 30;
 /// A session that lasts longer than this gets a further generation.
 const SESSION_GENERATION_S: i64 = 86_400;
 
@@ -161,45 +159,53 @@ impl Keeper {
     /// Saves what announced writes will destroy, up to a limit. Returns behind which block nothing was done.
     pub fn will_write(&mut self, file: &File, blocks: &[Range<u64>]) -> io::Result<u64> {
         self.in_batches(blocks, &mut |keeper, batch| {
-            keeper.change(file, &Blocks::from([batch.clone()]), &|_| Ok(0))
+            keeper.change(file, batch, &|_| Ok(0))
         })
     }
 
-    /// Makes holes, up to a limit. Returns behind which block nothing was done.
-    pub fn punch_all(&mut self, file: &File, blocks: &[Range<u64>]) -> io::Result<u64> {
-        self.in_batches(blocks, &mut |keeper, batch| keeper.punch(file, batch))
+    /// Makes holes of whole blocks, up to a limit. They read as zeros afterwards. Returns the same.
+    pub fn punch(&mut self, file: &File, blocks: &[Range<u64>]) -> io::Result<u64> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        self.in_batches(blocks, &mut |keeper, batch| {
+            keeper.change(file, batch, &|file| {
+                for range in batch {
+                    let (offset, len) = (range.start * BLOCK, (range.end - range.start) * BLOCK);
+                    rustix::fs::fallocate(file, flags, offset, len)?;
+                }
+                Ok(0)
+            })
+        })
     }
 
+    /// `step` gets so many blocks at once that others wait no longer than for these.
     fn in_batches(
         &mut self,
         blocks: &[Range<u64>],
-        step: &mut dyn FnMut(&mut Self, &Range<u64>) -> io::Result<()>,
+        step: &mut dyn FnMut(&mut Self, &Blocks) -> io::Result<()>,
     ) -> io::Result<u64> {
         let mut left = REQUEST_BLOCKS;
         let mut done = 0;
+        let mut batch = Blocks::new();
         for range in blocks {
             let mut at = range.start;
-            while at < range.end {
-                if left == 0 {
-                    return Ok(done);
-                }
-                let end = range.end.min(at + BATCH_BLOCKS.min(left));
-                step(self, &(at..end))?;
+            while at < range.end && left > 0 {
+                let room = BATCH_BLOCKS - ranges::count(&batch);
+                let end = range.end.min(at + room.min(left));
+                batch.push(at..end);
                 left -= end - at;
-                (at, done) = (end, end);
+                at = end;
+                if left == 0 || ranges::count(&batch) == BATCH_BLOCKS {
+                    step(self, &batch)?;
+                    batch.clear();
+                    done = at;
+                }
             }
         }
+        if let Some(last) = batch.last() {
+            done = last.end;
+            step(self, &batch)?;
+        }
         Ok(done)
-    }
-
-    /// Makes holes of whole blocks. They read as zeros afterwards.
-    pub fn punch(&mut self, file: &File, blocks: &Range<u64>) -> io::Result<()> {
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let (offset, len) = (blocks.start * BLOCK, (blocks.end - blocks.start) * BLOCK);
-        self.change(file, &Blocks::from([blocks.clone()]), &|file| {
-            rustix::fs::fallocate(file, flags, offset, len)?;
-            Ok(0)
-        })
     }
 
     /// Writes to the container. On an error not a byte of it is changed, unless the disk fails.
@@ -307,7 +313,7 @@ impl Keeper {
             counted_s >= state.secret_due_s || counted_s - state.begun_s >= SESSION_GENERATION_S;
         Ok(match open.tail()? {
             Some(_) if self.by == By::Admin(None) => true,
-            Some(tail) => !due && tail < LOG_BYTES_MAX,
+            Some(_) => !due && !open.is_full()?,
             None => false,
         })
     }
@@ -413,13 +419,17 @@ impl Keeper {
             Some(open) if !self.is_sealed(open.number)? => open.tail()?,
             _ => None,
         };
+        let is_full = match &self.open {
+            Some(open) => open.is_full()?,
+            None => false,
+        };
         let reason = match (newest, usable) {
             (None, _) => "first",
             (_, Some(_)) if self.by == By::Admin(None) => "",
             _ if self.written_past => "written-past",
             _ if self.forced.is_some() => self.forced.unwrap_or_default(),
             (_, None) => "restart",
-            (_, Some(tail)) if tail >= LOG_BYTES_MAX => "size",
+            _ if is_full => "size",
             _ if now.counted_s >= state.secret_due_s => "secret",
             _ if now.counted_s - state.begun_s >= SESSION_GENERATION_S => "day",
             _ if self.is_new_session && state.tokens_milli >= 1000 => "session",

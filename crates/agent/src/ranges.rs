@@ -12,6 +12,8 @@ pub const RANGES_MAX: usize = 262_144;
 
 pub type Blocks = Vec<Range<u64>>;
 
+const NOTHING: Range<u64> = 0..0;
+
 /// The blocks that `len` bytes at `offset` touch.
 pub fn touched(offset: u64, len: u64) -> Range<u64> {
     let end = offset.saturating_add(len).div_ceil(BLOCK);
@@ -78,9 +80,15 @@ pub fn count(ranges: &[Range<u64>]) -> u64 {
     ranges.iter().map(|range| range.end - range.start).sum()
 }
 
-/// The file of a map: `(u64 start, u64 end)*, u32 crc32`, little endian.
+/// The file of a map: `(u64 start, u64 end)*, u32 crc32`, little endian. An empty map has one empty range: the crc32 of
+/// nothing is 0, so four zero bytes would pass for a map.
 pub fn to_bytes(ranges: &[Range<u64>]) -> Vec<u8> {
     let mut bytes: Vec<u8> = Vec::with_capacity(ranges.len() * 16 + 4);
+    let ranges = if ranges.is_empty() {
+        std::slice::from_ref(&NOTHING)
+    } else {
+        ranges
+    };
     for range in ranges {
         bytes.extend(range.start.to_le_bytes());
         bytes.extend(range.end.to_le_bytes());
@@ -105,8 +113,11 @@ pub fn from_bytes(bytes: &[u8]) -> io::Result<Blocks> {
         .chunks_exact(16)
         .map(|pair| number(&pair[..8])..number(&pair[8..]))
         .collect();
+    if ranges == [NOTHING] {
+        return Ok(Blocks::new());
+    }
     let sorted = ranges.windows(2).all(|pair| pair[0].end < pair[1].start);
-    if sorted && ranges.iter().all(|range| range.start < range.end) {
+    if sorted && !ranges.is_empty() && ranges.iter().all(|range| range.start < range.end) {
         Ok(ranges)
     } else {
         Err(damaged())
@@ -148,6 +159,22 @@ mod tests {
             let place = place % bytes.len();
             bytes[place] ^= 1 << bit;
             from_bytes(&bytes).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_map_that_was_cut_off_is_refused() {
+        for map in [
+            Blocks::new(),
+            normal(vec![0..5, 1..5]),
+            Blocks::from([0..5, 7..9]),
+        ] {
+            let bytes = to_bytes(&map);
+            assert_eq!(from_bytes(&bytes).unwrap(), map);
+            for len in 0..bytes.len() {
+                from_bytes(&bytes[..len]).unwrap_err();
+                from_bytes(&vec![0; len]).unwrap_err();
+            }
         }
     }
 

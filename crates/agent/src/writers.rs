@@ -1,6 +1,7 @@
 //! The processes that write a container: each has a slot, so that they are counted and can be ended.
 //!
-//! A slot is a file with a process's number. Its lock shows that the process still runs.
+//! A slot is an empty file. Its lock shows that the process still runs. The processes' numbers are in one file for all,
+//! which takes its space once: on a full disk, too, a process gets a slot.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,6 +14,10 @@ use crate::disk::{self, Flock, bad, open_in};
 
 /// Processes that may write a container at once.
 const SLOTS: u32 = 32;
+
+/// The numbers, a line for each slot.
+const NUMBERS: &str = "numbers";
+const LINE_BYTES: usize = 11;
 
 /// A slot that this process has, until dropped.
 #[derive(Debug)]
@@ -30,7 +35,8 @@ pub fn enter(container: &OwnedFd) -> io::Result<Slot> {
             continue;
         };
         let text = format!("{:10}\n", rustix::process::getpid().as_raw_nonzero());
-        open_in(&folder, &name, OFlags::WRONLY)?.write_all_at(text.as_bytes(), 0)?;
+        let numbers = open_in(&folder, NUMBERS, OFlags::WRONLY | OFlags::CREATE)?;
+        numbers.write_all_at(text.as_bytes(), u64::from(number) * LINE_BYTES as u64)?;
         locked.keep();
         return Ok(Slot { _lock: lock });
     }
@@ -43,6 +49,7 @@ pub fn enter(container: &OwnedFd) -> io::Result<Slot> {
 /// may live on for a while.
 pub fn kill_others(container: &OwnedFd) -> io::Result<()> {
     let folder = disk::make_folder_in(container, "slots")?;
+    let numbers = open_in(&folder, NUMBERS, OFlags::RDWR | OFlags::CREATE)?;
     for number in 0..SLOTS {
         let name = number.to_string();
         if !disk::exists_in(&folder, &name)? {
@@ -50,7 +57,10 @@ pub fn kill_others(container: &OwnedFd) -> io::Result<()> {
         }
         let lock = Flock::open(&folder, &name)?;
         let pid = || -> io::Result<Option<Pid>> {
-            let text = String::from_utf8_lossy(&disk::read_all(&folder, &name, 32)?).into_owned();
+            let mut line = [0; LINE_BYTES];
+            let at = u64::from(number) * LINE_BYTES as u64;
+            disk::read_padded(&numbers, &mut line, at)?;
+            let text = String::from_utf8_lossy(&line).into_owned();
             Ok(text.trim().parse().ok().and_then(Pid::from_raw))
         };
         let Some(found) = pid()?.filter(|found| *found != rustix::process::getpid()) else {

@@ -101,7 +101,7 @@ impl Server {
     /// The same.
     pub(super) fn punch(&mut self, id: u32, handle: &[u8], ranges: &[(u64, u64)]) -> Answered {
         let (name, file, blocks) = self.blocks(handle, ranges, true)?;
-        let done = self.keeper(&name.container)?.punch_all(&file, &blocks);
+        let done = self.keeper(&name.container)?.punch(&file, &blocks);
         Ok(wire::numbers(id, &[done.map_err(refused)? * BLOCK]))
     }
 

@@ -125,13 +125,21 @@ fn come_back(rounds: u64, in_other_boot: bool) {
         }
         // As it was found, and when a session has taken over what was left.
         check(&served, &at_the_cut, &may_lack);
-        let before = served.live();
+        let (before, numbers) = (served.live(), served.numbers());
         served.overwrite(&[(round % 100 * BLOCK as u64, vec![7; BLOCK])]);
         let newest = *served.numbers().last().unwrap();
+        let found = served.past(newest);
+        let pairs = found.chunks(BLOCK).zip(before.chunks(BLOCK));
+        let differ: Vec<usize> = (0..)
+            .zip(pairs)
+            .filter(|(_, (a, b))| a != b)
+            .map(|(number, _)| number)
+            .collect();
         assert!(
-            served.past(newest) == before,
-            "round {round}: the newest of {:?} is not what the session found",
-            served.numbers()
+            differ.is_empty(),
+            "round {round}: blocks {differ:?} of generation {newest} are not what the session found; before it: \
+             {numbers:?}; begun because of {}",
+            served.head(newest, "reason")
         );
         at_the_cut.insert(newest, before);
         // What was marked for removal goes now.

@@ -1,6 +1,8 @@
 //! A takeover from a client whose server process was stopped at any moment of its writes: the next session writes at
 //! once, and no byte of the old one arrives any more, however the old process goes on.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -86,4 +88,26 @@ fn no_byte_of_a_stopped_session_arrives_after_the_next_one_has_begun() {
     }
     println!("{rounds} takeovers; {ended} processes were ended");
     assert!(served.run(&["check", "--read-data"]).contains("0 findings"));
+}
+
+/// Else a full disk would refuse the second connection of a client, and `revert`.
+#[test]
+fn a_further_connection_takes_no_space() {
+    let served = Served::with_container(EAGER, &blocks(8, 1));
+    let used = || -> u64 {
+        let files = fs::read_dir(served.path(".sprat-agent/x.luks/slots")).unwrap();
+        files
+            .map(|entry| entry.unwrap().metadata().unwrap().blocks())
+            .sum()
+    };
+    let mut clients = Vec::new();
+    let mut after = Vec::new();
+    for number in 0..4 {
+        let mut client = served.connect();
+        let handle = client.open("x.luks", READ_WRITE).unwrap();
+        assert_eq!(client.write(&handle, block(number), &[1; BLOCK]), 0);
+        clients.push(client);
+        after.push(used());
+    }
+    assert!(after.iter().all(|used| *used == after[0]), "{after:?}");
 }

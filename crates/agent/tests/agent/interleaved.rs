@@ -64,17 +64,25 @@ fn range(handle: &[u8], offset: u64, len: u64) -> Vec<u8> {
     [string(handle), vec![0, 0, 0, 1], range].concat()
 }
 
-/// The calls of one large save, as strace prints them.
-fn trace_of_a_save(served: &Served, calls: &str) -> String {
+/// The calls of one request with ranges, as strace prints them.
+fn trace_of(
+    served: &Served,
+    calls: &str,
+    request: &str,
+    fields: &dyn Fn(&[u8]) -> Vec<u8>,
+) -> String {
     let trace = served.path("trace");
     let calls = format!("trace={calls}");
     let mut client = traced(served, &["-y", "-o", trace.to_str().unwrap(), "-e", &calls]);
     let handle = client.open("x.luks", READ_WRITE).unwrap();
-    client
-        .own("will-write@sprat", &range(&handle, 0, block(400)))
-        .unwrap();
+    client.own(request, &fields(&handle)).unwrap();
     client.end();
     std::fs::read_to_string(trace).unwrap()
+}
+
+fn trace_of_a_save(served: &Served, calls: &str) -> String {
+    let all = |handle: &[u8]| range(handle, 0, block(400));
+    trace_of(served, calls, "will-write@sprat", &all)
 }
 
 const LOG: &str = "/.sprat-agent/x.luks/logs/";
@@ -149,4 +157,33 @@ fn a_record_is_durable_before_the_next_one_is_appended() {
         }
     }
     assert!(records >= 2 && durable == records, "{records}");
+}
+
+/// Every second block: for each of them the disk would have to be waited for.
+#[test]
+fn ranges_of_one_request_are_saved_together() {
+    requires!(needs::program("strace"));
+    let served = Served::with_container(EAGER, &blocks(900, 1));
+    let state = served.live();
+    let scattered = |handle: &[u8]| {
+        let mut fields = [string(handle), vec![0, 0, 0x01, 0x90]].concat();
+        for number in 0..400 {
+            fields.extend(block(number * 2).to_be_bytes());
+            fields.extend((BLOCK as u64).to_be_bytes());
+        }
+        fields
+    };
+    for request in ["will-write@sprat", "punch@sprat"] {
+        let text = trace_of(&served, "pwrite64,fdatasync", request, &scattered);
+        let syncs = text
+            .lines()
+            .filter(|line| line.contains("fdatasync(") && line.contains(LOG));
+        assert_eq!(syncs.count(), 2, "{request}: {text}");
+    }
+    let mut expected = state.clone();
+    for number in 0..400 {
+        expected[number * 2 * BLOCK..(number * 2 + 1) * BLOCK].fill(0);
+    }
+    assert!(served.live() == expected);
+    assert!(served.past(1) == state && served.past(2) == state);
 }

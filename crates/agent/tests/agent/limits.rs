@@ -57,6 +57,28 @@ fn memory_is_bounded_whatever_a_client_sends_and_reads() {
     assert!(served.past(1) == blocks(usize::try_from(BLOCKS).unwrap(), 1));
 }
 
+/// A block of zeros takes no space in a log, but memory in who reads it.
+#[test]
+fn a_log_with_many_entries_ends_however_short_it_is() {
+    use std::os::unix::fs::FileExt;
+    let state = vec![0; 64 * BLOCK];
+    let served = Served::with_container(EAGER, &state);
+    let mut client = served.connect();
+    let handle = client.open("x.luks", READ_WRITE).unwrap();
+    assert_eq!(client.write(&handle, 0, &[1; 3 * BLOCK]), 0);
+    let tail = served.own_file("g.1/tail");
+    let mut entries = [0; 8];
+    tail.read_exact_at(&mut entries, 32).unwrap();
+    assert_eq!(u64::from_le_bytes(entries), 3);
+    tail.write_all_at(&(1_u64 << 18).to_le_bytes(), 32).unwrap();
+    let before = served.live();
+    assert_eq!(client.write(&handle, block(9), &[1; BLOCK]), 0);
+    assert_eq!(served.numbers(), [1, 2]);
+    assert_eq!(served.head(2, "reason"), "size");
+    assert!(served.past(2) == before && served.past(1) == state);
+    client.end();
+}
+
 /// The disk is full at every point where something is written; then there is space again.
 #[test]
 fn on_a_full_disk_writes_are_refused_and_nothing_older_is_lost() {
