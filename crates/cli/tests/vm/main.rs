@@ -6,6 +6,7 @@
     reason = "a failing test panics, and prints what it draws"
 )]
 
+mod agent;
 mod grow;
 mod modes;
 mod power;
