@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
@@ -236,7 +236,9 @@ fn open_past(root: &Root, container: &str, folder: &OwnedFd, number: u32) -> io:
 pub fn export(root: &Root, container: &str, time: &str, to: &Path) -> io::Result<()> {
     let found = find(root, container, time)?;
     let mut past = open_past(root, container, &found.container, found.number)?;
-    let file = File::options().write(true).create_new(true).open(to)?;
+    let mut options = File::options();
+    let options = options.write(true).create_new(true).mode(0o600);
+    let file = options.open(to)?;
     let length = past.head.length;
     file.set_len(length)?;
     let mut at = 0;

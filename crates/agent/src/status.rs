@@ -16,6 +16,9 @@ pub const ALARM: u8 = 3;
 pub const OVERDUE: u8 = 4;
 pub const QUOTA: u8 = 5;
 
+/// The crate `landlock` brings ten others with it. At most eight may be in this program.
+const UNCONFINED: &str =
+    "note: not confined by Landlock; a fault of this program reaches all files of its account\n";
 /// `tidy` should run every hour.
 const TIDY_MAX_S: i64 = 2 * DAY_S;
 
@@ -186,7 +189,7 @@ impl Status {
         for problem in self.problems() {
             text += &format!("{problem}\n");
         }
-        text
+        text + UNCONFINED
     }
 
     pub fn json(&self) -> String {

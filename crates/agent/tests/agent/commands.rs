@@ -46,6 +46,8 @@ fn past_states_are_listed_pinned_and_exported() {
     let to = served.path("exported");
     served.run(&["export", "x.luks", &name, to.to_str().unwrap()]);
     assert!(fs::read(&to).unwrap() == served.past(2));
+    let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(&to).unwrap());
+    assert_eq!(mode & 0o777, 0o600);
     // Never over a file that is there.
     assert_eq!(
         code(&served, &["export", "x.luks", &name, to.to_str().unwrap()]).0,

@@ -79,6 +79,31 @@ fn a_log_with_many_entries_ends_however_short_it_is() {
     client.end();
 }
 
+#[test]
+fn a_serving_process_gains_no_privileges_and_has_limits() {
+    let served = Served::with_container(EAGER, &blocks(2, 1));
+    let mut client = served.connect();
+    // After an answer it is past its start.
+    client.path_request(17, "x.luks");
+    let of =
+        |file: &str| fs::read_to_string(format!("/proc/{}/{file}", client.child.id())).unwrap();
+    let status = of("status");
+    for line in ["NoNewPrivs:\t1\n", "Umask:\t0077\n"] {
+        assert!(status.contains(line), "{status}");
+    }
+    let limits = of("limits");
+    for (name, limit) in [
+        ("Max open files", "512"),
+        ("Max core file size", "0"),
+        ("Max address space", "1073741824"),
+    ] {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+        let words: Vec<&str> = line[name.len()..].split_whitespace().collect();
+        assert_eq!(words[..2], [limit, limit], "{line}");
+    }
+    client.end();
+}
+
 /// The disk is full at every point where something is written; then there is space again.
 #[test]
 fn on_a_full_disk_writes_are_refused_and_nothing_older_is_lost() {
