@@ -191,6 +191,9 @@ pub enum SnapshotError {
     /// The destination can't be used.
     #[error("can't restore to {path}: {why}")]
     DestinationRefused { path: String, why: String },
+    /// Another export writes to the same folder.
+    #[error("another export to {path} is running")]
+    DestinationBusy { path: String },
     /// The destination has folders where the snapshot has files.
     #[error(
         "can't restore to {path}: {} not empty where the snapshot has a file: {}",
@@ -413,7 +416,7 @@ impl SnapshotError {
             Self::ListUnusable { .. } | Self::ListsUnclear { .. } | Self::NotInLists { .. } => {
                 Kind::Lists
             }
-            Self::Busy { .. } => Kind::Busy,
+            Self::Busy { .. } | Self::DestinationBusy { .. } => Kind::Busy,
             Self::Cancelled
             | Self::RestoreCancelled
             | Self::PruneCancelled

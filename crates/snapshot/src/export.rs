@@ -8,11 +8,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use rustix::fs::{Advice, fadvise, renameat, syncfs};
+use rustix::fs::{Advice, FlockOperation, fadvise, flock, renameat, syncfs};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::cancel::Cancel;
@@ -98,6 +99,10 @@ pub fn export(
     progress(Progress::begin(Phase::Checking));
     let rsync = Rsync::find(&spec.rsync)?;
     let to = destination(volume_root, &spec.to)?;
+    let _lock = match spec.dry_run {
+        true => None,
+        false => lock(&to)?,
+    };
     let mut report = ExportReport::default();
     for (job, names) in chosen(volume_root, spec)? {
         let from = JobFolder::open(volume_root, Path::new(job.as_str()))?;
@@ -168,8 +173,31 @@ fn refuse_no_folders(to: &Path, job: &JobName) -> Result<(), SnapshotError> {
     Ok(())
 }
 
+/// Locks the destination for one export. `None`: its file system has no such locks. Each job's folder there has a
+/// lock of its own.
+fn lock(to: &Path) -> Result<Option<OwnedFd>, SnapshotError> {
+    let refused = |error: io::Error| SnapshotError::DestinationRefused {
+        path: escape_path(to),
+        why: error.to_string(),
+    };
+    let folder = open_folder_at(to).map_err(refused)?;
+    match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(folder)),
+        Err(Errno::WOULDBLOCK) => Err(SnapshotError::DestinationBusy {
+            path: escape_path(to),
+        }),
+        // NFS locks no folder that is open for reading (flock(2)).
+        Err(_) => Ok(None),
+    }
+}
+
 /// A failure at the destination, in words of the destination.
 fn at_destination(to: &Path, error: &SnapshotError) -> SnapshotError {
+    if matches!(error, SnapshotError::Busy { .. }) {
+        return SnapshotError::DestinationBusy {
+            path: escape_path(to),
+        };
+    }
     SnapshotError::DestinationRefused {
         path: escape_path(to),
         why: match error {

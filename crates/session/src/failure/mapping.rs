@@ -573,6 +573,9 @@ fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
             "nothing was changed. Unmount these file systems, omit --delete, or restore parts that \
              don't contain them, with JOB:PATH"
         }
+        SnapshotError::DestinationBusy { .. } => {
+            "nothing was changed. Run the command again when the other one has ended"
+        }
         SnapshotError::DestinationIsOwn { .. } => "nothing was changed. Restore to another folder",
         SnapshotError::NoSuchJob { .. } | SnapshotError::NoSuchSnapshot { .. } => {
             "no snapshot was changed. Run `sprat snapshots` to list the jobs and snapshots"

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use jiff::SignedDuration;
 use sprat_snapshot::{
-    Cancel, ExportReport, ExportSpec, Phase, SnapshotChoice, SnapshotError, SnapshotName, export,
+    Cancel, ExportReport, ExportSpec, Phase, SnapshotChoice, SnapshotError, SnapshotErrorKind,
+    SnapshotName, export,
 };
 use sprat_testkit::compare::assert_same;
 use sprat_testkit::tree::set_xattr;
@@ -130,6 +131,27 @@ fn interrupted_export_has_no_final_name_and_the_next_one_goes_on() {
     expected.extend(names_there);
     expected.push("latest".to_owned());
     assert_eq!(names_at(&bench.path("to/home")), expected);
+}
+
+#[test]
+fn second_export_to_one_folder_is_refused_and_changes_nothing() {
+    let (bench, names) = three_days();
+    let one = spec(&bench, &names[..1]);
+    let running = fs::File::open(bench.path("to")).unwrap();
+    let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    rustix::fs::flock(&running, exclusive).unwrap();
+    let refused = run(&bench, &one).unwrap_err();
+    assert_eq!(refused.kind(), SnapshotErrorKind::Busy, "{refused}");
+    assert!(refused.to_string().contains("is running"), "{refused}");
+    assert!(!bench.path("to/home").exists());
+    drop(running);
+    run(&bench, &one).unwrap();
+    // One that can't lock the folder, as on NFS, finds the lock of the job.
+    let job = fs::File::open(bench.path("to/home/.sprat")).unwrap();
+    rustix::fs::flock(&job, exclusive).unwrap();
+    let refused = run(&bench, &spec(&bench, &names)).unwrap_err();
+    assert_eq!(refused.kind(), SnapshotErrorKind::Busy, "{refused}");
+    drop(job);
 }
 
 #[test]
