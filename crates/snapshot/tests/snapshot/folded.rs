@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
-use sprat_snapshot::{Cancel, CheckWhat, RemoveSpec, SnapshotChoice, SnapshotName, unescape_name};
+use sprat_snapshot::{
+    Cancel, CheckSpec, CheckWhat, RemoveSpec, SnapshotChoice, SnapshotName, unescape_name,
+};
 use sprat_testkit::dice::Dice;
 
 use crate::changes::{lines, list_of};
@@ -30,10 +32,17 @@ impl Years {
     }
 
     fn take(&mut self) -> SnapshotName {
+        self.take_with(true)
+    }
+
+    /// `is_cached`: the content of all files is in memory.
+    fn take_with(&mut self, is_cached: bool) -> SnapshotName {
         self.now += SignedDuration::from_hours(1);
         let mut spec = self.bench.spec();
         spec.change_lists = Some(self.bench.path("lists/home"));
-        spec.page_cache.ask(|_, _| Ok(true));
+        if is_cached {
+            spec.page_cache.ask(|_, _| Ok(true));
+        }
         let volume = self.bench.volume();
         let taken = sprat_snapshot::take(&volume, &spec, self.now, &mut |_| {}, &Cancel::new());
         taken.unwrap().name
@@ -126,8 +135,16 @@ impl Years {
 
     /// How many files have a digest, for a machine that has only the volume.
     fn listed(&self) -> u64 {
+        self.check(None)
+    }
+
+    /// The same for a machine that keeps its lists there.
+    fn check(&self, change_lists: Option<PathBuf>) -> u64 {
         let _ = fs::remove_file(self.bench.path("all.sums"));
-        let spec = checked::spec(&self.bench, CheckWhat::Everything);
+        let spec = CheckSpec {
+            change_lists,
+            ..checked::spec(&self.bench, CheckWhat::Everything)
+        };
         let volume = self.bench.volume();
         let report = sprat_snapshot::check(&volume, &spec, &mut |_| {}, &Cancel::new()).unwrap();
         assert!(!report.is_damaged(), "{report:?}");
@@ -302,4 +319,47 @@ fn run_without_a_list_costs_no_digest_of_the_base() {
         years.listed(),
         years.files(&[kept, without, later[5], newest])
     );
+}
+
+/// A backup could not read the content of new files in memory. A check computed their digests, and a later list has
+/// them without a path.
+#[test]
+fn digests_that_came_later_are_folded_to_the_paths_of_their_files() {
+    let mut years = Years::new();
+    let mut names = Vec::new();
+    for number in 0..2 {
+        fs::write(years.bench.source().join(number.to_string()), "content").unwrap();
+        names.push(years.take_with(false));
+    }
+    assert_eq!(years.check(Some(years.bench.path("lists"))), 0);
+    names.push(years.take());
+    let without_path = |list: &[Value]| {
+        let mut lines = list.iter();
+        lines.any(|line| line.get("path").is_none() && line["sha256"].is_string())
+    };
+    assert!(without_path(&lines(&list_of(&years.bench.job(), names[2]))));
+    assert_eq!(years.listed(), 2);
+    // The digests are in a list that is not folded yet.
+    years.remove(&names[..1]);
+    let newest = years.take();
+    let base = list_of(&years.bench.job(), "base");
+    let digest = |path: &str| {
+        let list = lines(&base);
+        let path = years.bench.source().join(path).display().to_string();
+        let line = list.into_iter().find(|line| line["path"] == *path);
+        line.map(|line| line["sha256"].clone())
+    };
+    assert_eq!(digest("0"), Some(Value::Null));
+    assert_eq!(years.listed(), 2);
+    years.remove(&names[1..]);
+    let last = years.take();
+    let sum = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73";
+    for path in ["0", "1"] {
+        let base = lines(&base);
+        let path = years.bench.source().join(path).display().to_string();
+        let mut named = base.iter().filter(|line| line["path"] == *path);
+        assert_eq!(named.next().unwrap()["sha256"], sum, "{path}");
+        assert!(!without_path(&base), "once is enough");
+    }
+    assert_eq!(years.listed(), years.files(&[newest, last]));
 }
