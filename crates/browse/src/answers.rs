@@ -156,6 +156,7 @@ impl<'a> Answers<'a> {
                 let named = removed.iter().map(|at| Ok((at.job_name()?, at.choice())));
                 let removed: Vec<_> = named.collect::<Result<_, Failure>>()?;
                 let spec = AnalyzeSpec {
+                    kept: None,
                     job: removed.first().map(|(job, _)| job.clone()),
                     removed,
                     paths_max: 0,

@@ -5,28 +5,36 @@
 //! snapshots are summed up, so that any set can be computed from a few sums.
 //!
 //! On btrfs, snapshots share parts of files, too. There the caller passes [`SharedSpace`].
+//!
+//! What was found in a snapshot is kept on this machine ([`kept`]), and need not be read again.
 
 mod folders;
+mod kept;
 mod sets;
 mod shared_space;
+mod tops;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 use sprat_snapshot::tree::{KnownInodes, Tree, is_a_folder};
-use sprat_snapshot::{Cancel, JobName, Listed, SnapshotChoice, SnapshotError};
+use sprat_snapshot::{Cancel, JobName, Listed, SnapshotChoice, SnapshotError, unescape_name};
 
 use crate::answer::{escaped, go_on};
 pub use folders::FolderCost;
 use folders::Folders;
+use kept::{Identity, Kept, Object};
 use sets::Sets;
 use shared_space::SharedSums;
 pub use shared_space::{SharedSpace, SpaceTop};
+use tops::Top;
 
 /// `st_blocks` counts these, whatever the file system (stat(2)).
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -46,6 +54,10 @@ pub struct AnalyzeSpec {
     pub removed: Vec<(JobName, SnapshotChoice)>,
     /// How many paths each list has at most.
     pub paths_max: usize,
+    /// Where this machine keeps what it found in snapshots, escaped: a file for each job. `None`: nowhere. Nobody
+    /// but sessions of this machine may have written to the volume since, and no person.
+    #[serde(default)]
+    pub kept: Option<String>,
 }
 
 /// What the snapshots cost.
@@ -145,25 +157,52 @@ pub fn analyze(
     };
     let mut places = Vec::new();
     let mut numbers: BTreeMap<(String, String), u32> = BTreeMap::new();
+    // A file of a finished snapshot may have further names elsewhere. Then how many it has must be read.
+    let keeps = !is_exact || sprat_snapshot::has_only_finished(volume_root)?;
+    let folder = spec.kept.as_deref().filter(|_| keeps);
+    let folder = folder.map(|path| PathBuf::from(OsString::from_vec(unescape_name(path))));
+    let mut found = Vec::new();
     for job in jobs.iter().filter_map(|job| JobName::new(job).ok()) {
         let mut paths = Paths::default();
         let trees = Tree::finished(volume_root, &job)?;
+        let tops = tops::examine(&trees, cancel)?;
+        let file = folder.as_ref().map(|folder| folder.join(job.as_str()));
+        let identity =
+            |(tree, top): (&Tree, &Top)| Some(Identity::of(&tree.folder, top.stat.as_ref()?));
+        let identities: Option<Vec<Identity>> = trees.iter().zip(&tops).map(identity).collect();
+        let mut kept = match (&file, &identities) {
+            (Some(file), Some(identities)) => Some(Kept::load(file, is_exact, identities)),
+            _ => None,
+        };
         let mut folders = Folders::default();
         let count = trees.len();
-        for (at, tree) in trees.into_iter().enumerate() {
+        for (at, (tree, top)) in trees.into_iter().zip(tops).enumerate() {
             let number = u32::try_from(report.snapshots.len()).unwrap_or(u32::MAX);
             numbers.insert((job.to_string(), tree.folder.clone()), number);
-            let walk = Walk {
+            let mut walk = Walk {
                 tree: &tree,
                 number,
                 is_exact,
                 cancel,
+                sums: &mut sums,
+                paths: &mut paths,
+                folders: (at + 1 == count).then_some(&mut folders),
+                cost: SnapshotCost::of(&tree),
             };
-            let newest = (at + 1 == count).then_some(&mut folders);
-            report
-                .snapshots
-                .push(walk.run(&mut sums, &mut paths, newest)?);
+            walk.top(&top);
+            match &mut kept {
+                Some(kept) if at < kept.known => walk.repeat(kept, at, &top)?,
+                kept => walk.run(&mut |path, object| {
+                    if let Some(kept) = kept {
+                        kept.add(at, path, object);
+                    }
+                })?,
+            }
+            report.snapshots.push(walk.cost);
             places.push(space.and_then(|_| tree.place_in_volume().ok()));
+        }
+        if let (Some(kept), Some(file), Some(identities)) = (kept, file, identities) {
+            found.push((kept, file, identities));
         }
         paths.end(job.as_str(), &mut lists);
         report
@@ -174,8 +213,15 @@ pub fn analyze(
         .biggest_folders
         .sort_by_key(|folder| Reverse(folder.bytes));
     report.biggest_folders.truncate(FOLDERS_MAX);
-    for (number, cost) in (0..).zip(&mut report.snapshots) {
-        cost.own_bytes = sums.frees(&BTreeSet::from([number])).1;
+    for (cost, own) in report.snapshots.iter_mut().zip(sums.own(places.len())) {
+        cost.own_bytes = own;
+    }
+    if sums.has_all_names(&report.snapshots) {
+        for (kept, file, identities) in found {
+            if let Err(error) = kept.save(&file, is_exact, identities) {
+                tracing::warn!(%error, "what snapshots cost can't be kept on this machine");
+            }
+        }
     }
     (report.bytes, report.folder_bytes) = (sums.bytes, sums.folder_bytes);
     let shared = space.and_then(|space| SharedSums::of(space, &places));
@@ -210,12 +256,12 @@ impl AnalyzeReport {
     /// Takes the sizes that were measured.
     fn measure(&mut self, shared: &SharedSums, sums: &Sums) {
         self.measured = true;
-        for (number, cost) in (0..).zip(&mut self.snapshots) {
-            let one = BTreeSet::from([number]);
-            let beside = sums.beside(&one);
-            cost.bytes = shared.bytes(|set| set.contains(&number)) + beside;
-            cost.new_bytes = shared.bytes(|set| set.first() == Some(&number)) + beside;
-            cost.own_bytes = shared.frees(&one) + beside;
+        let each = shared.each(self.snapshots.len());
+        for ((number, cost), of) in (0..).zip(&mut self.snapshots).zip(each) {
+            let beside = sums.beside.get(&number).copied().unwrap_or(0);
+            cost.bytes = of.bytes + beside;
+            cost.new_bytes = of.new_bytes + beside;
+            cost.own_bytes = of.own_bytes + beside;
         }
         self.bytes = shared.all() + sums.beside.values().sum::<u64>();
         self.folder_bytes = shared.tree_bytes;
@@ -229,7 +275,7 @@ struct Inode {
     set: u32,
     /// The one of them that was met last.
     last: u32,
-    /// How many names it has, and how many were found.
+    /// How many names it has, and how many were found. 0: all were found when that was examined.
     links: u32,
     found: u32,
     bytes: u64,
@@ -271,6 +317,37 @@ impl Sums {
             .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     }
 
+    /// What a removal of each snapshot alone would free.
+    fn own(&self, snapshots: usize) -> Vec<u64> {
+        let mut own = vec![0; snapshots];
+        let mut add = |number: u32, bytes: u64| {
+            if let Some(sum) = own.get_mut(number as usize) {
+                *sum += bytes;
+            }
+        };
+        for (number, (_, bytes)) in &self.single {
+            add(*number, *bytes);
+        }
+        for inode in self
+            .inodes
+            .values()
+            .filter(|inode| inode.found >= inode.links)
+        {
+            if let Some([number]) = self.sets.all.get(inode.set as usize).map(|set| &set[..]) {
+                add(*number, inode.bytes);
+            }
+        }
+        own
+    }
+
+    /// Whether each file has names only in these snapshots, and in those of one job.
+    fn has_all_names(&self, snapshots: &[SnapshotCost]) -> bool {
+        let job = |number: &u32| snapshots.get(*number as usize).map(|one| &one.job);
+        let is_one_job = |set: &Vec<u32>| set.windows(2).all(|pair| job(&pair[0]) == job(&pair[1]));
+        self.inodes.values().all(|inode| inode.found >= inode.links)
+            && self.sets.all.iter().all(is_one_job)
+    }
+
     /// What lies beside these snapshots.
     fn beside(&self, set: &BTreeSet<u32>) -> u64 {
         set.iter().filter_map(|one| self.beside.get(one)).sum()
@@ -296,23 +373,9 @@ impl Sums {
     }
 }
 
-struct Walk<'t> {
-    tree: &'t Tree,
-    /// The snapshot's place in the report.
-    number: u32,
-    is_exact: bool,
-    cancel: &'t Cancel,
-}
-
-impl Walk<'_> {
-    fn run(
-        &self,
-        sums: &mut Sums,
-        paths: &mut Paths,
-        mut folders: Option<&mut Folders>,
-    ) -> Result<SnapshotCost, SnapshotError> {
-        let tree = self.tree;
-        let mut cost = SnapshotCost {
+impl SnapshotCost {
+    fn of(tree: &Tree) -> Self {
+        Self {
             job: tree.job.clone(),
             snapshot: tree.folder.clone(),
             files: 0,
@@ -320,23 +383,44 @@ impl Walk<'_> {
             new_files: 0,
             new_bytes: 0,
             own_bytes: 0,
-        };
-        let top = tree.stat(Path::new("/"))?;
-        if let Some(top) = top {
-            let bytes = self.folder(&top, sums, &mut cost);
-            if let Some(folders) = &mut folders {
-                folders.add(Path::new("/"), 0, bytes);
-            }
         }
-        for stat in tree.beside()? {
-            let bytes = taken(&stat);
-            sums.add_single(self.number, bytes);
-            *sums.beside.entry(self.number).or_default() += bytes;
-            cost.bytes += bytes;
-            cost.new_bytes += bytes;
+    }
+}
+
+/// Sums up one snapshot.
+struct Walk<'t> {
+    tree: &'t Tree,
+    /// The snapshot's place in the report.
+    number: u32,
+    is_exact: bool,
+    cancel: &'t Cancel,
+    sums: &'t mut Sums,
+    paths: &'t mut Paths,
+    /// Of the newest snapshot of a job.
+    folders: Option<&'t mut Folders>,
+    cost: SnapshotCost,
+}
+
+impl Walk<'_> {
+    /// The snapshot's folder, and what lies beside it.
+    fn top(&mut self, top: &Top) {
+        if let Some(stat) = &top.stat {
+            self.folder(Path::new("/"), taken(stat));
         }
+        for stat in &top.beside {
+            let bytes = taken(stat);
+            self.sums.add_single(self.number, bytes);
+            *self.sums.beside.entry(self.number).or_default() += bytes;
+            self.cost.bytes += bytes;
+            self.cost.new_bytes += bytes;
+        }
+    }
+
+    /// Lists all folders. `found` is called with each path.
+    fn run(&mut self, found: &mut dyn FnMut(&Path, Object)) -> Result<(), SnapshotError> {
+        let tree = self.tree;
         let mut listed = 0;
-        let known = self.is_exact.then(|| Arc::clone(&sums.known));
+        let known = self.is_exact.then(|| Arc::clone(&self.sums.known));
         let ahead = tree.ahead_without(known);
         let mut waiting = vec![PathBuf::from("/")];
         while let Some(path) = waiting.pop() {
@@ -346,32 +430,29 @@ impl Walk<'_> {
                 continue;
             };
             let device = folder.device().map_err(failed)?;
-            let (mut files, mut in_files) = (0, 0);
-            for Listed { name, inode, .. } in folder.entries().map_err(failed)? {
+            let mut names = folder.entries().map_err(failed)?;
+            // A file with several names counts in the folder of the first one.
+            names.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+            let mut below = Vec::new();
+            for Listed { name, inode, .. } in names {
                 listed += 1;
                 if let Some(ahead) = &ahead {
                     ahead.follow(listed);
                 }
                 let path = path.join(&name);
-                let before = cost.bytes;
                 // Only what is no folder is among them.
-                if self.is_exact
-                    && let Some(bytes) = sums.meet_again((device, inode), self.number, &mut cost)
-                {
-                    paths.meet(&path, inode, bytes);
-                    // Another name in this snapshot adds nothing.
-                    (files, in_files) = (files + 1, in_files + cost.bytes - before);
+                if self.is_exact && self.sums.inodes.contains_key(&(device, inode)) {
+                    let bytes = self.name(&path, (device, inode), 0, None);
+                    found(&path, Object::file(inode, bytes));
                     continue;
                 }
                 let Some(stat) = folder.stat(&name).map_err(failed)? else {
                     continue;
                 };
                 if is_a_folder(&stat) {
-                    let bytes = self.folder(&stat, sums, &mut cost);
-                    if let Some(folders) = &mut folders {
-                        folders.add(&path, 0, bytes);
-                    }
-                    waiting.push(path);
+                    self.folder(&path, taken(&stat));
+                    found(&path, Object::folder(taken(&stat)));
+                    below.push(path);
                     continue;
                 }
                 // In two snapshots of a btrfs volume an unchanged file is two inodes with one number.
@@ -379,55 +460,84 @@ impl Walk<'_> {
                     true => (device, inode),
                     false => (0, number_of((inode, stat.st_ctime, stat.st_ctime_nsec))),
                 };
-                let bytes = match sums.meet_again(key, self.number, &mut cost) {
-                    Some(bytes) => bytes,
-                    None => self.meet(&stat, key, sums, &mut cost),
-                };
-                paths.meet(&path, key.1, bytes);
-                (files, in_files) = (files + 1, in_files + cost.bytes - before);
+                let bytes = self.name(&path, key, taken(&stat), Some(links(&stat)));
+                found(&path, Object::file(key.1, bytes));
             }
-            if let Some(folders) = &mut folders {
-                folders.add(&path, files, in_files);
-            }
+            waiting.extend(below.into_iter().rev());
         }
-        Ok(cost)
+        Ok(())
     }
 
-    /// Meets something for the first time. Returns what it takes.
-    fn meet(&self, stat: &Stat, key: (u64, u64), sums: &mut Sums, cost: &mut SnapshotCost) -> u64 {
-        let bytes = taken(stat);
-        cost.files += 1;
-        cost.bytes += bytes;
-        cost.new_files += 1;
-        cost.new_bytes += bytes;
-        let links = links(stat);
-        if self.is_exact && links <= 1 {
-            sums.add_single(self.number, bytes);
+    /// Repeats what an earlier run found in the snapshot with this number in its job.
+    fn repeat(&mut self, kept: &Kept, at: usize, top: &Top) -> Result<(), SnapshotError> {
+        let device = match (self.is_exact, &top.stat) {
+            (true, Some(stat)) => stat.st_dev,
+            _ => 0,
+        };
+        for (path, object) in kept.paths(at) {
+            match object.is_folder {
+                true => {
+                    go_on(self.cancel)?;
+                    self.folder(path, object.bytes);
+                }
+                false => drop(self.name(path, (device, object.key), object.bytes, None)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Meets a name of what is no folder. `bytes` and `links` are of a file that was not met before. Returns what it
+    /// takes.
+    fn name(&mut self, path: &Path, key: (u64, u64), bytes: u64, links: Option<u32>) -> u64 {
+        let before = self.cost.bytes;
+        let bytes = match self.sums.meet_again(key, self.number, &mut self.cost) {
+            Some(bytes) => bytes,
+            None => self.meet(key, bytes, links),
+        };
+        self.paths.meet(path, key.1, bytes);
+        // Another name in this snapshot adds nothing.
+        let added = self.cost.bytes - before;
+        if let (Some(folders), Some(folder)) = (&mut self.folders, path.parent()) {
+            folders.add(folder, 1, added);
+        }
+        bytes
+    }
+
+    /// Meets something for the first time. `links`: how many names it has; `None`: that is not known, and all of
+    /// them are in finished snapshots.
+    fn meet(&mut self, key: (u64, u64), bytes: u64, links: Option<u32>) -> u64 {
+        self.cost.files += 1;
+        self.cost.bytes += bytes;
+        self.cost.new_files += 1;
+        self.cost.new_bytes += bytes;
+        if self.is_exact && links.is_some_and(|links| links <= 1) {
+            self.sums.add_single(self.number, bytes);
             return bytes;
         }
-        sums.bytes += bytes;
+        self.sums.bytes += bytes;
         let new = Inode {
-            set: sums.sets.with(None, self.number),
+            set: self.sums.sets.with(None, self.number),
             last: self.number,
-            links: if self.is_exact { links } else { 0 },
+            links: links.filter(|_| self.is_exact).unwrap_or(0),
             found: 1,
             bytes,
         };
-        sums.inodes.insert(key, new);
-        if let Ok(mut known) = sums.known.lock() {
+        self.sums.inodes.insert(key, new);
+        if let Ok(mut known) = self.sums.known.lock() {
             known.insert(key.1);
         }
         bytes
     }
 
-    /// A folder is in one snapshot only. Returns what it takes.
-    fn folder(&self, stat: &Stat, sums: &mut Sums, cost: &mut SnapshotCost) -> u64 {
-        let bytes = taken(stat);
-        sums.add_single(self.number, bytes);
-        sums.folder_bytes += bytes;
-        cost.bytes += bytes;
-        cost.new_bytes += bytes;
-        bytes
+    /// A folder is in one snapshot only.
+    fn folder(&mut self, path: &Path, bytes: u64) {
+        self.sums.add_single(self.number, bytes);
+        self.sums.folder_bytes += bytes;
+        self.cost.bytes += bytes;
+        self.cost.new_bytes += bytes;
+        if let Some(folders) = &mut self.folders {
+            folders.add(path, 0, bytes);
+        }
     }
 }
 

@@ -5,11 +5,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, statat};
+use rustix::fs::{AtFlags, FileType, statat};
 
 use crate::adopted::{Dated, is_copy, is_copy_in_job, root_unlisted};
 use crate::error::SnapshotError;
-use crate::job::{Folder, JobFolder, WORK_PATH};
+use crate::job::{Folder, JobFolder, STATE_FOLDER, WORK_PATH};
 use crate::name::{JobName, SnapshotName};
 use crate::record::{EntryKind, SnapshotEntry};
 use crate::text::escape_path;
@@ -79,6 +79,42 @@ pub fn finished(volume_root: &Path) -> Result<BTreeMap<String, Vec<SnapshotName>
         }
     }
     Ok(finished)
+}
+
+/// Whether a file of a finished snapshot can have names in finished snapshots only: there is nothing else that has
+/// files of people.
+pub fn has_only_finished(volume_root: &Path) -> Result<bool, SnapshotError> {
+    let root = open_folder_at(volume_root).map_err(root_unlisted)?;
+    let jobs = finished(volume_root)?;
+    for (name, _) in names_in(root.as_fd(), Path::new(".")).map_err(root_unlisted)? {
+        let text = name.to_str().unwrap_or_default();
+        if text == STATE_FOLDER || text == "lost+found" {
+            continue;
+        }
+        if !jobs.contains_key(text) {
+            return Ok(false);
+        }
+        let job = JobFolder::open(volume_root, &name)?;
+        let failed = |error| crate::job::on_volume("list", &text)(error);
+        for (name, kind) in names_in(job.folder.as_fd(), Path::new(".")).map_err(failed)? {
+            let text = name.to_str().unwrap_or_default();
+            let is_known = match Folder::parse(text) {
+                Some(folder) => matches!(folder, Folder::Named(_)),
+                None => text == STATE_FOLDER || (text == "latest" && kind == FileType::Symlink),
+            };
+            if !is_known {
+                return Ok(false);
+            }
+        }
+        // Interrupted removals and such have their trees there.
+        let state = Path::new(STATE_FOLDER);
+        for (_, kind) in names_in(job.folder.as_fd(), state).map_err(failed)? {
+            if kind != FileType::RegularFile {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 /// The snapshots of `expected` (by job, as [`newest`] returns them) that are not on the volume. If that

@@ -78,6 +78,7 @@ impl CommandArgs for AnalyzeArgs {
             job: job.map_err(|error| refused(error.to_string()))?,
             removed: Vec::new(),
             paths_max: PATHS_MAX,
+            kept: None,
         };
         for word in &self.snapshots {
             let wanted = context.wanted(word, None)?;

@@ -200,3 +200,58 @@ fn state_that_this_machine_did_not_note_is_not_answered_about() {
     machine.sprat(&["find", CONTAINER, "file"]).succeeded();
     machine.nothing_is_left();
 }
+
+#[test]
+fn costs_are_kept_until_somebody_else_could_change_snapshots() {
+    requires!(needs::root());
+    let machine = TestMachine::with_container();
+    machine.write_old("tree/file", "one");
+    backup(&machine);
+    let analyze = || {
+        let ran = machine.sprat(&["analyze", CONTAINER, "--json"]).succeeded();
+        let mut json = ran.json();
+        json.as_object_mut().unwrap().remove("full_on");
+        json
+    };
+    let kept = || {
+        let all = fs::read_dir(machine.path("state/costs"));
+        let all = all.into_iter().flatten().map(|entry| entry.unwrap().path());
+        all.map(|folder| folder.join("home"))
+            .find(|file| file.exists())
+    };
+    analyze();
+    let first = fs::read(kept().unwrap()).unwrap();
+    let again = analyze();
+    assert_eq!(fs::read(kept().unwrap()).unwrap(), first);
+    // A backup and its own removals change nothing in the snapshots that stay.
+    machine.write("tree/file", "two, longer");
+    backup(&machine);
+    assert!(kept().is_some());
+    let now = analyze();
+    assert_ne!(now, again);
+    assert_ne!(fs::read(kept().unwrap()).unwrap(), first);
+    fs::remove_dir_all(machine.path("state/costs")).unwrap();
+    assert_eq!(analyze(), now, "nothing is known any more");
+
+    fs::create_dir(machine.path("mnt")).unwrap();
+    machine.ok(&["mount", CONTAINER, "mnt", "--rw"]);
+    assert!(kept().is_none(), "a person writes");
+    analyze();
+    assert!(kept().is_none(), "a person may write while it is read");
+    machine.ok(&["umount", "mnt"]);
+    analyze();
+    assert!(kept().is_some());
+    machine.ok(&[
+        "--state-dir",
+        "state-of-the-other",
+        "backup",
+        CONTAINER,
+        "--name",
+        "home",
+        "tree",
+        "-q",
+    ]);
+    machine.ok(&["snapshots", CONTAINER]);
+    assert!(kept().is_none(), "another machine has written");
+    machine.nothing_is_left();
+}

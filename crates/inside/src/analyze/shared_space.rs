@@ -38,6 +38,16 @@ pub(super) struct SharedSums {
     pub(super) tree_bytes: u64,
 }
 
+/// What one snapshot has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Each {
+    pub(super) bytes: u64,
+    /// Of it, what no older one has.
+    pub(super) new_bytes: u64,
+    /// Of it, what no other one has.
+    pub(super) own_bytes: u64,
+}
+
 impl SharedSums {
     /// Sums up. `places`: where each snapshot is. `None`: one of them has no tree.
     pub(super) fn of(space: &SharedSpace, places: &[Option<(u64, OsString)>]) -> Option<Self> {
@@ -104,6 +114,26 @@ impl SharedSums {
             .sum()
     }
 
+    /// What each of so many snapshots has.
+    pub(super) fn each(&self, snapshots: usize) -> Vec<Each> {
+        let mut each = vec![Each::default(); snapshots];
+        for (set, bytes) in self.sets.all.iter().zip(&self.bytes) {
+            for (at, number) in set.iter().enumerate() {
+                let Some(of) = each.get_mut(*number as usize) else {
+                    continue;
+                };
+                of.bytes += bytes;
+                if at == 0 {
+                    of.new_bytes += bytes;
+                }
+                if set.len() == 1 {
+                    of.own_bytes += bytes;
+                }
+            }
+        }
+        each
+    }
+
     /// What a removal of these would free.
     pub(super) fn frees(&self, removed: &BTreeSet<u32>) -> u64 {
         self.bytes(|set| set.iter().all(|one| removed.contains(one)))
@@ -142,6 +172,13 @@ mod tests {
         assert_eq!(only(&[0, 1]), 200 + 10 + 100 + 11);
         assert_eq!(sums.bytes(|set| set.contains(&1)), 300 + 11 + 12);
         assert_eq!((sums.all(), sums.tree_bytes), (433, 400));
+        let each = |bytes, new_bytes, own_bytes| Each {
+            bytes,
+            new_bytes,
+            own_bytes,
+        };
+        let first = 200 + 10 + 11;
+        assert_eq!(sums.each(2), [each(first, first, 110), each(323, 212, 100)]);
         assert!(SharedSums::of(&space, &[place("c")]).is_none());
         assert!(SharedSums::of(&space, &[None]).is_none());
     }

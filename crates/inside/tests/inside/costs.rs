@@ -38,7 +38,19 @@ fn spec(removed: &[(&str, &str)]) -> AnalyzeSpec {
             .map(|(of, name)| (job(of), choice(name)))
             .collect(),
         paths_max: 5,
+        kept: None,
     }
+}
+
+/// Also by what earlier runs found, with the same result.
+fn costs_twice(volume: &Path, kept: &Path, removed: &[(&str, &str)]) -> AnalyzeReport {
+    let spec = AnalyzeSpec {
+        kept: Some(kept.to_str().unwrap().to_owned()),
+        ..spec(removed)
+    };
+    let report = analyze(volume, &spec, true, None, &Cancel::new()).unwrap();
+    assert_eq!(report, costs(volume, removed));
+    report
 }
 
 fn costs(volume: &Path, removed: &[(&str, &str)]) -> AnalyzeReport {
@@ -78,14 +90,17 @@ fn removal_frees_exactly_what_was_computed_for_random_trees() {
             let of = if dice.percent(20) { "other" } else { "home" };
             left.push((of, snapshot(&volume, of, &source, DAYS - day)));
         }
-        // A name outside of all snapshots keeps a file.
-        let (of, name) = &left[0];
-        let kept = volume
-            .join(of)
-            .join(name)
-            .join(source.strip_prefix("/").unwrap())
-            .join("always");
-        fs::hard_link(kept, volume.join("by-hand")).unwrap();
+        let kept = dir.path().join("kept");
+        if tree % 2 == 0 {
+            // A name outside of all snapshots keeps a file.
+            let (of, name) = &left[0];
+            let path = volume
+                .join(of)
+                .join(name)
+                .join(source.strip_prefix("/").unwrap())
+                .join("always");
+            fs::hard_link(path, volume.join("by-hand")).unwrap();
+        }
         while !left.is_empty() {
             let count = 1 + usize::try_from(dice.below(3)).unwrap();
             let mut set = Vec::new();
@@ -95,7 +110,7 @@ fn removal_frees_exactly_what_was_computed_for_random_trees() {
             }
             let before = free_blocks(&volume);
             let named: Vec<(&str, &str)> = set.iter().map(|(of, name)| (*of, &**name)).collect();
-            let report = costs(&volume, &named);
+            let report = costs_twice(&volume, &kept, &named);
             let removal = report.removal.unwrap();
             assert_eq!(removal.snapshots.len(), set.len());
             if let [(of, name)] = &named[..] {
@@ -123,7 +138,15 @@ fn removal_frees_exactly_what_was_computed_for_random_trees() {
                 freed, removal.frees_bytes,
                 "tree {tree} of seed {first}: {set:?}"
             );
+            // More snapshots come, which nothing is known of.
+            if dice.percent(30) {
+                model::live_a_day(&source.join("tree"), &mut dice);
+                let day = left.len();
+                left.push(("home", snapshot(&volume, "home", &source, 0)));
+                assert!(left.len() > day);
+            }
         }
+        assert_eq!(kept.exists(), tree % 2 == 1, "a file has a name elsewhere");
         drop(disk);
     }
 }

@@ -271,6 +271,9 @@ pub struct ContainerFacts {
     /// The newest snapshot of each job that must be there, as far as this machine knows the state
     /// that was found.
     pub newest_known: Newest,
+    /// What `analyze` found in earlier sessions of this machine still holds.
+    #[serde(default)]
+    pub costs_hold: bool,
     /// How many errors the file system has met since it was last repaired, if any.
     pub file_system_errors: Option<u32>,
     /// Blocks of the volume that were overwritten late, by a session whose lease was taken over.

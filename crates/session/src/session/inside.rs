@@ -11,6 +11,8 @@ use sprat_inside::{
     ListSpec, Listing, SizeSpec, SourceDiffSpec, VersionsReport, VersionsSpec,
 };
 
+use sprat_snapshot::escape_name;
+
 use crate::Failure;
 use crate::interrupt::Interrupt;
 use crate::protocol::frames::Sender;
@@ -18,6 +20,7 @@ use crate::protocol::messages::WorkerOrder;
 use crate::protocol::reports::Observer;
 use crate::protocol::spawn::Child;
 use crate::session::{Session, Via};
+use crate::state::paths::StatePaths;
 
 /// Stops what a session does at the moment, from another thread. The session stays open.
 #[derive(Debug, Clone)]
@@ -137,10 +140,17 @@ impl Session {
     /// Finds what snapshots cost.
     pub fn analyze(
         &mut self,
-        spec: AnalyzeSpec,
+        mut spec: AnalyzeSpec,
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<AnalyzeReport, Failure> {
+        // Beside a mount, a person may change the snapshots at any moment.
+        if matches!(self.via, Via::Own(_)) && self.facts().costs_hold && !self.settings.is_past() {
+            let facts = self.facts();
+            let paths =
+                StatePaths::new(&self.settings.state_dir, &facts.uuid, &self.settings.target);
+            spec.kept = Some(escape_name(paths.costs().as_os_str().as_encoded_bytes()));
+        }
         self.ask(&WorkerOrder::Analyze(Box::new(spec)), observer, interrupt)
     }
 

@@ -20,6 +20,8 @@ pub const STATUS: &str = "status";
 pub const CHECKS: &str = "checks";
 /// What each run changed: a folder for each job.
 const LISTS: &str = "lists";
+/// What `analyze` found in snapshots.
+const COSTS: &str = "costs";
 /// Hashes of the blocks of large files: a folder for each job.
 pub const BLOCKS: &str = "blocks";
 /// In which state the container was left (see `state`).
@@ -66,6 +68,16 @@ impl StatePaths {
     /// The folder with the copies of the lists of what the runs changed, in a folder for each job.
     pub fn change_lists(&self) -> PathBuf {
         self.file(LISTS, "")
+    }
+
+    /// The folder with what `analyze` found in the snapshots of each job.
+    pub fn costs(&self) -> PathBuf {
+        self.file(COSTS, "")
+    }
+
+    /// Removes what `analyze` found: somebody else may have changed snapshots.
+    pub fn forget_costs(&self) -> io::Result<()> {
+        remove_folder(&self.costs())
     }
 
     /// The folder with the hashes of the blocks of the large files of a job.
@@ -169,11 +181,8 @@ impl StatePaths {
 
     /// The lists are in the volume, too, and the hashes can be made again.
     fn forget_lists(&self) -> io::Result<()> {
-        for folder in [LISTS, BLOCKS] {
-            match fs::remove_dir_all(self.file(folder, "")) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+        for folder in [LISTS, BLOCKS, COSTS] {
+            remove_folder(&self.file(folder, ""))?;
         }
         Ok(())
     }
@@ -192,6 +201,14 @@ fn link(path: &Path, there: &Path) -> io::Result<bool> {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// Removes a folder, if it is there.
+fn remove_folder(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

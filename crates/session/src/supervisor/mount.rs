@@ -72,7 +72,10 @@ pub fn mount(
     if settings.access == Access::ReadWrite {
         let paths = StatePaths::new(&settings.state_dir, &facts.uuid, &settings.target);
         KnownState::load(&paths).forget_newest(&paths)?;
-        snapshots::note_edited(&paths).map_err(|error| {
+        let noted = paths
+            .forget_costs()
+            .and_then(|()| snapshots::note_edited(&paths));
+        noted.map_err(|error| {
             Failure::failed("can't note that files in snapshots may change").caused_by(&error)
         })?;
     }

@@ -32,6 +32,7 @@ pub(crate) struct Knowledge {
     unsure: bool,
     /// No other machine has had the lease since this machine had it last.
     own: bool,
+    costs_hold: bool,
 }
 
 impl Knowledge {
@@ -60,6 +61,7 @@ impl Knowledge {
             },
             unsure: start.settings.ignore_lock || lease.left_by_dead_session(),
             own: lease.follows_own(),
+            costs_hold: false,
         })
     }
 
@@ -83,6 +85,7 @@ impl Knowledge {
             cipher,
             unsure: false,
             own: true,
+            costs_hold: false,
         }
     }
 
@@ -98,6 +101,8 @@ impl Knowledge {
         self.found = stamp_block.and_then(|block| FileSystemState::read(block, file_bytes));
         let stamp = self.found.as_ref().map(|found| &found.stamp);
         self.finding = self.known.compare(stamp, self.own);
+        // Somebody else may have changed snapshots. Reading needs no writable state folder.
+        self.costs_hold = self.finding == Finding::Same || self.paths.forget_costs().is_ok();
         if let Finding::Older { known, found } = &self.finding {
             if !start.settings.accept_older_state {
                 return Err(older(&start.settings.target.to_string(), known, found));
@@ -139,6 +144,11 @@ impl Knowledge {
 
     pub(super) fn written_elsewhere(&self) -> bool {
         self.finding == Finding::WrittenElsewhere
+    }
+
+    /// What `analyze` found in earlier sessions still holds.
+    pub(super) fn costs_hold(&self) -> bool {
+        self.costs_hold
     }
 
     /// The snapshots that must be in the volume.

@@ -60,6 +60,7 @@ fn live_a_day(work: &Path, dice: &mut Dice, is_first: bool) {
 
 fn costs(volume: &Path, removed: &[String]) -> AnalyzeReport {
     let spec = AnalyzeSpec {
+        kept: None,
         job: None,
         removed: removed
             .iter()
