@@ -320,7 +320,8 @@ impl<'a> Work<'a> {
     /// Takes back from older snapshots what the tree lacks of `wanted` (absolute paths): a disk that is
     /// there again, a source that is back in the job, a folder that can be read again. Otherwise rsync
     /// would send all of it again. Never takes a file whose content is known to be wrong. `live` returns
-    /// what the source has there, if it is of this machine. Adds to `taken` the snapshots that it took from.
+    /// what the source has there, if it is of this machine. Adds to `taken` the snapshots that it took from, and returns
+    /// what it took from which one.
     pub(crate) fn take_back(
         &self,
         wanted: &[PathBuf],
@@ -328,7 +329,8 @@ impl<'a> Work<'a> {
         suspects: &Suspects,
         taken: &mut BTreeSet<SnapshotName>,
         cancel: &Cancel,
-    ) -> Result<(), SnapshotError> {
+    ) -> Result<Vec<(PathBuf, SnapshotName)>, SnapshotError> {
+        let mut done = Vec::new();
         let mut snapshots: Option<Vec<Folder>> = None;
         for path in wanted {
             let to = self.in_tree(path);
@@ -350,8 +352,9 @@ impl<'a> Work<'a> {
             let Some((name, from)) = found else { continue };
             taken.insert(name);
             self.take_from(&from, path, suspects, cancel)?;
+            done.push((path.clone(), name));
         }
-        Ok(())
+        Ok(done)
     }
 
     /// Takes back all that the tree lacks of a source (absolute path) that the last run did not have, or had

@@ -14,7 +14,7 @@
 //! 6. After the snapshot, the new index replaces the old one.
 //!
 //! An interrupted run leaves no file at the path. The next one removes the file with the other name, and takes the file
-//! of the newest snapshot back, which shares its content. What the interrupted run had sent is not sent again
+//! of a snapshot back, which shares its content. What the interrupted run had sent is not sent again
 //! ([`part`]). A source that can't be read has no file either: rsync's run reports it.
 
 mod attributes;
@@ -146,10 +146,9 @@ pub(crate) struct Updating<'a> {
     pub(crate) spec: &'a SnapshotSpec,
     pub(crate) sources: &'a Sources,
     pub(crate) name: SnapshotName,
-    /// The newest snapshot's folder, with an absolute path.
-    pub(crate) last: Option<PathBuf>,
-    /// The file that it lacked was taken back from that snapshot.
     pub(crate) left: RefCell<Left>,
+    /// The folder of the snapshot that the lacking file was taken back from, with an absolute path.
+    pub(crate) lacking_from: Option<PathBuf>,
     /// See [`crate::recent::from_s`].
     pub(crate) recent_from_s: i64,
 }
@@ -586,8 +585,8 @@ impl Updating<'_> {
         let is_it = |about: &Metadata| Identity::of(about) == index.end.file;
         let shared = || {
             let below = path.strip_prefix("/").unwrap_or(path);
-            let last = self.last.as_ref()?.join(below);
-            lstat(&last).ok().filter(is_it)
+            let of = self.lacking_from.as_ref()?.join(below);
+            lstat(&of).ok().filter(is_it)
         };
         // A file that was taken back has the content of the snapshot's file.
         let left = self.left.borrow();

@@ -204,7 +204,12 @@ impl Run<'_> {
             work.take_back_pulled(source, suspects, &mut taken, cancel)?;
         }
         wanted.extend(of_hosts);
-        work.take_back(&wanted, &is_live, suspects, &mut taken, cancel)?;
+        let back = work.take_back(&wanted, &is_live, suspects, &mut taken, cancel)?;
+        // Not always from the latest one: a newer name may come from a clock that ran ahead.
+        let lacking_from = left.lacking.as_ref().and_then(|lacking| {
+            let (_, name) = back.iter().rfind(|(path, _)| lacking.starts_with(path))?;
+            Some(self.folder.job.path.join(name.to_string()))
+        });
         for source in &sources {
             let known = |record: &RunRecord| work::covers(&record.sources, source);
             if before.as_ref().is_some_and(|(_, record)| !known(record)) {
@@ -232,9 +237,7 @@ impl Run<'_> {
             spec: self.spec,
             sources: &self.sources,
             name: self.name,
-            last: self
-                .last()
-                .map(|last| self.folder.job.path.join(last.to_string())),
+            lacking_from,
             left: RefCell::new(left),
             recent_from_s: recent::from_s(self.started),
         };

@@ -180,3 +180,21 @@ fn source_that_does_not_answer_can_be_cancelled() {
     assert!(kept(&report) != kept(&first));
     drop(mounted);
 }
+
+/// The file is taken back from the snapshot whose name is the newest. It was made first.
+#[test]
+fn file_that_is_taken_back_from_a_misdated_snapshot_has_not_the_index_of_the_latest() {
+    requires!(missing());
+    let large = WithLarge::new();
+    let root = large.volume.bench.volume();
+    let ahead = now() + jiff::SignedDuration::from_hours(24 * 400);
+    let none = &mut |_| {};
+    sprat_snapshot::take_into_subvolume(&root, &large.spec, ahead, &ByProgs, none, &Cancel::new())
+        .unwrap();
+    large.change(100..110, 2);
+    large.take();
+    // Dies before the first part.
+    large.change(9_000..9_010, 3);
+    large.die(16 << 20);
+    large.take();
+}
