@@ -203,3 +203,80 @@ fn past_states_are_listed_for_the_client_with_their_times() {
     file.read_exact_at(&mut first, 0).unwrap();
     assert_eq!(first, [2]);
 }
+
+/// A lease as sprat writes it.
+fn lease(json: &str) -> Vec<u8> {
+    let mut bytes = format!("{json:<4087}").into_bytes();
+    let crc = format!("{:08x}\n", crc32fast::hash(&bytes));
+    bytes.extend(crc.as_bytes());
+    bytes
+}
+
+/// What is known of earlier sessions is passed on. Of one that did not use this agent, writes may still arrive.
+#[test]
+fn unlock_passes_on_what_the_lease_says_of_others() {
+    let served = Served::with_container(EAGER, &blocks(8, 1));
+    served.overwrite(&[(0, vec![1; 10])]);
+    let format = fs::read_to_string(served.path(".sprat-agent/format")).unwrap();
+    let id = format.lines().find_map(|line| line.strip_prefix("id "));
+    let id = id.unwrap();
+    let far = 4_000_000_000_u64;
+    let name = |number: u64| served.path(&format!("x.luks.lock.{number}"));
+    let unlock = |more: &[&str]| {
+        let words = [&["unlock", "x.luks"], more].concat();
+        let output = served.command(&words).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(text).unwrap())
+    };
+    let start = "\"token\":\"0123\",\"free\":false,\"attempt\":\"45\",\"renewed\":3,\"host\":\"a\",\"started_s\":5,\"version\":\"1\"";
+    let below =
+        format!("{{{start},\"doors\":[],\"watch\":[],\"agent\":\"{id}\",\"flight\":false}}");
+    fs::write(name(1_000_001), lease(&below)).unwrap();
+    let held = format!(
+        "{{{start},\"doors\":[{{\"number\":1000001,\"until_s\":null,\"all_before\":false}},\
+         {{\"number\":7,\"until_s\":{far},\"all_before\":true,\"own\":true}},\
+         {{\"number\":8,\"until_s\":9,\"all_before\":false}}],\
+         \"watch\":[{{\"host\":\"b\",\"token\":\"67\",\"until_s\":{far}}}],\"agent\":null,\"flight\":false}}"
+    );
+    fs::write(name(1_000_002), lease(&held)).unwrap();
+    // Its maker died before it was filled.
+    fs::write(name(1_000_003), "").unwrap();
+    let (code, text) = unlock(&[]);
+    assert!(code == Some(1) && text.contains("--yes"), "{text}");
+    let (code, text) = unlock(&["--yes"]);
+    assert!(code == Some(0) && text.contains("2 h 15 min"), "{text}");
+    let made = fs::read_to_string(name(1_000_004)).unwrap();
+    let now_s = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let doors = made.split("\"doors\":[").nth(1).unwrap();
+    let numbers: Vec<u64> = doors
+        .split("\"until_s\":")
+        .skip(1)
+        .map(|rest| rest.split([',', '}']).next().unwrap().parse().unwrap())
+        .collect();
+    // The one that used the agent and the one whose time is over are gone.
+    assert!(
+        numbers.len() == 3 && numbers[0] == far && numbers[2] == far,
+        "{made}"
+    );
+    assert!((now_s + 8000..now_s + 8200).contains(&numbers[1]), "{made}");
+    assert!(
+        made.contains("\"number\":7,") && made.contains("\"number\":1000002,"),
+        "{made}"
+    );
+    assert!(made.contains("{\"host\":\"b\",\"token\":\"67\""), "{made}");
+    assert!(
+        !made.contains("1000001") && made.contains("\"free\":true"),
+        "{made}"
+    );
+    assert_eq!(unlock(&[]), (Some(0), "x.luks is not locked\n".to_owned()));
+    // One that used the agent stays named, but nothing of it can arrive.
+    fs::write(name(1_000_005), lease(&below)).unwrap();
+    let (code, text) = unlock(&["--yes"]);
+    assert!(code == Some(0) && !text.contains("2 h 15 min"), "{text}");
+    let made = fs::read_to_string(name(1_000_006)).unwrap();
+    assert!(made.contains("\"number\":1000005,"), "{made}");
+    assert_eq!(served.past(1), blocks(8, 1));
+}
