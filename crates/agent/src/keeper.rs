@@ -476,23 +476,21 @@ impl Keeper {
         self.locks.writers.shared()?.keep();
         if is_new {
             state.session += 1;
-            if state.writing {
-                self.journal.note(
-                    state.session,
-                    "the session before ended without an orderly end",
-                )?;
-            } else if let Some(before) = state
-                .file
-                .filter(|before| FileId::of(file).ok() != Some(*before))
-            {
+            if state.is_changed(FileId::of(file)?) {
                 let what = format!(
-                    "the container was changed by something else than sprat-agent: was {before:?}"
+                    "the container was changed by something else than sprat-agent: was {:?}",
+                    state.file
                 );
                 self.journal.note(state.session, &what)?;
                 if let Some(newest) = generation::numbers(&self.folder)?.last() {
                     mark(&self.folder, *newest, "written-past", "")?;
                 }
                 self.written_past = true;
+            } else if state.writing {
+                self.journal.note(
+                    state.session,
+                    "the session before ended without an orderly end",
+                )?;
             }
             state.writing = true;
             self.slots.write(&state.to_text())?;

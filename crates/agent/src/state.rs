@@ -52,6 +52,13 @@ impl FileId {
 }
 
 impl State {
+    /// Whether something else than the agent changed the container since the last session ended in order. After a
+    /// session that did not, only another file is known to be one.
+    pub fn is_changed(&self, container: FileId) -> bool {
+        self.file
+            .is_some_and(|left| left.inode != container.inode || !self.writing && left != container)
+    }
+
     pub fn to_text(&self) -> String {
         let mut text = format!(
             "session {}\nfence {}\nwriting {}\ntokens {}\ntokens-at {}\nsecret-due {}\nbegun {}\nclean {}\nclean-at {}\n",
@@ -144,9 +151,6 @@ pub fn changed_outside(container: &OwnedFd, live: &File) -> io::Result<bool> {
     }
     let slots = Slots::open(container, "state")?;
     let before = read_state(&slots)?;
-    let Some(left) = before.file.filter(|_| !before.writing) else {
-        return Ok(false);
-    };
     // A session that begins meanwhile says so before it writes.
-    Ok(FileId::of(live)? != left && read_state(&slots)? == before)
+    Ok(before.is_changed(FileId::of(live)?) && read_state(&slots)? == before)
 }

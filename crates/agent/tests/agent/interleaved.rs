@@ -187,3 +187,26 @@ fn ranges_of_one_request_are_saved_together() {
     assert!(served.live() == expected);
     assert!(served.past(1) == state && served.past(2) == state);
 }
+
+/// The session before was killed, so the times of the file say nothing. But it is another file.
+#[test]
+fn a_container_that_was_replaced_after_a_kill_is_noticed() {
+    let served = Served::with_container(EAGER, &blocks(16, 1));
+    served.overwrite(&[(0, vec![1; BLOCK])]);
+    let mut client = served.connect();
+    let handle = client.open("x.luks", READ_WRITE).unwrap();
+    assert_eq!(client.write(&handle, block(1), &[2; BLOCK]), 0);
+    client.kill();
+    let code = || served.command(&["status"]).status().unwrap().code();
+    assert_eq!(code(), Some(0));
+    std::fs::copy(served.path("x.luks"), served.path("copy")).unwrap();
+    std::fs::rename(served.path("copy"), served.path("x.luks")).unwrap();
+    assert_eq!(code(), Some(3));
+    served.overwrite(&[(block(2), vec![3; BLOCK])]);
+    assert_eq!(served.head(3, "reason"), "written-past");
+    let mut client = served.connect();
+    let names = client.list(".generations/x.luks");
+    let suspect = names.iter().filter(|name| name.contains("-suspect"));
+    assert_eq!(suspect.count(), 2, "{names:?}");
+    client.end();
+}
