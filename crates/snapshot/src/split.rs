@@ -13,7 +13,7 @@
 //! In the subvolume `work` of a btrfs (65,535 names, and no older snapshot has any of them) there is no tree of
 //! links: the parts of a file are made in `work` itself, and share their content.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::AsFd;
@@ -27,6 +27,7 @@ use crate::error::SnapshotError;
 use crate::job::on_volume;
 use crate::long_path::{lstat, open_regular, size_and_time};
 use crate::progress::Progress;
+use crate::recent;
 use crate::record::Warning;
 use crate::reflink;
 use crate::reread::copying;
@@ -35,6 +36,7 @@ use crate::source_scan::NOWHERE;
 use crate::text::escape_path;
 use crate::walk::leads_within;
 
+const CHECKSUM: &str = "--checksum";
 const OPTIONS_WITHOUT_LINKS: &str = "-aAXXS";
 /// fs/ext4/ext4.h, `EXT4_LINK_MAX`.
 pub(crate) const LINKS_MAX: u64 = 65_000;
@@ -138,11 +140,13 @@ impl Work<'_> {
         );
         // The last run reports them again.
         (done.messages, done.unread, done.vanished) = Default::default();
-        let filters: Vec<OsString> = invocation
-            .arguments
-            .iter()
-            .filter(|argument| is_attribute_filter(argument))
+        let by_content =
+            self.in_place.is_some() && invocation.arguments.iter().any(|a| a == CHECKSUM);
+        let filters = invocation.arguments.iter();
+        let filters = filters.filter(|argument| is_attribute_filter(argument));
+        let filters: Vec<OsString> = filters
             .cloned()
+            .chain(by_content.then(|| CHECKSUM.into()))
             .collect();
         let linked = [&link_dests[..], &filters].concat();
         if let Some(tree) = self.in_place {
@@ -160,7 +164,7 @@ impl Work<'_> {
             };
             // The first list of names is linked, the next one has the first part of each file.
             if self.in_place.is_some() && index > 1 {
-                let shared = self.share_content(&plan, index - 1);
+                let shared = self.share_content(&plan, index - 1, by_content);
                 shared.map_err(on_volume("copy a file of", &to))?;
             }
             let names = names.iter().map(PathBuf::as_path);
@@ -212,8 +216,9 @@ impl Work<'_> {
     }
 
     /// Gives the further part number `index` of each file a file of its own, which shares the content of the first
-    /// part, and makes its names. rsync would send the content again.
-    fn share_content(&self, plan: &Plan, index: usize) -> io::Result<()> {
+    /// part, and makes its names. rsync would send the content again. `by_content`: files with equal size and time may
+    /// have other content.
+    fn share_content(&self, plan: &Plan, index: usize, by_content: bool) -> io::Result<()> {
         for parts in &plan.parts {
             let (Some(first), Some(part)) = (parts[0].first(), parts.get(index)) else {
                 continue;
@@ -223,6 +228,13 @@ impl Work<'_> {
             };
             let wanted = size_and_time(&content.metadata()?);
             let mut kept: Option<PathBuf> = None;
+            let mut compared = BTreeMap::new();
+            let mut has_content = |to: &Path, inode: u64| {
+                !by_content
+                    || *compared
+                        .entry(inode)
+                        .or_insert_with(|| has_content_of(to, &self.in_tree(first)))
+            };
             for path in part {
                 let to = self.in_tree(path);
                 let below = path.strip_prefix("/").unwrap_or(path);
@@ -231,7 +243,11 @@ impl Work<'_> {
                 }
                 let made = match lstat(&to) {
                     Ok(about) if about.is_dir() => continue,
-                    Ok(about) if about.is_file() && size_and_time(&about) == wanted => {
+                    Ok(about)
+                        if about.is_file()
+                            && size_and_time(&about) == wanted
+                            && has_content(&to, about.ino()) =>
+                    {
                         kept.get_or_insert(to);
                         continue;
                     }
@@ -265,6 +281,12 @@ impl Work<'_> {
         });
         names.max().unwrap_or(0)
     }
+}
+
+/// Whether two files of equal size and time have the same content.
+fn has_content_of(one: &Path, other: &Path) -> bool {
+    let compared = open_regular(one).and_then(|mut one| recent::differs(&mut one, other));
+    matches!(compared, Ok(Some(false)))
 }
 
 /// Whether the last run may follow. It reports what is wrong with single files.
@@ -325,7 +347,6 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     #[test]
     fn no_copy_gets_more_than_half_of_the_allowed_names() {

@@ -84,6 +84,9 @@ fn begun_file_is_not_used_for_another_version_of_it() {
     );
 }
 
+/// Of the file with many names.
+const BYTES: usize = 64 << 10;
+
 /// btrfs allows 65,535 names for one file. The content is sent once.
 #[test]
 fn file_with_more_names_than_btrfs_allows_is_split() {
@@ -95,16 +98,25 @@ fn file_with_more_names_than_btrfs_allows_is_split() {
     run("mount", &["-t", "tmpfs", "many", source.to_str().unwrap()]);
     let _mounted = Mounted(source.clone());
     let name = |number: u32| source.join(format!("{number:05}"));
-    fs::write(name(0), vec![7; 1 << 20]).unwrap();
-    set_time(&name(0), 1_600_000_000, 0).unwrap();
+    let write = |byte: u8| {
+        fs::write(name(0), vec![byte; BYTES]).unwrap();
+        set_time(&name(0), 1_600_000_000, 0).unwrap();
+    };
+    write(7);
     for number in 1..65_600 {
         fs::hard_link(name(0), name(number)).unwrap();
     }
     fs::write(source.join("a"), "content").unwrap();
     fs::hard_link(source.join("a"), source.join("b")).unwrap();
-    for content in ["content", "new content"] {
+    // In the last one the file has other content with its size and time.
+    for (content, byte) in [("content", 7), ("new content", 7), ("new content", 8)] {
         fs::write(source.join("a"), content).unwrap();
-        let report = volume.take();
+        let mut spec = volume.bench.spec();
+        if byte == 8 {
+            write(byte);
+            spec.checksum = true;
+        }
+        let report = volume.try_take(&spec).unwrap();
         assert!(report.record.complete, "{:?}", report.record);
         let kept =
             |name: &str| fs::metadata(volume.kept(&report, &format!("tmpfs/{name}"))).unwrap();
@@ -112,8 +124,10 @@ fn file_with_more_names_than_btrfs_allows_is_split() {
         for name in ["00000", "65599"] {
             assert_eq!(
                 (kept(name).len(), kept(name).mtime()),
-                (1 << 20, 1_600_000_000)
+                (BYTES as u64, 1_600_000_000)
             );
+            let kept = fs::read(volume.kept(&report, &format!("tmpfs/{name}"))).unwrap();
+            assert!(kept == vec![byte; BYTES], "{name}");
         }
         assert_eq!(kept("a").ino(), kept("b").ino());
         assert_eq!(
@@ -121,7 +135,7 @@ fn file_with_more_names_than_btrfs_allows_is_split() {
             content
         );
         assert!(
-            report.record.stats.bytes_literal < 2 << 20,
+            report.record.stats.bytes_literal < 2 * BYTES as u64,
             "{:?}",
             report.record.stats
         );
