@@ -30,14 +30,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
 use crate::cancel::Cancel;
 use crate::content::Content;
 use crate::error::SnapshotError;
-use crate::foreign;
-use crate::job::{Folder, LIST_SUFFIX as SUFFIX, RunFolder, on_volume};
+use crate::job::{Folder, LIST_SUFFIX as SUFFIX, RunFolder, on_volume, replace_with};
 use crate::local_file;
 use crate::name::SnapshotName;
 use crate::page_cache::PageCache;
@@ -157,20 +156,10 @@ impl ChangeList<'_> {
     /// with the snapshot.
     pub(crate) fn write(&self, cancel: &Cancel) -> Result<(), SnapshotError> {
         let name = name_of(self.tree.name());
-        let failed = |error| on_volume("write", &name)(error);
-        let state = &self.folder.state;
-        let new = foreign::temporary_name(state, &new_name(self.tree.name())).map_err(failed)?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let file = openat(state, &new, flags, Mode::from(0o600));
-        let mut file = File::from(file.map_err(|error| failed(error.into()))?);
         let checked = self.checked();
-        let written = self.fill(&mut file, &checked, cancel).and_then(|()| {
-            renameat(state, &new, state, &name).map_err(|error| failed(error.into()))
-        });
-        if written.is_err() {
-            let _ = unlinkat(state, &new, AtFlags::empty());
-        }
-        written?;
+        let fill = |file: &mut File| self.fill(file, &checked, cancel);
+        let failed = |error| on_volume("write", &name)(error);
+        let mut file = replace_with(&self.folder.state, &name, fill, failed)?;
         if let Some(local) = self.local
             && let Err(error) = self.keep(local, &name, &mut file, checked)
         {

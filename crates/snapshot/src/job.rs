@@ -17,12 +17,14 @@
 //! | `.sprat/NAME.pin` | the snapshot is pinned; the content is the reason | write, rename; or a person makes it |
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Mode, flock, fsync, mkdirat, renameat, statat,
+    AtFlags, FileType, FlockOperation, Mode, OFlags, flock, fsync, mkdirat, open, openat, renameat,
+    statat, unlinkat,
 };
 
 use crate::error::SnapshotError;
@@ -322,10 +324,9 @@ fn is_loop(e: &io::Error) -> bool {
 }
 
 /// Opens a regular file for reading. Never waits on a FIFO and never follows a symbolic link.
-fn open_plain(path: &Path) -> io::Result<std::fs::File> {
-    use rustix::fs::{OFlags, open};
+fn open_plain(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = std::fs::File::from(open(path, flags, Mode::empty())?);
+    let file = File::from(open(path, flags, Mode::empty())?);
     if file.metadata()?.is_file() {
         Ok(file)
     } else {
@@ -424,7 +425,7 @@ impl RunFolder {
         }
         let moved = (0..LATEST_NAMES).find_map(|number| {
             let fresh = format!("latest.new{number}");
-            let _ = rustix::fs::unlinkat(&self.state, &fresh, AtFlags::empty());
+            let _ = unlinkat(&self.state, &fresh, AtFlags::empty());
             match rustix::fs::symlinkat(name.to_string(), &self.state, &fresh) {
                 // A foreign object has this name: try the next one.
                 Err(rustix::io::Errno::EXIST) => None,
@@ -435,7 +436,7 @@ impl RunFolder {
         });
         if let Err(e) = moved.unwrap_or(Err(rustix::io::Errno::EXIST)) {
             // Without `latest` the newest name counts. An old `latest` would hide this snapshot.
-            let _ = rustix::fs::unlinkat(&self.job.folder, "latest", AtFlags::empty());
+            let _ = unlinkat(&self.job.folder, "latest", AtFlags::empty());
             return Err(on_volume("replace", &"latest")(e.into()));
         }
         Ok(true)
@@ -443,7 +444,7 @@ impl RunFolder {
 
     /// Removes `latest`, because no finished snapshot is left.
     pub(crate) fn forget_latest(&self) -> Result<(), SnapshotError> {
-        match rustix::fs::unlinkat(&self.job.folder, "latest", AtFlags::empty()) {
+        match unlinkat(&self.job.folder, "latest", AtFlags::empty()) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
             Err(e) => Err(on_volume("remove", &"latest")(e.into())),
         }
@@ -495,10 +496,26 @@ impl RunFolder {
 /// mount options (`data=ordered`, `nodelalloc`) the data of a new file is written before its name
 /// (Documentation/filesystems/ext4/journal.rst).
 pub(crate) fn replace_file(folder: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
-    use rustix::fs::{OFlags, openat};
-    let new = foreign::temporary_name(folder, &format!("{name}.new"))?;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let mut file = std::fs::File::from(openat(folder, &new, flags, Mode::from(0o600))?);
-    io::Write::write_all(&mut file, content)?;
-    Ok(renameat(folder, &new, folder, name)?)
+    let fill = |file: &mut File| io::Write::write_all(file, content);
+    replace_with(folder, name, fill, |error| error).map(drop)
+}
+
+/// The same with what `fill` writes. Returns the open file. `failed` makes the error of another step.
+pub(crate) fn replace_with<E>(
+    folder: &OwnedFd,
+    name: &str,
+    fill: impl FnOnce(&mut File) -> Result<(), E>,
+    failed: impl Fn(io::Error) -> E,
+) -> Result<File, E> {
+    let new = foreign::temporary_name(folder, &format!("{name}.new")).map_err(&failed)?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = openat(folder, &new, flags, Mode::from(0o600));
+    let mut file = File::from(file.map_err(|error| failed(error.into()))?);
+    let filled = fill(&mut file)
+        .and_then(|()| renameat(folder, &new, folder, name).map_err(|error| failed(error.into())));
+    if let Err(error) = filled {
+        let _ = unlinkat(folder, &new, AtFlags::empty());
+        return Err(error);
+    }
+    Ok(file)
 }

@@ -29,8 +29,8 @@ use crate::spec::{Existing, RestoreReport, RestoreSpec};
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{is_folder, names_in, open_folder};
 use crate::without_place;
-use transfer::Transfer;
 pub(crate) use transfer::judge;
+use transfer::{Excludes, Transfer};
 
 /// Restores what `spec` selects from the volume that is mounted at `volume_root`, which may be
 /// read-only.
@@ -101,8 +101,9 @@ pub fn restore(
         .cloned()
         .chain(left_alone)
         .collect();
+    let excludes = Excludes::new(&left_alone)?;
     let written = transfer.rewrite(&unequal, &mut changes, progress, cancel)?;
-    let invocation = transfer.invocation(&left_alone, spec.existing);
+    let invocation = transfer.invocation(&excludes, spec.existing);
     let scout = what.scout(&folder, &to, spec);
     let mut followed = |now: Progress| {
         if let Some(scout) = &scout {
@@ -116,7 +117,7 @@ pub fn restore(
     changes.append(&outcome.changes);
     let planned = match spec.dry_run {
         true => {
-            let mut planned = transfer.planned(&outcome, written.as_ref(), &left_alone, cancel)?;
+            let mut planned = transfer.planned(&outcome, written.as_ref(), &excludes, cancel)?;
             let kept = kept.paths.len() as u64;
             planned.newer_here = planned.newer_here.map(|others| others + kept);
             Some(planned)

@@ -13,13 +13,12 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, statat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, openat, statat, unlinkat};
 
 use super::merging::Merging;
 use super::reading::ListLines;
 use super::{BASE, First, Lines, SUFFIX, name_of};
-use crate::foreign;
-use crate::job::RunFolder;
+use crate::job::{RunFolder, replace_with};
 use crate::name::SnapshotName;
 
 /// How much a run copies of lists that another machine has made. It waits for that.
@@ -92,8 +91,13 @@ impl Folding<'_> {
                 false => Some(name),
             };
             if has_removed && !(target.is_none() && has_other_base) {
-                self.merge(&waiting, target, since, &mut lists)?;
-                replaced.push(target.map_or_else(|| BASE.to_owned(), name_of));
+                match self.merge(&waiting, target, since, &mut lists) {
+                    Ok(()) => replaced.push(target.map_or_else(|| BASE.to_owned(), name_of)),
+                    // The others can be folded.
+                    Err(error) => {
+                        tracing::warn!(%error, "some lists of removed snapshots stay as they are");
+                    }
+                }
             }
             since = Some(name);
             is_first = false;
@@ -131,17 +135,22 @@ impl Folding<'_> {
         }
     }
 
-    /// Follows the lists back from the newest one.
+    /// Follows the lists back from the newest one. One that can't be read ends the chain, as a missing one does.
     fn chain(&self, lists: &BTreeSet<String>) -> io::Result<Chain> {
-        let base = match lists.contains(BASE) {
-            true => Some(ListLines::begin(self.open(BASE)?)?.head),
-            false => None,
-        };
+        let head = |name: &str| Ok::<_, io::Error>(ListLines::begin(self.open(name)?)?.head);
+        let base = lists.contains(BASE).then(|| head(BASE).ok()).flatten();
         let mut before: BTreeMap<SnapshotName, Option<SnapshotName>> = BTreeMap::new();
         let mut chain = Vec::new();
         let mut at = self.newest;
         let since = loop {
-            let since = ListLines::begin(self.open(&name_of(at))?)?.head.since;
+            let since = match head(&name_of(at)) {
+                Ok(head) => head.since,
+                Err(error) if chain.is_empty() => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, list = %at, "a list of changes can't be used");
+                    break Some(at);
+                }
+            };
             chain.push(Some(at));
             // A chain that comes back to itself is no chain.
             if before.insert(at, since).is_some() {
@@ -175,10 +184,6 @@ impl Folding<'_> {
         let open = || from.iter().map(|list| self.open(&name(list))).collect();
         let covers = target.or(from.iter().copied().flatten().next_back());
         let into = name(&target);
-        let state = &self.folder.state;
-        let new = foreign::temporary_name(state, &format!("{into}.new"))?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let mut file = File::from(openat(state, &new, flags, Mode::from(0o600))?);
         let fill = |file: &mut File| -> io::Result<()> {
             let mut lines = Lines::begin(file)?;
             let merging = Merging::begin(&open)?;
@@ -189,16 +194,11 @@ impl Folding<'_> {
             })?;
             let last = merging.run(&mut |line| lines.write(line))?;
             lines.write(&last)?;
-            lines.end()
+            lines.end()?;
+            // What is in it is removed next, so it must be durable.
+            file.sync_all()
         };
-        // What is in it is removed next, so it must be durable.
-        let made = fill(&mut file)
-            .and_then(|()| file.sync_all())
-            .and_then(|()| Ok(renameat(state, &new, state, &into)?));
-        if made.is_err() {
-            let _ = unlinkat(state, &new, AtFlags::empty());
-        }
-        made?;
+        replace_with(&self.folder.state, &into, fill, |error| error)?;
         lists.insert(into.clone());
         for list in from.iter().map(name).filter(|list| *list != into) {
             self.remove(&list, lists)?;

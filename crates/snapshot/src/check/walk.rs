@@ -94,7 +94,11 @@ impl<'a> Run<'a> {
             without_source: Vec::new(),
             report: CheckReport::default(),
             known,
-            listed: Listed::load(root, spec.change_lists.as_deref()),
+            listed: match spec.what {
+                CheckWhat::Everything => Listed::load(root, spec.change_lists.as_deref()),
+                // Few files are compared with them, if any.
+                CheckWhat::AgainstSource(_) => Listed::default(),
+            },
             computed: BTreeMap::new(),
             left_any: false,
             seen: HashSet::new(),
@@ -183,6 +187,9 @@ impl<'a> Run<'a> {
         }
         if !self.walk(&snapshot, Some(&moments), tasks, done) {
             return Ok(false);
+        }
+        if !self.without_source.is_empty() {
+            self.listed = Listed::load(self.root, self.spec.change_lists.as_deref());
         }
         for top in self.without_source.clone() {
             if !self.walk(&top, None, tasks, done) {

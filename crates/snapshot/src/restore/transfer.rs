@@ -1,8 +1,11 @@
 //! The runs of rsync of one restore.
 
 use std::ffi::OsString;
+use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
 
 use super::What;
 use crate::cancel::Cancel;
@@ -28,6 +31,47 @@ pub(super) struct Transfer<'a> {
     /// The options that map owners.
     pub(super) owners: Vec<OsString>,
     pub(super) spec: &'a RestoreSpec,
+}
+
+/// The options that keep paths at the destination as they are.
+pub(super) struct Excludes {
+    arguments: Vec<OsString>,
+    /// Holds the patterns for rsync, if they are many.
+    _file: Option<NamedTempFile>,
+}
+
+impl Excludes {
+    pub(super) fn new(patterns: &[OsString]) -> Result<Self, SnapshotError> {
+        if patterns.len() <= ARGUMENTS_MAX {
+            let exclude = |pattern: &OsString| argument("--exclude=", pattern);
+            return Ok(Self {
+                arguments: patterns.iter().map(exclude).collect(),
+                _file: None,
+            });
+        }
+        let write = || {
+            let mut file = NamedTempFile::new()?;
+            let mut out = BufWriter::new(&mut file);
+            for pattern in patterns {
+                out.write_all(pattern.as_bytes())?;
+                out.write_all(&[0])?;
+            }
+            out.flush()?;
+            drop(out);
+            Ok(file)
+        };
+        let file = write().map_err(|source| SnapshotError::System {
+            op: "write the list of the files that stay as they are",
+            source,
+        })?;
+        Ok(Self {
+            arguments: vec![
+                "--from0".into(),
+                argument("--exclude-from=", file.path().as_os_str()),
+            ],
+            _file: Some(file),
+        })
+    }
 }
 
 impl Transfer<'_> {
@@ -84,7 +128,7 @@ impl Transfer<'_> {
     }
 
     /// The main run.
-    pub(super) fn invocation(&self, protected: &[OsString], existing: Existing) -> Invocation {
+    pub(super) fn invocation(&self, excludes: &Excludes, existing: Existing) -> Invocation {
         let mut arguments: Vec<OsString> = ["-aHAXXS", "--modify-window=-1"]
             .map(OsString::from)
             .to_vec();
@@ -97,8 +141,7 @@ impl Transfer<'_> {
             arguments.push("--delete".into());
         }
         // Without --delete-excluded a pattern protects what exists, and excludes what is in the snapshot.
-        let exclude = |pattern: &OsString| argument("--exclude=", pattern);
-        arguments.extend(protected.iter().map(exclude));
+        arguments.extend(excludes.arguments.iter().cloned());
         self.rsync_with(arguments, &self.what.paths)
     }
 
@@ -107,7 +150,7 @@ impl Transfer<'_> {
         &self,
         main: &Outcome,
         written: Option<&Outcome>,
-        protected: &[OsString],
+        excludes: &Excludes,
         cancel: &Cancel,
     ) -> Result<Planned, SnapshotError> {
         let replaced = |outcome: &Outcome| {
@@ -123,7 +166,7 @@ impl Transfer<'_> {
         let newer_here = match other {
             None => None,
             Some(other) => {
-                let invocation = self.invocation(protected, other);
+                let invocation = self.invocation(excludes, other);
                 let outcome = self.rsync.run(&invocation, &mut |_| {}, cancel)?;
                 judge(&outcome, self.to)?;
                 Some(replaced(main).abs_diff(replaced(&outcome)))

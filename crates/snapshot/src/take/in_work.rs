@@ -141,6 +141,8 @@ impl Run<'_> {
             // A full volume may have no space for the record. The tree matters more.
             let _ = self.folder.write_record(&record);
             self.sync()?;
+            // The next run goes on in `work`, which has what they describe.
+            large.keep_indexes(&self.folder, self.spec);
             return Err(stopped);
         }
         self.made(&outcome, folder).check(&mut record)?;

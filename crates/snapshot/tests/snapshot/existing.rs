@@ -203,6 +203,35 @@ fn whatever_is_newer_here_is_kept_also_links_and_what_is_of_another_kind() {
     }
 }
 
+/// Too many for arguments, and of odd names.
+#[test]
+fn many_links_that_are_newer_here_are_kept() {
+    let bench = Bench::new();
+    let names: Vec<String> = (0..150).map(|number| format!("#{number}\n* ")).collect();
+    for name in &names {
+        symlink("old", bench.source().join(name)).unwrap();
+    }
+    fs::write(bench.source().join("file"), "content").unwrap();
+    bench.take();
+    let place = bench.path("place");
+    bench
+        .restore(&RestoreSpec::new(job_name(), place.clone()))
+        .unwrap();
+    let place = below(&place, &bench.source());
+    for name in &names {
+        fs::remove_file(place.join(name)).unwrap();
+        symlink("new", place.join(name)).unwrap();
+    }
+    fs::remove_file(place.join("file")).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let report = restored(&bench, Existing::KeepNewer, false);
+    for name in &names {
+        let link = fs::read_link(place.join(name)).unwrap();
+        assert_eq!(link, Path::new("new"), "{name:?}: {report:?}");
+    }
+    assert!(place.join("file").exists());
+}
+
 #[test]
 fn file_of_equal_size_and_time_is_kept_only_if_all_are() {
     for (existing, kept) in [

@@ -288,6 +288,38 @@ fn list_that_can_not_be_read_ends_the_chain_and_fails_no_run() {
     assert_eq!(years.listed(), 3);
 }
 
+#[test]
+fn lists_after_one_that_can_not_be_read_are_folded() {
+    let mut years = Years::new();
+    let mut names = Vec::new();
+    for number in 0..6 {
+        fs::write(years.bench.source().join(number.to_string()), "content").unwrap();
+        names.push(years.take());
+    }
+    for place in [
+        list_of(&years.bench.job(), names[1]),
+        years
+            .bench
+            .path(&format!("lists/home/{}.changes.zst", names[1])),
+    ] {
+        fs::write(place, "torn").unwrap();
+    }
+    years.remove(&names[2..4]);
+    years.take();
+    assert!(
+        names[2..4]
+            .iter()
+            .all(|name| !list_of(&years.bench.job(), name).exists())
+    );
+    assert!(
+        names[..2]
+            .iter()
+            .all(|name| list_of(&years.bench.job(), name).exists())
+    );
+    // All files but the one that the torn list had.
+    assert_eq!(years.listed(), 5);
+}
+
 /// A run without a list ends the chain. The base has the digests of the files from before.
 #[test]
 fn run_without_a_list_costs_no_digest_of_the_base() {

@@ -136,6 +136,26 @@ fn only_changed_blocks_of_a_large_file_are_sent() {
 }
 
 #[test]
+fn interrupted_run_keeps_the_hashes_of_a_large_file() {
+    requires!(missing());
+    let mut large = WithLarge::new();
+    large.take();
+    large.change(100..110, 2);
+    let bench = &large.volume.bench;
+    // The large file is up to date before rsync runs.
+    let failing = bench.rsync_script("rsync \"$@\" >/dev/null; exit 12", "rsync");
+    let rsync = std::mem::replace(&mut large.spec.rsync, failing);
+    large.volume.try_take(&large.spec).unwrap_err();
+    large.spec.rsync = rsync;
+    assert_eq!(large.take().record.stats.bytes_literal, 0);
+    // A wrong hash shows that the index is used.
+    large.change(std::iter::once(100), 3);
+    let index = File::options().write(true).open(large.index()).unwrap();
+    index.write_all_at(&[0; 16], 16 * 501).unwrap();
+    assert_eq!(large.take().record.stats.bytes_literal, 2 * BLOCK_BYTES);
+}
+
+#[test]
 fn index_of_another_state_of_the_file_is_not_used() {
     requires!(missing());
     let large = WithLarge::new();
