@@ -267,6 +267,52 @@ fn killed_at_each_step_of_a_session_every_generation_stays_exact() {
     check_all(&served, &states);
 }
 
+/// Once more, and it has ended: with the present kept and without.
+#[test]
+fn killed_at_each_step_a_revert_loses_nothing_and_ends_the_next_time() {
+    requires!(needs::program("strace"));
+    let mut content = blocks(40, 1);
+    // Holes, which the garbage fills.
+    content.extend(vec![0; 24 * BLOCK]);
+    let served = Served::with_container(EAGER, &[]);
+    let file = std::fs::File::create(served.path("x.luks")).unwrap();
+    file.set_len(content.len() as u64).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &content[..40 * BLOCK], 0).unwrap();
+    let mut states = BTreeMap::new();
+    let mut killed = 0;
+    for more in [&["--yes"][..], &["--yes", "--discard-present"]] {
+        for call in ["pwrite64", "fdatasync", "fallocate", "renameat2"] {
+            for step in 1.. {
+                let garbage = [(3, 9), (30, 20), (60, 2)];
+                let garbage = garbage.map(|(at, len)| (block(at), blocks(len, 99 + killed)));
+                served.overwrite(&garbage);
+                let number = *served.numbers().last().unwrap();
+                states.insert(number, content.clone());
+                let name = served.head(number, "name");
+                let words = [&["revert", "x.luks", &name], more].concat();
+                let inject = format!("inject={call}:signal=KILL:when={step}");
+                let trace = format!("trace={call}");
+                let mut command = Command::new("strace");
+                command.args(["-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject]);
+                command.arg(agent()).args(&words).arg("--root");
+                let done = command.arg(served.path("")).output().unwrap();
+                let recent = states.iter().rev().take(2);
+                check_all(&served, &recent.map(|(n, s)| (*n, s.clone())).collect());
+                if !done.status.success() {
+                    killed += 1;
+                    served.run(&words);
+                }
+                assert!(served.live() == content, "{more:?} {call} {step}");
+                if done.status.success() {
+                    break;
+                }
+            }
+        }
+    }
+    assert!(killed > 30, "only {killed} steps");
+    check_all(&served, &states);
+}
+
 /// Whether the last session ended in order.
 fn fs_done(served: &Served) -> bool {
     served
