@@ -414,7 +414,7 @@ fn check_entries(folder: &OwnedFd, number: u32, read_data: bool) -> io::Result<(
     let mut open: Option<(u32, File)> = None;
     for entry in index.iter() {
         let entry = entry?;
-        if !read_data {
+        if !read_data || entry.place == 0 {
             continue;
         }
         if open.as_ref().is_none_or(|(log, _)| *log != entry.log) {

@@ -210,3 +210,18 @@ fn a_container_that_was_replaced_after_a_kill_is_noticed() {
     assert_eq!(suspect.count(), 2, "{names:?}");
     client.end();
 }
+
+/// A block of zeros takes no space in a log. When its generation has expired, nothing else may be left of that log.
+#[test]
+fn a_block_of_zeros_is_read_after_its_log_has_gone() {
+    let mut state = blocks(16, 1);
+    state[5 * BLOCK..6 * BLOCK].fill(0);
+    let served = Served::with_container(EAGER, &state);
+    for number in [1, 5, 2] {
+        served.overwrite(&[(block(number), vec![9; BLOCK])]);
+    }
+    served.run(&["expire", "x.luks", &served.head(2, "name"), "--yes"]);
+    assert!(!served.path(".sprat-agent/x.luks/logs/2").exists());
+    assert!(served.past(1) == state);
+    assert!(served.run(&["check", "--read-data"]).contains("0 findings"));
+}

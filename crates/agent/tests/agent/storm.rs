@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -267,7 +268,15 @@ pub fn check(served: &Served, known: &BTreeMap<u32, Vec<u8>>, may_lack: &BTreeSe
         assert!(may_lack.contains(number), "generation {number} is missing");
     }
     for number in &numbers {
-        let content = served.past(*number);
+        let mut client = served.connect();
+        let content = client.content(&served.past_path(*number));
+        client.end_anyhow();
+        let content = content.unwrap_or_else(|status| {
+            panic!(
+                "generation {number} of {numbers:?}: status {status}\n{}",
+                about(served)
+            )
+        });
         let Some(state) = known.get(number) else {
             continue;
         };
@@ -278,6 +287,19 @@ pub fn check(served: &Served, known: &BTreeMap<u32, Vec<u8>>, may_lack: &BTreeSe
             "generation {number} of {numbers:?}: {differs} blocks differ"
         );
     }
+}
+
+/// What the agent says, and has.
+fn about(served: &Served) -> String {
+    let mut text = String::new();
+    for words in [&["list"][..], &["status"], &["check", "--read-data"]] {
+        let output = served.command(words).output().unwrap();
+        text += &String::from_utf8_lossy(&output.stdout);
+        text += &String::from_utf8_lossy(&output.stderr);
+    }
+    let own = served.path(".sprat-agent/x.luks");
+    let files = Command::new("ls").arg("-lR").arg(own).output().unwrap();
+    text + &String::from_utf8_lossy(&files.stdout)
 }
 
 /// A container with data and holes.
