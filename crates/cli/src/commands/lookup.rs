@@ -106,7 +106,7 @@ pub(super) fn note_kind(context: &Context, snapshot: &str, kind: EntryKind) {
     }
 }
 
-/// As [`print`], with the time of the lists that it is from.
+/// As [`print()`], with the time of the lists that it is from.
 pub(super) fn print_answer(
     context: &Context,
     command: &str,
