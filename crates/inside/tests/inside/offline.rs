@@ -379,6 +379,35 @@ fn list_that_is_missing_or_damaged_is_never_trusted() {
 }
 
 #[test]
+fn change_by_hand_is_not_forgotten_with_the_snapshot_that_was_changed() {
+    let mut machine = Machine::new();
+    let path = machine.source().join("secret");
+    machine.write("secret", "text");
+    let first = machine.take();
+    // Somebody mounts with --rw and removes the file there. It goes from the source, too, so no run finds it gone.
+    let there = machine.volume().join(format!("home/{first}"));
+    fs::remove_file(there.join(path.strip_prefix("/").unwrap())).unwrap();
+    fs::remove_file(&path).unwrap();
+    let edited = Some(machine.now + SignedDuration::from_secs(1));
+    for is_folded in [false, true] {
+        machine.take();
+        if !is_folded {
+            machine.remove(&[first]);
+        }
+        assert_eq!(machine.list_of("base").exists(), is_folded);
+        assert!(machine.versions(&path)[0].is_err(), "no snapshot has it");
+        let spec = VersionsSpec {
+            place: Place::new(job(), SnapshotChoice::Latest, Some(&path)),
+        };
+        let mut lists = machine.lists();
+        lists.edited = edited;
+        let answer = versions_in_lists(&lists, &spec, &Cancel::new());
+        let refused = answer.expect_err("the lists still have it").to_string();
+        assert!(refused.contains("--rw"), "{refused}");
+    }
+}
+
+#[test]
 fn lists_of_a_job_that_another_machine_backs_up_are_copied_by_the_next_backup() {
     let mut machine = Machine::new();
     let path = machine.source().join("file");

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::merging::order;
 use super::reading::ListLines;
-use super::{BASE, name_of};
+use super::{BASE, SUFFIX, name_of};
 use crate::choice::{self, SnapshotChoice};
 use crate::error::SnapshotError;
 use crate::name::{JobName, SnapshotName};
@@ -92,16 +92,22 @@ impl Lists {
             what: format!("the container had no finished snapshot of job {job}"),
         };
         let finished = self.snapshots.get(job.as_str()).ok_or_else(none)?;
-        let oldest = finished.first().ok_or_else(none)?;
-        if self.edited.is_some_and(|edited| oldest.moment() <= edited) {
+        if finished.is_empty() {
+            return Err(none());
+        }
+        let chain = ListChain::open(&self.folder.join(job.as_str()), job, finished)?;
+        if self
+            .edited
+            .is_some_and(|edited| !chain.begins_after(edited))
+        {
             return Err(SnapshotError::NotInLists {
                 what: format!(
-                    "the container was mounted with --rw, so files in snapshot {job}/{oldest} may have been \
-                     changed by hand"
+                    "the container was mounted with --rw, so files in snapshots of job {job} may have been changed \
+                     by hand"
                 ),
             });
         }
-        ListChain::open(&self.folder.join(job.as_str()), job, finished)
+        Ok(chain)
     }
 }
 
@@ -179,6 +185,16 @@ impl ListChain {
             job: job.to_string(),
             steps,
         })
+    }
+
+    /// Whether all runs began after `edited`. If not, a run may have been compared with a snapshot that was changed by
+    /// hand since its list was made. Its own list does not show that, also when that snapshot is gone.
+    fn begins_after(&self, edited: Timestamp) -> bool {
+        let oldest = self.steps.first().and_then(|step| step.lists.first());
+        let name = oldest.and_then(|list| list.file_name()?.to_str()?.strip_suffix(SUFFIX));
+        // The base has runs of any age.
+        let run = name.and_then(|name| SnapshotName::parse(name).ok());
+        run.is_some_and(|run| run.moment() > edited)
     }
 
     /// How many snapshots there are.
