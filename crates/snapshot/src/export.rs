@@ -304,6 +304,8 @@ impl Job<'_> {
                 break;
             }
             self.discard(Folder::Inflight(name), cancel)?;
+            // New files may get the numbers of those that are gone.
+            self.compared.clear();
             if by_content {
                 self.no_difference(&found)?;
             }

@@ -120,10 +120,8 @@ impl Hashes {
     pub(super) fn next(&mut self) -> Option<Hash> {
         self.left = self.left.checked_sub(1)?;
         let mut hash = Hash::default();
-        if self.file.read_exact(&mut hash).is_err() {
-            self.left = 0;
-            return None;
-        }
+        // They are not over then: what comes after them, such as the hashes of an older file, must not stand for them.
+        self.file.read_exact(&mut hash).ok()?;
         Some(hash)
     }
 }
@@ -309,6 +307,19 @@ mod tests {
             std::fs::write(&place, &whole[whole.len() - cut..]).unwrap();
             assert!(Index::open(folder, path).is_none(), "{cut}");
         }
+    }
+
+    #[test]
+    fn hashes_that_cannot_be_read_are_unknown_and_not_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hashes");
+        std::fs::write(&path, [7; 24]).unwrap();
+        let mut hashes = Hashes::new(File::open(&path).unwrap(), 3);
+        assert_eq!(hashes.next(), Some([7; 16]));
+        assert_eq!(hashes.next(), None);
+        assert!(!hashes.is_over(), "others would stand for them");
+        assert_eq!(hashes.next(), None);
+        assert!(hashes.is_over());
     }
 
     #[test]
