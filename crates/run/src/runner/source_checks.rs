@@ -260,10 +260,10 @@ impl Found {
             .filter(|one| !is_in(&state.reported, one));
         let (confirmed, mut in_doubt): (Vec<_>, Vec<_>) =
             new.cloned().partition(|one| is_in(&state.found, one));
-        if !report.read_again {
-            let left = state.found.iter().filter(|one| !is_in(&report.silent, one));
-            in_doubt.extend(left.cloned());
-        }
+        let is_open =
+            |one: &&FoundChange| !report.read_again || report.backed_up_so.contains(&one.old.path);
+        let left = state.found.iter().filter(is_open);
+        in_doubt.extend(left.filter(|one| !is_in(&report.silent, one)).cloned());
         in_doubt.truncate(SILENT_FILES_MAX);
         Self {
             confirmed,
@@ -385,6 +385,23 @@ mod tests {
         assert_eq!(slice(&[&other], &[], true), texts("", "a2"));
         assert_eq!(slice(&[], &[], true), texts("", ""));
         assert_eq!(slice(&[&other], &[], true), texts("", "a2"));
+    }
+
+    #[test]
+    fn container_that_got_the_changed_content_decides_nothing() {
+        let a = found("a", "1");
+        let state = SourceCheckState {
+            found: vec![a.clone()],
+            ..SourceCheckState::default()
+        };
+        let mut report = SourceCheckReport {
+            read_again: true,
+            backed_up_so: ["a".to_owned()].into(),
+            ..SourceCheckReport::default()
+        };
+        assert_eq!(Found::of(&state, &report).in_doubt, [a]);
+        report.backed_up_so.clear();
+        assert_eq!(Found::of(&state, &report).in_doubt, []);
     }
 
     #[test]

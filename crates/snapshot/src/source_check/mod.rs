@@ -103,6 +103,9 @@ pub struct SourceCheckReport {
     pub silent: Vec<FoundChange>,
     /// Of [`SourceCheckSpec::again`], by path: what was found to be right now.
     pub right_again: BTreeSet<String>,
+    /// Of [`SourceCheckSpec::again`], by path: what has the content that an earlier slice found, and so has the
+    /// backup. Its container got the file after the change, so nothing follows.
+    pub backed_up_so: BTreeSet<String>,
     /// Files that somebody has written to since they were backed up, and then set back their time.
     pub rewritten: NameList,
 }
@@ -178,13 +181,21 @@ impl Slice<'_> {
     fn read_again(&mut self, files: &[ListedFile]) -> bool {
         for file in files {
             let path = escape_path(&file.path);
-            let pieces = self.spec.again.iter().filter(|one| one.old.path == path);
-            let pieces: BTreeSet<Option<u64>> = pieces.map(|one| one.piece).collect();
-            let mut is_right = true;
+            let found = self.spec.again.iter().filter(|one| one.old.path == path);
+            let pieces: BTreeSet<Option<u64>> = found.clone().map(|one| one.piece).collect();
+            // A later version is not the content from before, which may be in old snapshots only.
+            let mut is_right = found.clone().all(|one| one.old.is_version_of(file));
             for piece in pieces {
                 match self.reader.judge(file, piece, self.is_over) {
                     Judged::Stopped => return false,
-                    Judged::Same => {}
+                    Judged::Same => {
+                        let listed = read::listed(file, piece);
+                        let mut of_piece = found.clone().filter(|one| one.piece == piece);
+                        if of_piece.any(|one| Some(&one.found) == listed.as_ref()) {
+                            is_right = false;
+                            self.report.backed_up_so.insert(path.clone());
+                        }
+                    }
                     judged => {
                         is_right = false;
                         self.note(file, piece, judged);

@@ -169,6 +169,11 @@ impl<'m> Reader<'m> {
     }
 }
 
+/// What stands for the content in the lists, as in [`Judged::Silent`].
+pub(super) fn listed(file: &ListedFile, piece: Option<u64>) -> Option<String> {
+    expected(file, piece).map(|(digest, _)| String::from(digest))
+}
+
 /// The digest in the lists, and what it is of.
 fn expected(file: &ListedFile, piece: Option<u64>) -> Option<(Digest, Range<u64>)> {
     let Some(piece) = piece else {

@@ -171,6 +171,50 @@ fn bit_rot_is_found_and_the_snapshot_with_the_old_content_is_kept() {
     );
 }
 
+/// The content from before is in old snapshots only. Until it is back, they must be kept.
+#[test]
+fn changed_content_that_is_backed_up_is_not_right_again() {
+    requires!(loop_missing(), needs::program("debugfs"));
+    let bench = Bench::new();
+    let disk = SmallExt4::new(&bench, "64M", &["-b", "4096"]);
+    for (seed, name) in (0..).zip(["photo", "text"]) {
+        write(&disk.at.join(name), seed);
+    }
+    let first = take(&bench, &disk.at);
+    rot(&bench, &disk, &["photo", "text"]);
+    let spec = spec(&bench, first, &disk.at);
+    let found = check(&spec);
+    assert_eq!(names(&found.silent), ["photo", "text"]);
+    let again = SourceCheckSpec {
+        again: found.silent,
+        ..spec
+    };
+
+    // Another container gets its first backup after the change.
+    let other = Bench::new();
+    let of_other = SourceCheckSpec {
+        snapshot: take(&other, &disk.at),
+        lists: other.path("lists/home"),
+        ..again.clone()
+    };
+    let there = check(&of_other);
+    assert!(there.read_again && there.silent.is_empty(), "{there:?}");
+    assert!(there.right_again.is_empty(), "{there:?}");
+    assert_eq!(there.backed_up_so.len(), 2, "{there:?}");
+
+    // Somebody works on with one of the files.
+    let text = File::options().write(true).open(disk.at.join("text"));
+    text.unwrap().write_all_at(b"more", 9000).unwrap();
+    let edited = SourceCheckSpec {
+        snapshot: take(&bench, &disk.at),
+        ..again
+    };
+    let found = check(&edited);
+    assert_eq!(names(&found.silent), ["photo"]);
+    assert!(found.right_again.is_empty(), "{found:?}");
+    assert!(found.backed_up_so.is_empty(), "{found:?}");
+}
+
 #[test]
 fn file_that_somebody_wrote_to_has_not_changed_silently() {
     requires!(loop_missing(), needs::program("python3"));
