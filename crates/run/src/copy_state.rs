@@ -317,7 +317,8 @@ impl CopyState {
             count: 0,
         });
         for file in files {
-            if silent.files.iter().all(|known| known.path != file.path) {
+            // A later version of a file may change silently, too.
+            if !silent.files.contains(&file) {
                 silent.count += 1;
                 silent.files.push(file);
             }

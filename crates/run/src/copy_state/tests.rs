@@ -123,3 +123,20 @@ fn prune_by_hand_releases_only_what_holds_the_prune() {
         assert_eq!(state.pruned_by.as_ref(), Some(&policy));
     }
 }
+
+#[test]
+fn each_version_of_a_file_that_changed_silently_is_kept() {
+    let version = |file: &str| -> OldContent {
+        let json = serde_json::json!({
+            "path": "/photo", "bytes": 1, "modified": "2026-11-28T10:00:00Z", "file": file,
+        });
+        serde_json::from_value(json).unwrap()
+    };
+    let (first, second) = (version("0000000000000001"), version("0000000000000002"));
+    let mut state = CopyState::default();
+    for file in [&first, &second, &first] {
+        state.changed_silently(Timestamp::UNIX_EPOCH, vec![file.clone()]);
+    }
+    assert_eq!(state.old_content(), [first, second]);
+    assert_eq!(state.silent.as_ref().unwrap().count, 2);
+}
