@@ -148,11 +148,11 @@ fn on_a_full_disk_writes_are_refused_and_nothing_older_is_lost() {
 }
 
 /// A disk with ext4; unmounted on drop.
-struct Ext4 {
+struct LoopDisk {
     folder: TestFolder,
 }
 
-impl Ext4 {
+impl LoopDisk {
     fn new(mib: u64) -> Self {
         let disk = Self {
             folder: TestFolder::new("sprat-ext4-"),
@@ -193,7 +193,7 @@ impl Ext4 {
     }
 }
 
-impl Drop for Ext4 {
+impl Drop for LoopDisk {
     fn drop(&mut self) {
         system("umount", &[self.path()]);
     }
@@ -203,7 +203,7 @@ impl Drop for Ext4 {
 #[test]
 fn on_a_full_disk_the_past_is_read_and_written_back_and_a_lock_released() {
     requires!(needs::root(), needs::devices(), needs::program("mke2fs"));
-    let disk = Ext4::new(64);
+    let disk = LoopDisk::new(64);
     let served = Served::in_folder(&disk.path(), EAGER);
     let file = fs::File::create(served.path("x.luks")).unwrap();
     file.set_len(block(4000)).unwrap();
