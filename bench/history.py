@@ -8,7 +8,6 @@ The load is *small*, with one percent changed before each backup. Both kinds of 
 snapshots are removed with `rm -rf`. The snapshots are made without a delay, and the commands are measured with it.
 Started by `make bench HISTORY=1`. As root.
 """
-import argparse
 import os
 import shutil
 import subprocess
@@ -122,13 +121,8 @@ def timed(what):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sprat", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("/var/tmp"))
-    parser.add_argument("--files", type=int, default=20_000)
+    parser = measure.parser(__doc__, files=20_000)
     parser.add_argument("--snapshots", type=int, default=50)
-    parser.add_argument("--rtt-ms", type=float, default=50)
     given = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="sprat-bench-history-", dir=given.work))
     programs = {"sprat": str(given.sprat.resolve()), "sshfs": shutil.which("sshfs")}

@@ -1,4 +1,5 @@
 """Runs one command and measures it: time, processor time, memory of all its processes, bytes on the wire."""
+import argparse
 import ctypes
 import json
 import os
@@ -36,6 +37,17 @@ class Measured:
     # The machine's load average (1 min) just before: above about 0.5 others were at work.
     load_before: float = 0.0
     error: str | None = None
+
+
+def parser(description, files):
+    """The options of a bench of sprat that has a server and a connection of its own."""
+    options = argparse.ArgumentParser(description=description.splitlines()[0])
+    options.add_argument("--sprat", type=Path, required=True)
+    options.add_argument("--out", type=Path, required=True)
+    options.add_argument("--work", type=Path, default=Path("/var/tmp"))
+    options.add_argument("--files", type=int, default=files)
+    options.add_argument("--rtt-ms", type=float, default=50)
+    return options
 
 
 def drop_caches():

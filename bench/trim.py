@@ -9,7 +9,6 @@ unused lies in that many pieces, and as much again in one. Every route begins wi
 shell is told is kept, and told once more to a shell on the server itself, without a line: the yardstick.
 Started by `make bench TRIM=1`. As root.
 """
-import argparse
 import json
 import os
 import re
@@ -19,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import measure
 from server import HOST, Line, Sshd, Wire
 
 FILE_BYTES = 64 << 10
@@ -133,13 +133,7 @@ class Bench:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sprat", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("/var/tmp"))
-    parser.add_argument("--files", type=int, default=10_000)
-    parser.add_argument("--rtt-ms", type=float, default=50)
-    given = parser.parse_args()
+    given = measure.parser(__doc__, files=10_000).parse_args()
     given.sprat = given.sprat.resolve()
     work = Path(tempfile.mkdtemp(prefix="sprat-bench-trim-", dir=given.work))
     bench = Bench(given, work)
