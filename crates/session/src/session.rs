@@ -47,8 +47,6 @@ pub struct Session {
     facts: ContainerFacts,
     settings: SessionSettings,
     too_much: Option<Census>,
-    /// Of one that reads through another session: it may have to open the container itself.
-    secret: Option<Secret>,
     /// Dropped last: until then, other commands that want to read wait.
     readers: Option<ReaderSocket>,
 }
@@ -58,8 +56,8 @@ pub struct Session {
 enum Via {
     /// Processes of its own.
     Own(Box<Supervisor>),
-    /// This machine has the container open already.
-    Beside(Box<Beside>),
+    /// This machine has the container open already. With the secret: the other session may end first.
+    Beside(Box<Beside>, Secret),
 }
 
 impl Session {
@@ -78,11 +76,10 @@ impl Session {
                 tracing::info!(target = %settings.target, "reads through an open session or mount");
                 observer.phase(Phase::Working);
                 return Ok(Self {
-                    via: Via::Beside(Box::new(beside)),
+                    via: Via::Beside(Box::new(beside), secret.clone()),
                     facts,
                     settings,
                     too_much: None,
-                    secret: Some(secret.clone()),
                     readers: None,
                 });
             }
@@ -175,7 +172,6 @@ impl Session {
             facts,
             settings,
             too_much: None,
-            secret: None,
             readers: None,
         })
     }
@@ -415,25 +411,7 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<T, Failure> {
         interrupt.check()?;
-        let mut since = Instant::now();
-        let answer = loop {
-            let begun = Instant::now();
-            let answer = self.via.call(order, &mut Watch::new(observer, interrupt));
-            if begun.elapsed() > beside::READER_WAITS {
-                since = Instant::now();
-            }
-            let Err(failure) = &answer else { break answer };
-            let may_repeat = failure.exit == Exit::Locked && self.via.may_repeat(order);
-            let Some(secret) = self.secret.clone().filter(|_| may_repeat) else {
-                break answer;
-            };
-            if since.elapsed() > beside::READER_WAITS || interrupt.requested() {
-                break answer;
-            }
-            tracing::info!("the session through which this one read has ended or refused");
-            std::thread::sleep(beside::INTERVAL);
-            *self = Self::open(self.settings.clone(), &secret, observer, interrupt)?;
-        };
+        let answer = self.call(order, observer, interrupt);
         answer.map_err(|mut failure| {
             if let (Exit::Interrupted, false, Some(available_bytes)) = (
                 failure.exit,
@@ -448,6 +426,38 @@ impl Session {
             }
             failure
         })
+    }
+
+    /// Sends an order and waits for its answer. If the session through which this one reads ends or refuses the
+    /// order, the container is opened once more, and the order is sent again.
+    fn call<T: Answer>(
+        &mut self,
+        order: &WorkerOrder,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<T, Failure> {
+        let mut waits_since = Instant::now();
+        loop {
+            let begun = Instant::now();
+            let answer = self.via.call(order, &mut Watch::new(observer, interrupt));
+            if begun.elapsed() > beside::READER_WAITS {
+                // That was work.
+                waits_since = Instant::now();
+            }
+            let is_locked = matches!(&answer, Err(failure) if failure.exit == Exit::Locked);
+            let secret = match &self.via {
+                Via::Beside(beside, secret) if is_locked && may_repeat(beside, order) => {
+                    secret.clone()
+                }
+                _ => return answer,
+            };
+            if waits_since.elapsed() > beside::READER_WAITS || interrupt.requested() {
+                return answer;
+            }
+            tracing::info!("the session through which this one read has ended or refused");
+            std::thread::sleep(beside::INTERVAL);
+            *self = Self::open(self.settings.clone(), &secret, observer, interrupt)?;
+        }
     }
 
     /// Unmounts, sends what is left, waits for the server's fsync and releases the lock. What an
@@ -470,11 +480,28 @@ impl Session {
     }
 }
 
+/// Whether `order`, which the other session did not carry out because it ended or refused, may be sent again.
+fn may_repeat(beside: &Beside, order: &WorkerOrder) -> bool {
+    match order {
+        WorkerOrder::List
+        | WorkerOrder::ListFolder(_)
+        | WorkerOrder::Find(_)
+        | WorkerOrder::Versions(_)
+        | WorkerOrder::Diff(_)
+        | WorkerOrder::Analyze(_)
+        | WorkerOrder::Size(_) => true,
+        // Nothing of it was done. Otherwise its snapshot may no longer be the latest one.
+        WorkerOrder::Restore(..) | WorkerOrder::Export(_) => beside.only_reads,
+        // The others need a descriptor, which the other session has, or are never sent to one.
+        _ => false,
+    }
+}
+
 impl Via {
     fn own(&mut self) -> Result<&mut Supervisor, Failure> {
         match self {
             Self::Own(supervisor) => Ok(supervisor),
-            Self::Beside(_) => Err(Failure::failed("internal error: a reader has no processes")),
+            Self::Beside(..) => Err(Failure::failed("internal error: a reader has no processes")),
         }
     }
 
@@ -485,30 +512,7 @@ impl Via {
     ) -> Result<T, Failure> {
         match self {
             Self::Own(supervisor) => supervisor.call(order, watch),
-            Self::Beside(beside) => beside.call(order, watch),
-        }
-    }
-
-    /// Whether `order`, which was not carried out because the other session ended or refused it, may be given again.
-    fn may_repeat(&self, order: &WorkerOrder) -> bool {
-        match (self, order) {
-            (Self::Own(_), _) => false,
-            (
-                _,
-                WorkerOrder::List
-                | WorkerOrder::ListFolder(_)
-                | WorkerOrder::Find(_)
-                | WorkerOrder::Versions(_)
-                | WorkerOrder::Diff(_)
-                | WorkerOrder::Analyze(_)
-                | WorkerOrder::Size(_),
-            ) => true,
-            // Nothing of it was done. Otherwise its snapshot may no longer be the latest one.
-            (Self::Beside(beside), WorkerOrder::Restore(..) | WorkerOrder::Export(_)) => {
-                beside.only_reads
-            }
-            // The others need a descriptor, which the other session has, or are never given to one.
-            (Self::Beside(_), _) => false,
+            Self::Beside(beside, _) => beside.call(order, watch),
         }
     }
 
@@ -516,14 +520,14 @@ impl Via {
     fn give_worker(&self, descriptor: BorrowedFd<'_>) -> Result<(), Failure> {
         match self {
             Self::Own(supervisor) => supervisor.give_worker(descriptor),
-            Self::Beside(beside) => beside.give(descriptor),
+            Self::Beside(beside, _) => beside.give(descriptor),
         }
     }
 
     fn stopped_for_room(&self) -> Option<u64> {
         match self {
             Self::Own(supervisor) => supervisor.stopped_for_room(),
-            Self::Beside(_) => None,
+            Self::Beside(..) => None,
         }
     }
 }

@@ -10,7 +10,6 @@ use sprat_inside::{
     AnalyzeReport, AnalyzeSpec, CatSpec, DiffReport, DiffSpec, FindReport, FindSpec, FolderSize,
     ListSpec, Listing, SizeSpec, SourceDiffSpec, VersionsReport, VersionsSpec,
 };
-
 use sprat_snapshot::escape_name;
 
 use crate::Failure;
@@ -42,7 +41,7 @@ impl Session {
     pub fn stopper(&self) -> Result<Stopper, Failure> {
         let worker = match &self.via {
             Via::Own(supervisor) => supervisor.worker().map(Child::sender),
-            Via::Beside(beside) => Some(beside.sender()),
+            Via::Beside(beside, _) => Some(beside.sender()),
         };
         let worker = worker.ok_or_else(|| Failure::failed("there is no worker"))?;
         Ok(Stopper { worker })
