@@ -154,7 +154,10 @@ fn may_share(settings: &SessionSettings) -> bool {
 
 /// Whether a session here may accept this reader soon, or does already.
 pub(crate) fn may_accept(settings: &SessionSettings) -> bool {
-    let listens = || socket_in(settings).is_ok_and(|(_folder, socket, _)| socket.exists());
+    // A killed session leaves its socket.
+    let listens = || {
+        socket_in(settings).is_ok_and(|(_folder, socket, _)| UnixStream::connect(socket).is_ok())
+    };
     may_share(settings) && (Opening::is_announced(settings) || listens())
 }
 
@@ -377,5 +380,30 @@ impl Drop for Beside {
                 child.wait(DEATH_LIMIT);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::Target;
+
+    #[test]
+    fn socket_of_a_killed_session_promises_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = Target::parse("host:x.luks", Path::new("/")).unwrap();
+        let (state, run) = (folder.path().join("state"), folder.path().join("run"));
+        let settings = SessionSettings::new(target, Access::ReadOnly, state, run);
+        assert!(!may_accept(&settings));
+        let socket = ReaderSocket::bind(&settings).unwrap();
+        assert!(may_accept(&settings));
+        drop(socket);
+        let (_folder, short, path) = socket_in(&settings).unwrap();
+        drop(UnixListener::bind(short).unwrap());
+        assert!(path.exists() && !may_accept(&settings));
+        let opening = Opening::announce(&settings).unwrap();
+        assert!(may_accept(&settings));
+        drop(opening);
+        assert!(!may_accept(&settings));
     }
 }
