@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTOU};
 use signal_hook::iterator::Signals;
+use sprat_snapshot::Cancel;
 use sprat_store::IgnorePoison;
 
 use crate::{Exit, Failure};
@@ -215,6 +216,15 @@ impl Interrupt {
             wake(self.requests());
         }
         wakes.push(Box::new(wake));
+    }
+
+    /// Cancelled by the first request.
+    #[must_use]
+    pub fn cancel(&self) -> Cancel {
+        let cancel = Cancel::new();
+        let requested = cancel.clone();
+        self.on_request(move |_| requested.cancel());
+        cancel
     }
 
     /// A descriptor that is readable (for `poll`) from the first request on. Never read from it.

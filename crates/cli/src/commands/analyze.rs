@@ -27,8 +27,8 @@ Examples:
 pub(super) const NOTES: &str = "\
 SIZE is what a snapshot takes, NEW what its run added, and ONLY HERE what its removal alone would
 free: files that no other snapshot has. Two snapshots often share what neither has alone. So name
-all that you want to remove: sprat shows what that frees together. It reads all folders, and no
-content.";
+all that you want to remove: sprat shows what that frees together. It reads no content, and
+no folders of snapshots that it knows from the last time.";
 
 /// Paths of each list in JSON.
 const PATHS_MAX: usize = 100;
@@ -98,14 +98,13 @@ impl CommandArgs for AnalyzeArgs {
             }
         });
         let (target, report, full) = found?;
-        // The day on which `sprat status` says it.
+        // The same day as in `sprat status`.
         let zone = context.shown().zone;
         let day = full.map(|full| full.to_zoned_datetime(zone).date());
         if let Some((file, path)) = &page {
             write(file, path, &analyze_page::page(&report, &target, day))?;
         }
-        let mut fields = serde_json::to_value(&report)
-            .map_err(|error| Failure::failed("the result has no form in JSON").caused_by(&error))?;
+        let mut fields = lookup::fields(&report)?;
         fields["full_on"] = full.map(|full| full.to_string()).into();
         let text = analyze_text::costs(&report, day);
         lookup::print(context, "analyze", &target, &text, &fields, 0)

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::Value;
 use sprat_inside::{Pattern, Place};
 use sprat_run::inside_text;
 use sprat_session::state::snapshots;
@@ -48,13 +49,14 @@ pub(super) fn look_or_read<T>(
     read: impl FnOnce(&Lists, &Cancel) -> Result<T, SnapshotError>,
 ) -> Result<Answer<T>, Failure> {
     if !offline {
-        let looked = look(context, target, ask).map_err(|failure| match failure.exit {
-            Exit::Unreachable => failure.with_more_hint(
-                "To search the lists of changes on this machine instead, add --offline",
-            ),
-            _ => failure,
-        });
-        return looked.map(|(target, report)| Answer {
+        let (target, report) =
+            look(context, target, ask).map_err(|failure| match failure.exit {
+                Exit::Unreachable => failure.with_more_hint(
+                    "To search the lists of changes on this machine instead, add --offline",
+                ),
+                _ => failure,
+            })?;
+        return Ok(Answer {
             target,
             report,
             as_of: None,
@@ -62,10 +64,7 @@ pub(super) fn look_or_read<T>(
     }
     let target = context.resolve(&target.target)?.target;
     let (as_of, lists) = snapshots::known_lists(&context.state_dir(), &target)?;
-    let cancel = Cancel::new();
-    let stopped = cancel.clone();
-    context.interrupt.on_request(move |_| stopped.cancel());
-    let report = read(&lists, &cancel)?;
+    let report = read(&lists, &context.interrupt.cancel())?;
     context.output.note(&format!(
         "from the lists of changes on this machine: {} as it was on {}. The server was not asked",
         text::harmless(&target.to_string()),
@@ -114,10 +113,15 @@ pub(super) fn print_answer(
     answer: &Answer<impl Serialize>,
     more: u64,
 ) -> Result<Exit, Failure> {
-    let mut fields = serde_json::to_value(&answer.report)
-        .map_err(|error| Failure::failed("the result has no form in JSON").caused_by(&error))?;
+    let mut fields = fields(&answer.report)?;
     fields["as_of"] = answer.as_of.map(|at| at.to_string()).into();
     print(context, command, &answer.target, text, &fields, more)
+}
+
+/// A result as JSON.
+pub(super) fn fields(report: &impl Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(report)
+        .map_err(|error| Failure::failed("the result has no form in JSON").caused_by(&error))
 }
 
 /// Prints a list, and warns if it is not the whole one.
@@ -130,8 +134,7 @@ pub(super) fn print(
     more: u64,
 ) -> Result<Exit, Failure> {
     let exit = context.exit(Exit::Done);
-    let mut fields = serde_json::to_value(report)
-        .map_err(|error| Failure::failed("the result has no form in JSON").caused_by(&error))?;
+    let mut fields = fields(report)?;
     fields["target"] = target.into();
     context
         .output

@@ -6,11 +6,12 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use sprat_session::drill::Drilled;
 use sprat_session::json::exit_json;
-use sprat_session::{Exit, Failure, text};
+use sprat_session::{Exit, Failure};
 
 use super::checks::while_allowed;
+use super::named_files::naming;
 use super::outcome::ContainerDone;
-use super::upkeep::{CHECK_INTERVAL, DAY, NAMES_SHOWN, RETRY, Upkeep, is_time};
+use super::upkeep::{CHECK_INTERVAL, DAY, RETRY, Upkeep, is_time};
 use super::{Front, Runner};
 use crate::config::Container;
 use crate::copy_state::container_file;
@@ -81,10 +82,7 @@ fn damage(name: &str, drilled: &Drilled) -> Option<Failure> {
     let failure = Failure::new(Exit::Damaged, format!("{name}: the drill failed"));
     let report = &drilled.report;
     let names = report.damaged.names.iter().chain(&report.unreadable.names);
-    let failure = names.take(NAMES_SHOWN).fold(failure, |failure, name| {
-        failure.because(text::harmless(name))
-    });
-    Some(failure.with_hint(format!(
+    Some(naming(failure, names).with_hint(format!(
         "run `sprat check {name} --read-data` to check every file; docs/recovery.md says what to do"
     )))
 }

@@ -12,6 +12,7 @@ mod checks;
 mod clock;
 mod container;
 mod drills;
+mod named_files;
 mod outcome;
 mod prune;
 mod record;

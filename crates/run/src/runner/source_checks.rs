@@ -1,6 +1,6 @@
 //! After a copy, once a day: some unchanged files of its sources are read again and compared with their backup.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -9,7 +9,7 @@ use sprat_session::interrupt::Interrupt;
 use sprat_session::state::paths::StatePaths;
 use sprat_session::{Failure, idle_io};
 use sprat_snapshot::{
-    Cancel, FoundChange, JobName, OldContent, SnapshotError, SnapshotName, SourceCheckReport,
+    FoundChange, JobName, OldContent, SnapshotError, SnapshotName, SourceCheckReport,
     SourceCheckSpec, check_sources, old_content_in,
 };
 
@@ -23,6 +23,7 @@ use crate::config::{Config, Container, Copy};
 use crate::copy_name::CopyName;
 use crate::copy_state::{SILENT_FILES_MAX, SourceCheckState, copy_file, source_check_file};
 use crate::notify::By;
+use crate::state_file::StateFile;
 
 /// How much is read in a day.
 const BYTES_A_DAY: u64 = 1 << 30;
@@ -107,7 +108,7 @@ impl Runner<'_> {
         let read = self.read_slice(copy, &spec);
         match read {
             Ok(Ok(report)) => {
-                let slice = self.keep_found(copy, &spec, report, now);
+                let slice = self.keep_found(copy, &spec.lists, &mut file, report, now);
                 done.failures.extend(failure(&slice));
                 done.sources.push(slice);
             }
@@ -135,9 +136,7 @@ impl Runner<'_> {
             reason.filter(|_| !self.anyway)
         };
         let read = |interrupt: &Interrupt| {
-            let cancel = Cancel::new();
-            let stopped = cancel.clone();
-            interrupt.on_request(move |_| stopped.cancel());
+            let cancel = interrupt.cancel();
             std::thread::scope(|scope| {
                 let reading = scope.spawn(|| {
                     if let Err(error) = idle_io() {
@@ -158,21 +157,20 @@ impl Runner<'_> {
     fn keep_found(
         &self,
         copy: Copy<'_>,
-        spec: &SourceCheckSpec,
+        lists: &Path,
+        file: &mut StateFile<SourceCheckState>,
         report: SourceCheckReport,
         now: Timestamp,
     ) -> SourceSlice {
         let job = copy.job.name.as_str();
-        let mut file = source_check_file(&self.state_dir, job);
-        let state = file.read();
         let Found {
             confirmed,
             in_doubt,
-        } = Found::of(&state, &report);
+        } = Found::of(&file.read(), &report);
         // The copies first: what a kill leaves undone here is found again.
         for other in self.copies_of(job) {
             let right = |path: &str| report.right_again.contains(path);
-            let files = self.old_content_of(other, copy, &confirmed, spec);
+            let files = self.old_content_of(other, &confirmed, lists);
             let has_changed = !report.right_again.is_empty() || !files.is_empty();
             if has_changed {
                 self.change(&other.name(), |state| {
@@ -184,7 +182,6 @@ impl Runner<'_> {
             }
         }
         file.change(|state| state.read_slice(now, &report, &confirmed, &in_doubt));
-        self.report_problems(file.take_problems());
         let names = confirmed.iter().map(|one| one.old.path.clone());
         SourceSlice {
             job: job.to_owned(),
@@ -196,29 +193,30 @@ impl Runner<'_> {
         }
     }
 
-    /// What a copy has of files that changed silently. `read` is the copy whose lists were compared with.
+    /// What a copy has of files that changed silently. `compared`: the lists with which the files were compared.
     fn old_content_of(
         &self,
         copy: Copy<'_>,
-        read: Copy<'_>,
         files: &[FoundChange],
-        spec: &SourceCheckSpec,
+        compared: &Path,
     ) -> Vec<OldContent> {
         if files.is_empty() {
             return Vec::new();
         }
-        if copy.container.name == read.container.name {
+        let job = copy.job.name.as_str();
+        let Some(lists) = self.lists(copy.container, job) else {
+            return Vec::new();
+        };
+        if lists == compared {
             return files.iter().map(|one| one.old.clone()).collect();
         }
-        let job = copy.job.name.as_str();
         let newest = self.known(copy.container).and_then(|known| {
             let made = known.history.jobs.get(job)?.last_snapshot.as_ref()?;
             SnapshotName::parse(&made.name).ok()
         });
-        let (Some(lists), Some(newest)) = (self.lists(copy.container, job), newest) else {
+        let Some(newest) = newest else {
             return Vec::new();
         };
-        debug_assert_ne!(lists, spec.lists);
         old_content_in(&lists, newest, files).unwrap_or_else(|error| {
             self.report_problems(vec![format!(
                 "{}: can't find out which snapshot has the content from before: {error}",
@@ -229,7 +227,7 @@ impl Runner<'_> {
     }
 
     /// This machine's copies of the lists of a job.
-    fn lists(&self, container: &Container, job: &str) -> Option<std::path::PathBuf> {
+    fn lists(&self, container: &Container, job: &str) -> Option<PathBuf> {
         let known = self.known(container)?;
         let paths = StatePaths::new(&self.state_dir, &known.uuid, &container.target);
         Some(paths.change_lists().join(job))

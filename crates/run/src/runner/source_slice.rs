@@ -3,8 +3,7 @@
 use sprat_session::{Exit, Failure, text};
 use sprat_snapshot::NameList;
 
-/// Files that are named.
-const NAMED_MAX: usize = 5;
+use super::named_files::{NAMES_SHOWN, naming};
 
 /// Source files that were read again.
 #[derive(Debug, Clone)]
@@ -33,11 +32,7 @@ pub(super) fn failure(slice: &SourceSlice) -> Option<Failure> {
         Exit::Damaged,
         format!("{}: the content of {files} changed silently", slice.job),
     );
-    let names = slice.silent.iter().take(NAMED_MAX);
-    let failure = names.fold(failure, |failure, name| {
-        failure.because(text::harmless(name))
-    });
-    Some(failure.with_hint(format!(
+    Some(naming(failure, slice.silent.iter()).with_hint(format!(
         "nobody has written to them, so the disk, its cable or the memory may be bad. The snapshots have the \
          content from before, and one of them is kept. Restore the files, then run `sprat accept {}`",
         slice.job
@@ -62,7 +57,7 @@ pub(super) fn sources_text(slices: &[SourceSlice]) -> String {
         ));
     }
     for slice in slices.iter().filter(|slice| !slice.rewritten.is_empty()) {
-        let names = slice.rewritten.names.iter().take(NAMED_MAX);
+        let names = slice.rewritten.names.iter().take(NAMES_SHOWN);
         let names: Vec<String> = names.map(|name| text::harmless(name)).collect();
         said.push_str(&format!(
             "{}: {} from the backup and kept the size and time, and somebody wrote to them or set their time: {}. \

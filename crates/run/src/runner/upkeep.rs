@@ -11,6 +11,7 @@ use sprat_session::{Exit, Failure, TrimReport, TrimRoute, VolumeRoom, Worthwhile
 use sprat_snapshot::NameList;
 
 use super::checks::while_allowed;
+use super::named_files::naming;
 use super::source_slice::{SourceSlice, sources_text};
 use super::{ContainerWork, Front, Runner};
 use crate::config::Container;
@@ -33,8 +34,6 @@ const WORTHWHILE: Worthwhile = Worthwhile {
 };
 /// How often it is checked that the connection is not metered.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(60);
-/// Damaged files that are named; `sprat check` names all.
-pub(super) const NAMES_SHOWN: usize = 5;
 
 /// A part of a check of all data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -320,10 +319,7 @@ fn damage(name: &str, checked: &Checked) -> Option<Failure> {
         .into_iter()
         .flatten()
         .flat_map(|list: &NameList| &list.names);
-    let failure = names.take(NAMES_SHOWN).fold(failure, |failure, name| {
-        failure.because(text::harmless(name))
-    });
-    Some(failure.with_hint(format!(
+    Some(naming(failure, names).with_hint(format!(
         "snapshots that are not named here are good, as far as they were checked. `sprat check {name}` \
          shows more; docs/recovery.md says what to do"
     )))

@@ -1,6 +1,6 @@
 //! Which snapshots a container had when this machine last left it: for answers from the lists of changes.
 //!
-//! The file lies beside the lists, and counts only for the state of the container that this machine knows. If it is
+//! The file is beside the lists, and counts only for the state of the container that this machine knows. If it is
 //! missing or torn, nothing is known.
 
 use std::io;
