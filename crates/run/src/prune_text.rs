@@ -140,12 +140,14 @@ fn why(pruned: &Pruned, no_rule: bool) -> String {
         .decision
         .keep
         .iter()
-        .map(|reason| word(*reason))
+        .map(|reason| why_kept(*reason))
         .collect();
     words.join(", ")
 }
 
-fn word(reason: KeepReason) -> &'static str {
+/// Why a snapshot is kept.
+#[must_use]
+pub fn why_kept(reason: KeepReason) -> &'static str {
     match reason {
         KeepReason::Last => "last",
         KeepReason::Hourly => "hourly",

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::Args;
 use serde_json::json;
 use sprat_run::config::Job;
-use sprat_run::prune_text::removed;
+use sprat_run::prune_text::{removed, why_kept};
 use sprat_run::runner::old_content;
 use sprat_session::{Access, text};
 use sprat_snapshot::{KeepReason, Removal, RemoveReport, RemoveSpec, SnapshotPath};
@@ -160,15 +160,11 @@ fn notes(one: &Removal) -> String {
     }
     for reason in &one.needed {
         notes.extend(match reason {
-            KeepReason::LastGood => Some("the newest complete one"),
+            KeepReason::LastGood | KeepReason::RightContent | KeepReason::OldContent => {
+                Some(why_kept(*reason))
+            }
             KeepReason::Latest => Some("the latest one"),
             KeepReason::MissingDisk => Some("has the newest copy of a disk or source"),
-            KeepReason::RightContent => {
-                Some("has the last undamaged copy of a file that is damaged in others")
-            }
-            KeepReason::OldContent => {
-                Some("has the last copy of a source file from before its content changed silently")
-            }
             KeepReason::Unrecorded => Some("has no record"),
             _ => None,
         });
