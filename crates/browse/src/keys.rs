@@ -93,15 +93,12 @@ enum Input {
     Ended,
 }
 
-/// Waits for input, not longer than `limit`. crossterm would read from a terminal that is gone for ever.
+/// Waits for input, not longer than `limit`. If the terminal is gone, crossterm would read without end.
 fn wait_for_input(limit: Duration) -> std::io::Result<Input> {
     let input = stdin();
     let mut fds = [PollFd::new(&input, PollFlags::IN)];
-    let limit = Timespec {
-        tv_sec: 0,
-        tv_nsec: limit.subsec_nanos().into(),
-    };
-    match poll(&mut fds, Some(&limit)) {
+    let limit = Timespec::try_from(limit).ok();
+    match poll(&mut fds, limit.as_ref()) {
         // A signal: the terminal has another size, perhaps.
         Ok(_) | Err(Errno::INTR) => {}
         Err(error) => return Err(error.into()),

@@ -6,7 +6,7 @@ use serde_json::Value;
 use sprat_testkit::machine::{CONTAINER, Ran, TestMachine};
 use sprat_testkit::{needs, requires};
 
-/// The container and what lies beside it are not there.
+/// The container and the files beside it are not there.
 fn with_server_away<T>(machine: &TestMachine, work: impl FnOnce() -> T) -> T {
     let (here, away) = (machine.path("store"), machine.path("away"));
     fs::rename(&here, &away).unwrap();
@@ -35,8 +35,14 @@ fn without_folder_times(value: &mut Value) {
     }
 }
 
+const BACKUP: [&str; 6] = ["backup", CONTAINER, "--name", "home", "tree", "-q"];
+
 fn backup(machine: &TestMachine) {
-    machine.ok(&["backup", CONTAINER, "--name", "home", "tree", "-q"]);
+    machine.ok(&BACKUP);
+}
+
+fn backup_of_another_machine(machine: &TestMachine) {
+    machine.ok(&[&["--state-dir", "state-of-the-other"], &BACKUP[..]].concat());
 }
 
 fn names(machine: &TestMachine) -> Vec<String> {
@@ -161,16 +167,7 @@ fn state_that_this_machine_did_not_note_is_not_answered_about() {
 
     // Another machine makes a snapshot. This one answers about what it knows, until it has seen that.
     machine.write("tree/file", "of the other machine");
-    machine.ok(&[
-        "--state-dir",
-        "state-of-the-other",
-        "backup",
-        CONTAINER,
-        "--name",
-        "home",
-        "tree",
-        "-q",
-    ]);
+    backup_of_another_machine(&machine);
     offline("file").succeeded();
     machine.ok(&["snapshots", CONTAINER]);
     let ran = offline("file");
@@ -241,16 +238,7 @@ fn costs_are_kept_until_somebody_else_could_change_snapshots() {
     machine.ok(&["umount", "mnt"]);
     analyze();
     assert!(kept().is_some());
-    machine.ok(&[
-        "--state-dir",
-        "state-of-the-other",
-        "backup",
-        CONTAINER,
-        "--name",
-        "home",
-        "tree",
-        "-q",
-    ]);
+    backup_of_another_machine(&machine);
     machine.ok(&["snapshots", CONTAINER]);
     assert!(kept().is_none(), "another machine has written");
     machine.nothing_is_left();

@@ -8,18 +8,13 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use sprat_testkit::machine::{CONTAINER, TestMachine, noise};
+use sprat_testkit::program::system;
 use sprat_testkit::{needs, requires};
 
 /// A disk with an ext4 that the machine backs up.
 struct SourceDisk {
     image: PathBuf,
     at: PathBuf,
-}
-
-fn run(program: &str, arguments: &[&str]) -> String {
-    let ran = Command::new(program).args(arguments).output().unwrap();
-    assert!(ran.status.success(), "{program} {arguments:?}: {ran:?}");
-    String::from_utf8(ran.stdout).unwrap()
 }
 
 impl SourceDisk {
@@ -32,7 +27,7 @@ impl SourceDisk {
             .unwrap()
             .set_len(64 << 20)
             .unwrap();
-        run("mkfs.ext4", &["-q", "-b", "4096", disk.image()]);
+        system("mkfs.ext4", &["-q", "-b", "4096", disk.image()]);
         fs::create_dir(&disk.at).unwrap();
         disk.mount();
         disk
@@ -43,17 +38,17 @@ impl SourceDisk {
     }
 
     fn mount(&self) {
-        run(
+        system(
             "mount",
             &["-o", "loop", self.image(), self.at.to_str().unwrap()],
         );
     }
 
     fn unmount(&self) {
-        run("umount", &[self.at.to_str().unwrap()]);
+        system("umount", &[self.at.to_str().unwrap()]);
         // Another mount namespace may have a copy of the mount.
         for _ in 0..3000 {
-            if run("losetup", &["-j", self.image()]).is_empty() {
+            if system("losetup", &["-j", self.image()]).is_empty() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -71,14 +66,14 @@ impl SourceDisk {
         drop(file);
         self.unmount();
         let request = format!("set_inode_field /{name} ctime @1700000000");
-        run("debugfs", &["-w", "-R", &request, self.image()]);
+        system("debugfs", &["-w", "-R", &request, self.image()]);
         self.mount();
     }
 
     /// Flips a byte of a file on the device.
     fn rot(&self, name: &str) {
         self.unmount();
-        let blocks = run("debugfs", &["-R", &format!("blocks /{name}"), self.image()]);
+        let blocks = system("debugfs", &["-R", &format!("blocks /{name}"), self.image()]);
         let block: u64 = blocks.split_whitespace().next().unwrap().parse().unwrap();
         let device = File::options()
             .read(true)
