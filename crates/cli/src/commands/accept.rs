@@ -18,7 +18,8 @@ Examples:
 
 pub(super) const NOTES: &str = "\
 sprat accept shows the open events of the kinds growth, change, held and damage, and closes them.
-For damage it closes only the event: sprat remembers the damage until a check no longer finds it.";
+For damage it closes only the event: sprat remembers the damage until a check no longer finds it.
+For a source file that changed silently, the snapshot with its old content is no longer kept.";
 
 #[derive(Debug, Args)]
 pub(super) struct AcceptArgs {

@@ -18,9 +18,9 @@ Examples:
   sprat browse home";
 
 pub(super) const NOTES: &str = "\
-The keys are shown at the bottom of the screen; `?` shows all of them. Nothing is changed in the container,
-and a restore asks before it replaces a file. While you read, sprat closes the container, so that backups
-can run; the next key that needs it opens it again.";
+The keys are shown at the bottom of the screen; `?` shows all of them. Nothing is changed in the
+container, and a restore asks before it replaces a file. While you read, sprat closes the container,
+so that backups can run; the next key that needs it opens it again.";
 
 #[derive(Debug, Args)]
 pub(super) struct BrowseArgs {
