@@ -57,6 +57,28 @@ pub struct PathHistory {
     pub versions: Vec<Version>,
 }
 
+impl FindReport {
+    /// Adds a path that matches. If there is no room for it, it is only counted.
+    pub(crate) fn add(
+        &mut self,
+        room: &mut Room,
+        job: &JobName,
+        path: &Path,
+        versions: Vec<Version>,
+    ) {
+        let path = escaped(path);
+        if !room.takes(&path, versions.iter().map(|version| &version.found)) {
+            self.more += 1;
+            return;
+        }
+        self.paths.push(PathHistory {
+            job: job.to_string(),
+            path,
+            versions,
+        });
+    }
+}
+
 /// Finds the paths that match, in all finished snapshots.
 ///
 /// # Errors
@@ -88,18 +110,7 @@ pub fn find(
             pattern: &pattern,
             cancel,
         };
-        search.run(&mut |path, versions| {
-            let path = escaped(path);
-            if !room.takes(&path, versions.iter().map(|version| &version.found)) {
-                report.more += 1;
-                return;
-            }
-            report.paths.push(PathHistory {
-                job: job.to_string(),
-                path,
-                versions,
-            });
-        })?;
+        search.run(&mut |path, versions| report.add(&mut room, &job, path, versions))?;
         report.paths[first..].sort_by(|one, other| one.path.cmp(&other.path));
     }
     Ok(report)

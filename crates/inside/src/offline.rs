@@ -12,7 +12,7 @@ use sprat_snapshot::{Cancel, JobName, ListChain, ListedChange, Lists, SnapshotEr
 
 use crate::answer::{Place, escaped, go_on};
 use crate::diff::{DiffReport, DiffSpec, Side};
-use crate::find::{FindReport, FindSpec, PathHistory, SearchedJob, pattern_of};
+use crate::find::{FindReport, FindSpec, SearchedJob, pattern_of};
 use crate::room::Room;
 use crate::versions::{Gone, Version, VersionsReport, VersionsSpec, no_versions};
 
@@ -47,19 +47,9 @@ pub fn find_in_lists(
         for (path, events) in in_order(&met) {
             go_on(cancel)?;
             let versions = history.versions(path, events, count)?;
-            if versions.is_empty() {
-                continue;
+            if !versions.is_empty() {
+                report.add(&mut room, &job, path, versions);
             }
-            let path = escaped(path);
-            if !room.takes(&path, versions.iter().map(|version| &version.found)) {
-                report.more += 1;
-                continue;
-            }
-            report.paths.push(PathHistory {
-                job: job.to_string(),
-                path,
-                versions,
-            });
         }
         report.paths[first..].sort_by(|one, other| one.path.cmp(&other.path));
     }

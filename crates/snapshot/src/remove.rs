@@ -50,6 +50,22 @@ pub struct RemoveSpec {
     pub dry_run: bool,
 }
 
+impl RemoveSpec {
+    /// Removes these snapshots if nothing needs them. No source or file is known that does.
+    #[must_use]
+    pub fn new(snapshots: Vec<(JobName, SnapshotChoice)>) -> Self {
+        Self {
+            snapshots,
+            allow_newest: false,
+            allow_last_copy: false,
+            sources: Vec::new(),
+            suspects: None,
+            old_content: Vec::new(),
+            dry_run: false,
+        }
+    }
+}
+
 /// One snapshot that is to be removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removal {

@@ -66,17 +66,14 @@ impl CommandArgs for ExportArgs {
         let jobs = context.config.jobs.iter().filter(here);
         let sources = jobs.map(|job| (job.name.clone(), job.kept_sources()));
         let mut remove = RemoveSpec {
-            snapshots: Vec::new(),
-            allow_newest: false,
-            allow_last_copy: false,
             sources: sources.collect(),
-            suspects: None,
             old_content: old_content(
                 &context.config,
                 &context.state_dir(),
                 &prepared.resolved.name,
             ),
             dry_run: true,
+            ..RemoveSpec::new(Vec::new())
         };
         let mut reporter = Reporter::new(context.output, "");
         let interrupt = &context.interrupt;

@@ -59,14 +59,10 @@ impl CommandArgs for RemoveArgs {
         let snapshots: Result<Vec<_>, Failure> =
             self.snapshots.iter().map(|text| parse(text)).collect();
         let mut spec = RemoveSpec {
-            snapshots: snapshots?,
             allow_newest: self.allow_newest,
             // A person is asked.
             allow_last_copy: self.allow_last_copy || !self.yes,
-            sources: Vec::new(),
-            suspects: None,
-            old_content: Vec::new(),
-            dry_run: false,
+            ..RemoveSpec::new(snapshots?)
         };
         if !self.yes && !terminal::is_there() {
             return Err(Failure::usage("there is no terminal to ask on").with_hint(

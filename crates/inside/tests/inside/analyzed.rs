@@ -122,13 +122,9 @@ impl Machine {
 
     fn remove(&self, name: &str) {
         let spec = RemoveSpec {
-            snapshots: vec![(Self::job(), SnapshotChoice::Named(name.to_owned()))],
             allow_newest: true,
             allow_last_copy: true,
-            sources: Vec::new(),
-            suspects: None,
-            old_content: Vec::new(),
-            dry_run: false,
+            ..RemoveSpec::new(vec![(Self::job(), SnapshotChoice::Named(name.to_owned()))])
         };
         remove(&self.path("volume"), &spec, &mut |_| {}, &Cancel::new()).unwrap();
     }

@@ -120,17 +120,11 @@ fn removal_frees_exactly_what_was_computed_for_random_trees() {
                     .unwrap();
                 assert_eq!(own.own_bytes, removal.frees_bytes);
             }
+            let chosen = set.iter().map(|(of, name)| (job(of), choice(name)));
             let removing = RemoveSpec {
-                snapshots: set
-                    .iter()
-                    .map(|(of, name)| (job(of), choice(name)))
-                    .collect(),
                 allow_newest: true,
                 allow_last_copy: true,
-                sources: Vec::new(),
-                suspects: None,
-                old_content: Vec::new(),
-                dry_run: false,
+                ..RemoveSpec::new(chosen.collect())
             };
             remove(&volume, &removing, &mut |_| {}, &Cancel::new()).unwrap();
             let freed = free_blocks(&volume) - before;

@@ -73,17 +73,13 @@ impl Machine {
     }
 
     fn remove(&self, names: &[SnapshotName]) {
-        let named = names.iter();
+        let named = names
+            .iter()
+            .map(|name| (job(), SnapshotChoice::Named(name.to_string())));
         let spec = RemoveSpec {
-            snapshots: named
-                .map(|name| (job(), SnapshotChoice::Named(name.to_string())))
-                .collect(),
             allow_newest: true,
             allow_last_copy: true,
-            sources: Vec::new(),
-            suspects: None,
-            old_content: Vec::new(),
-            dry_run: false,
+            ..RemoveSpec::new(named.collect())
         };
         remove(&self.volume(), &spec, &mut |_| {}, &Cancel::new()).unwrap();
     }

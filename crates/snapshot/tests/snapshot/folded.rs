@@ -48,18 +48,34 @@ impl Years {
         taken.unwrap().name
     }
 
+    /// So many snapshots, each with a new file.
+    fn take_with_new_files(&mut self, count: u32) -> Vec<SnapshotName> {
+        let mut names = Vec::new();
+        for number in 0..count {
+            fs::write(self.bench.source().join(number.to_string()), "content").unwrap();
+            names.push(self.take());
+        }
+        names
+    }
+
+    /// Nothing can read the list of a snapshot any more, neither on the volume nor on this machine.
+    fn tear_list(&self, name: SnapshotName) {
+        for place in [
+            list_of(&self.bench.job(), name),
+            self.bench.path(&format!("lists/home/{name}.changes.zst")),
+        ] {
+            fs::write(place, "torn").unwrap();
+        }
+    }
+
     fn remove(&self, names: &[SnapshotName]) {
+        let named = names
+            .iter()
+            .map(|name| (job_name(), SnapshotChoice::Named(name.to_string())));
         let spec = RemoveSpec {
-            snapshots: names
-                .iter()
-                .map(|name| (job_name(), SnapshotChoice::Named(name.to_string())))
-                .collect(),
             allow_newest: true,
             allow_last_copy: true,
-            sources: Vec::new(),
-            suspects: None,
-            old_content: Vec::new(),
-            dry_run: false,
+            ..RemoveSpec::new(named.collect())
         };
         sprat_snapshot::remove(&self.bench.volume(), &spec, &mut |_| {}, &Cancel::new()).unwrap();
     }
@@ -267,19 +283,8 @@ fn crash_while_lists_are_folded_loses_nothing() {
 #[test]
 fn list_that_can_not_be_read_ends_the_chain_and_fails_no_run() {
     let mut years = Years::new();
-    let mut names = Vec::new();
-    for number in 0..4 {
-        fs::write(years.bench.source().join(number.to_string()), "content").unwrap();
-        names.push(years.take());
-    }
-    for place in [
-        list_of(&years.bench.job(), names[1]),
-        years
-            .bench
-            .path(&format!("lists/home/{}.changes.zst", names[1])),
-    ] {
-        fs::write(place, "torn").unwrap();
-    }
+    let names = years.take_with_new_files(4);
+    years.tear_list(names[1]);
     years.remove(&names[..2]);
     let newest = years.take();
     // Nothing is folded over it, and nothing is lost.
@@ -291,19 +296,8 @@ fn list_that_can_not_be_read_ends_the_chain_and_fails_no_run() {
 #[test]
 fn lists_after_one_that_can_not_be_read_are_folded() {
     let mut years = Years::new();
-    let mut names = Vec::new();
-    for number in 0..6 {
-        fs::write(years.bench.source().join(number.to_string()), "content").unwrap();
-        names.push(years.take());
-    }
-    for place in [
-        list_of(&years.bench.job(), names[1]),
-        years
-            .bench
-            .path(&format!("lists/home/{}.changes.zst", names[1])),
-    ] {
-        fs::write(place, "torn").unwrap();
-    }
+    let names = years.take_with_new_files(6);
+    years.tear_list(names[1]);
     years.remove(&names[2..4]);
     years.take();
     assert!(

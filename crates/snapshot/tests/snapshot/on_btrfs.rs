@@ -530,13 +530,8 @@ fn removal_of_the_last_snapshot_frees_its_space() {
     let names: Vec<SnapshotName> = (0..2).map(|_| volume.take().name).collect();
     for (name, has_work) in names.iter().zip([true, false]) {
         let spec = RemoveSpec {
-            snapshots: vec![(job_name(), SnapshotChoice::Named(name.to_string()))],
             allow_newest: true,
-            allow_last_copy: false,
-            sources: Vec::new(),
-            suspects: None,
-            old_content: Vec::new(),
-            dry_run: false,
+            ..RemoveSpec::new(vec![(job_name(), SnapshotChoice::Named(name.to_string()))])
         };
         let (root, cancel) = (volume.bench.volume(), Cancel::new());
         sprat_snapshot::remove_subvolumes(&root, &spec, &ByProgs, &mut |_| {}, &cancel).unwrap();

@@ -35,18 +35,12 @@ fn named(name: SnapshotName) -> SnapshotChoice {
 }
 
 fn removing(choices: &[SnapshotChoice]) -> RemoveSpec {
-    RemoveSpec {
-        snapshots: choices
+    RemoveSpec::new(
+        choices
             .iter()
             .map(|one| (job_name(), one.clone()))
             .collect(),
-        allow_newest: false,
-        allow_last_copy: false,
-        sources: Vec::new(),
-        suspects: None,
-        old_content: Vec::new(),
-        dry_run: false,
-    }
+    )
 }
 
 fn run(bench: &Bench, spec: &RemoveSpec) -> Result<RemoveReport, SnapshotError> {

@@ -71,27 +71,7 @@ impl FailingSource {
 
     fn attr(&self, inode: INodeNo) -> FileAttr {
         let folder = inode == INodeNo::ROOT || self.error(inode, "readdir").is_some();
-        FileAttr {
-            ino: inode,
-            size: if folder { 0 } else { CONTENT.len() as u64 },
-            blocks: 1,
-            atime: UNIX_EPOCH,
-            mtime: UNIX_EPOCH,
-            ctime: UNIX_EPOCH,
-            crtime: UNIX_EPOCH,
-            kind: if folder {
-                FileType::Directory
-            } else {
-                FileType::RegularFile
-            },
-            perm: if folder { 0o755 } else { 0o644 },
-            nlink: if folder { 2 } else { 1 },
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            flags: 0,
-            blksize: 4096,
-        }
+        super::attributes(inode, folder, CONTENT.len() as u64, UNIX_EPOCH)
     }
 }
 

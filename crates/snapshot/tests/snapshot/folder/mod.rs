@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use fuser::{FileAttr, FileType, INodeNo};
 use jiff::Timestamp;
 use sprat_snapshot::{
     Cancel, EntryKind, JobName, Progress, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotError,
@@ -184,4 +185,29 @@ pub fn run(program: &str, arguments: &[&str]) {
         .status()
         .unwrap_or_else(|e| panic!("{program}: {e}"));
     assert!(status.success(), "{program} {arguments:?}: {status}");
+}
+
+/// What a FUSE file system of a test reports of a file of `bytes`, or of a folder.
+fn attributes(inode: INodeNo, is_folder: bool, bytes: u64, time: SystemTime) -> FileAttr {
+    let (kind, perm, nlink) = match is_folder {
+        true => (FileType::Directory, 0o755, 2),
+        false => (FileType::RegularFile, 0o644, 1),
+    };
+    FileAttr {
+        ino: inode,
+        size: if is_folder { 0 } else { bytes },
+        blocks: bytes.div_ceil(512),
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        kind,
+        perm,
+        nlink,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        flags: 0,
+        blksize: 4096,
+    }
 }

@@ -67,27 +67,7 @@ impl SlowSource {
         let folder = inode == INodeNo::ROOT;
         let time =
             UNIX_EPOCH + Duration::from_secs(1_500_000_000 + u64::from(self.state().version));
-        FileAttr {
-            ino: inode,
-            size: if folder { 0 } else { BYTES },
-            blocks: BYTES / 512,
-            atime: time,
-            mtime: time,
-            ctime: time,
-            crtime: time,
-            kind: if folder {
-                FileType::Directory
-            } else {
-                FileType::RegularFile
-            },
-            perm: if folder { 0o755 } else { 0o644 },
-            nlink: if folder { 2 } else { 1 },
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            flags: 0,
-            blksize: 4096,
-        }
+        super::attributes(inode, folder, BYTES, time)
     }
 }
 
