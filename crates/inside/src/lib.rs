@@ -1,4 +1,4 @@
-//! Looks into the snapshots of a mounted volume: lists folders, finds paths, compares, and reads files.
+//! Reads the snapshots of a mounted volume: lists folders, finds paths, compares, and reads files.
 //!
 //! Above: the worker process in `session`, which has mounted the volume; `run` shows the answers as text.
 //! Below: `snapshot`, which opens a snapshot's folders.

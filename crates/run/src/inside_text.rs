@@ -1,4 +1,4 @@
-//! What people read of a look into snapshots: lists, versions of paths, differences.
+//! What people read of snapshots: lists, versions of paths, differences.
 
 use sprat_inside::{
     Change, DiffReport, Difference, FindReport, Found, Kind, Listing, PathHistory, Side, Sum,

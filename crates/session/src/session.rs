@@ -124,8 +124,8 @@ impl Session {
         Ok(session)
     }
 
-    /// Has the worker look at the file system of the attached device.
-    fn look_at_file_system(
+    /// Has the worker check the file system of the attached device.
+    fn check_attached(
         &mut self,
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
@@ -623,7 +623,7 @@ pub(crate) fn mount_privately(
     Ok(())
 }
 
-/// Replays the journal and looks at every structure of the file system, without mounting it. With
+/// Replays the journal and checks every structure of the file system, without mounting it. With
 /// a read-only `access` nothing of it reaches the server.
 pub fn check_file_system(
     settings: SessionSettings,
@@ -632,7 +632,7 @@ pub fn check_file_system(
     interrupt: &Interrupt,
 ) -> Result<FileSystemCheck, Failure> {
     let mut session = Session::attach(settings, secret, observer, interrupt)?;
-    let check = session.look_at_file_system(observer, interrupt);
+    let check = session.check_attached(observer, interrupt);
     session.close(observer, interrupt)?;
     check
 }

@@ -557,7 +557,7 @@ fn this_machine_passes_the_checks_and_nothing_is_left_behind() {
     ] {
         assert!(
             findings.iter().any(|f| f.what == what),
-            "{what} is not looked at"
+            "{what} is not checked"
         );
     }
     // Another test on this machine may be checking it right now.

@@ -152,8 +152,8 @@ fn no_name_and_no_content_reaches_the_server_in_plain() {
     fs::write(harness.path("source").join(name), content.repeat(5000)).unwrap();
     let mut session = harness.open(Access::ReadWrite).unwrap();
     let store = harness.path("store");
-    let mut looks = 0;
-    let look = |looks: &mut u32| {
+    let mut checked = 0;
+    let check = |checked: &mut u32| {
         for entry in fs::read_dir(&store).unwrap().flatten() {
             let bytes = sparse_bytes(&entry.path());
             for marker in [
@@ -168,16 +168,16 @@ fn no_name_and_no_content_reaches_the_server_in_plain() {
                     entry.file_name()
                 );
             }
-            *looks += 1;
+            *checked += 1;
         }
     };
     session
         .take_snapshot(harness.spec(), &mut Observed::default(), &never())
         .unwrap();
-    look(&mut looks);
+    check(&mut checked);
     session.close(&mut Observed::default(), &never()).unwrap();
-    look(&mut looks);
-    assert!(looks >= 3, "the lock file was among what was looked at");
+    check(&mut checked);
+    assert!(checked >= 3, "{checked} files: the lock file is missing");
 }
 
 /// The file's bytes without its holes.

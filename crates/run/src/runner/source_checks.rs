@@ -31,10 +31,10 @@ const BYTES_A_DAY: u64 = 1 << 30;
 const DAYS_MAX: u64 = 7;
 /// How long a slice takes at most.
 const TIME_MAX: Duration = Duration::from_secs(10 * 60);
-/// See [`SourceCheckSpec::settled`]: at least so long.
-const SETTLED_MIN: Duration = Duration::from_secs(60);
+/// See [`SourceCheckSpec::unchanged_for`]: at least so long.
+const UNCHANGED_FOR_MIN: Duration = Duration::from_secs(60);
 /// The kernel writes changed pages only when it needs the memory.
-const SETTLED_WITHOUT_WRITEBACK: Duration = DAY;
+const UNCHANGED_FOR_WITHOUT_WRITEBACK: Duration = DAY;
 
 /// The files of all jobs that changed silently in their sources, as the container has them.
 #[must_use]
@@ -102,7 +102,7 @@ impl Runner<'_> {
             parts_now: u32::try_from(days).unwrap_or(1),
             bytes_max: BYTES_A_DAY * days,
             duration_max: TIME_MAX,
-            settled: settled(Path::new("/proc/sys/vm")),
+            unchanged_for: unchanged_for(Path::new("/proc/sys/vm")),
             again: state.found.iter().chain(reported).cloned().collect(),
         };
         let read = self.read_slice(copy, &spec);
@@ -290,9 +290,9 @@ impl SourceCheckState {
     }
 }
 
-/// See [`SourceCheckSpec::settled`]: twice the time after which the kernel writes a changed page
+/// See [`SourceCheckSpec::unchanged_for`]: twice the time after which the kernel writes a changed page
 /// (Documentation/admin-guide/sysctl/vm.rst). In laptop mode that is 10 min.
-fn settled(folder: &Path) -> Duration {
+fn unchanged_for(folder: &Path) -> Duration {
     let hundredths = |name: &str| {
         let text = std::fs::read_to_string(folder.join(name)).ok()?;
         text.trim().parse::<u64>().ok()
@@ -301,9 +301,9 @@ fn settled(folder: &Path) -> Duration {
     match expire.zip(hundredths("dirty_writeback_centisecs")) {
         Some((expire, writeback)) if writeback > 0 => {
             let twice = expire.saturating_add(writeback).saturating_mul(20);
-            Duration::from_millis(twice).max(SETTLED_MIN)
+            Duration::from_millis(twice).max(UNCHANGED_FOR_MIN)
         }
-        _ => SETTLED_WITHOUT_WRITEBACK,
+        _ => UNCHANGED_FOR_WITHOUT_WRITEBACK,
     }
 }
 
@@ -418,9 +418,9 @@ mod tests {
     }
 
     #[test]
-    fn mapped_files_have_settled_when_the_kernel_has_written_them() {
+    fn mapped_files_count_as_unchanged_when_the_kernel_has_written_them() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(settled(folder.path()), DAY);
+        assert_eq!(unchanged_for(folder.path()), DAY);
         for (expire, writeback, seconds) in [
             ("3000", "500", 70),
             ("60000", "60000", 2400),
@@ -429,7 +429,7 @@ mod tests {
         ] {
             std::fs::write(folder.path().join("dirty_expire_centisecs"), expire).unwrap();
             std::fs::write(folder.path().join("dirty_writeback_centisecs"), writeback).unwrap();
-            assert_eq!(settled(folder.path()).as_secs(), seconds);
+            assert_eq!(unchanged_for(folder.path()).as_secs(), seconds);
         }
     }
 }

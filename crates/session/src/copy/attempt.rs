@@ -87,9 +87,9 @@ impl Job<'_> {
         stores: &Stores,
         observer: &mut dyn CopyObserver,
     ) -> Result<(), Failure> {
-        let mut release = |endpoint: &Endpoint, store: &dyn Store, settled| {
+        let mut release = |endpoint: &Endpoint, store: &dyn Store, is_resolved| {
             endpoint.lease.verify(store)?;
-            if !endpoint.lease.release(store, settled)? {
+            if !endpoint.lease.release(store, is_resolved)? {
                 let text = format!(
                     "the lock on {} stays: a session of this machine died while it wrote there. The \
                      next session on this machine recovers its writes and takes over the lock",

@@ -108,7 +108,7 @@ impl Endpoint {
 
     /// Releases the lease when no further attempt to reconnect follows, if the endpoint still
     /// answers. Only for an endpoint at which no request of ours can be carried out late.
-    pub(super) fn give_up(&mut self, settled: bool) -> Result<(), Failure> {
+    pub(super) fn give_up(&mut self, is_resolved: bool) -> Result<(), Failure> {
         if !self.is_reachable || !self.lease.has_lock() {
             return Ok(());
         }
@@ -117,7 +117,7 @@ impl Endpoint {
             self.lease.answer_takeover(&*store);
             return Err(failure);
         }
-        self.lease.release(&*store, settled).map(drop)
+        self.lease.release(&*store, is_resolved).map(drop)
     }
 
     /// Waits until nothing that a dead session sent, or that was sent before a connection was lost,
@@ -335,14 +335,14 @@ impl EndpointLease {
         }
     }
 
-    /// Releases the lease. Every request that was sent has been answered. `settled`: nothing of a
+    /// Releases the lease. Every request that was sent has been answered. `is_resolved`: nothing of a
     /// dead session is unresolved either. Returns false if the lease is left to the next session of
     /// this host, which takes it over and recovers what is unresolved.
-    pub(super) fn release(&self, store: &dyn Store, settled: bool) -> Result<bool, Failure> {
+    pub(super) fn release(&self, store: &dyn Store, is_resolved: bool) -> Result<bool, Failure> {
         if !self.has_lock() {
             return Ok(true);
         }
-        if !settled && (!self.record.in_doubt().is_empty() || self.record.owes_quiet()) {
+        if !is_resolved && (!self.record.in_doubt().is_empty() || self.record.owes_quiet()) {
             return Ok(false);
         }
         let lock = {

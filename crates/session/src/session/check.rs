@@ -1,4 +1,4 @@
-//! `sprat check`: looks at a container in one read-only session, and changes nothing.
+//! `sprat check`: checks a container in one read-only session, and changes nothing.
 
 use sprat_luks::Secret;
 use sprat_snapshot::{CheckReport, CheckSpec, NameList};
@@ -108,9 +108,9 @@ pub fn check(
     let mut session = Session::attach(settings, secret, &mut observer, interrupt)?;
     let facts = session.facts.clone();
     let spec = || spec(&facts);
-    let looked = look(&mut session, file_system, spec, &mut observer, interrupt);
+    let findings = check_in(&mut session, file_system, spec, &mut observer, interrupt);
     let closed = session.close(&mut observer, interrupt);
-    let (mut file_system, overwritten, files) = looked?;
+    let (mut file_system, overwritten, files) = findings?;
     if observer.super_block_damaged
         && let Some(found) = &mut file_system
     {
@@ -129,21 +129,21 @@ pub fn check(
     })
 }
 
-type Looked = (
+type Findings = (
     Option<FileSystemCheck>,
     Option<NameList>,
     Option<Result<CheckReport, Failure>>,
 );
 
-fn look(
+fn check_in(
     session: &mut Session,
     file_system: bool,
     spec: impl FnOnce() -> Option<CheckSpec>,
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
-) -> Result<Looked, Failure> {
+) -> Result<Findings, Failure> {
     let file_system = match file_system {
-        true => Some(session.look_at_file_system(observer, interrupt)?),
+        true => Some(session.check_attached(observer, interrupt)?),
         false => None,
     };
     let spec = spec().map(|mut spec| {

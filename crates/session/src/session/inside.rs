@@ -1,4 +1,4 @@
-//! Looks into the snapshots of an open container.
+//! Reads the snapshots of an open container: listings, searches, differences.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek as _, Write};

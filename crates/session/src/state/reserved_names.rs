@@ -135,7 +135,7 @@ pub fn unfinished_copy(of: &FileName, token: &str) -> Result<FileName, FileNameE
     of.with_suffix(&format!("{COPYING}-{token}"))
 }
 
-/// The name that the source of a move bears between the last look at it and its removal.
+/// The name that the source of a move bears between the last check of it and its removal.
 pub fn set_aside(source: &FileName, token: &str) -> Result<FileName, FileNameError> {
     source.with_suffix(&format!("{MOVED}{token}"))
 }

@@ -50,9 +50,9 @@ pub struct SourceCheckSpec {
     pub bytes_max: u64,
     /// After this time nothing more is read.
     pub duration_max: Duration,
-    /// How long before the run that read a file it must have been left alone. Pages that a program has mapped
+    /// How long a file must have been unchanged before the run that read it. Pages that a program has mapped
     /// and changed get their file a new time only when they are written to the disk and changed again.
-    pub settled: Duration,
+    pub unchanged_for: Duration,
     /// Files that earlier slices found changed are read first.
     pub again: Vec<FoundChange>,
 }
@@ -128,7 +128,7 @@ pub fn check_sources(
     let is_over = || cancel.is_cancelled() || begun.elapsed() >= spec.duration_max;
     let mut slice = Slice {
         spec,
-        reader: Reader::new(&mounts, spec.settled),
+        reader: Reader::new(&mounts, spec.unchanged_for),
         report: SourceCheckReport {
             next: spec.from.clone(),
             ..SourceCheckReport::default()

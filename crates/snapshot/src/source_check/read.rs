@@ -64,15 +64,15 @@ pub(super) enum Judged {
 /// Reads files from their disk.
 pub(super) struct Reader<'m> {
     mounts: &'m [Mount],
-    settled: Duration,
+    unchanged_for: Duration,
     buffer: Vec<u8>,
 }
 
 impl<'m> Reader<'m> {
-    pub(super) fn new(mounts: &'m [Mount], settled: Duration) -> Self {
+    pub(super) fn new(mounts: &'m [Mount], unchanged_for: Duration) -> Self {
         Self {
             mounts,
-            settled,
+            unchanged_for,
             buffer: vec![0; BUFFER_BYTES],
         }
     }
@@ -133,9 +133,10 @@ impl<'m> Reader<'m> {
 
     /// Nobody has written to it, or set its times, since long before the run that read it.
     fn is_untouched(&self, file: &ListedFile, about: &Metadata) -> bool {
-        let settled_s = i64::try_from(self.settled.as_secs()).unwrap_or(i64::MAX);
-        file.read_by
-            .is_some_and(|run| about.ctime() < run.moment().as_second().saturating_sub(settled_s))
+        let unchanged_for_s = i64::try_from(self.unchanged_for.as_secs()).unwrap_or(i64::MAX);
+        file.read_by.is_some_and(|run| {
+            about.ctime() < run.moment().as_second().saturating_sub(unchanged_for_s)
+        })
     }
 
     /// The digest of a range, as the disk has it. `None`: there was no time for it.

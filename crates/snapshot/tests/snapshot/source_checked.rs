@@ -36,7 +36,7 @@ pub fn spec(bench: &Bench, snapshot: SnapshotName, source: &Path) -> SourceCheck
         parts_now: 1,
         bytes_max: 1 << 30,
         duration_max: Duration::from_secs(600),
-        settled: Duration::ZERO,
+        unchanged_for: Duration::ZERO,
         again: Vec::new(),
     }
 }

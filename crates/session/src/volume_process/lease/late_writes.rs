@@ -77,8 +77,8 @@ impl ContainerLease {
         let (Some(lock), Some(sent)) = (&*held, self.sent.get()) else {
             return;
         };
-        let settled = !self.unresolved.load(std::sync::atomic::Ordering::SeqCst);
-        if !settled || self.lost().is_some() {
+        let unresolved = self.unresolved.load(std::sync::atomic::Ordering::SeqCst);
+        if unresolved || self.lost().is_some() {
             return;
         }
         let left = match sent.leave_written_list(lock, &*self.store()) {

@@ -253,7 +253,7 @@ fn pending_writes_are_recovered_before_a_header_is_written() {
         log.lock().unwrap().clear();
         work.carry_out(&what, &secrets).unwrap();
         let log = log.lock().unwrap().clone();
-        let settled = log
+        let resolved = log
             .iter()
             .position(|one| *one == format!("read {under_way}"));
         let is_header = |one: &String| {
@@ -261,7 +261,10 @@ fn pending_writes_are_recovered_before_a_header_is_written() {
             at.is_some_and(|at| at.parse::<u64>().unwrap() < OFFSET)
         };
         let written = log.iter().position(is_header).unwrap();
-        assert!(settled.is_some_and(|settled| settled < written), "{log:?}");
+        assert!(
+            resolved.is_some_and(|resolved| resolved < written),
+            "{log:?}"
+        );
     }
 }
 
