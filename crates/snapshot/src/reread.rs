@@ -9,11 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::cancel::Cancel;
 use crate::long_path::{self, size_and_time};
@@ -22,7 +22,7 @@ use crate::recent::{self, Recent};
 use crate::record::{RunRecord, Warning};
 use crate::rsync::{Invocation, TRANSFER_OPTIONS};
 use crate::suspects::{Suspects, name_of};
-use crate::walk::{each_file, remove_name};
+use crate::walk::{each_file, folder_of, hard_links, open_folder, remove_name};
 
 /// Why a file is read from its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,6 +60,8 @@ pub(crate) struct Tree<'t> {
     pub(crate) hosts: Vec<PathBuf>,
     /// The tree beside it that unchanged files were linked from first.
     pub(crate) linked_first: Option<String>,
+    /// rsync may have linked its files to those of older snapshots.
+    pub(crate) has_older_links: bool,
 }
 
 impl Tree<'_> {
@@ -84,12 +86,12 @@ impl Plan {
         let mut of_suspects = BTreeMap::new();
         for name in &copied_from_older.names {
             let path = crate::text::unescape_path(name);
-            if let Some((_, about)) = open(tree.root, &path)? {
+            if let Some((_, about)) = open(tree.root.as_fd(), &path)? {
                 plan.add(path, &about, Why::FromOlder, &mut inodes);
             }
         }
         for path in recent.paths.iter().filter(|path| !tree.is_of_host(path)) {
-            let Some((mut file, about)) = open(tree.root, path)? else {
+            let Some((mut file, about)) = open(tree.root.as_fd(), path)? else {
                 continue;
             };
             if cancel.is_cancelled() {
@@ -118,7 +120,7 @@ impl Plan {
                 of_suspects.insert(suspect.inode, why);
             } else if let Some(path) = suspect.below(tree.job)
                 && !tree.is_of_host(path)
-                && let Some((_, about)) = open(tree.root, path)?
+                && let Some((_, about)) = open(tree.root.as_fd(), path)?
             {
                 if suspects.find(&about).is_some() {
                     plan.add(path.to_owned(), &about, why, &mut inodes);
@@ -126,6 +128,9 @@ impl Plan {
                     plan.healed.insert(path.to_owned());
                 }
             }
+        }
+        if tree.has_older_links {
+            plan.add_wrong_links(tree)?;
         }
         if !inodes.is_empty() || !of_suspects.is_empty() {
             plan.add_names_of(tree, &inodes, &of_suspects, suspects)?;
@@ -142,6 +147,24 @@ impl Plan {
         }
         let known = self.paths.entry(path).or_insert(why);
         *known = why.max(*known);
+    }
+
+    /// Adds names that rsync linked to one file of an older snapshot, and that have several files in the source now: of
+    /// equal content and attributes, so rsync did not notice.
+    fn add_wrong_links(&mut self, tree: &Tree<'_>) -> io::Result<()> {
+        for paths in hard_links(tree.root)?.into_values() {
+            let mut kept = None;
+            for path in paths.into_iter().filter(|path| !tree.is_of_host(path)) {
+                let Ok(source) = std::fs::symlink_metadata(Path::new("/").join(&path)) else {
+                    continue;
+                };
+                let file = (source.dev(), source.ino());
+                if *kept.get_or_insert(file) != file {
+                    self.paths.entry(path).or_insert(Why::FromOlder);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn add_names_of(
@@ -164,7 +187,7 @@ impl Plan {
             }
             // Another file may have got the inode meanwhile.
             let is_it = known.is_some()
-                || match open(root, path) {
+                || match open(root.as_fd(), path) {
                     Ok(Some((_, about))) => suspects.find(&about).is_some(),
                     Ok(None) => false,
                     Err(error) => {
@@ -193,7 +216,7 @@ impl Plan {
     pub(crate) fn missing(&self, root: &OwnedFd, unread: &NameList) -> Vec<String> {
         let is_file = |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|one| one.is_file());
         let paths = self.paths.keys().filter(|path| {
-            matches!(open(root, path), Ok(None)) && is_file(&Path::new("/").join(path))
+            matches!(open(root.as_fd(), path), Ok(None)) && is_file(&Path::new("/").join(path))
         });
         let names = paths.map(|path| name_of(path));
         names.filter(|name| !unread.names.contains(name)).collect()
@@ -251,24 +274,36 @@ fn was_suspect(
     let Some(linked) = &tree.linked_first else {
         return Ok(false);
     };
-    let before = open(tree.root, &Path::new("..").join(linked).join(path))?;
+    let before = match open_folder(tree.root.as_fd(), &Path::new("..").join(linked)) {
+        Err(error) if is_no_file(&error) => return Ok(false),
+        folder => open(folder?.as_fd(), path)?,
+    };
     Ok(before.is_some_and(|(_, before)| {
         suspects.find(&before).is_some() && size_and_time(&before) == size_and_time(now)
     }))
 }
 
-/// Opens a regular file of the tree. `None` if there is none. Fails if it can't be opened.
-fn open(root: &OwnedFd, path: &Path) -> io::Result<Option<(File, Metadata)>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match long_path::open_at(root.as_fd(), path, flags) {
-        Ok(file) => File::from(file),
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error.into()),
+/// Opens a regular file of the tree. `None` if there is none: a link, a socket or a device may have its place now, or
+/// that of a folder above it. None of those is opened or followed. Fails if the file can't be opened.
+fn open(root: BorrowedFd<'_>, path: &Path) -> io::Result<Option<(File, Metadata)>> {
+    let (folder, name) = match folder_of(root, path) {
+        Ok(found) => found,
+        Err(error) if is_no_file(&error) => return Ok(None),
+        Err(error) => return Err(error),
     };
-    let about = file.metadata()?;
-    Ok(about.is_file().then_some((file, about)))
+    match long_path::open_regular_at(folder.as_fd(), name) {
+        Ok(file) => {
+            let about = file.metadata()?;
+            Ok(Some((file, about)))
+        }
+        Err(error) if is_no_file(&error) || error.kind() == io::ErrorKind::InvalidInput => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_no_file(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
 }
 
 /// Derives from `run`, which runs in the job's folder, an invocation that copies only `names`, each with
@@ -309,6 +344,7 @@ mod tests {
             recent_from_s: i64::MAX,
             hosts: Vec::new(),
             linked_first: None,
+            has_older_links: false,
         };
         let recent = Recent {
             paths: vec![path.clone()],

@@ -102,7 +102,7 @@ pub fn restore(
         .chain(left_alone)
         .collect();
     let excludes = Excludes::new(&left_alone)?;
-    let written = transfer.rewrite(&unequal, &mut changes, progress, cancel)?;
+    let written = transfer.rewrite(&unequal, &excludes, &mut changes, progress, cancel)?;
     let invocation = transfer.invocation(&excludes, spec.existing);
     let scout = what.scout(&folder, &to, spec);
     let mut followed = |now: Progress| {
@@ -117,10 +117,12 @@ pub fn restore(
     changes.append(&outcome.changes);
     let planned = match spec.dry_run {
         true => {
-            let mut planned = transfer.planned(&outcome, written.as_ref(), &excludes, cancel)?;
-            let kept = kept.paths.len() as u64;
-            planned.newer_here = planned.newer_here.map(|others| others + kept);
-            Some(planned)
+            let newer_here = match spec.existing {
+                Existing::Keep => None,
+                Existing::KeepNewer => Some(kept.count),
+                Existing::Overwrite => Some(compared.kept(Existing::KeepNewer, cancel)?.count),
+            };
+            Some(transfer.planned(&outcome, written.as_ref(), newer_here))
         }
         false => None,
     };
@@ -141,7 +143,7 @@ pub fn restore(
     for path in unequal.files.iter().chain(&unequal.others) {
         names.push(escape_path(path));
     }
-    let left_out = what.left_out.iter().chain(&kept.folders);
+    let escaped = |paths: &[PathBuf]| paths.iter().map(|path| escape_path(path)).collect();
     Ok(RestoreReport {
         last_good: last_good.filter(|good| good.to_string() != chosen.folder_text()),
         snapshot: chosen.folder_text(),
@@ -152,7 +154,8 @@ pub fn restore(
         unequal: names,
         verified,
         planned,
-        left_out: left_out.map(|path| escape_path(path)).collect(),
+        left_out: escaped(&what.left_out),
+        kept_in_place: escaped(&kept.folders),
         changes,
         messages: outcome.messages,
     })

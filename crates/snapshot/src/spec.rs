@@ -250,7 +250,7 @@ pub struct Planned {
     pub new: u64,
     /// Regular files whose content would be replaced.
     pub replaced: u64,
-    /// Regular files that are newer here: with [`Existing::Overwrite`] they are among `replaced`, with
+    /// What is newer here, other than folders: with [`Existing::Overwrite`] they are among `replaced`, with
     /// [`Existing::KeepNewer`] they stay. `None`: all that is there stays.
     pub newer_here: Option<u64>,
     /// Files and folders that would be deleted.
@@ -284,6 +284,9 @@ pub struct RestoreReport {
     /// Escaped.
     #[serde(default)]
     pub left_out: Vec<String>,
+    /// Folders of the snapshot that were not restored, because something else is in their place and stays. Escaped.
+    #[serde(default)]
+    pub kept_in_place: Vec<String>,
     /// With `dry_run`: the counts.
     #[serde(default)]
     pub planned: Option<Planned>,

@@ -4,6 +4,7 @@
 //! paths longer than `PATH_MAX`, so every file that it made has such a path. Neither the stack nor the
 //! number of open files grows with the depth.
 
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
@@ -247,6 +248,41 @@ pub(crate) fn each_file(root: &OwnedFd, meet: &mut dyn FnMut(&Path, &Stat)) -> i
                 FileType::Directory => todo.push(below),
                 FileType::RegularFile => meet(&below, &stat),
                 _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The paths in the tree below `root` that are hard links to one file, by its inode. Folders are only listed.
+pub(crate) fn hard_links(root: &OwnedFd) -> io::Result<BTreeMap<u64, Vec<PathBuf>>> {
+    let (mut once, mut several) = (HashSet::new(), BTreeMap::new());
+    each_listed(root, &mut |_, entry| {
+        if !once.insert(entry.inode) {
+            several.insert(entry.inode, Vec::new());
+        }
+    })?;
+    drop(once);
+    if !several.is_empty() {
+        each_listed(root, &mut |path, entry| {
+            if let Some(paths) = several.get_mut(&entry.inode) {
+                paths.push(path.to_owned());
+            }
+        })?;
+    }
+    Ok(several)
+}
+
+/// Calls `meet` with each name below `root` that is not that of a folder, and its path relative to `root`.
+fn each_listed(root: &OwnedFd, meet: &mut dyn FnMut(&Path, &Listed)) -> io::Result<()> {
+    let mut todo = vec![PathBuf::new()];
+    while let Some(folder) = todo.pop() {
+        let at = Path::new(".").join(&folder);
+        for entry in listed(open_folder(root.as_fd(), &at)?.as_fd())? {
+            let below = folder.join(&entry.name);
+            match entry_is_folder(root.as_fd(), &below, entry.kind)? {
+                true => todo.push(below),
+                false => meet(&below, &entry),
             }
         }
     }

@@ -134,6 +134,12 @@ impl CommandArgs for RestoreArgs {
                 text::harmless(&report.left_out.join(", "))
             ));
         }
+        if !report.kept_in_place.is_empty() {
+            context.output.warning(&format!(
+                "these folders were not restored, because something else is in their place, and stays: {}",
+                text::harmless(&report.kept_in_place.join(", "))
+            ));
+        }
         let fields = json!({
             "to": path_json(&spec.to),
             "dry_run": spec.dry_run,

@@ -18,12 +18,15 @@ pub(crate) struct Kept {
     pub(crate) paths: BTreeSet<PathBuf>,
     /// Folders of the snapshot with something else in their place at the destination.
     pub(crate) folders: Vec<PathBuf>,
+    /// How many of all at the destination are newer, or with [`Existing::Keep`] are there.
+    pub(crate) count: u64,
 }
 
 impl Restored<'_> {
     /// With [`Existing::KeepNewer`] what is newer here. rsync(1) on `--update`: it compares the times of two
-    /// regular files only. And a file is linked to another name of it that rsync writes, whatever its own
-    /// time is. With [`Existing::Keep`] folders only: rsync fails at what is in them.
+    /// regular files only. With `--modify-window=-1`, a file is newer if it is so by two whole seconds
+    /// (generator.c, recv_generator). And a file is linked to another name of it that rsync writes,
+    /// whatever its own time is. With [`Existing::Keep`] folders only: rsync fails at what is in them.
     pub(crate) fn kept(&self, existing: Existing, cancel: &Cancel) -> Result<Kept, SnapshotError> {
         let mut kept = Kept::default();
         let (Some((snapshot, destination)), false) =
@@ -39,13 +42,15 @@ impl Restored<'_> {
             if existing == Existing::KeepNewer && time(theirs) <= time(ours) {
                 return;
             }
+            kept.count += 1;
             if is_folder(ours) {
                 kept.folders.push(path.to_owned());
             }
             if is_folder(ours) || existing == Existing::Keep {
                 return;
             }
-            if !is_file(ours) || !is_file(theirs) {
+            let rsync_keeps = theirs.st_mtime.saturating_sub(ours.st_mtime) >= 2;
+            if !is_file(ours) || !is_file(theirs) || !rsync_keeps {
                 kept.paths.insert(path.to_owned());
             } else if links_of(ours) > 1 {
                 linked

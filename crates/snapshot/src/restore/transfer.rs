@@ -97,6 +97,7 @@ impl Transfer<'_> {
     pub(super) fn rewrite(
         &self,
         unequal: &Unequal,
+        excludes: &Excludes,
         changes: &mut NameList,
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
@@ -104,7 +105,12 @@ impl Transfer<'_> {
         let mut written = None;
         if !unequal.files.is_empty() {
             let arguments = ["-aHAXXS", "--ignore-times", "--from0", "--files-from=-"];
-            let arguments = arguments.map(OsString::from).to_vec();
+            let mut arguments = arguments.map(OsString::from).to_vec();
+            if self.spec.delete {
+                // A folder may be in the way of a name. Patterns protect what is in it.
+                arguments.push("--force".into());
+                arguments.extend(excludes.arguments.iter().cloned());
+            }
             // The names are relative to the folder itself.
             let mut invocation = self.rsync_with(arguments, &[PathBuf::new()]);
             invocation.names_from(unequal.files.iter().map(PathBuf::as_path));
@@ -150,34 +156,18 @@ impl Transfer<'_> {
         &self,
         main: &Outcome,
         written: Option<&Outcome>,
-        excludes: &Excludes,
-        cancel: &Cancel,
-    ) -> Result<Planned, SnapshotError> {
+        newer_here: Option<u64>,
+    ) -> Planned {
         let replaced = |outcome: &Outcome| {
             let stats = &outcome.stats;
             stats.transferred.saturating_sub(stats.created_regular)
         };
-        // The files by which the two differ are newer here.
-        let other = match self.spec.existing {
-            Existing::Keep => None,
-            Existing::Overwrite => Some(Existing::KeepNewer),
-            Existing::KeepNewer => Some(Existing::Overwrite),
-        };
-        let newer_here = match other {
-            None => None,
-            Some(other) => {
-                let invocation = self.invocation(excludes, other);
-                let outcome = self.rsync.run(&invocation, &mut |_| {}, cancel)?;
-                judge(&outcome, self.to)?;
-                Some(replaced(main).abs_diff(replaced(&outcome)))
-            }
-        };
-        Ok(Planned {
+        Planned {
             new: main.stats.created,
             replaced: replaced(main) + written.map_or(0, replaced),
             newer_here,
             deleted: main.stats.deleted,
-        })
+        }
     }
 
     fn rsync_with(&self, mut arguments: Vec<OsString>, paths: &[PathBuf]) -> Invocation {

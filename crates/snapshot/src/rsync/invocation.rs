@@ -1,6 +1,6 @@
 //! How one rsync is run.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use super::output::ITEM_FORMAT;
 use super::stillness::STILL_MAX;
 use crate::census::Walk;
 use crate::file_listener::FileListener;
+use crate::long_path::lstat;
 use crate::mounts::pattern_for;
 use crate::scan_rules::ScanRules;
 
@@ -122,6 +123,15 @@ impl Invocation {
         exclude.push(pattern_for(source, false));
         // The first matching rule counts.
         self.arguments.insert(0, exclude);
+    }
+
+    /// Whether something else than a folder is at `name`, which is relative to the destination.
+    pub(super) fn is_no_folder(&self, name: &[u8]) -> bool {
+        let Some(destination) = self.arguments.last() else {
+            return false;
+        };
+        let at = self.folder.join(destination).join(OsStr::from_bytes(name));
+        lstat(&at).is_ok_and(|about| !about.is_dir())
     }
 
     /// rsync's standard input.

@@ -43,6 +43,8 @@ pub(crate) enum Message {
     OlderNotRead,
     /// rsync did not follow a symbolic link of another user. Its exit code shows whether that matters.
     LinkNotFollowed,
+    /// rsync did not get the default ACL of this path, relative to the destination. Only a folder has one.
+    NoDefaultAcl(Vec<u8>),
     /// Anything else.
     Failure,
 }
@@ -96,6 +98,14 @@ pub(crate) fn classify(line: &[u8]) -> Message {
     {
         return Message::OlderNotRead;
     }
+    // rsync replaced a folder by a hard link, and still takes it for a folder (generator.c, recv_generator).
+    if errno == EACCES
+        && word == Some("generator")
+        && let Some(rest) = said.strip_prefix("get_acl: sys_acl_get_file(")
+        && let Some((name, _)) = rest.rsplit_once(", ACL_TYPE_DEFAULT): ")
+    {
+        return Message::NoDefaultAcl(unescape_name(name));
+    }
     let operation = Operation::of(said);
     let mut role = Role::named(word);
     // Both sides read attributes and ACLs. Without a role, volume and source can't be distinguished.
@@ -131,6 +141,7 @@ pub(crate) fn classify(line: &[u8]) -> Message {
 const LINK_NOT_FOLLOWED: &str = "refusing to follow a symlink owned by an untrusted user;";
 
 const EPERM: i32 = 1;
+const EACCES: i32 = 13;
 const EMLINK: i32 = 31;
 
 /// Whether a restore's message says that the volume has a file or folder that can't be read as it was written.
@@ -461,6 +472,21 @@ mod tests {
             ),
         ] {
             assert_eq!(classify(line.as_bytes()), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn missing_default_acl_of_the_destination_is_recognised() {
+        let line = "rsync: [generator] get_acl: sys_acl_get_file(t/a, b, ACL_TYPE_DEFAULT): Permission denied (13)";
+        let found = |line: &str| classify(line.as_bytes());
+        assert_eq!(found(line), Message::NoDefaultAcl(b"t/a, b".to_vec()));
+        for other in [
+            line.replace("(13)", "(5)"),
+            line.replace("DEFAULT", "ACCESS"),
+            line.replace("[generator]", "[sender]"),
+        ] {
+            let is_it = matches!(found(&other), Message::NoDefaultAcl(_));
+            assert!(!is_it, "{other}");
         }
     }
 

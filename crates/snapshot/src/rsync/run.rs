@@ -289,6 +289,8 @@ struct Running<'a> {
     asked: Asked,
     /// How many older files the guard did not let rsync open.
     older_not_read: u64,
+    /// Names for which rsync wanted the default ACL of a folder, and which are no folders.
+    no_folders: u64,
     asked_to_stop: Option<Instant>,
     killed: bool,
     /// It did not end after SIGKILL: it waits in the kernel.
@@ -330,6 +332,7 @@ impl<'a> Running<'a> {
             listed: Listed::default(),
             asked: Asked::default(),
             older_not_read: 0,
+            no_folders: 0,
             asked_to_stop: None,
             killed: false,
             not_killed: false,
@@ -558,6 +561,12 @@ impl<'a> Running<'a> {
             self.older_not_read += 1;
             return;
         }
+        if let Message::NoDefaultAcl(name) = &message
+            && self.invocation.is_no_folder(name)
+        {
+            self.no_folders += 1;
+            return;
+        }
         if message == Message::LinkNotFollowed {
             self.not_followed.get_or_insert_with(|| printable(line));
             return;
@@ -568,7 +577,9 @@ impl<'a> Running<'a> {
         match message {
             Message::Harmless | Message::LinkNotFollowed => {}
             Message::Vanished(name) => self.vanished.push(escape_name(&name)),
-            Message::Unread(name) => self.unread.push_within(escape_name(&name), ITEMS_MAX),
+            Message::Unread(name) | Message::NoDefaultAcl(name) => {
+                self.unread.push_within(escape_name(&name), ITEMS_MAX)
+            }
             Message::NoSpace(name) => {
                 // Checked at once, because rsync is about to remove the file that did not fit.
                 self.full = self.full.or_else(|| room_at(&self.invocation.written_to));
@@ -679,6 +690,7 @@ impl<'a> Running<'a> {
             (Some(24), None) if forgiving && none_unread => Ended::Whole,
             // rsync read from the source all files that it counts as not transferred.
             (Some(23), None) if forgiving && none_unread && self.older_not_read > 0 => Ended::Whole,
+            (Some(23), None) if none_unread && self.no_folders > 0 => Ended::Whole,
             (Some(0 | 23 | 24), None) if forgiving && !none_unread => Ended::WithUnread,
             (code, failure) => Ended::Failed {
                 ended: match (code, status.signal()) {

@@ -43,6 +43,7 @@ impl Run<'_> {
                     true => format!("../{folder}"),
                     false => folder.to_string(),
                 }),
+            has_older_links: !self.in_work && (self.copy.is_some() || !self.linked_from.is_empty()),
         };
         let plan = Plan::make(
             &about,

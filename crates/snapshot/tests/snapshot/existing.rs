@@ -179,8 +179,10 @@ fn whatever_is_newer_here_is_kept_also_links_and_what_is_of_another_kind() {
                 Some(7)
             );
         }
-        let left_out = restored(&bench, existing, false).left_out;
-        let names: Vec<_> = left_out
+        let report = restored(&bench, existing, false);
+        assert!(report.left_out.is_empty());
+        let names: Vec<_> = report
+            .kept_in_place
             .iter()
             .map(|path| path.rsplit('/').next().unwrap())
             .collect();
@@ -201,6 +203,39 @@ fn whatever_is_newer_here_is_kept_also_links_and_what_is_of_another_kind() {
             existing == Existing::KeepNewer
         );
     }
+}
+
+#[test]
+fn file_that_is_newer_by_less_than_two_seconds_is_kept() {
+    let bench = Bench::new();
+    let newer = [(0, 1), (0, 999_999_999), (1, 0), (1, 999_999_999), (2, 0)];
+    for number in 0..=newer.len() {
+        let file = bench.source().join(number.to_string());
+        fs::write(&file, "of the snapshot").unwrap();
+        set_time(&file, LONG_AGO, 0).unwrap();
+    }
+    bench.take();
+    let place = bench.path("place");
+    bench
+        .restore(&RestoreSpec::new(job_name(), place.clone()))
+        .unwrap();
+    let inside = below(&place, &bench.source());
+    let same_time = [(0, 0)];
+    for (number, (seconds, nanoseconds)) in newer.iter().chain(&same_time).enumerate() {
+        let file = inside.join(number.to_string());
+        fs::write(&file, "of this machine").unwrap();
+        set_time(&file, LONG_AGO + seconds, *nanoseconds).unwrap();
+    }
+    for existing in [Existing::Overwrite, Existing::KeepNewer] {
+        let planned = restored(&bench, existing, true).planned.unwrap();
+        assert_eq!(planned.newer_here, Some(5), "{existing:?}");
+    }
+    restored(&bench, Existing::KeepNewer, false);
+    let content = |number: usize| fs::read_to_string(inside.join(number.to_string())).unwrap();
+    for number in 0..newer.len() {
+        assert_eq!(content(number), "of this machine", "{:?}", newer[number]);
+    }
+    assert_eq!(content(newer.len()), "of the snapshot");
 }
 
 /// Too many for arguments, and of odd names.

@@ -119,6 +119,31 @@ fn a_folder_in_place_of_a_hard_link_is_reported_before_any_write() {
     assert_same(&source, &crate::folder::below(&place, &source));
 }
 
+/// The other name is written again: it has no other link, and a file of equal size and time.
+#[test]
+fn a_folder_in_place_of_a_hard_link_is_deleted_only_with_delete() {
+    let bench = Bench::new();
+    let source = bench.source();
+    fs::write(source.join("a"), "x").unwrap();
+    fs::hard_link(source.join("a"), source.join("b")).unwrap();
+    fs::write(source.join("c"), "x").unwrap();
+    bench.take();
+    let place = bench.path("place");
+    bench.restore(&to(place.clone())).unwrap();
+    let there = crate::folder::below(&place, &source);
+    fs::remove_file(there.join("b")).unwrap();
+    rewrite(&there.join("a"), "y");
+    fs::create_dir_all(there.join("b/holds something")).unwrap();
+    fs::remove_file(there.join("c")).unwrap();
+    let mut spec = to(place);
+    spec.delete = true;
+    for dry_run in [true, false, false] {
+        spec.dry_run = dry_run;
+        bench.restore(&spec).unwrap();
+    }
+    assert_same(&source, &there);
+}
+
 #[test]
 fn a_folder_that_conflicts_later_ends_the_restore() {
     let bench = Bench::new();

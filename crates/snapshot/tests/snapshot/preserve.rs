@@ -5,6 +5,7 @@ mod attributes;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use crate::folder::{Bench, SmallExt4, below, inode, job_name, loop_missing, take_into};
@@ -158,6 +159,60 @@ fn a_recent_file_is_compared_by_its_remaining_name() {
         let report = bench.take();
         let file = bench.in_snapshot(report.name).join(kept);
         assert_eq!(fs::read_to_string(file).unwrap(), "next", "{kept}");
+    }
+}
+
+/// As programs do with their sockets.
+#[test]
+fn a_recent_file_is_not_opened_when_something_else_has_its_place() {
+    let bench = Bench::new();
+    let at = |name: &str| bench.source().join(name);
+    fs::create_dir(at("folder")).unwrap();
+    for name in ["socket", "link", "folder/file"] {
+        fs::write(at(name), "good").unwrap();
+    }
+    bench.take();
+    fs::remove_file(at("socket")).unwrap();
+    drop(UnixListener::bind(at("socket")).unwrap());
+    fs::remove_file(at("link")).unwrap();
+    symlink("socket", at("link")).unwrap();
+    // Nothing can be opened below this link: its name is too long.
+    fs::remove_dir_all(at("folder")).unwrap();
+    symlink("x".repeat(300), at("folder")).unwrap();
+    for _ in 0..2 {
+        let report = bench.take();
+        assert!(report.record.complete, "{:?}", report.record);
+        assert_same(&bench.source(), &bench.in_snapshot(report.name));
+    }
+}
+
+/// rsync links all of them to the one file of the older snapshot: size, time and attributes are equal.
+#[test]
+fn hard_links_that_became_files_of_their_own_are_not_linked() {
+    let bench = Bench::new();
+    let at = |name: &str| bench.source().join(name);
+    fs::create_dir(at("sub")).unwrap();
+    let names = ["a", "sub/b", "c", "sub/d"];
+    fs::write(at("a"), "content").unwrap();
+    symlink("target", at("link")).unwrap();
+    for name in &names[1..] {
+        fs::hard_link(at("a"), at(name)).unwrap();
+    }
+    fs::hard_link(at("link"), at("link 2")).unwrap();
+    bench.take();
+    // Two files now, of two names each.
+    let modified = fs::metadata(at("a")).unwrap().modified().unwrap();
+    for name in &names[2..] {
+        fs::remove_file(at(name)).unwrap();
+    }
+    fs::write(at("c"), "content").unwrap();
+    fs::hard_link(at("c"), at("sub/d")).unwrap();
+    let file = File::options().write(true).open(at("c")).unwrap();
+    file.set_modified(modified).unwrap();
+    for _ in 0..2 {
+        let report = bench.take();
+        assert!(report.record.complete, "{:?}", report.record);
+        assert_same(&bench.source(), &bench.in_snapshot(report.name));
     }
 }
 
