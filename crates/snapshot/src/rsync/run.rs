@@ -578,7 +578,7 @@ impl<'a> Running<'a> {
             Message::Harmless | Message::LinkNotFollowed => {}
             Message::Vanished(name) => self.vanished.push(escape_name(&name)),
             Message::Unread(name) | Message::NoDefaultAcl(name) => {
-                self.unread.push_within(escape_name(&name), ITEMS_MAX)
+                self.unread.push_within(escape_name(&name), ITEMS_MAX);
             }
             Message::NoSpace(name) => {
                 // Checked at once, because rsync is about to remove the file that did not fit.

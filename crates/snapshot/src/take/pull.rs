@@ -186,6 +186,8 @@ impl<'p> Pull<'p> {
             .flatten();
         let mut options = TRANSFER_OPTIONS.map(OsString::from).to_vec();
         options.extend(by_content.then(|| "--checksum".into()));
+        // Otherwise rsync would read the older file for its delta transfer, and fail.
+        options.extend(guard.is_some().then(|| "--whole-file".into()));
         options.extend(self.link_dests.iter().cloned());
         if self.work.is_some() {
             let deletes = ["--delete", "--delete-excluded", "--ignore-errors"];

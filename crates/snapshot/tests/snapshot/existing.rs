@@ -232,8 +232,8 @@ fn file_that_is_newer_by_less_than_two_seconds_is_kept() {
     }
     restored(&bench, Existing::KeepNewer, false);
     let content = |number: usize| fs::read_to_string(inside.join(number.to_string())).unwrap();
-    for number in 0..newer.len() {
-        assert_eq!(content(number), "of this machine", "{:?}", newer[number]);
+    for (number, by) in newer.iter().enumerate() {
+        assert_eq!(content(number), "of this machine", "{by:?}");
     }
     assert_eq!(content(newer.len()), "of the snapshot");
 }

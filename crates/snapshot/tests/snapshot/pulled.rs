@@ -10,12 +10,13 @@ use sprat_snapshot::{
     Cancel, FileListener, JobSources, PruneSpec, PulledSource, RestoreSpec, ScanRules,
     SnapshotError, SnapshotErrorKind, SnapshotReport, SnapshotSpec, Warning, preview, prune,
 };
+use sprat_testkit::compare::assert_same;
 use sprat_testkit::ssh_server::{SshServer, openssh};
 use sprat_testkit::{needs, requires};
 
 use crate::checked::{against_source, read_all, rewrite};
 use crate::folder::failing_volume::FailingVolume;
-use crate::folder::{Bench, inode, job_name};
+use crate::folder::{Bench, SmallExt4, below, inode, job_name, loop_missing, take_into};
 
 pub(crate) fn missing() -> Option<String> {
     openssh::missing().or_else(needs::root)
@@ -134,6 +135,26 @@ fn set_time(path: &Path, second: i64) {
         rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
     )
     .unwrap();
+}
+
+/// A guard watches the volume if it has a mount of its own. No older file can be read then.
+#[test]
+fn changed_files_of_a_host_reach_a_watched_volume() {
+    requires!(missing().or_else(loop_missing));
+    let scene = Scene::new();
+    let volume = SmallExt4::new(&scene.bench, "64M", &[]);
+    let spec = scene.spec(&[("web", "srv")]);
+    for (round, mode) in [0o640, 0o641, 0o642].into_iter().enumerate() {
+        scene.write("srv/grows", "content ".repeat(100_000 + round));
+        let file = scene.write("srv/mode", "content");
+        set_time(&file, 1_000_000);
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        let report = take_into(&volume.at, &spec).unwrap();
+        assert!(report.record.complete, "{:?}", report.record);
+        let tree = format!("{}/{}/@web", job_name(), report.name);
+        let kept = below(&volume.at.join(tree), &scene.at("srv"));
+        assert_same(&scene.at("srv"), &kept);
+    }
 }
 
 #[test]
