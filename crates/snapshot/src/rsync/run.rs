@@ -287,10 +287,8 @@ struct Running<'a> {
     listed: Listed,
     /// Files of the source that are being examined.
     asked: Asked,
-    /// How many older files the guard did not let rsync open.
-    older_not_read: u64,
-    /// Names for which rsync wanted the default ACL of a folder, and which are no folders.
-    no_folders: u64,
+    /// How many messages were about files that rsync copied all the same.
+    all_copied: u64,
     asked_to_stop: Option<Instant>,
     killed: bool,
     /// It did not end after SIGKILL: it waits in the kernel.
@@ -331,8 +329,7 @@ impl<'a> Running<'a> {
             },
             listed: Listed::default(),
             asked: Asked::default(),
-            older_not_read: 0,
-            no_folders: 0,
+            all_copied: 0,
             asked_to_stop: None,
             killed: false,
             not_killed: false,
@@ -557,15 +554,12 @@ impl<'a> Running<'a> {
 
     fn take_err(&mut self, line: &[u8]) {
         let message = classify(line);
-        if message == Message::OlderNotRead && self.invocation.guarded {
-            self.older_not_read += 1;
-            return;
-        }
-        if let Message::NoDefaultAcl(name) = &message
-            && self.invocation.is_no_folder(name)
-        {
-            self.no_folders += 1;
-            return;
+        match &message {
+            Message::OlderNotRead if self.invocation.guarded => return self.all_copied += 1,
+            Message::NoDefaultAcl(name) if self.invocation.is_no_folder(name) => {
+                return self.all_copied += 1;
+            }
+            _ => {}
         }
         if message == Message::LinkNotFollowed {
             self.not_followed.get_or_insert_with(|| printable(line));
@@ -629,12 +623,9 @@ impl<'a> Running<'a> {
             Message::Conflict(name) if self.invocation.side == Side::OutOfVolume => {
                 self.conflict.get_or_insert_with(|| escape_name(&name));
             }
-            Message::Conflict(_) => {
-                self.first_failure.get_or_insert_with(|| printable(line));
-            }
             // ssh and the login shell of the host write there, too. ssh's exit code says what counts.
             Message::Failure if self.invocation.remote && !line.starts_with(b"rsync") => {}
-            Message::OlderNotRead | Message::Failure => {
+            Message::Conflict(_) | Message::OlderNotRead | Message::Failure => {
                 self.first_failure.get_or_insert_with(|| printable(line));
             }
         }
@@ -689,8 +680,7 @@ impl<'a> Running<'a> {
             (Some(0), None) if none_unread => Ended::Whole,
             (Some(24), None) if forgiving && none_unread => Ended::Whole,
             // rsync read from the source all files that it counts as not transferred.
-            (Some(23), None) if forgiving && none_unread && self.older_not_read > 0 => Ended::Whole,
-            (Some(23), None) if none_unread && self.no_folders > 0 => Ended::Whole,
+            (Some(23), None) if none_unread && self.all_copied > 0 => Ended::Whole,
             (Some(0 | 23 | 24), None) if forgiving && !none_unread => Ended::WithUnread,
             (code, failure) => Ended::Failed {
                 ended: match (code, status.signal()) {
