@@ -333,16 +333,22 @@ fn write_back(keeper: &mut Keeper, file: &File, first: u64, piece: &[u8]) -> io:
 pub fn remove(root: &Root, container: &str) -> io::Result<()> {
     let name = Name::parse(container).filter(|name| name.kind == Kind::Container);
     let name = name.ok_or_else(|| bad(format!("{container} is not a container's name")))?;
-    let file = root.open_file(&name, OFlags::RDWR)?;
-    // Every client is refused from here on.
-    Keeper::open(
-        &root.agent,
-        container,
-        &root.clock,
-        &root.policy,
-        &root.space,
-    )?
-    .begin_session(&file, By::Admin(Some("remove")))?;
+    match root.open_file(&name, OFlags::RDWR) {
+        // It went already in a run that did not end.
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound && root.kept(container)?.is_some() => {}
+        file => {
+            // Every client is refused from here on.
+            Keeper::open(
+                &root.agent,
+                container,
+                &root.clock,
+                &root.policy,
+                &root.space,
+            )?
+            .begin_session(&file?, By::Admin(Some("remove")))?;
+        }
+    }
     for other in root
         .files()?
         .iter()

@@ -25,7 +25,7 @@ use crate::journal::Journal;
 use crate::policy::{Header, Policy};
 use crate::ranges::{self, BLOCK, Blocks};
 use crate::space::Space;
-use crate::state::{FileId, Locks, State, read_state};
+use crate::state::{CHANGED_OUTSIDE, FileId, Locks, State, read_state};
 use crate::time_text;
 use crate::writers::{self, Slot};
 
@@ -349,6 +349,14 @@ impl Keeper {
         }
         let text = "a client wrote to the header, which has the keys";
         self.journal.note(self.session.unwrap_or(0), text)?;
+        self.raise_alarm(text)
+    }
+
+    /// An alarm that is not confirmed yet stays.
+    fn raise_alarm(&self, text: &str) -> io::Result<()> {
+        if disk::exists_in(&self.folder, "alarm")? {
+            return Ok(());
+        }
         disk::replace_in(&self.folder, "alarm", format!("{text}\n").as_bytes())
     }
 
@@ -477,11 +485,10 @@ impl Keeper {
         if is_new {
             state.session += 1;
             if state.is_changed(FileId::of(file)?) {
-                let what = format!(
-                    "the container was changed by something else than sprat-agent: was {:?}",
-                    state.file
-                );
+                let what = format!("{CHANGED_OUTSIDE}: was {:?}", state.file);
                 self.journal.note(state.session, &what)?;
+                // A full disk stops no session: past states are marked all the same.
+                disk::unless_full(self.raise_alarm(CHANGED_OUTSIDE))?;
                 if let Some(newest) = generation::numbers(&self.folder)?.last() {
                     mark(&self.folder, *newest, "written-past", "")?;
                 }

@@ -143,6 +143,9 @@ pub fn is_damaged(container: &OwnedFd) -> io::Result<bool> {
     }
 }
 
+/// The alarm of it, until the administrator confirms it.
+pub const CHANGED_OUTSIDE: &str = "the container was changed by something else than sprat-agent";
+
 /// Whether something else than the agent changed the container since the last session ended in order.
 /// Where the record of the state is damaged, nobody knows: the past stays readable.
 pub fn changed_outside(container: &OwnedFd, live: &File) -> io::Result<bool> {

@@ -8,7 +8,7 @@ use crate::clock::DAY_S;
 use crate::disk;
 use crate::generation;
 use crate::root::{Root, TIDIED};
-use crate::state::{changed_outside, is_damaged, read_state};
+use crate::state::{CHANGED_OUTSIDE, changed_outside, is_damaged, read_state};
 use crate::time_text::{self, show_bytes};
 
 /// The exit codes of `status`: the gravest that applies.
@@ -87,8 +87,7 @@ fn report(root: &Root, name: &str, wall_s: i64) -> io::Result<Report> {
         report.session_open = read_state(&disk::Slots::open(&folder, "state")?)?.writing;
     }
     if changed_outside(&folder, &live)? {
-        report.alarm =
-            Some("the container was changed by something else than sprat-agent".to_owned());
+        report.alarm = Some(CHANGED_OUTSIDE.to_owned());
     }
     if disk::exists_in(&folder, "alarm")? {
         let text = disk::read_all(&folder, "alarm", 4096)?;

@@ -41,16 +41,27 @@ pub fn number(name: &str) -> Option<u64> {
 /// the same, so that a run fails by what was changed and not by chance; the long form, which
 /// `SPRAT_TORTURE_ROUNDS` asks for, draws differently each time.
 #[must_use]
+pub fn seed() -> u64 {
+    match number("SPRAT_TORTURE_ROUNDS") {
+        Some(_) => new_seed(),
+        None => named_or(2026),
+    }
+}
+
+/// The same for a fuzzer: the short form, too, draws differently each time. It looks for what nobody thought of.
+#[must_use]
+pub fn new_seed() -> u64 {
+    let since = std::time::UNIX_EPOCH.elapsed();
+    let now = since.map_or(0, |since| u64::from(since.subsec_nanos()));
+    named_or(u64::from(std::process::id()) << 32 | now)
+}
+
 #[expect(
     clippy::print_stdout,
     reason = "the test harness shows it where the test fails"
 )]
-pub fn seed() -> u64 {
-    let drawn = || match number("SPRAT_TORTURE_ROUNDS") {
-        Some(_) => u64::from(std::process::id()),
-        None => 2026,
-    };
-    let seed = number("SPRAT_TORTURE_SEED").unwrap_or_else(drawn);
+fn named_or(drawn: u64) -> u64 {
+    let seed = number("SPRAT_TORTURE_SEED").unwrap_or(drawn);
     println!("seed {seed}; SPRAT_TORTURE_SEED={seed} repeats this run");
     seed
 }

@@ -308,6 +308,7 @@ fn an_overdue_backup_runs_the_notify_program_once_and_holds_expiry() {
     );
     // Once more when all is well.
     served.overwrite(&[(0, vec![5; 10])]);
+    served.run(&["ack", "x.luks"]);
     served.run(&["tidy"]);
     let text = fs::read_to_string(&got).unwrap();
     assert!(

@@ -3,11 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
 use sprat_testkit::dice::{self, Dice};
+use sprat_testkit::{needs, requires};
 
 use crate::client::{BLOCK, CREATE_NEW, Client, READ, READ_WRITE, Served, blocks, string};
 use crate::limits::peak_kib;
+use crate::watched::{Watch, fuzz_until};
 
 /// The header gives an alarm, as by default.
 const POLICY: &str =
@@ -159,43 +162,48 @@ pub fn request(dice: &mut Dice) -> (u8, Vec<u8>) {
     (kind, body)
 }
 
-/// `make torture` sends more.
+/// Each connection is watched, and so is its memory.
 #[test]
 fn packets_of_a_fuzzer_change_no_past_state_and_reach_no_other_file() {
-    let packets = dice::number("SPRAT_TORTURE_ROUNDS").map_or(4000, |rounds| rounds * 10_000);
-    let mut dice = Dice::new(dice::seed());
+    requires!(needs::program("strace"));
+    let mut dice = Dice::new(dice::new_seed());
     let target = Target::new();
-    let mut client = target.served.connect();
-    let mut done = 0;
-    for count in 0..packets {
+    let mut watch = Watch::new();
+    let mut client = watch.connect(&target.served);
+    let (mut count, mut done) = (0, 0);
+    let until = fuzz_until();
+    while Instant::now() < until || count < 1000 {
         let (kind, body) = request(&mut dice);
+        count += 1;
         // INIT again, or what is no packet at all, ends the connection.
         let answered = client.ask(kind, &body);
         let is_done = |(kind, fields): &(u8, Vec<u8>)| *kind != 101 || fields[..4] == [0; 4];
         done += u64::from(answered.as_ref().is_some_and(is_done));
-        if count % 500 == 499 || answered.is_none() {
+        if count % 500 == 0 || answered.is_none() {
             let peak = peak_kib(&client);
             assert!(answered.is_none() || peak <= 32 * 1024, "{peak} KiB");
             // 101: a panic.
             assert_ne!(client.end_code(), Some(101), "request {kind} {body:?}");
-            client = target.served.connect();
+            client = watch.connect(&target.served);
         }
-        if count % 1000 == 999 {
+        if count % 1000 == 0 {
             target.check(&format!("packet {count}"));
         }
     }
-    assert!(done > packets / 50, "only {done} requests were carried out");
+    assert!(done > count / 50, "only {done} requests were carried out");
     // Lengths that are wrong, and bytes that are no packets.
     for _ in 0..100 {
         let mut bytes = vec![0; usize::try_from(dice.below(300)).unwrap()];
         bytes.fill_with(|| u8::try_from(dice.below(256)).unwrap());
         bytes.splice(0..0, [0, 0, u8::try_from(dice.below(3)).unwrap()]);
-        let mut client = target.served.connect();
+        let mut client = watch.connect(&target.served);
         client.send_raw(&bytes);
         assert_ne!(client.end_code(), Some(101), "{bytes:?}");
     }
     client.end_anyhow();
     target.check("all packets");
+    watch.check();
+    println!("{count} packets, {done} of them carried out");
 }
 
 pub type Attack = (&'static str, fn(&mut Client, &Target) -> bool);

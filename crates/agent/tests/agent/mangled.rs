@@ -1,17 +1,18 @@
 //! Files of the agent's own that are damaged in any way: what is read is an error or right, and nothing panics. And the
 //! system calls that a client can bring the agent to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::time::Instant;
 
 use sprat_testkit::dice::{self, Dice};
 use sprat_testkit::{needs, requires};
 
-use crate::client::{BLOCK, Client, EAGER, READ, READ_WRITE, Served, agent, blocks, string};
+use crate::client::{BLOCK, EAGER, READ, READ_WRITE, Served, blocks, string};
 use crate::hostile::{REFUSED, Target, request};
 use crate::limits::peak_kib;
+use crate::watched::{Watch, fuzz_until};
 
 const BLOCKS: usize = 48;
 
@@ -78,8 +79,14 @@ fn mangle(bytes: &[u8], dice: &mut Dice) -> Vec<u8> {
 }
 
 /// What a client reads of all states. Returns how many reads were refused.
-fn read_all(served: &Served, states: &BTreeMap<u32, Vec<u8>>, names: &[String], what: &str) -> u32 {
-    let mut client = served.connect();
+fn read_all(
+    watch: &mut Watch,
+    served: &Served,
+    states: &BTreeMap<u32, Vec<u8>>,
+    names: &[String],
+    what: &str,
+) -> u32 {
+    let mut client = watch.connect(served);
     let mut refused = 0;
     for (name, state) in names.iter().zip(states.values()) {
         let Ok(handle) = client.open(name, READ) else {
@@ -104,132 +111,64 @@ fn read_all(served: &Served, states: &BTreeMap<u32, Vec<u8>>, names: &[String], 
     refused
 }
 
-/// `make torture` does it more often.
+/// Each connection is watched, and so is its memory.
 #[test]
 fn mangled_files_of_the_agent_are_an_error_and_never_other_content() {
-    let mut dice = Dice::new(dice::seed());
+    requires!(needs::program("strace"));
+    let mut dice = Dice::new(dice::new_seed());
     let (served, states) = history();
     let names: Vec<String> = states.keys().map(|n| served.past_path(*n)).collect();
     let mut all = Vec::new();
-    files(&served.path(".sprat-agent/x.luks"), &mut all);
-    for name in ["clock", "format"] {
-        all.push(served.path(&format!(".sprat-agent/{name}")));
-    }
+    files(&served.path(".sprat-agent"), &mut all);
     all.sort();
-    assert!(all.len() > 25, "{all:?}");
-    assert_eq!(read_all(&served, &states, &names, "nothing"), 0);
-    let rounds = dice::number("SPRAT_TORTURE_ROUNDS").map_or(2, |rounds| rounds);
-    let mut refused = 0;
-    for round in 0..rounds {
-        for path in &all {
-            let whole = fs::read(path).unwrap();
-            let mangled = mangle(&whole, &mut dice);
-            fs::write(path, &mangled).unwrap();
-            let what = format!("round {round}, {}", path.display());
-            // A root whose format is unknown is not served.
-            if path.ends_with("format") {
-                drop(served.command(&["list"]).output().unwrap());
-            } else {
-                refused += read_all(&served, &states, &names, &what);
-            }
-            let commands: [&[&str]; 4] = [&["status"], &["list"], &["check"], &["policy", "check"]];
-            let command = commands[usize::try_from(dice.below(4)).unwrap()];
-            let output = served.command(command).output().unwrap();
-            let code = output.status.code();
-            assert!(
-                code.is_some_and(|code| code <= 5),
-                "{what}: {command:?}: {output:?}"
-            );
-            fs::write(path, whole).unwrap();
+    assert!(all.len() > 28, "{all:?}");
+    let mut watch = Watch::new();
+    assert_eq!(read_all(&mut watch, &served, &states, &names, "nothing"), 0);
+    let (mut refused, mut count) = (0, 0);
+    let until = fuzz_until();
+    // Each file once at least.
+    while Instant::now() < until || count < all.len() {
+        let path = &all[count % all.len()];
+        count += 1;
+        let whole = fs::read(path).unwrap();
+        let mangled = mangle(&whole, &mut dice);
+        fs::write(path, &mangled).unwrap();
+        let what = format!("{count}, {}", path.display());
+        // A root whose format or policy can't be read is not served.
+        if path.ends_with("format") || path.ends_with("policy") {
+            drop(served.command(&["list"]).output().unwrap());
+        } else {
+            refused += read_all(&mut watch, &served, &states, &names, &what);
         }
+        let commands: [&[&str]; 4] = [&["status"], &["list"], &["check"], &["policy", "check"]];
+        let command = commands[usize::try_from(dice.below(4)).unwrap()];
+        let output = served.command(command).output().unwrap();
+        let code = output.status.code();
+        assert!(
+            code.is_some_and(|code| code <= 5),
+            "{what}: {command:?}: {output:?}"
+        );
+        fs::write(path, whole).unwrap();
     }
     assert!(refused > 0);
-    assert_eq!(read_all(&served, &states, &names, "everything is back"), 0);
+    assert_eq!(
+        read_all(&mut watch, &served, &states, &names, "everything is back"),
+        0
+    );
+    watch.check();
+    println!("{count} files");
 }
 
-/// No program is started, nothing is connected to, and nothing gets another owner, mode or link.
-const ALLOWED: &[&str] = &[
-    "arch_prctl",
-    "access",
-    "brk",
-    "clock_gettime",
-    "clock_nanosleep",
-    "close",
-    "exit_group",
-    "faccessat2",
-    "fallocate",
-    "fcntl",
-    "fdatasync",
-    "flock",
-    "fstat",
-    "fstatfs",
-    "fsync",
-    "ftruncate",
-    "futex",
-    "getcwd",
-    "getdents64",
-    "getegid",
-    "geteuid",
-    "getpid",
-    "getrandom",
-    "gettid",
-    "lseek",
-    "lstat",
-    "madvise",
-    "mkdirat",
-    "mmap",
-    "mprotect",
-    "mremap",
-    "munmap",
-    "nanosleep",
-    "newfstatat",
-    "open",
-    "openat",
-    "pidfd_open",
-    "pidfd_send_signal",
-    "poll",
-    "prctl",
-    "pread64",
-    "prlimit64",
-    "pwrite64",
-    "read",
-    "readlink",
-    "renameat",
-    "renameat2",
-    "rseq",
-    "rt_sigaction",
-    "rt_sigprocmask",
-    "sched_getaffinity",
-    "set_robust_list",
-    "set_tid_address",
-    "sigaltstack",
-    "stat",
-    "statx",
-    "umask",
-    "uname",
-    "unlinkat",
-    "write",
-];
-
+/// Requests of every kind, and the list of attacks.
 #[test]
 fn a_client_brings_the_agent_to_no_other_system_calls_than_these() {
     requires!(needs::program("strace"));
     let target = Target::untouched("free_min = 0%\nsize_max = 1G\n");
     target.served.overwrite(&[(block(40), vec![1; BLOCK])]);
-    let folder = tempfile::tempdir().unwrap();
-    let trace = folder.path().join("trace");
-    let traced = || {
-        let mut command = Command::new("strace");
-        command.args(["-qq", "-f", "-A", "-o"]).arg(&trace);
-        command.arg(agent()).args(["serve", "--root"]);
-        Client::start({
-            command.arg(target.served.path(""));
-            command
-        })
-    };
+    let mut watch = Watch::new();
     let mut dice = Dice::new(dice::seed());
     for part in 0..3 {
-        let mut client = traced();
+        let mut client = watch.connect(&target.served);
         let fields = [string(b"x.luks"), string(b"token")].concat();
         client.own("session-begin@sprat", &fields).unwrap();
         let handle = client.open("x.luks", READ_WRITE).unwrap();
@@ -247,21 +186,5 @@ fn a_client_brings_the_agent_to_no_other_system_calls_than_these() {
         }
         client.end_anyhow();
     }
-    let text = fs::read_to_string(trace).unwrap();
-    // The first of each process is its own start.
-    let names: BTreeSet<&str> = text
-        .lines()
-        .filter(|line| !line.contains("execve(") || line.contains("resumed"))
-        .filter_map(|line| line.split_once(' ')?.1.trim().split_once('('))
-        .map(|(name, _)| name)
-        .filter(|name| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
-        .collect();
-    assert!(names.contains("pwrite64") && names.len() > 20, "{names:?}");
-    let starts = text.lines().filter(|line| line.contains("execve(")).count();
-    assert_eq!(starts, 3);
-    let others: Vec<_> = names
-        .iter()
-        .filter(|name| !ALLOWED.contains(name))
-        .collect();
-    assert!(others.is_empty(), "{others:?}");
+    watch.check();
 }
