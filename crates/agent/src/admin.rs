@@ -13,11 +13,10 @@ use crate::alarm;
 use crate::clock::Now;
 use crate::disk::{self, bad};
 use crate::generation::{self, Head};
-use crate::index;
 use crate::keeper::{self, By, Keeper, mark};
 use crate::lease;
 use crate::log;
-use crate::names::{Kind, Name};
+use crate::names::Kind;
 use crate::past::{self, Past, has_mark};
 use crate::policy::{Bucket, Policy};
 use crate::ranges::{self, BLOCK};
@@ -39,10 +38,14 @@ struct Found {
     number: u32,
 }
 
+/// The folder of a container's past states.
+fn kept(root: &Root, container: &str) -> io::Result<OwnedFd> {
+    let folder = root.kept(container)?;
+    folder.ok_or_else(|| bad(format!("nothing is kept of {container}")))
+}
+
 fn find(root: &Root, container: &str, time: &str) -> io::Result<Found> {
-    let folder = root
-        .kept(container)?
-        .ok_or_else(|| bad(format!("nothing is kept of {container}")))?;
+    let folder = kept(root, container)?;
     let wanted = |name: &str| name == time || name.trim_end_matches(".luks") == time;
     let shown = past::shown(&folder, &root.live(container)?)?;
     let number = shown
@@ -101,9 +104,7 @@ pub fn set_mark(root: &Root, container: &str, time: &str, what: &str, on: bool) 
 
 /// Whether anything of a container may expire.
 pub fn hold(root: &Root, container: &str, on: bool) -> io::Result<()> {
-    let folder = root
-        .kept(container)?
-        .ok_or_else(|| bad(format!("nothing is kept of {container}")))?;
+    let folder = kept(root, container)?;
     if on {
         disk::replace_in(&folder, "hold", b"")
     } else {
@@ -113,9 +114,7 @@ pub fn hold(root: &Root, container: &str, on: bool) -> io::Result<()> {
 
 /// The administrator has seen the alarm.
 pub fn ack(root: &Root, container: &str) -> io::Result<()> {
-    let folder = root
-        .kept(container)?
-        .ok_or_else(|| bad(format!("nothing is kept of {container}")))?;
+    let folder = kept(root, container)?;
     alarm::confirm(&folder, root.clock.now()?)
 }
 
@@ -144,9 +143,7 @@ pub fn allow_header(root: &Root, container: &str, for_s: i64) -> io::Result<()> 
 
 /// Makes a new record of the state where it is damaged.
 pub fn repair(root: &Root, container: &str) -> io::Result<String> {
-    let folder = root
-        .kept(container)?
-        .ok_or_else(|| bad(format!("nothing is kept of {container}")))?;
+    let folder = kept(root, container)?;
     let repaired = keeper::repair_state(&folder, root.clock.now()?, &root.policy)?;
     Ok(if repaired {
         format!("{container}: repaired; clients can write again\n")
@@ -257,21 +254,14 @@ pub fn export(root: &Root, container: &str, time: &str, to: &Path) -> io::Result
 /// run again. Clients that are connected are refused. The length stays.
 pub fn revert(root: &Root, container: &str, time: &str, discards: bool) -> io::Result<String> {
     let found = find(root, container, time)?;
-    let name = Name::parse(container).ok_or_else(|| bad("not a container"))?;
-    let file = root.open_file(&name, OFlags::RDWR)?;
-    let mut keeper = Keeper::open(
-        &root.agent,
-        container,
-        &root.clock,
-        &root.policy,
-        &root.space,
-    )?;
+    let file = root.writable(container)?;
+    let mut keeper = root.keeper(container)?;
     let mut past = open_past(root, container, &found.container, found.number)?;
     if !discards {
         // Before anything is begun: the present would be a past state, and its blocks could not be discarded.
         let data = keeper::data_blocks(&file, file.metadata()?.size())?;
         let most = ranges::count(&ranges::both(&past.changed()?, &data)) * BLOCK;
-        let free = root.space.free()?;
+        let free = disk::free_bytes(&root.folder)?;
         if free < most + REVERT_BYTES {
             return Err(bad(format!(
                 "the present needs up to {} and {} are free. Nothing was changed. Free space, or say \
@@ -302,10 +292,10 @@ pub fn revert(root: &Root, container: &str, time: &str, discards: bool) -> io::R
 
 /// The same in ranges of at most [`PIECE`] bytes.
 fn pieces(blocks: &[Range<u64>]) -> impl Iterator<Item = Range<u64>> {
-    let step = PIECE as u64 / BLOCK;
+    let step = PIECE / 4096;
     blocks.iter().flat_map(move |range| {
-        let starts = (range.start..range.end).step_by(PIECE / 4096);
-        starts.map(move |at| at..range.end.min(at + step))
+        let starts = range.clone().step_by(step);
+        starts.map(move |at| at..range.end.min(at + step as u64))
     })
 }
 
@@ -331,22 +321,14 @@ fn write_back(keeper: &mut Keeper, file: &File, first: u64, piece: &[u8]) -> io:
 
 /// Removes a container with everything that belongs to it, past states too.
 pub fn remove(root: &Root, container: &str) -> io::Result<()> {
-    let name = Name::parse(container).filter(|name| name.kind == Kind::Container);
-    let name = name.ok_or_else(|| bad(format!("{container} is not a container's name")))?;
-    match root.open_file(&name, OFlags::RDWR) {
+    match root.writable(container) {
         // It went already in a run that did not end.
         Err(error)
             if error.kind() == io::ErrorKind::NotFound && root.kept(container)?.is_some() => {}
         file => {
             // Every client is refused from here on.
-            Keeper::open(
-                &root.agent,
-                container,
-                &root.clock,
-                &root.policy,
-                &root.space,
-            )?
-            .begin_session(&file?, By::Admin(Some("remove")))?;
+            root.keeper(container)?
+                .begin_session(&file?, By::Admin(Some("remove")))?;
         }
     }
     for other in root
@@ -411,11 +393,7 @@ pub fn check(root: &Root, read_data: bool) -> io::Result<(Vec<String>, usize)> {
 }
 
 fn check_entries(folder: &OwnedFd, number: u32, read_data: bool) -> io::Result<()> {
-    let index = if generation::is_sealed(folder, number)? {
-        generation::open_index(folder, number)?
-    } else {
-        generation::Layer::open(folder, number)?.index(index::scratch(folder)?)?
-    };
+    let index = generation::index_of(folder, number)?;
     let mut block = [0; 4096];
     let mut open: Option<(u32, File)> = None;
     for entry in index.iter() {
@@ -458,8 +436,7 @@ pub fn policy_check(root: &Root) -> io::Result<String> {
     }
     let mut text = format!("at most about {most} past states of a container\n");
     for container in root.containers()? {
-        let name = Name::parse(&container).ok_or_else(|| bad("not a container"))?;
-        let used = root.open_file(&name, OFlags::RDONLY)?.metadata()?.blocks() * 512;
+        let used = root.live(&container)?.metadata()?.blocks() * 512;
         let worst = show_bytes(used.saturating_mul(most));
         text += &format!(
             "{container}: {} used; if all of it is overwritten for each state: {worst}\n",

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use rustix::process::{Resource, Rlimit};
@@ -122,12 +122,12 @@ impl Arguments {
         Ok(arguments)
     }
 
+    fn root_path(&self) -> io::Result<&Path> {
+        self.root.as_deref().ok_or_else(|| bad("--root is missing"))
+    }
+
     fn root(&self) -> io::Result<Root> {
-        let path = self
-            .root
-            .as_deref()
-            .ok_or_else(|| bad("--root is missing"))?;
-        Root::open(path, self.policy.as_deref())
+        Root::open(self.root_path()?, self.policy.as_deref())
     }
 }
 
@@ -207,9 +207,7 @@ fn administer(arguments: &Arguments, root: &Root, words: &[&str]) -> Option<io::
             text += &format!("{states} past states checked, {} findings\n", damaged.len());
             print(&text).map(|()| u8::from(!damaged.is_empty()))
         }),
-        ["export", name, time, file] => {
-            quiet(admin::export(root, name, time, std::path::Path::new(file)))
-        }
+        ["export", name, time, file] => quiet(admin::export(root, name, time, Path::new(file))),
         ["policy", "check"] => shown(admin::policy_check(root)),
         ["clock", "accept"] => quiet(admin::accept_clock(root)),
         _ => return None,
@@ -328,21 +326,14 @@ Write this into the crontab of ACCOUNT. Without it nothing expires:
 ";
 
 fn repair(arguments: &Arguments) -> io::Result<()> {
-    let path = arguments
-        .root
-        .as_deref()
-        .ok_or_else(|| bad("--root is missing"))?;
-    print(match Root::repair(path)? {
+    print(match Root::repair(arguments.root_path()?)? {
         true => "repaired; clients can connect again\n",
         false => "the file format is whole, nothing was changed\n",
     })
 }
 
 fn adopt(arguments: &Arguments) -> io::Result<()> {
-    let path = arguments
-        .root
-        .as_deref()
-        .ok_or_else(|| bad("--root is missing"))?;
+    let path = arguments.root_path()?;
     let id = Root::adopt(path)?;
     let path = path.canonicalize()?;
     let owner = path.metadata()?.uid();

@@ -130,6 +130,12 @@ pub fn rename_new(from: impl AsFd, old: &str, to: impl AsFd, new: &str) -> io::R
     Ok(())
 }
 
+/// Bytes that are free on the disk of a folder.
+pub fn free_bytes(folder: impl AsFd) -> io::Result<u64> {
+    let disk = rustix::fs::fstatvfs(folder)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
 pub fn sync_folder(folder: impl AsFd) -> io::Result<()> {
     retry(|| rustix::fs::fsync(&folder))
 }
@@ -141,6 +147,15 @@ pub fn read_all(folder: impl AsFd, name: &str, bytes_max: u64) -> io::Result<Vec
         .take(bytes_max)
         .read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// The text of a small file. `None`: it is not there.
+pub fn text_in(folder: impl AsFd, name: &str, bytes_max: u64) -> io::Result<Option<String>> {
+    match read_all(folder, name, bytes_max) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Writes a whole small file so that its name leads to all of it or to what was there before.

@@ -20,7 +20,7 @@ use rustix::fs::OFlags;
 use crate::disk::{
     self, bad, field, folder_in, list_in, number, open_in, read_padded, sync_folder,
 };
-use crate::index::{Index, Writer};
+use crate::index::{self, Index, Writer};
 use crate::log::{self, Entry, LogId};
 use crate::ranges::{self, BLOCK, Blocks};
 
@@ -487,6 +487,23 @@ pub fn open_index(container: &OwnedFd, number: u32) -> io::Result<Index> {
         "index",
         OFlags::RDONLY,
     )?)
+}
+
+/// The index of any generation; where it is not sealed, one that is made for the caller.
+pub fn index_of(container: &OwnedFd, number: u32) -> io::Result<Index> {
+    if is_sealed(container, number)? {
+        open_index(container, number)
+    } else {
+        Layer::open(container, number)?.index(index::scratch(container)?)
+    }
+}
+
+/// Whether a generation takes nothing any more, or was removed: it is sealed before that.
+pub fn has_ended(container: &OwnedFd, number: u32) -> io::Result<bool> {
+    match is_sealed(container, number) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        other => other,
+    }
 }
 
 /// Whether a generation is sealed.

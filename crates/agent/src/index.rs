@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, OFlags};
 
-use crate::disk::{bad, open_in, read_padded, remove_in};
+use crate::disk::{bad, free_bytes, open_in, read_padded, remove_in};
 use crate::log::Entry;
 
 const MAGIC: &[u8; 8] = b"sprindx1";
@@ -222,8 +222,7 @@ impl Iterator for Iter<'_> {
 
 /// An unnamed file in `folder`; in memory where the disk is almost full, because the past must stay readable then.
 pub fn scratch(folder: impl AsFd) -> io::Result<File> {
-    let disk = rustix::fs::fstatvfs(&folder)?;
-    if disk.f_bavail.saturating_mul(disk.f_frsize) < DISK_FREE_MIN {
+    if free_bytes(&folder)? < DISK_FREE_MIN {
         let name = "sprat-agent";
         return Ok(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?.into());
     }

@@ -305,7 +305,9 @@ impl Keeper {
         };
         let newer = format!("g.{}", open.number + 1);
         // The next one may have been begun, and removed again. This one is sealed before that.
-        if disk::exists_in(&self.folder, &newer)? || self.is_sealed(open.number)? {
+        if disk::exists_in(&self.folder, &newer)?
+            || generation::has_ended(&self.folder, open.number)?
+        {
             return Ok(false);
         }
         let counted_s = crate::clock::reading("").up_s + self.counted_ahead_s;
@@ -318,14 +320,6 @@ impl Keeper {
         })
     }
 
-    /// Whether a generation takes nothing any more, or has gone.
-    fn is_sealed(&self, number: u32) -> io::Result<bool> {
-        match generation::is_sealed(&self.folder, number) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-            other => other,
-        }
-    }
-
     /// What the policy says of a write to the header. An alarm is there before the write is.
     fn check_header(&self, touched: &Blocks) -> io::Result<()> {
         let begin = touched.first().map_or(u64::MAX, |first| first.start);
@@ -334,11 +328,9 @@ impl Keeper {
             return Ok(());
         }
         let counted_s = crate::clock::reading("").up_s + self.counted_ahead_s;
-        let allowed = match disk::read_all(&self.folder, HEADER_UNTIL, 64) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            other => disk::number(&String::from_utf8_lossy(&other?), "until"),
-        };
-        if allowed.is_some_and(|until_s: i64| counted_s < until_s) {
+        let allowed = disk::text_in(&self.folder, HEADER_UNTIL, 64)?;
+        let until_s: Option<i64> = allowed.and_then(|text| disk::number(&text, "until"));
+        if until_s.is_some_and(|until_s| counted_s < until_s) {
             return Ok(());
         }
         if self.policy.header == Header::Refuse {
@@ -424,7 +416,7 @@ impl Keeper {
             None => false,
         };
         let usable = match &self.open {
-            Some(open) if !self.is_sealed(open.number)? => open.tail()?,
+            Some(open) if !generation::has_ended(&self.folder, open.number)? => open.tail()?,
             _ => None,
         };
         let is_full = match &self.open {

@@ -11,8 +11,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use rustix::fs::OFlags;
 
 use crate::disk::{self, bad, open_in};
-use crate::keeper::{By, Keeper};
-use crate::names::{self, Kind, Name};
+use crate::keeper::By;
+use crate::names::{self, Name};
 use crate::root::Root;
 
 const BYTES: usize = 4096;
@@ -194,7 +194,7 @@ pub fn unlock(root: &Root, container: &str, surely: bool) -> io::Result<String> 
     let Some(highest) = numbers.last().copied() else {
         return not_locked;
     };
-    // Nothing was written under one that is empty: its session looks once more before it writes, and finds ours.
+    // Nothing was written under one that is empty: its session checks the leases once more before it writes, and finds ours.
     let mut found = None;
     for number in numbers.into_iter().rev() {
         found = read(root, container, number)?.filter(|found| !found.empty);
@@ -293,19 +293,11 @@ pub fn keep_spare(root: &Root) -> io::Result<()> {
 
 /// Begins a session, so that all others are refused. False: there is no container, so nobody is.
 fn refuse_writers(root: &Root, container: &str) -> io::Result<bool> {
-    let name = Name::parse(container).filter(|name| name.kind == Kind::Container);
-    let name = name.ok_or_else(|| bad("not a container"))?;
-    let file = match root.open_file(&name, OFlags::RDWR) {
+    let file = match root.writable(container) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         other => other?,
     };
-    let mut keeper = Keeper::open(
-        &root.agent,
-        container,
-        &root.clock,
-        &root.policy,
-        &root.space,
-    )?;
+    let mut keeper = root.keeper(container)?;
     keeper.begin_session(&file, By::Client)?;
     keeper.end(&file)?;
     Ok(true)

@@ -19,11 +19,8 @@ pub fn run(root: &Root) -> io::Result<()> {
     };
     let status = Status::of(root)?;
     let problems = status.problems().join("\n");
-    let before = match disk::read_all(&root.agent, NAME, 1 << 20) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        other => other?,
-    };
-    if before == problems.as_bytes() {
+    let before = disk::text_in(&root.agent, NAME, 1 << 20)?.unwrap_or_default();
+    if before == problems {
         return Ok(());
     }
     let failed = |what: &str| bad(format!("notify: {}: {what}", program.display()));

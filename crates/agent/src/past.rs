@@ -277,10 +277,7 @@ impl Past {
     /// Whether generations may have been merged or removed since this one was opened. All but the newest
     /// are sealed before that.
     fn is_outdated(&self) -> io::Result<bool> {
-        match generation::is_sealed(&self.container, self.newest()?) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-            other => other,
-        }
+        generation::has_ended(&self.container, self.newest()?)
     }
 
     fn reopen(&mut self) -> io::Result<()> {

@@ -146,7 +146,7 @@ impl Policy {
                     Some((share, times)) => (share, Some(times.strip_suffix('x')?.parse().ok()?)),
                     None => (value, None),
                 };
-                if times == Some(0) || times == Some(1) {
+                if times.is_some_and(|times| times < 2) {
                     return None;
                 }
                 self.alarm_percent = percent(share)?;

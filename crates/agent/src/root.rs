@@ -11,6 +11,7 @@ use rustix::fs::OFlags;
 
 use crate::clock::Clock;
 use crate::disk::{self, bad, field, number, open_in};
+use crate::keeper::Keeper;
 use crate::names::{Kind, Name};
 use crate::policy::Policy;
 use crate::space::Space;
@@ -22,27 +23,31 @@ pub const TIDIED: &str = "tidied";
 /// The layout that this program writes. A higher one is served without changing anything.
 const FORMAT: u32 = 1;
 
-const FORMAT_BYTES_MAX: u64 = 4096;
-
 fn is_id(text: &str) -> bool {
     text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
+fn format_text(agent: &OwnedFd) -> io::Result<Option<String>> {
+    disk::text_in(agent, "format", 4096)
+}
+
 /// Version and id. `None`: the file is damaged.
-fn read_format(agent: &OwnedFd) -> io::Result<Option<(u32, String)>> {
-    let bytes = match disk::read_all(agent, "format", FORMAT_BYTES_MAX) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other?,
-    };
-    let text = String::from_utf8_lossy(&bytes);
+fn parse_format(text: &str) -> Option<(u32, String)> {
     let text = match text.rsplit_once("crc ") {
         Some((text, crc)) if crc == format!("{:08x}\n", crc32fast::hash(text.as_bytes())) => text,
         // The first agents wrote two lines and no checksum.
-        None if text.lines().count() == 2 => &text,
-        _ => return Ok(None),
+        None if text.lines().count() == 2 => text,
+        _ => return None,
     };
     let id = field(text, "id").filter(|id| is_id(id));
-    Ok(number(text, "format").zip(id.map(ToOwned::to_owned)))
+    number(text, "format").zip(id.map(ToOwned::to_owned))
+}
+
+fn damaged_format(path: &Path) -> io::Error {
+    bad(format!(
+        "the file format is damaged; run sprat-agent repair --root {}",
+        path.display()
+    ))
 }
 
 /// Returns the id: a new one if none is given.
@@ -86,12 +91,8 @@ impl Root {
             )),
             _ => error,
         })?;
-        let (version, id) = read_format(&agent)?.ok_or_else(|| {
-            bad(format!(
-                "the file format is damaged; run sprat-agent repair --root {}",
-                path.display()
-            ))
-        })?;
+        let format = format_text(&agent)?.and_then(|text| parse_format(&text));
+        let (version, id) = format.ok_or_else(|| damaged_format(&path))?;
         let policy = Rc::new(Policy::read(&agent, policy)?);
         Ok(Self {
             clock: Rc::new(Clock::open(&agent)?),
@@ -110,11 +111,9 @@ impl Root {
     pub fn adopt(path: &Path) -> io::Result<String> {
         let folder = disk::open_folder(path)?;
         let agent = disk::make_folder_in(&folder, AGENT)?;
-        if disk::exists_in(&agent, "format")? {
-            let found = read_format(&agent)?;
-            let found =
-                found.ok_or_else(|| bad("the file format is damaged; run sprat-agent repair"));
-            return Ok(found?.1);
+        if let Some(text) = format_text(&agent)? {
+            let (_, id) = parse_format(&text).ok_or_else(|| damaged_format(path))?;
+            return Ok(id);
         }
         let id = write_format(&agent, None)?;
         Clock::open(&agent)?.now()?;
@@ -125,14 +124,10 @@ impl Root {
     /// can't be read, only means that clients wait once more for sessions that died before.
     pub fn repair(path: &Path) -> io::Result<bool> {
         let agent = disk::folder_in(disk::open_folder(path)?, AGENT)?;
-        if read_format(&agent)?.is_some() {
+        let left = format_text(&agent)?.unwrap_or_default();
+        if parse_format(&left).is_some() {
             return Ok(false);
         }
-        let left = match disk::read_all(&agent, "format", FORMAT_BYTES_MAX) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            other => other?,
-        };
-        let left = String::from_utf8_lossy(&left).into_owned();
         if number(&left, "format").is_some_and(|version: u32| version > FORMAT) {
             return Err(bad("a newer sprat-agent wrote here: use that one"));
         }
@@ -152,9 +147,29 @@ impl Root {
 
     /// A container as it is now, for reading.
     pub fn live(&self, container: &str) -> io::Result<File> {
+        self.container(container, OFlags::RDONLY)
+    }
+
+    /// The same for writing, through [`Root::keeper`] only.
+    pub fn writable(&self, container: &str) -> io::Result<File> {
+        self.container(container, OFlags::RDWR)
+    }
+
+    fn container(&self, container: &str, flags: OFlags) -> io::Result<File> {
         let name = Name::parse(container).filter(|name| name.kind == Kind::Container);
         let name = name.ok_or_else(|| bad(format!("{container} is not a container's name")))?;
-        self.open_file(&name, OFlags::RDONLY)
+        self.open_file(&name, flags)
+    }
+
+    /// Keeps the past states of a container for this process.
+    pub fn keeper(&self, container: &str) -> io::Result<Keeper> {
+        Keeper::open(
+            &self.agent,
+            container,
+            &self.clock,
+            &self.policy,
+            &self.space,
+        )
     }
 
     /// The files that the client may see.

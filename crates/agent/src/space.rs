@@ -56,12 +56,6 @@ impl Space {
         Ok(counted + self.since.get())
     }
 
-    /// Bytes that are free on the disk.
-    pub fn free(&self) -> io::Result<u64> {
-        let disk = rustix::fs::fstatvfs(&self.root)?;
-        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
-    }
-
     /// Bytes that may still be used, and the most that may be used.
     pub fn available(&self) -> io::Result<(u64, u64)> {
         let disk = rustix::fs::fstatvfs(&self.root)?;

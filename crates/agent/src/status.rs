@@ -89,9 +89,8 @@ fn report(root: &Root, name: &str, wall_s: i64) -> io::Result<Report> {
     if changed_outside(&folder, &live)? {
         report.alarm = Some(CHANGED_OUTSIDE.to_owned());
     }
-    if disk::exists_in(&folder, "alarm")? {
-        let text = disk::read_all(&folder, "alarm", 4096)?;
-        report.alarm = Some(String::from_utf8_lossy(&text).trim().to_owned());
+    if let Some(text) = disk::text_in(&folder, "alarm", 4096)? {
+        report.alarm = Some(text.trim().to_owned());
     }
     Ok(report)
 }

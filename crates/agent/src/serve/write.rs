@@ -79,16 +79,8 @@ impl Server {
 
     pub(super) fn keeper(&mut self, container: &str) -> Result<&mut Keeper, Status> {
         if !self.keepers.contains_key(container) {
-            let root = &self.root;
-            let keeper = Keeper::open(
-                &root.agent,
-                container,
-                &root.clock,
-                &root.policy,
-                &root.space,
-            );
-            self.keepers
-                .insert(container.to_owned(), keeper.map_err(refused)?);
+            let keeper = self.root.keeper(container).map_err(refused)?;
+            self.keepers.insert(container.to_owned(), keeper);
         }
         self.keepers.get_mut(container).ok_or(Status::Failure)
     }
