@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 
 use crate::clock::{DAY_S, Now};
 use crate::disk::{self, number};
-use crate::generation::{self, Layer};
+use crate::generation;
 use crate::index::{self, Index};
 use crate::policy::Policy;
 use crate::ranges::{self, BLOCK};
@@ -49,6 +49,11 @@ struct Day {
 struct Days(Vec<Day>);
 
 impl Days {
+    fn read(container: &OwnedFd) -> io::Result<Self> {
+        let text = disk::text_in(container, DAYS, DAYS_BYTES_MAX)?;
+        Ok(Self::parse(&text.unwrap_or_default()))
+    }
+
     /// A line that is none is left out.
     fn parse(text: &str) -> Self {
         let line = |line: &str| {
@@ -110,7 +115,7 @@ fn usual(before: &[Day], day: i64) -> u64 {
 }
 
 /// What the administrator confirmed last: the file `acked`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Acked {
     /// By the counted clock.
     at_s: i64,
@@ -123,17 +128,37 @@ struct Acked {
 
 impl Acked {
     fn read(container: &OwnedFd) -> io::Result<Self> {
-        let text = match disk::read_all(container, ACKED, 4096) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            other => other?,
-        };
-        let text = String::from_utf8_lossy(&text);
-        Ok(Self {
-            at_s: number(&text, "acked").unwrap_or(i64::MIN),
-            blocks: number(&text, "blocks").unwrap_or(0),
-            newest: number(&text, "newest").unwrap_or(0),
-            saved: number(&text, "saved").unwrap_or(0),
-        })
+        let text = disk::text_in(container, ACKED, 4096)?;
+        Ok(Self::parse(&text.unwrap_or_default()))
+    }
+
+    /// Without a text nothing was confirmed yet.
+    fn parse(text: &str) -> Self {
+        Self {
+            at_s: number(text, "acked").unwrap_or(i64::MIN),
+            blocks: number(text, "blocks").unwrap_or(0),
+            newest: number(text, "newest").unwrap_or(0),
+            saved: number(text, "saved").unwrap_or(0),
+        }
+    }
+
+    fn to_text(self) -> String {
+        format!(
+            "acked {}\nblocks {}\nnewest {}\nsaved {}\n",
+            self.at_s, self.blocks, self.newest, self.saved
+        )
+    }
+
+    /// The next confirmation. `newest` is the newest generation, which has saved `saved` blocks.
+    fn next(self, days: &Days, now: Now, newest: u32, saved: u64) -> Self {
+        let since = days.0.iter();
+        let since = since.filter(|one| one.day >= self.at_s.div_euclid(DAY_S));
+        Self {
+            at_s: now.counted_s,
+            blocks: since.map(|one| one.blocks).max().unwrap_or(0),
+            newest,
+            saved,
+        }
     }
 }
 
@@ -228,7 +253,7 @@ pub fn check(
     policy: &Policy,
     now: Now,
 ) -> io::Result<Option<String>> {
-    let mut days = Days::parse(&text(container, DAYS, DAYS_BYTES_MAX)?.unwrap_or_default());
+    let mut days = Days::read(container)?;
     let before = days.to_text();
     let since = Since {
         acked: Acked::read(container)?,
@@ -236,7 +261,7 @@ pub fn check(
     };
     let used = used(container, all)?;
     let found = judge(&mut days, all, used, &since, policy, now)?;
-    let alarm = match (text(container, ALARM, 4096)?, found) {
+    let alarm = match (disk::text_in(container, ALARM, 4096)?, found) {
         (Some(there), _) => Some(there.trim_end().to_owned()),
         (None, Some(new)) => {
             store(container, ALARM, &format!("{new}\n"))?;
@@ -259,30 +284,12 @@ fn store(container: &OwnedFd, name: &str, text: &str) -> io::Result<()> {
 
 /// The administrator has seen the alarm. What was overwritten until now gives none any more.
 pub fn confirm(container: &OwnedFd, now: Now) -> io::Result<()> {
-    let before = Acked::read(container)?;
-    let days = Days::parse(&text(container, DAYS, DAYS_BYTES_MAX)?.unwrap_or_default());
-    let since = days
-        .0
-        .iter()
-        .filter(|one| one.day >= before.at_s.div_euclid(DAY_S));
-    let blocks = since.map(|one| one.blocks).max().unwrap_or(0);
     let newest = generation::numbers(container)?.last().copied();
     let saved = newest.map_or(Ok(0), |newest| count(container, &[newest]))?;
-    let text = format!(
-        "acked {}\nblocks {blocks}\nnewest {}\nsaved {saved}\n",
-        now.counted_s,
-        newest.unwrap_or(0)
-    );
-    disk::replace_in(container, ACKED, text.as_bytes())?;
+    let (before, days) = (Acked::read(container)?, Days::read(container)?);
+    let acked = before.next(&days, now, newest.unwrap_or(0), saved);
+    disk::replace_in(container, ACKED, acked.to_text().as_bytes())?;
     disk::remove_in(container, ALARM)
-}
-
-fn text(container: &OwnedFd, name: &str, bytes_max: u64) -> io::Result<Option<String>> {
-    match disk::read_all(container, name, bytes_max) {
-        Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 /// The data of the container when the newest generation began; by an older one if its map is damaged.
@@ -313,11 +320,7 @@ fn count(container: &OwnedFd, numbers: &[u32]) -> io::Result<u64> {
 pub fn overwritten(container: &OwnedFd, numbers: &[u32]) -> io::Result<u64> {
     let scratch = || index::scratch(container);
     let open = |n: usize| -> io::Result<Index> {
-        let mut index = if generation::is_sealed(container, numbers[n])? {
-            generation::open_index(container, numbers[n])?
-        } else {
-            Layer::open(container, numbers[n])?.index(scratch()?)?
-        };
+        let mut index = generation::index_of(container, numbers[n])?;
         // What is known is counted, here and behind it.
         index.damaged = false;
         Ok(index)
@@ -348,12 +351,7 @@ mod tests {
                 days: Days::default(),
                 all: Vec::new(),
                 saved: Vec::new(),
-                acked: Acked {
-                    at_s: i64::MIN,
-                    blocks: 0,
-                    newest: 0,
-                    saved: 0,
-                },
+                acked: Acked::parse(""),
                 used,
                 policy: Policy::parse(policy).unwrap(),
             }
@@ -417,14 +415,10 @@ mod tests {
         /// What [`confirm`] does.
         fn ack(&mut self) {
             let newest = self.all.last().unwrap().number;
-            let since = self.days.0.iter();
-            let since = since.filter(|one| one.day >= self.acked.at_s.div_euclid(DAY_S));
-            self.acked = Acked {
-                at_s: self.now().counted_s,
-                blocks: since.map(|one| one.blocks).max().unwrap_or(0),
-                newest,
-                saved: self.count(&[newest]),
-            };
+            let saved = self.count(&[newest]);
+            let acked = self.acked.next(&self.days, self.now(), newest, saved);
+            self.acked = Acked::parse(&acked.to_text());
+            assert_eq!(self.acked, acked);
         }
     }
 
@@ -439,7 +433,7 @@ mod tests {
         std::iter::once(at..at + blocks).collect()
     }
 
-    /// Whoever overwrites 4.99 times the median each day makes the median rise. The usual day does not follow.
+    /// The attacker overwrites 4.99 times the median each day, so the median rises. The usual day does not follow.
     #[test]
     fn an_attacker_who_rises_with_the_median_raises_the_alarm() {
         let mut model = Model::new(1024 * GIB, "alarm = 100% or 5x");
@@ -463,7 +457,7 @@ mod tests {
         panic!("no alarm, and {at} blocks overwritten");
     }
 
-    /// He first writes ten times as much into free space, so that his share is small.
+    /// The attacker first writes nine times the data into free space. So what is overwritten is a small share.
     #[test]
     fn an_attacker_who_first_fills_the_container_raises_the_alarm() {
         for (policy, is_alarm) in [("alarm = 30%", false), ("", true)] {
