@@ -2,7 +2,8 @@
 //!
 //! A lease is a file of 4,096 bytes: one JSON object, blanks, then its CRC-32 as 8 hex digits and a newline. The
 //! highest number decides. Nobody changes or removes the lease of another one: to release it, the next number is
-//! made, which is free. `doors` are earlier leases from which writes may still arrive, `watch` are sessions whose
+//! made, which is free. The format is that of `crates/store/src/lock/content.rs`; this crate stands alone, so tests of
+//! both keep it the same. `doors` are earlier leases from which writes may still arrive, `watch` are sessions whose
 //! writes have not been compared yet. Both are passed on.
 
 use std::io;
@@ -131,7 +132,7 @@ impl Lease {
                 watch.host, watch.token, watch.until_s
             )
         });
-        let mut bytes = format!(
+        sealed(format!(
             "{{\"token\":\"{}\",\"free\":true,\"attempt\":\"{}\",\"renewed\":0,\"host\":\"sprat-agent\",\
              \"started_s\":{now_s},\"version\":\"{}\",\"doors\":[{}],\"watch\":[{}],\"agent\":null,\"flight\":false}}",
             token()?,
@@ -139,16 +140,20 @@ impl Lease {
             env!("CARGO_PKG_VERSION"),
             doors.collect::<Vec<_>>().join(","),
             watch.collect::<Vec<_>>().join(",")
-        )
-        .into_bytes();
-        if bytes.len() > CHECKED_BYTES {
-            return Err(bad("the lease has too many entries"));
-        }
-        bytes.resize(CHECKED_BYTES, b' ');
-        let crc = format!("{:08x}\n", crc32fast::hash(&bytes));
-        bytes.extend(crc.as_bytes());
-        Ok(bytes)
+        ))
     }
+}
+
+/// The bytes of a lease's file.
+fn sealed(json: String) -> io::Result<Vec<u8>> {
+    let mut bytes = json.into_bytes();
+    if bytes.len() > CHECKED_BYTES {
+        return Err(bad("the lease has too many entries"));
+    }
+    bytes.resize(CHECKED_BYTES, b' ');
+    let crc = format!("{:08x}\n", crc32fast::hash(&bytes));
+    bytes.extend(crc.as_bytes());
+    Ok(bytes)
 }
 
 /// A lease with its number and the time of its last change. Its content is `None` if it can't be read.
@@ -305,7 +310,53 @@ fn refuse_writers(root: &Root, container: &str) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use sprat_testkit::leases::{self, RELEASED_BY_AGENT, WRITTEN_BY_SPRAT};
+
     use super::*;
+
+    /// The crate `store` has a test with the same texts.
+    #[test]
+    fn the_agent_and_sprat_read_and_write_the_same_leases() {
+        let entry = |number, until_s, all_before| Door {
+            number,
+            until_s,
+            all_before,
+        };
+        let watch = vec![Watch {
+            host: "desk.home".to_owned(),
+            token: "2021222324252627".to_owned(),
+            until_s: 1_795_839_612,
+        }];
+        let read = Lease::parse(&sealed(WRITTEN_BY_SPRAT.to_owned()).unwrap()).unwrap();
+        let expected = Lease {
+            free: false,
+            host: "laptop".to_owned(),
+            agent: "0123456789abcdef".to_owned(),
+            doors: vec![
+                entry(7, Some(1_795_839_611), true),
+                entry(1_000_004, None, false),
+            ],
+            watch: watch.clone(),
+        };
+        assert_eq!(read, expected);
+
+        let doors = [
+            entry(7, Some(1_795_839_611), true),
+            entry(1_000_004, Some(1_795_839_613), false),
+        ];
+        let bytes = Lease::free(&doors, &watch, 1_795_831_511).unwrap();
+        let text = std::str::from_utf8(&bytes[..CHECKED_BYTES]).unwrap();
+        let mut written = text.trim_end_matches(' ').to_owned();
+        // These differ each time, or in each version.
+        for key in ["token", "attempt", "version"] {
+            let [own, shown] = [&written, RELEASED_BY_AGENT]
+                .map(|text| format!("\"{key}\":\"{}\"", value(text, key).unwrap()));
+            assert!(key == "version" || own.len() == shown.len(), "{own}");
+            written = written.replacen(&own, &shown, 1);
+        }
+        assert_eq!(written, RELEASED_BY_AGENT);
+        assert_eq!(u64::try_from(LATE_WRITE_S), Ok(leases::LATE_WRITE_S));
+    }
 
     fn doors() -> Vec<Door> {
         [(7, None, true), (1_000_004, Some(1_795_831_511), false)]

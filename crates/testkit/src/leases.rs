@@ -3,6 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+pub use sprat_store::lock::LATE_WRITE_S;
+
+/// A lease with entries, as sprat writes it and `sprat-agent` reads it. Each has code of its own for the format: the
+/// unit tests of both compare it with this text.
+pub const WRITTEN_BY_SPRAT: &str = r#"{"token":"000102030405060708090a0b0c0d0e0f","free":false,"attempt":"101112131415161718191a1b1c1d1e1f","renewed":3,"host":"laptop","started_s":1795831511,"version":"0.9.0","doors":[{"number":7,"until_s":1795839611,"all_before":true,"own":true},{"number":1000004,"until_s":null,"all_before":false}],"watch":[{"host":"desk.home","token":"2021222324252627","until_s":1795839612}],"agent":"0123456789abcdef","flight":true}"#;
+
+/// A lease that `sprat-agent unlock` released with the same entries, as sprat reads it. The open entry has an end now.
+pub const RELEASED_BY_AGENT: &str = r#"{"token":"000102030405060708090a0b0c0d0e0f","free":true,"attempt":"101112131415161718191a1b1c1d1e1f","renewed":0,"host":"sprat-agent","started_s":1795831511,"version":"0.9.0","doors":[{"number":7,"until_s":1795839611,"all_before":true},{"number":1000004,"until_s":1795839613,"all_before":false}],"watch":[{"host":"desk.home","token":"2021222324252627","until_s":1795839612}],"agent":null,"flight":false}"#;
+
 /// The names in `folder`, sorted, without free leases and without late-write lists, which stay for
 /// hours. A lease is free when it is not its container's highest one, or was released.
 ///

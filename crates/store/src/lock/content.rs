@@ -252,6 +252,8 @@ fn plain(mut text: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sprat_testkit::leases::{RELEASED_BY_AGENT, WRITTEN_BY_SPRAT};
+
     use super::*;
 
     fn content() -> Content {
@@ -283,6 +285,49 @@ mod tests {
         }
         assert_eq!((lease.doors.len(), lease.watch.len()), (16, 16));
         assert_eq!(Content::parse(&lease.bytes()), Some(lease));
+    }
+
+    /// `sprat-agent` has code of its own for this format, and a test with the same texts.
+    #[test]
+    fn the_agent_and_sprat_read_and_write_the_same_leases() {
+        let entry = |number, until_s, all_before, own| Predecessor {
+            number,
+            until_s,
+            all_before,
+            own,
+        };
+        let token = |first: u8| Token(std::array::from_fn(|n| first + u8::try_from(n).unwrap()));
+        let owner = OwnerNote {
+            host: "laptop".to_owned(),
+            version: "0.9.0".to_owned(),
+        };
+        let mut lease = Content::new(token(0), token(16), owner);
+        lease.started_s = 1_795_831_511;
+        lease.renewed = 3;
+        lease.add_predecessor(entry(7, Some(1_795_839_611), true, true));
+        lease.add_predecessor(entry(1_000_004, None, false, false));
+        lease.watch.push(Comparison {
+            host: "desk.home".to_owned(),
+            token: "2021222324252627".to_owned(),
+            until_s: 1_795_839_612,
+        });
+        lease.agent = Some("0123456789abcdef".to_owned());
+        lease.flight = true;
+        let bytes = lease.bytes();
+        let text = std::str::from_utf8(&bytes[..CHECKED_BYTES]).unwrap();
+        assert_eq!(text.trim_end_matches(' '), WRITTEN_BY_SPRAT);
+
+        lease.free = true;
+        lease.renewed = 0;
+        lease.host = "sprat-agent".to_owned();
+        lease.doors = vec![
+            entry(7, Some(1_795_839_611), true, false),
+            entry(1_000_004, Some(1_795_839_613), false, false),
+        ];
+        lease.agent = None;
+        lease.flight = false;
+        let released: Content = serde_json::from_str(RELEASED_BY_AGENT).unwrap();
+        assert_eq!(released, lease);
     }
 
     #[test]
