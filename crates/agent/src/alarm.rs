@@ -524,7 +524,7 @@ mod tests {
             }
             alarms
         };
-        assert_eq!(year("alarm = 30%"), []);
+        assert_eq!(year("alarm = 30%"), [0_u64; 0]);
         let alarms = year("");
         assert!(alarms.iter().all(|day| day % 30 == 29), "{alarms:?}");
         assert!((4..=6).contains(&alarms.len()), "{alarms:?}");

@@ -79,6 +79,15 @@ pub fn sftp_server_missing() -> Option<String> {
         .then(|| "sftp-server is not installed".to_owned())
 }
 
+/// What is missing if this program of the workspace was not built, as in a run of one other package.
+#[must_use]
+pub fn built(program: &Path) -> Option<String> {
+    (!program.is_file()).then(|| {
+        let path = program.display();
+        format!("{path} is not built: run the tests of the whole workspace")
+    })
+}
+
 /// What is missing if there is no FUSE or no loop device.
 #[must_use]
 pub fn devices() -> Option<String> {

@@ -2,18 +2,18 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use sprat_testkit::ssh_server::{OpenSshOptions, SshServer, openssh};
 use sprat_testkit::{needs, requires};
 
-use crate::client::{BLOCK, CREATE_NEW, Client, READ, READ_WRITE, agent, blocks};
+use crate::client::{BLOCK, CREATE_NEW, Client, READ, READ_WRITE, agent, all_files, blocks};
 
 /// Accounts of the test's own sshd.
 const ACCOUNTS: [(&str, u32); 2] = [("sprat-laptop", 61_234), ("sprat-other", 61_235)];
 
-/// What this account may do. sshd's own folder of accounts is not there for other commands.
+/// Runs a command as this account, named by its number: only the test's sshd knows its name.
 fn as_account(number: u32, command: &str) -> Output {
     let number = number.to_string();
     Command::new("setpriv")
@@ -105,19 +105,6 @@ impl Server {
         command.args(["any.host", "-s", "sftp"]);
         Client::start(command)
     }
-}
-
-/// Everything below a folder.
-fn all_files(folder: &Path) -> Vec<PathBuf> {
-    let mut found = vec![folder.to_owned()];
-    for entry in fs::read_dir(folder).unwrap() {
-        let entry = entry.unwrap();
-        match entry.file_type().unwrap().is_dir() {
-            true => found.extend(all_files(&entry.path())),
-            false => found.push(entry.path()),
-        }
-    }
-    found
 }
 
 #[test]

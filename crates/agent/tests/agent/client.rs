@@ -405,6 +405,19 @@ impl Drop for Client {
     }
 }
 
+/// A folder, and everything below it.
+pub fn all_files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = vec![folder.to_owned()];
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap().is_dir() {
+            true => found.extend(all_files(&entry.path())),
+            false => found.push(entry.path()),
+        }
+    }
+    found
+}
+
 /// `count` blocks that differ from all others with another `seed`.
 pub fn blocks(count: usize, seed: u64) -> Vec<u8> {
     sprat_testkit::machine::noise(count * BLOCK, seed)

@@ -4,7 +4,8 @@ use std::fs;
 
 use crate::client::{BLOCK, EAGER, Served, blocks};
 
-fn code(served: &Served, words: &[&str]) -> (Option<i32>, String) {
+/// The exit code of a command, and what it printed.
+pub fn code(served: &Served, words: &[&str]) -> (Option<i32>, String) {
     let output = served.command(words).output().unwrap();
     let text = format!(
         "{}{}",

@@ -13,8 +13,8 @@ use sprat_testkit::program::system;
 use sprat_testkit::test_folder::TestFolder;
 use sprat_testkit::{needs, requires};
 
-use crate::client::{BLOCK, EAGER, READ_WRITE, Served, blocks};
-use crate::storm::{POLICY, Storm, check, make_container};
+use crate::client::{BLOCK, EAGER, READ_WRITE, RESTLESS, Served, blocks};
+use crate::storm::{Storm, check, make_container};
 
 /// A disk that can drop out. Unmounted on drop.
 struct Disk {
@@ -103,7 +103,7 @@ fn come_back(rounds: u64, in_other_boot: bool) {
     );
     let mut dice = Dice::new(dice::seed());
     let disk = Disk::new();
-    let served = Served::in_folder(&disk.path("disk"), POLICY);
+    let served = Served::in_folder(&disk.path("disk"), RESTLESS);
     make_container(&served);
     // Else the first cut takes the policy with it.
     system("sync", &["-f".as_ref(), served.path("x.luks").as_os_str()]);

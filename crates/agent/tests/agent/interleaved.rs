@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use sprat_testkit::{needs, requires};
 
-use crate::client::{BLOCK, Client, EAGER, READ, READ_WRITE, Served, agent, blocks, string};
+use crate::client::{BLOCK, Client, EAGER, READ, READ_WRITE, Served, agent, blocks};
+use crate::sessions::ranges;
 use crate::slots;
 
 fn block(number: u64) -> u64 {
@@ -59,11 +60,6 @@ fn traced(served: &Served, arguments: &[&str]) -> Client {
     Client::start(command)
 }
 
-fn range(handle: &[u8], offset: u64, len: u64) -> Vec<u8> {
-    let range = [offset.to_be_bytes(), len.to_be_bytes()].concat();
-    [string(handle), vec![0, 0, 0, 1], range].concat()
-}
-
 /// The calls of one request with ranges, as strace prints them.
 fn trace_of(
     served: &Served,
@@ -81,7 +77,7 @@ fn trace_of(
 }
 
 fn trace_of_a_save(served: &Served, calls: &str) -> String {
-    let all = |handle: &[u8]| range(handle, 0, block(400));
+    let all = |handle: &[u8]| ranges(handle, &[(0, block(400))]);
     trace_of(served, calls, "will-write@sprat", &all)
 }
 
@@ -121,12 +117,12 @@ fn a_reader_in_a_save_that_fails_half_way_finds_the_saves_after_it() {
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
-        let answer = writer.own("will-write@sprat", &range(&handle, 0, block(400)));
+        let answer = writer.own("will-write@sprat", &ranges(&handle, &[(0, block(400))]));
         ended.store(true, Ordering::SeqCst);
         answer.unwrap_err();
     });
     // Others, as many as the first record has.
-    let fields = range(&handle, block(500), block(200));
+    let fields = ranges(&handle, &[(block(500), block(200))]);
     writer.own("will-write@sprat", &fields).unwrap();
     for number in (500..700).step_by(50) {
         assert_eq!(writer.write(&handle, block(number), &[9; 50 * BLOCK]), 0);
@@ -165,14 +161,8 @@ fn ranges_of_one_request_are_saved_together() {
     requires!(needs::program("strace"));
     let served = Served::with_container(EAGER, &blocks(900, 1));
     let state = served.live();
-    let scattered = |handle: &[u8]| {
-        let mut fields = [string(handle), vec![0, 0, 0x01, 0x90]].concat();
-        for number in 0..400 {
-            fields.extend(block(number * 2).to_be_bytes());
-            fields.extend((BLOCK as u64).to_be_bytes());
-        }
-        fields
-    };
+    let every_second: Vec<_> = (0..400).map(|n| (block(n * 2), block(1))).collect();
+    let scattered = |handle: &[u8]| ranges(handle, &every_second);
     for request in ["will-write@sprat", "punch@sprat"] {
         let text = trace_of(&served, "pwrite64,fdatasync", request, &scattered);
         let syncs = text

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
 use sprat_testkit::dice::Dice;
-use sprat_testkit::program::system;
 use sprat_testkit::test_folder::TestFolder;
-use sprat_testkit::tmpfs::SmallDisk;
+use sprat_testkit::tmpfs::{Ext4Disk, SmallDisk, fill};
 use sprat_testkit::{needs, requires};
 
 use crate::client::{BLOCK, CREATE_NEW, Client, EAGER, READ, READ_WRITE, Served, agent, blocks};
@@ -147,64 +145,15 @@ fn on_a_full_disk_writes_are_refused_and_nothing_older_is_lost() {
     }
 }
 
-/// A disk with ext4; unmounted on drop.
-struct LoopDisk {
-    folder: TestFolder,
-}
-
-impl LoopDisk {
-    fn new(mib: u64) -> Self {
-        let disk = Self {
-            folder: TestFolder::new("sprat-ext4-"),
-        };
-        let image = disk.folder.path().join("image");
-        fs::File::create(&image)
-            .unwrap()
-            .set_len(mib << 20)
-            .unwrap();
-        let words = ["-q", "-m", "0", "-t", "ext4", image.to_str().unwrap()];
-        system("mke2fs", &words);
-        fs::create_dir(disk.path()).unwrap();
-        let words = [
-            "-o".as_ref(),
-            "loop".as_ref(),
-            image.as_os_str(),
-            disk.path().as_os_str(),
-        ]
-        .map(std::ffi::OsStr::to_owned);
-        system("mount", &words);
-        disk
-    }
-
-    fn path(&self) -> PathBuf {
-        self.folder.path().join("disk")
-    }
-
-    /// Uses up what is free, to the last block.
-    fn fill(&self) {
-        for size in [1 << 20, 4096] {
-            for number in 0.. {
-                let path = self.path().join(format!("filler-{size}-{number}"));
-                if fs::write(path, vec![1; size]).is_err() {
-                    break;
-                }
-            }
-        }
-    }
-}
-
-impl Drop for LoopDisk {
-    fn drop(&mut self) {
-        system("umount", &[self.path()]);
-    }
-}
-
 /// The intruder filled the disk. What gets out of that needs no space.
 #[test]
 fn on_a_full_disk_the_past_is_read_and_written_back_and_a_lock_released() {
-    requires!(needs::root(), needs::devices(), needs::program("mke2fs"));
-    let disk = LoopDisk::new(64);
-    let served = Served::in_folder(&disk.path(), EAGER);
+    requires!(needs::root(), needs::devices(), needs::program("mkfs.ext4"));
+    let folder = TestFolder::new("sprat-ext4-");
+    let at = folder.path().join("disk");
+    fs::create_dir(&at).unwrap();
+    let _disk = Ext4Disk::mount(&folder.path().join("image"), &at, 64);
+    let served = Served::in_folder(&at, EAGER);
     let file = fs::File::create(served.path("x.luks")).unwrap();
     file.set_len(block(4000)).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &blocks(3000, 1), 0).unwrap();
@@ -219,7 +168,7 @@ fn on_a_full_disk_the_past_is_read_and_written_back_and_a_lock_released() {
     let lease = "x.luks.lock.1000001";
     fs::write(served.path(lease), vec![b'x'; BLOCK]).unwrap();
     served.run(&["tidy"]);
-    disk.fill();
+    fill(&at);
 
     let names = [1, 2].map(|number| served.head(number, "name"));
     let refused = served
@@ -232,7 +181,7 @@ fn on_a_full_disk_the_past_is_read_and_written_back_and_a_lock_released() {
         served.run(&["revert", "x.luks", name, "--yes", "--discard-present"]);
         assert!(served.live() == *state);
         assert!(served.past(1) == first && served.past(2) == second);
-        disk.fill();
+        fill(&at);
     }
     assert_eq!(served.numbers(), [1, 2]);
     assert_ne!(client.write(&handle, 0, &[1; 10]), 0);

@@ -3,15 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use sprat_testkit::dice::{self, Dice};
 use sprat_testkit::{needs, requires};
 
-use crate::client::{BLOCK, EAGER, READ, READ_WRITE, Served, blocks, string};
+use crate::client::{BLOCK, EAGER, READ, READ_WRITE, Served, all_files, blocks};
 use crate::hostile::{REFUSED, Target, request};
 use crate::limits::peak_kib;
+use crate::sessions::begin;
 use crate::watched::{Watch, fuzz_until};
 
 const BLOCKS: usize = 48;
@@ -41,17 +41,6 @@ fn history() -> (Served, BTreeMap<u32, Vec<u8>>) {
     served.run(&["expire", "x.luks", &served.head(3, "name"), "--yes"]);
     states.remove(&3);
     (served, states)
-}
-
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_type().unwrap().is_dir() {
-            files(&entry.path(), found);
-        } else {
-            found.push(entry.path());
-        }
-    }
 }
 
 /// Other bytes, fewer, more, or none.
@@ -118,8 +107,8 @@ fn mangled_files_of_the_agent_are_an_error_and_never_other_content() {
     let mut dice = Dice::new(dice::new_seed());
     let (served, states) = history();
     let names: Vec<String> = states.keys().map(|n| served.past_path(*n)).collect();
-    let mut all = Vec::new();
-    files(&served.path(".sprat-agent"), &mut all);
+    let mut all = all_files(&served.path(".sprat-agent"));
+    all.retain(|path| path.is_file());
     all.sort();
     assert!(all.len() > 28, "{all:?}");
     let mut watch = Watch::new();
@@ -169,8 +158,7 @@ fn a_client_brings_the_agent_to_no_other_system_calls_than_these() {
     let mut dice = Dice::new(dice::seed());
     for part in 0..3 {
         let mut client = watch.connect(&target.served);
-        let fields = [string(b"x.luks"), string(b"token")].concat();
-        client.own("session-begin@sprat", &fields).unwrap();
+        begin(&mut client);
         let handle = client.open("x.luks", READ_WRITE).unwrap();
         assert_eq!(client.write(&handle, block(part), &[9; BLOCK]), 0);
         let past = target.served.past_path(1);

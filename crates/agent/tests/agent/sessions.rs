@@ -7,8 +7,9 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::client::{BLOCK, Client, EAGER, READ_WRITE, Served, blocks, string};
+use crate::commands::code;
 
-const DENIED: u32 = 3;
+pub const DENIED: u32 = 3;
 
 fn block(number: u64) -> u64 {
     number * BLOCK as u64
@@ -18,7 +19,7 @@ fn number(answer: &[u8], place: usize) -> u64 {
     u64::from_be_bytes(answer[place * 8..place * 8 + 8].try_into().unwrap())
 }
 
-fn begin(client: &mut Client) -> u64 {
+pub fn begin(client: &mut Client) -> u64 {
     let answer = client.own(
         "session-begin@sprat",
         &[string(b"x.luks"), string(b"token")].concat(),
@@ -26,12 +27,13 @@ fn begin(client: &mut Client) -> u64 {
     number(&answer.unwrap(), 0)
 }
 
-fn join(client: &mut Client, session: u64) -> Result<(), u32> {
+pub fn join(client: &mut Client, session: u64) -> Result<(), u32> {
     let fields = [string(b"x.luks"), session.to_be_bytes().to_vec()].concat();
     client.own("session-join@sprat", &fields).map(drop)
 }
 
-fn ranges(handle: &[u8], ranges: &[(u64, u64)]) -> Vec<u8> {
+/// The fields of a request with ranges of bytes.
+pub fn ranges(handle: &[u8], ranges: &[(u64, u64)]) -> Vec<u8> {
     let mut fields = string(handle);
     fields.extend(u32::try_from(ranges.len()).unwrap().to_be_bytes());
     for (offset, len) in ranges {
@@ -222,12 +224,7 @@ fn unlock_passes_on_what_the_lease_says_of_others() {
     let id = id.unwrap();
     let far = 4_000_000_000_u64;
     let name = |number: u64| served.path(&format!("x.luks.lock.{number}"));
-    let unlock = |more: &[&str]| {
-        let words = [&["unlock", "x.luks"], more].concat();
-        let output = served.command(&words).output().unwrap();
-        let text = [output.stdout, output.stderr].concat();
-        (output.status.code(), String::from_utf8(text).unwrap())
-    };
+    let unlock = |more: &[&str]| code(&served, &[&["unlock", "x.luks"], more].concat());
     let start = "\"token\":\"0123\",\"free\":false,\"attempt\":\"45\",\"renewed\":3,\"host\":\"a\",\"started_s\":5,\"version\":\"1\"";
     let below =
         format!("{{{start},\"doors\":[],\"watch\":[],\"agent\":\"{id}\",\"flight\":false}}");

@@ -13,6 +13,7 @@ use sprat_testkit::requires;
 
 use crate::client::{BLOCK, Client, READ_WRITE, Served, blocks, string};
 use crate::hostile::{BLOCKS, REFUSED, Target};
+use crate::sessions::ranges;
 
 const DAY_S: i64 = 86_400;
 /// Everything by default; the container is small, and so is its header.
@@ -170,9 +171,8 @@ fn months_of_an_intruder_leave_undamaged_states_and_the_evening_before() {
             other.overwrite(&[(block(2), blocks(3, 2))]);
         }
     }
-    let range = [0_u64.to_be_bytes(), block(BLOCKS).to_be_bytes()].concat();
-    let fields = [string(&handle), vec![0, 0, 0, 1], range].concat();
-    intruder.own("punch@sprat", &fields).unwrap();
+    let everything = ranges(&handle, &[(0, block(BLOCKS))]);
+    intruder.own("punch@sprat", &everything).unwrap();
     intruder.end();
     assert!(siege.served().live() == vec![0; BLOCKS * BLOCK]);
     assert!(other.past(1) == blocks(8, 1) && other.live()[2 * BLOCK..5 * BLOCK] == blocks(3, 2));

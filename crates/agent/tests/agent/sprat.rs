@@ -15,6 +15,7 @@ use sprat_testkit::ssh_server::{OpenSshOptions, SshServer, openssh};
 use sprat_testkit::{needs, requires};
 
 use crate::client::{EAGER, READ_WRITE, Served, agent, blocks};
+use crate::commands::code;
 
 /// The `sprat` that was built beside the agent; in a run of one package it may be missing.
 fn sprat_program() -> PathBuf {
@@ -22,24 +23,12 @@ fn sprat_program() -> PathBuf {
 }
 
 pub fn sprat_missing() -> Option<String> {
-    (!sprat_program().is_file()).then(|| {
-        format!(
-            "{} is not built: run the tests of the whole workspace",
-            sprat_program().display()
-        )
-    })
+    needs::built(&sprat_program())
 }
 
 /// An sshd that runs `command` in place of its SFTP server.
 pub fn sshd_with(command: &str) -> SshServer {
-    SshServer::start_with(&OpenSshOptions {
-        config_lines: vec![
-            format!("ForceCommand {command}"),
-            "DisableForwarding yes".to_owned(),
-            "PermitTTY no".to_owned(),
-        ],
-        ..OpenSshOptions::default()
-    })
+    SshServer::start_with(&OpenSshOptions::forced(command))
 }
 
 /// A machine that backs up through the agent, and its server.
@@ -396,10 +385,7 @@ fn the_server_releases_the_lock_of_a_machine_that_is_gone() {
     client.init();
     client.back_up(1);
     let unlock = |client: &Client, words: &[&str]| {
-        let words = [&["unlock", "x.luks"], words].concat();
-        let output = client.served.command(&words).output().unwrap();
-        let text = [output.stdout, output.stderr].concat();
-        (output.status.code(), String::from_utf8(text).unwrap())
+        code(&client.served, &[&["unlock", "x.luks"], words].concat())
     };
     let (code, text) = unlock(&client, &[]);
     assert!(code == Some(0) && text.contains("not locked"), "{text}");

@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use sprat_testkit::dice::{self, Dice};
 
 use crate::client::{BLOCK, Client, READ, READ_WRITE, RESTLESS, Served, blocks, string};
+use crate::sessions::ranges;
 
 pub const BLOCKS: u64 = 128;
 const WRITERS: u64 = 4;
@@ -62,11 +63,6 @@ fn past_path(served: &Served, number: u32) -> Option<String> {
     let text = fs::read_to_string(head).ok()?;
     let name = text.lines().find_map(|line| line.strip_prefix("name "))?;
     Some(format!(".generations/x.luks/{name}"))
-}
-
-fn ranges(handle: &[u8], first: u64, len: u64) -> Vec<u8> {
-    let range = [block(first).to_be_bytes(), block(len).to_be_bytes()].concat();
-    [string(handle), vec![0, 0, 0, 1], range].concat()
 }
 
 impl<'a> Storm<'a> {
@@ -131,13 +127,10 @@ impl<'a> Storm<'a> {
     /// One request, or several writes. False: it was refused, or the agent is gone.
     fn change(client: &mut Client, handle: &[u8], dice: &mut Dice) -> bool {
         let (first, len) = (dice.below(BLOCKS - 8), 1 + dice.below(8));
+        let range = ranges(handle, &[(block(first), block(len))]);
         match dice.below(10) {
-            0 => client
-                .own("punch@sprat", &ranges(handle, first, len))
-                .is_ok(),
-            1 => client
-                .own("will-write@sprat", &ranges(handle, first, len))
-                .is_ok(),
+            0 => client.own("punch@sprat", &range).is_ok(),
+            1 => client.own("will-write@sprat", &range).is_ok(),
             2 => {
                 let body = [string(b"fsync@openssh.com"), string(handle)].concat();
                 client.ask(200, &body).is_some()
@@ -310,11 +303,9 @@ pub fn make_container(served: &Served) {
     std::os::unix::fs::FileExt::write_all_at(&file, &half, 0).unwrap();
 }
 
-pub const POLICY: &str = RESTLESS;
-
 #[test]
 fn past_states_stay_exact_while_writers_are_killed_and_others_begin_and_expire() {
-    let served = Served::new(POLICY);
+    let served = Served::new(RESTLESS);
     make_container(&served);
     let storm = Storm::new(&served, BTreeMap::new());
     let kills = dice::number("SPRAT_TORTURE_ROUNDS").map_or(40, |rounds| rounds * 20);

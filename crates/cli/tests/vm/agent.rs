@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::fs::SeekFrom;
 use sprat_testkit::client_and_server::ClientAndServer;
 use sprat_testkit::dice::Dice;
+use sprat_testkit::needs;
 use sprat_testkit::program::{sprat, system};
 use sprat_testkit::source_tree::{self, Shape};
 use sprat_testkit::ssh_server::OpenSshOptions;
@@ -22,13 +23,6 @@ const POLICY: &str = "new = burst 1000, then 1 per 1s\nsecret = 6h\nfree_min = 0
 
 fn agent() -> PathBuf {
     sprat().with_file_name("sprat-agent")
-}
-
-fn agent_missing() -> Option<String> {
-    (!agent().is_file()).then(|| {
-        let path = agent().display().to_string();
-        format!("{path} is not built: run the tests of the whole workspace")
-    })
 }
 
 /// A client whose server runs the agent.
@@ -43,14 +37,7 @@ impl Kept {
     fn new() -> Self {
         let scripts = tempfile::tempdir().unwrap();
         let script = scripts.path().join("agent");
-        let pair = ClientAndServer::with(OpenSshOptions {
-            config_lines: vec![
-                format!("ForceCommand {}", script.display()),
-                "DisableForwarding yes".to_owned(),
-                "PermitTTY no".to_owned(),
-            ],
-            ..OpenSshOptions::default()
-        });
+        let pair = ClientAndServer::with(OpenSshOptions::forced(script.to_str().unwrap()));
         let (agent, root) = (agent(), pair.server());
         let text = format!(
             "#!/bin/sh\nexec {} serve --root {}\n",
@@ -155,7 +142,7 @@ fn overwrite(container: &Path, path: &Path) -> std::io::Result<()> {
 
 #[test]
 fn past_states_open_with_sshfs_cryptsetup_and_mount_after_the_container_is_destroyed() {
-    sprat_testkit::requires!(crate::qemu::missing(), agent_missing());
+    sprat_testkit::requires!(crate::qemu::missing(), needs::built(&agent()));
     let mut kept = Kept::new();
     let shape = Shape {
         small_files: 100,

@@ -50,6 +50,21 @@ pub struct OpenSshOptions {
     pub accounts: Vec<(String, u32)>,
 }
 
+impl OpenSshOptions {
+    /// Every login runs `command` and can do nothing else, as docs/agent.md sets a server up.
+    #[must_use]
+    pub fn forced(command: &str) -> Self {
+        Self {
+            config_lines: vec![
+                format!("ForceCommand {command}"),
+                "DisableForwarding yes".to_owned(),
+                "PermitTTY no".to_owned(),
+            ],
+            ..Self::default()
+        }
+    }
+}
+
 /// What is missing for [`SshServer::start`].
 #[must_use]
 pub fn missing() -> Option<String> {
