@@ -405,7 +405,7 @@ fn check_entries(folder: &OwnedFd, number: u32, read_data: bool) -> io::Result<(
             open = Some((entry.log, generation::open_log(folder, entry.log)?));
         }
         if let Some((_, log)) = &open {
-            log::content(log, entry, &mut block)?;
+            log::contents(log, &[entry], &mut block)?;
         }
     }
     if index.damaged {

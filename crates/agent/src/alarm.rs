@@ -27,8 +27,6 @@ const DAYS_MAX: usize = 60;
 const DAYS_MIN: usize = 7;
 /// The lowest usual day. From almost nothing, 10 % more is nothing.
 const USUAL_MIN: u64 = BLOCKS_MIN / 5;
-/// For so long an amount that the administrator confirmed is no alarm again, nor is a quarter more.
-const CONFIRMED_FOR_S: i64 = 60 * DAY_S;
 
 const DAYS: &str = "days";
 const DAYS_BYTES_MAX: u64 = 1 << 16;
@@ -119,8 +117,6 @@ fn usual(before: &[Day], day: i64) -> u64 {
 struct Acked {
     /// By the counted clock.
     at_s: i64,
-    /// The most that was overwritten on a day until then.
-    blocks: u64,
     /// The newest generation then, and what it had saved.
     newest: u32,
     saved: u64,
@@ -136,29 +132,18 @@ impl Acked {
     fn parse(text: &str) -> Self {
         Self {
             at_s: number(text, "acked").unwrap_or(i64::MIN),
-            blocks: number(text, "blocks").unwrap_or(0),
             newest: number(text, "newest").unwrap_or(0),
             saved: number(text, "saved").unwrap_or(0),
         }
     }
 
     fn to_text(self) -> String {
-        format!(
-            "acked {}\nblocks {}\nnewest {}\nsaved {}\n",
-            self.at_s, self.blocks, self.newest, self.saved
-        )
-    }
-
-    /// The next confirmation. `newest` is the newest generation, which has saved `saved` blocks.
-    fn next(self, days: &Days, now: Now, newest: u32, saved: u64) -> Self {
-        let since = days.0.iter();
-        let since = since.filter(|one| one.day >= self.at_s.div_euclid(DAY_S));
-        Self {
-            at_s: now.counted_s,
-            blocks: since.map(|one| one.blocks).max().unwrap_or(0),
+        let Self {
+            at_s,
             newest,
             saved,
-        }
+        } = self;
+        format!("acked {at_s}\nnewest {newest}\nsaved {saved}\n")
     }
 }
 
@@ -209,18 +194,13 @@ fn judge(
             by_day.entry(day).or_default().push(one);
         }
     }
-    let acked = since.acked;
     for (day, of_day) in by_day {
         let numbers: Vec<u32> = of_day.iter().map(|one| one.number).collect();
         let usual = days.record(day, (since.count)(&numbers)?);
         let Some(times) = policy.alarm_times.filter(|_| usual > 0) else {
             continue;
         };
-        let confirmed = match (day * DAY_S).saturating_sub(acked.at_s) <= CONFIRMED_FOR_S {
-            true => acked.blocks + acked.blocks / 4,
-            false => 0,
-        };
-        let most = usual.saturating_mul(times).max(BLOCKS_MIN).max(confirmed);
+        let most = usual.saturating_mul(times).max(BLOCKS_MIN);
         let blocks = since.blocks(&of_day)?;
         if blocks > most {
             found.get_or_insert(format!(
@@ -286,8 +266,11 @@ fn store(container: &OwnedFd, name: &str, text: &str) -> io::Result<()> {
 pub fn confirm(container: &OwnedFd, now: Now) -> io::Result<()> {
     let newest = generation::numbers(container)?.last().copied();
     let saved = newest.map_or(Ok(0), |newest| count(container, &[newest]))?;
-    let (before, days) = (Acked::read(container)?, Days::read(container)?);
-    let acked = before.next(&days, now, newest.unwrap_or(0), saved);
+    let acked = Acked {
+        at_s: now.counted_s,
+        newest: newest.unwrap_or(0),
+        saved,
+    };
     disk::replace_in(container, ACKED, acked.to_text().as_bytes())?;
     disk::remove_in(container, ALARM)
 }
@@ -295,9 +278,9 @@ pub fn confirm(container: &OwnedFd, now: Now) -> io::Result<()> {
 /// The data of the container when the newest generation began; by an older one if its map is damaged.
 fn used(container: &OwnedFd, all: &[Candidate]) -> io::Result<u64> {
     for one in all.iter().rev() {
-        match generation::read_map(generation::folder(container, one.number)?) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
-            map => return Ok(ranges::count(&map?)),
+        let map = generation::read_map(generation::folder(container, one.number)?);
+        if let Some(map) = disk::if_whole(map)? {
+            return Ok(ranges::count(&map));
         }
     }
     Ok(0)
@@ -305,15 +288,13 @@ fn used(container: &OwnedFd, all: &[Candidate]) -> io::Result<u64> {
 
 /// Damage hides nothing: then what overlaps counts twice.
 fn count(container: &OwnedFd, numbers: &[u32]) -> io::Result<u64> {
-    match overwritten(container, numbers) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            let each = numbers.iter();
-            Ok(each
-                .filter_map(|one| overwritten(container, &[*one]).ok())
-                .sum())
-        }
-        other => other,
+    if let Some(blocks) = disk::if_whole(overwritten(container, numbers))? {
+        return Ok(blocks);
     }
+    let each = numbers.iter();
+    Ok(each
+        .filter_map(|one| overwritten(container, &[*one]).ok())
+        .sum())
 }
 
 /// How many blocks any of these generations has saved.
@@ -415,8 +396,11 @@ mod tests {
         /// What [`confirm`] does.
         fn ack(&mut self) {
             let newest = self.all.last().unwrap().number;
-            let saved = self.count(&[newest]);
-            let acked = self.acked.next(&self.days, self.now(), newest, saved);
+            let acked = Acked {
+                at_s: self.now().counted_s,
+                newest,
+                saved: self.count(&[newest]),
+            };
             self.acked = Acked::parse(&acked.to_text());
             assert_eq!(self.acked, acked);
         }
@@ -503,9 +487,9 @@ mod tests {
         }
     }
 
-    /// The image is twenty times the usual day. That is one alarm in 60 days. Without a multiple it is none.
+    /// The image is twenty times the usual day: an alarm each month. Without a multiple it is none.
     #[test]
-    fn a_confirmed_amount_gives_no_alarm_for_sixty_days() {
+    fn a_confirmation_does_not_allow_the_same_amount_again() {
         let used = 500 * GIB;
         let image = used / 20;
         let year = |policy: &str| {
@@ -525,9 +509,8 @@ mod tests {
             alarms
         };
         assert_eq!(year("alarm = 30%"), [0_u64; 0]);
-        let alarms = year("");
-        assert!(alarms.iter().all(|day| day % 30 == 29), "{alarms:?}");
-        assert!((4..=6).contains(&alarms.len()), "{alarms:?}");
+        let months: Vec<u64> = (0..12).map(|month| month * 30 + 29).collect();
+        assert_eq!(year(""), months);
     }
 
     /// The generation that was open at the confirmation goes on.

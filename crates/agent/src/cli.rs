@@ -45,7 +45,7 @@ Commands:
   allow-header NAME          Let clients change the header, which has the keys, for a while
   unlock NAME                Release the lock of a client that is gone; what it still writes is refused
   repair NAME                Make a new record of the state where `status` says that it is damaged
-  repair                     Write the damaged file `format` of a folder again
+  repair --yes               Write the damaged file `format` of a folder again
   check                      Check that past states can be read
   export NAME TIME FILE      Copy a past state to a file
   policy check               Show what the policy means
@@ -62,7 +62,8 @@ Options:
   --html FILE     status: as a page for a browser
   --all FOLDER    status: of every root in this folder, instead of --root
   --discard-present  revert: keep no past state of the present, which needs space
-  --yes           expire, revert, remove: do it; unlock: even if the client is active
+  --yes           expire, revert, remove: do it; unlock: even if the client is active; repair: no newer
+                  sprat-agent was used here
 ";
 
 /// Arguments of any command.
@@ -326,7 +327,7 @@ Write this into the crontab of ACCOUNT. Without it nothing expires:
 ";
 
 fn repair(arguments: &Arguments) -> io::Result<()> {
-    print(match Root::repair(arguments.root_path()?)? {
+    print(match Root::repair(arguments.root_path()?, arguments.yes)? {
         true => "repaired; clients can connect again\n",
         false => "the file format is whole, nothing was changed\n",
     })

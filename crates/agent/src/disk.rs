@@ -38,6 +38,22 @@ pub fn unless_full<T>(done: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
+/// `None` where the file is not there.
+pub fn if_there<T>(done: io::Result<T>) -> io::Result<Option<T>> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// `None` where what was read is damaged.
+pub fn if_whole<T>(done: io::Result<T>) -> io::Result<Option<T>> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 pub fn open_folder(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     retry(|| rustix::fs::open(path, flags, Mode::empty()))
@@ -86,11 +102,8 @@ pub fn open_in(folder: impl AsFd, name: &str, flags: OFlags) -> io::Result<File>
 }
 
 pub fn exists_in(folder: impl AsFd, name: &str) -> io::Result<bool> {
-    match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(_) => Ok(true),
-        Err(Errno::NOENT) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
+    let found = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW);
+    Ok(if_there(found.map_err(io::Error::from))?.is_some())
 }
 
 pub fn list_in(folder: impl AsFd) -> io::Result<Vec<String>> {
@@ -105,17 +118,14 @@ pub fn list_in(folder: impl AsFd) -> io::Result<Vec<String>> {
 }
 
 pub fn remove_in(folder: impl AsFd, name: &str) -> io::Result<()> {
-    match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    let removed = rustix::fs::unlinkat(folder, name, AtFlags::empty());
+    if_there(removed.map_err(io::Error::from)).map(drop)
 }
 
 /// Removes a folder of plain files.
 pub fn remove_folder_in(folder: impl AsFd, name: &str) -> io::Result<()> {
-    let inner = match folder_in(&folder, name) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
+    let Some(inner) = if_there(folder_in(&folder, name))? else {
+        return Ok(());
     };
     for file in list_in(&inner)? {
         remove_in(&inner, &file)?;
@@ -151,11 +161,8 @@ pub fn read_all(folder: impl AsFd, name: &str, bytes_max: u64) -> io::Result<Vec
 
 /// The text of a small file. `None`: it is not there.
 pub fn text_in(folder: impl AsFd, name: &str, bytes_max: u64) -> io::Result<Option<String>> {
-    match read_all(folder, name, bytes_max) {
-        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    let bytes = if_there(read_all(folder, name, bytes_max))?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// Writes a whole small file so that its name leads to all of it or to what was there before.

@@ -9,6 +9,7 @@
 //! | `g.N/index` | after sealing: the entries, sorted |
 //! | `logs/N` | the blocks' old contents |
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -173,6 +174,15 @@ pub fn make(
     sync_folder(container)
 }
 
+/// What stands for a boot in a tail after which nothing may be saved any more: a sync failed.
+const FAILED: &str = "0";
+
+/// The length in the bytes of a tail. `None`: they are not whole.
+fn tail_in(bytes: &[u8; TAIL_BYTES]) -> Option<u64> {
+    let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default());
+    (number(24) == !number(16)).then(|| number(16))
+}
+
 fn tail_bytes(boot: &str, tail: u64) -> [u8; TAIL_BYTES] {
     let mut bytes = [0; TAIL_BYTES];
     let id = u128::from_str_radix(boot, 16).unwrap_or(0);
@@ -191,6 +201,8 @@ pub struct Newest {
     log: File,
     bits: File,
     tail: File,
+    /// After [`Newest::go_on`] the tail that others see.
+    shown_tail: Option<File>,
     boot: String,
 }
 
@@ -205,6 +217,7 @@ impl Newest {
             log: open_log(container, number)?,
             bits: open_in(&folder, "bits", OFlags::RDWR)?,
             tail: open_in(&folder, "tail", OFlags::RDWR)?,
+            shown_tail: None,
             boot: boot.to_owned(),
         })
     }
@@ -222,13 +235,8 @@ impl Newest {
         for _ in 0..TAIL_ATTEMPTS {
             let mut bytes = [0; TAIL_BYTES];
             read_padded(&self.tail, &mut bytes, 0)?;
-            let tail = u64::from_le_bytes(bytes[16..24].try_into().unwrap_or_default());
-            if bytes == tail_bytes(&self.boot, tail) {
-                return Ok(Some(tail));
-            }
-            let whole = u64::from_le_bytes(bytes[24..].try_into().unwrap_or_default()) == !tail;
-            if whole {
-                return Ok(None);
+            if let Some(tail) = tail_in(&bytes) {
+                return Ok((bytes == tail_bytes(&self.boot, tail)).then_some(tail));
             }
         }
         Ok(None)
@@ -308,7 +316,9 @@ impl Newest {
     /// reports a failed write once, and a second sync would succeed without the data.
     fn commit(&self, begun_at: u64, tail: u64, more_entries: usize) -> io::Result<()> {
         if let Err(error) = self.log.sync_data() {
-            self.tail.write_all_at(&tail_bytes("0", begun_at), 0)?;
+            for tail in self.shown_tail.iter().chain([&self.tail]) {
+                tail.write_all_at(&tail_bytes(FAILED, begun_at), 0)?;
+            }
             return Err(error);
         }
         let entries = self.entries()? + more_entries as u64;
@@ -322,22 +332,51 @@ impl Newest {
         let Some(tail) = self.tail()? else {
             return Ok(());
         };
-        let len = self.log.metadata()?.size();
-        if len <= tail {
-            return Ok(());
-        }
-        let mut blocks = Vec::new();
-        let read = log::read(&self.log, self.id(), tail, tail, &mut |entry| {
-            blocks.push(entry.block);
-        })?;
-        if read.end < len {
-            self.log.set_len(read.end)?;
-        }
-        self.commit(tail, read.end, blocks.len())?;
-        for block in blocks {
-            self.set_bits(&(block..block + 1))?;
+        if self.log.metadata()?.size() > tail {
+            let (read, blocks) = self.read_log(tail, tail)?;
+            self.take(tail, &read, &blocks)?;
         }
         Ok(())
+    }
+
+    /// What was saved from the offset `from` on.
+    fn read_log(&self, from: u64, tail: u64) -> io::Result<(log::Read, Vec<u64>)> {
+        let mut blocks = Vec::new();
+        let read = log::read(&self.log, self.id(), from, tail, &mut |entry| {
+            blocks.push(entry.block);
+            Ok(())
+        })?;
+        Ok((read, blocks))
+    }
+
+    fn take(&self, from: u64, read: &log::Read, blocks: &[u64]) -> io::Result<()> {
+        if read.end < self.log.metadata()?.size() {
+            self.log.set_len(read.end)?;
+        }
+        self.commit(from, read.end, blocks.len())?;
+        for block in blocks {
+            self.set_bits(&(*block..block + 1))?;
+        }
+        Ok(())
+    }
+
+    /// Goes on with a generation of an earlier boot, in this process only, which has refused all others: the log
+    /// says what is saved. For others the generation takes nothing any more. Changes nothing where a sync failed or a
+    /// record is damaged.
+    pub fn go_on(&mut self, container: &OwnedFd) -> io::Result<()> {
+        let mut bytes = [0; TAIL_BYTES];
+        read_padded(&self.tail, &mut bytes, 0)?;
+        let Some(tail) = tail_in(&bytes).filter(|tail| bytes != tail_bytes(FAILED, *tail)) else {
+            return Ok(());
+        };
+        let (read, blocks) = self.read_log(0, tail)?;
+        if read.damaged {
+            return Ok(());
+        }
+        self.bits = index::scratch(container)?;
+        let own = index::scratch(container)?;
+        self.shown_tail = Some(std::mem::replace(&mut self.tail, own));
+        self.take(0, &read, &blocks)
     }
 
     fn set_bits(&self, range: &Range<u64>) -> io::Result<()> {
@@ -385,6 +424,11 @@ fn unsaved_in(bits: &File, wanted: &[Range<u64>]) -> io::Result<Blocks> {
     Ok(found)
 }
 
+/// Entries of a log that are in memory; more are in a file.
+const IN_MEMORY_MAX: usize = 8192;
+/// Files with entries of a log; more are merged into one.
+const RUNS_MAX: usize = 4;
+
 /// The entries of a log that are known so far: the first of a block counts.
 #[derive(Debug)]
 pub struct Layer {
@@ -393,7 +437,9 @@ pub struct Layer {
     secret: u64,
     tail: File,
     read_to: u64,
-    entries: std::collections::HashMap<u64, Entry>,
+    /// In files, the oldest first; what came since is in `entries`.
+    runs: Vec<Index>,
+    entries: HashMap<u64, Entry>,
     pub damaged: bool,
 }
 
@@ -401,42 +447,46 @@ impl Layer {
     /// Without a readable head the log's records are lost: anything may have been saved.
     pub fn open(container: &OwnedFd, number: u32) -> io::Result<Self> {
         let folder = folder(container, number)?;
-        let secret = match read_head(&folder) {
-            Ok(head) => Some(head.secret),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
-            Err(error) => return Err(error),
-        };
+        let secret = disk::if_whole(read_head(&folder))?.map(|head| head.secret);
         let mut layer = Self {
             number,
             log: open_log(container, number)?,
             secret: secret.unwrap_or_default(),
             tail: open_in(&folder, "tail", OFlags::RDWR)?,
             read_to: if secret.is_some() { 0 } else { u64::MAX },
-            entries: std::collections::HashMap::new(),
+            runs: Vec::new(),
+            entries: HashMap::new(),
             damaged: secret.is_none(),
         };
-        layer.refresh()?;
+        layer.refresh(container)?;
         Ok(layer)
     }
 
-    /// Reads what was appended since. Returns whether there was anything.
-    pub fn refresh(&mut self) -> io::Result<bool> {
+    /// Reads what was appended since. Returns whether there was anything. `container` is the container's folder.
+    pub fn refresh(&mut self, container: &OwnedFd) -> io::Result<bool> {
         let mut bytes = [0; TAIL_BYTES];
         read_padded(&self.tail, &mut bytes, 0)?;
-        let number =
-            |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default());
         // Another boot's tail is the length of then at most, so all below it was durable all the same.
-        let tail = if number(24) == !number(16) {
-            number(16)
-        } else {
-            0
-        };
+        let tail = tail_in(&bytes).unwrap_or(0);
         if self.log.metadata()?.size().max(tail) <= self.read_to {
             return Ok(false);
         }
-        let entries = &mut self.entries;
+        let (runs, entries) = (&mut self.runs, &mut self.entries);
         let mut sink = |entry: Entry| {
             entries.entry(entry.block).or_insert(entry);
+            if entries.len() < IN_MEMORY_MAX {
+                return Ok(());
+            }
+            runs.push(run_of(entries, index::scratch(container)?, false)?);
+            entries.clear();
+            if runs.len() > RUNS_MAX {
+                *runs = vec![index::merge_open(
+                    runs,
+                    &|_| true,
+                    index::scratch(container)?,
+                )?];
+            }
+            Ok(())
         };
         let id = LogId {
             number: self.number,
@@ -449,25 +499,42 @@ impl Layer {
         Ok(grown || read.damaged)
     }
 
-    pub fn find(&self, block: u64) -> Option<Entry> {
-        self.entries.get(&block).copied()
+    pub fn find(&self, block: u64) -> io::Result<Option<Entry>> {
+        for run in &self.runs {
+            if let Some(entry) = run.find(block)? {
+                return Ok(Some(entry));
+            }
+        }
+        Ok(self.entries.get(&block).copied())
     }
 
     /// The blocks that were saved.
-    pub fn blocks(&self) -> impl Iterator<Item = u64> {
-        self.entries.keys().copied()
+    pub fn blocks(&self, found: &mut dyn FnMut(u64)) -> io::Result<()> {
+        for entry in self.runs.iter().flat_map(Index::iter) {
+            found(entry?.block);
+        }
+        self.entries.keys().copied().for_each(found);
+        Ok(())
     }
 
-    /// The sorted entries as an index in `file`.
-    pub fn index(&self, file: File) -> io::Result<Index> {
-        let mut sorted: Vec<Entry> = self.entries.values().copied().collect();
-        sorted.sort_unstable_by_key(|entry| entry.block);
-        let mut writer = Writer::new(file);
-        for entry in sorted {
-            writer.push(entry)?;
-        }
-        writer.finish(self.damaged)
+    /// All entries as an index in `file`.
+    fn index(mut self, container: &OwnedFd, file: File) -> io::Result<Index> {
+        let scratch = index::scratch(container)?;
+        self.runs
+            .push(run_of(&self.entries, scratch, self.damaged)?);
+        index::merge_open(&self.runs, &|_| true, file)
     }
+}
+
+/// Entries in the order of their blocks.
+fn run_of(entries: &HashMap<u64, Entry>, file: File, damaged: bool) -> io::Result<Index> {
+    let mut sorted: Vec<Entry> = entries.values().copied().collect();
+    sorted.sort_unstable_by_key(|entry| entry.block);
+    let mut writer = Writer::new(file);
+    for entry in sorted {
+        writer.push(entry)?;
+    }
+    writer.finish(damaged)
 }
 
 /// Writes the index of a generation that takes nothing any more. Durable when it returns.
@@ -475,7 +542,8 @@ pub fn seal(container: &OwnedFd, number: u32) -> io::Result<()> {
     let layer = Layer::open(container, number)?;
     let folder = folder(container, number)?;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC;
-    layer.index(open_in(&folder, "index.tmp", flags)?)?.sync()?;
+    let file = open_in(&folder, "index.tmp", flags)?;
+    layer.index(container, file)?.sync()?;
     rustix::fs::renameat(&folder, "index.tmp", &folder, "index")?;
     sync_folder(&folder)
 }
@@ -494,16 +562,13 @@ pub fn index_of(container: &OwnedFd, number: u32) -> io::Result<Index> {
     if is_sealed(container, number)? {
         open_index(container, number)
     } else {
-        Layer::open(container, number)?.index(index::scratch(container)?)
+        Layer::open(container, number)?.index(container, index::scratch(container)?)
     }
 }
 
 /// Whether a generation takes nothing any more, or was removed: it is sealed before that.
 pub fn has_ended(container: &OwnedFd, number: u32) -> io::Result<bool> {
-    match is_sealed(container, number) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-        other => other,
-    }
+    Ok(disk::if_there(is_sealed(container, number))?.unwrap_or(true))
 }
 
 /// Whether a generation is sealed.

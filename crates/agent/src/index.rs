@@ -4,6 +4,7 @@
 //! `u64 block, u32 log, u32 place, u32 crc`. The last 12 bytes of a page are `u32 page, u32 entries,
 //! u32 crc32`. Sorted by block, each block once. Little endian. Never changed in place.
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fs::File;
@@ -14,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{MemfdFlags, OFlags};
 
 use crate::disk::{bad, free_bytes, open_in, read_padded, remove_in};
-use crate::log::Entry;
+use crate::log::{Entry, u32_at, u64_at};
 
 const MAGIC: &[u8; 8] = b"sprindx1";
 const PAGE_BYTES: usize = 4096;
@@ -83,6 +84,7 @@ impl Writer {
             entries: self.entries,
             damaged,
             first_blocks: self.first_blocks,
+            searched: RefCell::default(),
         })
     }
 }
@@ -97,17 +99,6 @@ fn write_page(file: &File, page: &mut Vec<u8>, number: u32, count: u32) -> io::R
     Ok(())
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes[at..at + 4]
-        .iter()
-        .rev()
-        .fold(0, |all, b| all << 8 | u32::from(*b))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
-}
-
 /// An index that can be read in order and searched.
 #[derive(Debug)]
 pub struct Index {
@@ -118,6 +109,8 @@ pub struct Index {
     /// The first block of each page. Only the writer fills it: an index that is opened can be read in
     /// order, but not searched.
     first_blocks: Vec<u64>,
+    /// The page that was searched last: most readers go on behind it.
+    searched: RefCell<(u32, Vec<Entry>)>,
 }
 
 impl Index {
@@ -131,6 +124,7 @@ impl Index {
             damaged: page[16] != 0,
             file,
             first_blocks: Vec::new(),
+            searched: RefCell::default(),
         })
     }
 
@@ -163,11 +157,14 @@ impl Index {
         if page == 0 {
             return Ok(None);
         }
-        let entries = self.page(u32::try_from(page).map_err(|_| bad("index too long"))?)?;
-        Ok(entries
-            .binary_search_by_key(&block, |entry| entry.block)
-            .ok()
-            .map(|at| entries[at]))
+        let page = u32::try_from(page).map_err(|_| bad("index too long"))?;
+        let mut searched = self.searched.borrow_mut();
+        if searched.0 != page {
+            *searched = (page, self.page(page)?);
+        }
+        let entries = &searched.1;
+        let found = entries.binary_search_by_key(&block, |entry| entry.block);
+        Ok(found.ok().map(|at| entries[at]))
     }
 
     pub fn sync(&self) -> io::Result<()> {
@@ -270,7 +267,8 @@ pub fn merge(
     merge_open(&indexes, keep, out)
 }
 
-fn merge_open(indexes: &[Index], keep: &dyn Fn(u64) -> bool, out: File) -> io::Result<Index> {
+/// The same of indexes that are open.
+pub fn merge_open(indexes: &[Index], keep: &dyn Fn(u64) -> bool, out: File) -> io::Result<Index> {
     let readable = indexes
         .iter()
         .position(|index| index.damaged)

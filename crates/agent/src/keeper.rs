@@ -415,8 +415,13 @@ impl Keeper {
             }
             None => false,
         };
-        let usable = match &self.open {
-            Some(open) if !generation::has_ended(&self.folder, open.number)? => open.tail()?,
+        let usable = match &mut self.open {
+            Some(open) if !generation::has_ended(&self.folder, open.number)? => {
+                if self.by == By::Admin(None) && open.tail()?.is_none() {
+                    open.go_on(&self.folder)?;
+                }
+                open.tail()?
+            }
             _ => None,
         };
         let is_full = match &self.open {
@@ -588,9 +593,8 @@ pub fn repair_state(container: &OwnedFd, now: Now, policy: &Policy) -> io::Resul
     let locks = Locks::open(container)?;
     let _gate = close_gate(container, &locks)?;
     let slots = Slots::open(container, "state")?;
-    match read_state(&slots) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
-        other => return other.map(|_| false),
+    if disk::if_whole(read_state(&slots))?.is_some() {
+        return Ok(false);
     }
     // The numbers of earlier sessions are lost: no process may have the new one.
     let session = disk::random_u64()? >> 1;

@@ -173,9 +173,8 @@ fn read(root: &Root, container: &str, number: u64) -> io::Result<Option<Found>> 
     let Some(name) = Name::parse(&text) else {
         return Ok(None);
     };
-    let file = match root.open_file(&name, OFlags::RDONLY) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other?,
+    let Some(file) = disk::if_there(root.open_file(&name, OFlags::RDONLY))? else {
+        return Ok(None);
     };
     let mut bytes = vec![0; BYTES];
     let found = file.metadata()?;
@@ -298,9 +297,8 @@ pub fn keep_spare(root: &Root) -> io::Result<()> {
 
 /// Begins a session, so that all others are refused. False: there is no container, so nobody is.
 fn refuse_writers(root: &Root, container: &str) -> io::Result<bool> {
-    let file = match root.writable(container) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        other => other?,
+    let Some(file) = disk::if_there(root.writable(container))? else {
+        return Ok(false);
     };
     let mut keeper = root.keeper(container)?;
     keeper.begin_session(&file, By::Client)?;

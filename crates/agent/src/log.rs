@@ -93,14 +93,14 @@ impl Header {
     }
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes[at..at + 4]
         .iter()
         .rev()
         .fold(0, |all, b| all << 8 | u32::from(*b))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes[at..at + 8]
         .iter()
         .rev()
@@ -209,7 +209,7 @@ pub fn read(
     id: LogId,
     from: u64,
     tail: u64,
-    found: &mut dyn FnMut(Entry),
+    found: &mut dyn FnMut(Entry) -> io::Result<()>,
 ) -> io::Result<Read> {
     let len = log.metadata()?.len();
     let mut at = from;
@@ -219,7 +219,7 @@ pub fn read(
         match header {
             Some(header) if at < tail || is_whole(log, id, &header)? => {
                 at = header.end();
-                header.entries.into_iter().for_each(&mut *found);
+                header.entries.into_iter().try_for_each(&mut *found)?;
             }
             // Nothing is appended behind a torn record. So a record that follows shows damage: of this
             // one's data, or of both its headers.
@@ -229,7 +229,7 @@ pub fn read(
             ) {
                 (Some(header), Some(_)) => {
                     at = header.end();
-                    header.entries.into_iter().for_each(&mut *found);
+                    header.entries.into_iter().try_for_each(&mut *found)?;
                 }
                 (None, Some(next)) => {
                     damaged = true;
@@ -245,18 +245,20 @@ pub fn read(
     })
 }
 
-/// The content that an entry leads to.
-pub fn content(log: &File, entry: Entry, block: &mut [u8; BLOCK_BYTES]) -> io::Result<()> {
-    if entry.place == 0 {
-        block.fill(0);
-    } else {
-        log.read_exact_at(block, u64::from(entry.place) * BLOCK)?;
+/// The contents that entries lead to, whose places follow each other.
+pub fn contents(log: &File, entries: &[Entry], bytes: &mut [u8]) -> io::Result<()> {
+    match entries.first() {
+        Some(first) if first.place != 0 => {
+            log.read_exact_at(bytes, u64::from(first.place) * BLOCK)?;
+        }
+        _ => bytes.fill(0),
     }
-    if crc32fast::hash(block) == entry.crc {
-        Ok(())
-    } else {
-        Err(bad(format!("log {} is damaged", entry.log)))
+    for (entry, block) in entries.iter().zip(bytes.chunks_exact(BLOCK_BYTES)) {
+        if crc32fast::hash(block) != entry.crc {
+            return Err(bad(format!("log {} is damaged", entry.log)));
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -267,6 +269,13 @@ mod tests {
         number: 3,
         secret: 0x0123_4567_89ab_cdef,
     };
+
+    fn into(list: &mut Vec<Entry>) -> impl FnMut(Entry) -> io::Result<()> {
+        |entry| {
+            list.push(entry);
+            Ok(())
+        }
+    }
 
     fn sample() -> (tempfile::NamedTempFile, Vec<Entry>, u64) {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -281,7 +290,7 @@ mod tests {
             at += bytes.len() as u64;
         }
         let mut entries = Vec::new();
-        let read = read(file.as_file(), ID, 0, at, &mut |entry| entries.push(entry)).unwrap();
+        let read = read(file.as_file(), ID, 0, at, &mut into(&mut entries)).unwrap();
         assert_eq!(
             read,
             Read {
@@ -302,7 +311,7 @@ mod tests {
         assert_eq!(end, (6 + 8) * BLOCK);
         let mut data = [0; BLOCK_BYTES];
         for (n, entry) in entries.iter().enumerate() {
-            content(file.as_file(), *entry, &mut data).unwrap();
+            contents(file.as_file(), &[*entry], &mut data).unwrap();
             assert_eq!(usize::from(data[9]), n * 7);
         }
         // Another log's number does not fit: a client that writes a copy of a record changes nothing.
@@ -333,8 +342,7 @@ mod tests {
                 .unwrap();
             for tail in [end, 0] {
                 let mut seen = Vec::new();
-                let read =
-                    read(file.as_file(), ID, 0, tail, &mut |entry| seen.push(entry)).unwrap();
+                let read = read(file.as_file(), ID, 0, tail, &mut into(&mut seen)).unwrap();
                 // Not known to have been durable, and the last: a torn one looks the same.
                 let torn = tail == 0 && read.end < end;
                 assert!(
@@ -343,7 +351,7 @@ mod tests {
                 );
                 for entry in seen {
                     assert!(entries.contains(&entry), "byte {at}");
-                    if content(file.as_file(), entry, &mut data).is_ok() {
+                    if contents(file.as_file(), &[entry], &mut data).is_ok() {
                         assert_eq!(u64::from(data[9]), entry.block / 10 * 7, "byte {at}");
                     }
                 }
@@ -361,11 +369,11 @@ mod tests {
             }
             file.as_file().set_len(end - cut).unwrap();
             let mut seen = Vec::new();
-            let read = read(file.as_file(), ID, 0, 0, &mut |entry| seen.push(entry)).unwrap();
+            let read = read(file.as_file(), ID, 0, 0, &mut into(&mut seen)).unwrap();
             assert_eq!((read.end, read.damaged), (7 * BLOCK, false), "cut {cut}");
             assert_eq!(seen, entries[..4]);
             assert!(
-                super::read(file.as_file(), ID, 0, end, &mut |_| {})
+                super::read(file.as_file(), ID, 0, end, &mut |_| Ok(()))
                     .unwrap()
                     .damaged
             );
@@ -376,7 +384,7 @@ mod tests {
             file.as_file().write_all_at(&[0; 64], at * BLOCK).unwrap();
         }
         let mut seen = Vec::new();
-        let read = read(file.as_file(), ID, 0, end, &mut |entry| seen.push(entry)).unwrap();
+        let read = read(file.as_file(), ID, 0, end, &mut into(&mut seen)).unwrap();
         assert!(read.damaged);
         assert_eq!(seen, [&entries[..3], &entries[4..]].concat());
     }

@@ -3,9 +3,10 @@
 
 use std::fmt::Write;
 use std::fs::File;
-use std::io::{ErrorKind, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use crate::disk::if_there;
 use crate::status::Status;
 use crate::time_text::{self, show_bytes};
 
@@ -78,10 +79,7 @@ pub fn write(file: &Path, text: &str) -> std::io::Result<()> {
     let mut new = file.as_os_str().to_owned();
     new.push(".new");
     // Others may write in the folder of a web server: no link of theirs is followed.
-    match std::fs::remove_file(&new) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    if_there(std::fs::remove_file(&new))?;
     let mut made = File::options().write(true).create_new(true).open(&new)?;
     made.write_all(text.as_bytes())?;
     made.sync_all()?;

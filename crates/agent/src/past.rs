@@ -47,11 +47,9 @@ pub struct Past {
 pub fn list(container: &OwnedFd) -> io::Result<Vec<(u32, Option<Head>)>> {
     let mut found = Vec::new();
     for number in generation::numbers(container)? {
-        match generation::folder(container, number) {
-            Ok(folder) => found.push((number, generation::read_head(folder).ok())),
-            // Expired since.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+        // If it is gone, it has expired since.
+        if let Some(folder) = disk::if_there(generation::folder(container, number))? {
+            found.push((number, generation::read_head(folder).ok()));
         }
     }
     Ok(found)
@@ -88,10 +86,9 @@ pub fn shown(container: &OwnedFd, live: &File) -> io::Result<Vec<(u32, String, H
 
 /// Whether a generation has this mark.
 pub fn has_mark(container: &OwnedFd, number: u32, what: &str) -> io::Result<bool> {
-    match generation::folder(container, number) {
-        Ok(folder) => disk::exists_in(folder, what),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
+    match disk::if_there(generation::folder(container, number))? {
+        Some(folder) => disk::exists_in(folder, what),
+        None => Ok(false),
     }
 }
 
@@ -162,13 +159,16 @@ impl Past {
 
     /// The blocks that differ from the container, or may: what was saved since, and what was a hole.
     pub fn changed(&self) -> io::Result<Blocks> {
-        let mut found = Vec::new();
+        let mut found = Blocks::new();
+        let mut add = |block| match found.last_mut() {
+            Some(last) if last.end == block => last.end += 1,
+            _ => found.push(block..block + 1),
+        };
         for entry in self.view.iter() {
-            let block = entry?.block;
-            found.push(block..block + 1);
+            add(entry?.block);
         }
         for layer in &self.layers {
-            found.extend(layer.blocks().map(|block| block..block + 1));
+            layer.blocks(&mut add)?;
         }
         let found = ranges::both(&self.map, &ranges::normal(found));
         let live = crate::keeper::data_blocks(&self.live, self.live.metadata()?.len())?;
@@ -183,41 +183,48 @@ impl Past {
         }
         let left = usize::try_from(self.head.length.saturating_sub(offset)).unwrap_or(usize::MAX);
         let len = len.min(left);
+        if len == 0 {
+            return Ok(Vec::new());
+        }
         let blocks = ranges::touched(offset, len as u64);
-        let mut bytes = vec![0; len];
-        for number in blocks {
-            let block = self.block(number)?;
-            let (from, to) = (number * BLOCK, (number + 1) * BLOCK);
-            let part = from.max(offset)..to.min(offset + len as u64);
-            let place = |at: u64, base: u64| usize::try_from(at - base).unwrap_or(0);
-            bytes[place(part.start, offset)..place(part.end, offset)]
-                .copy_from_slice(&block[place(part.start, from)..place(part.end, from)]);
-        }
-        Ok(bytes)
-    }
-
-    /// The content of a block in this state.
-    fn block(&mut self, number: u64) -> io::Result<[u8; 4096]> {
-        let mut block = [0; 4096];
-        if !ranges::contains(&self.map, number) {
-            return Ok(block);
-        }
-        loop {
-            if let Some(entry) = self.find(number)? {
-                // A block of zeros has no data, and its log may have gone.
-                if entry.place == 0 {
-                    return Ok([0; 4096]);
-                }
-                log::content(self.log(entry.log)?, entry, &mut block)?;
-                return Ok(block);
-            }
-            disk::read_padded(&self.live, &mut block, number * BLOCK)?;
-            // The writer saves first and overwrites then. So what is not saved now was not overwritten.
-            fence(Ordering::SeqCst);
-            if !self.refresh()? {
-                return Ok(block);
+        let first = blocks.start;
+        let place = |block: u64| usize::try_from((block - first) * BLOCK).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; place(blocks.end)];
+        let (mut saved, mut unsaved) = (Vec::new(), Blocks::new());
+        for block in ranges::both(&self.map, &[blocks]).into_iter().flatten() {
+            match self.find(block)? {
+                Some(entry) => saved.push(entry),
+                None => unsaved.push(block..block + 1),
             }
         }
+        let unsaved = ranges::normal(unsaved);
+        for range in &unsaved {
+            let part = &mut bytes[place(range.start)..place(range.end)];
+            disk::read_padded(&self.live, part, range.start * BLOCK)?;
+        }
+        // The writer saves first and overwrites then. So what is not saved now was not overwritten.
+        fence(Ordering::SeqCst);
+        if !unsaved.is_empty() && self.refresh()? {
+            for block in unsaved.into_iter().flatten() {
+                saved.extend(self.find(block)?);
+            }
+        }
+        // Read at once where they follow each other. A block of zeros has no data, and its log may have gone.
+        let follows = |a: &Entry, b: &Entry| {
+            let data_follows = a.place != 0 && a.place.checked_add(1) == Some(b.place);
+            a.block + 1 == b.block && a.log == b.log && data_follows
+        };
+        for run in saved.chunk_by(follows) {
+            let at = place(run[0].block);
+            let part = &mut bytes[at..at + run.len() * 4096];
+            match run[0].place {
+                0 => part.fill(0),
+                _ => log::contents(self.log(run[0].log)?, run, part)?,
+            }
+        }
+        let skipped = usize::try_from(offset - first * BLOCK).unwrap_or(usize::MAX);
+        bytes.truncate(skipped + len);
+        Ok(bytes.split_off(skipped))
     }
 
     /// The entry that counts for a block. Where a record is lost nobody knows: an error.
@@ -230,7 +237,7 @@ impl Past {
             if damaged {
                 break;
             }
-            if let Some(entry) = layer.find(block) {
+            if let Some(entry) = layer.find(block)? {
                 return Ok(Some(entry));
             }
             damaged = layer.damaged;
@@ -251,14 +258,10 @@ impl Past {
         }
         let mut grown = false;
         for layer in &mut self.layers {
-            grown |= layer.refresh()?;
+            grown |= layer.refresh(&self.container)?;
         }
-        loop {
-            match Layer::open(&self.container, self.newest()? + 1) {
-                Ok(layer) => self.layers.push(layer),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error) => return Err(error),
-            }
+        while let Some(layer) = disk::if_there(Layer::open(&self.container, self.newest()? + 1))? {
+            self.layers.push(layer);
             grown = true;
         }
         // The next generation may have been begun, and removed again.

@@ -195,11 +195,11 @@ impl Policy {
     /// Reads the policy of a root: `.sprat-agent/policy` where no other file is named.
     pub fn read(agent: &OwnedFd, file: Option<&std::path::Path>) -> io::Result<Self> {
         let opened = match file {
-            Some(path) => File::open(path)?,
-            None => match disk::open_in(agent, "policy", OFlags::RDONLY) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-                other => other?,
-            },
+            Some(path) => Some(File::open(path)?),
+            None => disk::if_there(disk::open_in(agent, "policy", OFlags::RDONLY))?,
+        };
+        let Some(opened) = opened else {
+            return Ok(Self::default());
         };
         let mut text = String::new();
         (&opened).take(BYTES_MAX).read_to_string(&mut text)?;

@@ -83,13 +83,11 @@ impl Root {
     pub fn open(path: &Path, policy: Option<&Path>) -> io::Result<Self> {
         let path = path.canonicalize()?;
         let folder = disk::open_folder(&path)?;
-        let agent = disk::folder_in(&folder, AGENT).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => bad(format!(
-                "{} is not adopted: run sprat-agent adopt --root {}",
-                path.display(),
-                path.display()
-            )),
-            _ => error,
+        let agent = disk::if_there(disk::folder_in(&folder, AGENT))?.ok_or_else(|| {
+            let path = path.display();
+            bad(format!(
+                "{path} is not adopted: run sprat-agent adopt --root {path}"
+            ))
         })?;
         let format = format_text(&agent)?.and_then(|text| parse_format(&text));
         let (version, id) = format.ok_or_else(|| damaged_format(&path))?;
@@ -121,8 +119,9 @@ impl Root {
     }
 
     /// Writes the file `format` again where it is damaged or lost. False: it is whole. A new id, where the old one
-    /// can't be read, only means that clients wait once more for sessions that died before.
-    pub fn repair(path: &Path) -> io::Result<bool> {
+    /// can't be read, only means that clients wait once more for sessions that died before. `surely`: no newer agent
+    /// was used here. A damaged file can't say so.
+    pub fn repair(path: &Path, surely: bool) -> io::Result<bool> {
         let agent = disk::folder_in(disk::open_folder(path)?, AGENT)?;
         let left = format_text(&agent)?.unwrap_or_default();
         if parse_format(&left).is_some() {
@@ -130,6 +129,12 @@ impl Root {
         }
         if number(&left, "format").is_some_and(|version: u32| version > FORMAT) {
             return Err(bad("a newer sprat-agent wrote here: use that one"));
+        }
+        if !surely {
+            return Err(bad(
+                "nobody knows which version of the layout was in the damaged file; if no newer sprat-agent was used \
+                 here, say --yes",
+            ));
         }
         write_format(&agent, field(&left, "id").filter(|id| is_id(id)))?;
         Ok(true)
@@ -191,11 +196,7 @@ impl Root {
 
     /// The folder of a container's past states. `None`: nothing was ever kept.
     pub fn kept(&self, container: &str) -> io::Result<Option<OwnedFd>> {
-        match disk::folder_in(&self.agent, container) {
-            Ok(folder) => Ok(Some(folder)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        disk::if_there(disk::folder_in(&self.agent, container))
     }
 
     /// The numbers of a container's leases, ascending.

@@ -18,8 +18,10 @@ use crate::root::Root;
 use crate::wire::{self, Attributes, Request, Status};
 
 const HANDLES_MAX: usize = 256;
-/// Past states that are open at once.
+/// Past states that are open at once. Few maps have more than a hundred ranges: while those of the open ones have more
+/// than this, no further one is opened.
 const PAST_MAX: usize = 8;
+const PAST_RANGES_MAX: usize = 1 << 19;
 /// Requests are read in pieces of this size, so that many small writes are one batch.
 const INPUT_BYTES: usize = 1 << 20;
 /// Answers are sent when they reach this.
@@ -61,18 +63,17 @@ struct Batch<'a> {
 
 type Answered = Result<Vec<u8>, Status>;
 
-fn status_of(error: &io::Error) -> Status {
-    match error.kind() {
-        io::ErrorKind::NotFound => Status::NoSuchFile,
-        io::ErrorKind::PermissionDenied => Status::Denied,
-        _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => Status::Denied,
-        _ => Status::Failure,
+impl From<io::Error> for Status {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::NoSuchFile,
+            io::ErrorKind::PermissionDenied => Self::Denied,
+            _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+                Self::Denied
+            }
+            _ => Self::Failure,
+        }
     }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
-fn refused(error: io::Error) -> Status {
-    status_of(&error)
 }
 
 fn attributes_of(file: &std::fs::Metadata) -> Attributes {
@@ -171,14 +172,10 @@ impl Server {
     }
 
     fn carry_out(&mut self, id: u32, request: &Request<'_>) -> Answered {
-        let done = |result: io::Result<()>| {
-            result
-                .map(|()| wire::status(id, Status::Ok))
-                .map_err(refused)
-        };
+        let done = |()| wire::status(id, Status::Ok);
         match *request {
             Request::Open { path, flags } => self.open(id, path, flags),
-            Request::Close { handle } => done(self.close(handle)?),
+            Request::Close { handle } => self.close(handle).map(done),
             Request::Read {
                 handle,
                 offset,
@@ -187,14 +184,14 @@ impl Server {
             Request::Write { .. } => Err(Status::Failure),
             Request::Stat { path } => Ok(wire::attributes(id, &self.stat(self.resolve(path)?)?)),
             Request::Fstat { handle } => self.fstat(id, handle),
-            Request::SetLen { handle, len } => done(self.set_len(handle, len)?),
+            Request::SetLen { handle, len } => self.set_len(handle, len).map(done),
             Request::Opendir { path } => {
                 let names = self.list(self.resolve(path)?)?;
                 self.hand_out(id, Handle::Names(names))
             }
             Request::Readdir { handle } => self.next_names(id, handle),
-            Request::Remove { path } => done(self.remove(path)?),
-            Request::Rename { from, to } => done(self.rename(from, to)?),
+            Request::Remove { path } => self.remove(path).map(done),
+            Request::Rename { from, to } => self.rename(from, to).map(done),
             Request::Realpath { path } => {
                 let node = self.resolve(path)?;
                 let nothing = Attributes {
@@ -205,15 +202,15 @@ impl Server {
                 };
                 Ok(wire::names(id, &[(names::shown(&node), nothing)]))
             }
-            Request::Fsync { handle } => done(self.sync(handle)?),
+            Request::Fsync { handle } => self.sync(handle).map(done),
             Request::Limits => Ok(wire::limits(id, HANDLES_MAX)),
             Request::Statvfs => {
-                let (available, total) = self.root.space.shown().map_err(refused)?;
+                let (available, total) = self.root.space.shown()?;
                 Ok(wire::statvfs(id, total, available, self.read_only))
             }
             Request::SessionBegin { path } => self.session_begin(id, path),
-            Request::SessionJoin { path, session } => done(self.session_join(path, session)?),
-            Request::SessionEnd { path, clean } => done(self.session_end(path, clean)?),
+            Request::SessionJoin { path, session } => self.session_join(path, session).map(done),
+            Request::SessionEnd { path, clean } => self.session_end(path, clean).map(done),
             Request::WillWrite { handle, ref ranges } => self.will_write(id, handle, ranges),
             Request::Punch { handle, ref ranges } => self.punch(id, handle, ranges),
             Request::Map { handle, from } => self.map(id, handle, from),
@@ -277,7 +274,7 @@ impl Server {
                     0 => self.root.open_file(&name, OFlags::RDONLY),
                     _ => self.create(&name),
                 };
-                let file = file.map_err(refused)?;
+                let file = file?;
                 // From now on a session that begins refuses what comes through this handle.
                 if writes && name.kind == Kind::Container {
                     self.keeper(&name.container)?;
@@ -293,26 +290,23 @@ impl Server {
     }
 
     fn open_past(&self, container: &str, state: &str) -> Result<Past, Status> {
-        // Each has its part of a log in memory.
-        let open = self
-            .handles
-            .values()
-            .filter(|handle| matches!(handle, Handle::Past(_)));
-        if open.count() >= PAST_MAX {
+        // Each has its map and a part of the newest log in memory.
+        let open = self.handles.values().filter_map(|handle| match handle {
+            Handle::Past(past) => Some(past.map.len()),
+            _ => None,
+        });
+        let (count, ranges) = open.fold((0, 0), |(count, all), one| (count + 1, all + one));
+        if count >= PAST_MAX || ranges > PAST_RANGES_MAX {
             return Err(Status::Failure);
         }
-        let kept = self
-            .root
-            .kept(container)
-            .map_err(refused)?
-            .ok_or(Status::NoSuchFile)?;
-        let live = self.root.live(container).map_err(refused)?;
-        let shown = past::shown(&kept, &live).map_err(refused)?;
+        let kept = self.root.kept(container)?.ok_or(Status::NoSuchFile)?;
+        let live = self.root.live(container)?;
+        let shown = past::shown(&kept, &live)?;
         let (number, ..) = shown
             .iter()
             .find(|(_, name, _)| name == state)
             .ok_or(Status::NoSuchFile)?;
-        Past::open(&kept, live, *number).map_err(refused)
+        Ok(Past::open(&kept, live, *number)?)
     }
 
     fn create(&self, name: &Name) -> io::Result<File> {
@@ -347,13 +341,13 @@ impl Server {
             .open_file(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)
     }
 
-    fn close(&mut self, handle: &[u8]) -> Result<io::Result<()>, Status> {
+    fn close(&mut self, handle: &[u8]) -> Result<(), Status> {
         let number = wire::handle_number(handle).ok_or(Status::Failure)?;
         match self.handles.remove(&number).ok_or(Status::Failure)? {
             Handle::File {
                 name, writes: true, ..
-            } => Ok(self.closed(&name)),
-            _ => Ok(Ok(())),
+            } => Ok(self.closed(&name)?),
+            _ => Ok(()),
         }
     }
 
@@ -376,11 +370,10 @@ impl Server {
         let Some(name) = Name::parse(container) else {
             return Ok(());
         };
-        match self.root.open_file(&name, OFlags::RDWR) {
-            Ok(file) => keeper.end(&file),
-            // Removed by the administrator.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
+        // If it is not there, the administrator has removed it.
+        match disk::if_there(self.root.open_file(&name, OFlags::RDWR))? {
+            Some(file) => keeper.end(&file),
+            None => Ok(()),
         }
     }
 
@@ -393,14 +386,14 @@ impl Server {
         ended.fold(Ok(()), io::Result::and)
     }
 
-    fn remove(&self, path: &[u8]) -> Result<io::Result<()>, Status> {
+    fn remove(&self, path: &[u8]) -> Result<(), Status> {
         let Node::File(name) = self.resolve(path)? else {
             return Err(Status::Denied);
         };
         let must_stay = match name.kind {
             Kind::Container => true,
             Kind::Lease(number) => {
-                let highest = self.root.highest_lease(&name.container).map_err(refused)?;
+                let highest = self.root.highest_lease(&name.container)?;
                 names::lease_must_stay(number, highest)
             }
             _ => false,
@@ -408,14 +401,12 @@ impl Server {
         if must_stay || self.read_only {
             return Err(Status::Denied);
         }
-        Ok(
-            rustix::fs::unlinkat(&self.root.folder, name.text.as_str(), AtFlags::empty())
-                .map_err(io::Error::from),
-        )
+        let removed = rustix::fs::unlinkat(&self.root.folder, &*name.text, AtFlags::empty());
+        Ok(removed.map_err(io::Error::from)?)
     }
 
     /// Only a half-made container gets a new name: that of its container, if nobody has it.
-    fn rename(&self, from: &[u8], to: &[u8]) -> Result<io::Result<()>, Status> {
+    fn rename(&self, from: &[u8], to: &[u8]) -> Result<(), Status> {
         let (Node::File(from), Node::File(to)) = (self.resolve(from)?, self.resolve(to)?) else {
             return Err(Status::Denied);
         };
@@ -425,17 +416,15 @@ impl Server {
         if !may_be_born || self.read_only {
             return Err(Status::Denied);
         }
-        let is_full =
-            self.root.containers().map_err(refused)?.len() >= self.root.policy.containers_max;
+        let is_full = self.root.containers()?.len() >= self.root.policy.containers_max;
         if is_full {
             return Err(Status::Denied);
         }
-        Ok((|| {
-            let file = self.root.open_file(&from, OFlags::RDWR)?;
-            // No batch of writes to the half-made file is under way: see `write_half_made`.
-            disk::retry(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))?;
-            disk::rename_new(&self.root.folder, &from.text, &self.root.folder, &to.text)
-        })())
+        let file = self.root.open_file(&from, OFlags::RDWR)?;
+        // No batch of writes to the half-made file is under way: see `write_half_made`.
+        disk::retry(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))?;
+        let folder = &self.root.folder;
+        Ok(disk::rename_new(folder, &from.text, folder, &to.text)?)
     }
 }
 
@@ -446,13 +435,12 @@ impl Server {
         let bytes = match self.handle(handle)? {
             Handle::File { file, .. } => {
                 let mut bytes = vec![0; len];
-                let got = i64::try_from(offset)
-                    .map_err(|_| Status::Failure)
-                    .and_then(|_| file.read_at(&mut bytes, offset).map_err(refused))?;
+                i64::try_from(offset).map_err(|_| Status::Failure)?;
+                let got = file.read_at(&mut bytes, offset)?;
                 bytes.truncate(got);
                 bytes
             }
-            Handle::Past(past) => past.read(offset, len).map_err(refused)?,
+            Handle::Past(past) => past.read(offset, len)?,
             _ => return Err(Status::Failure),
         };
         if bytes.is_empty() && len > 0 {
@@ -464,9 +452,7 @@ impl Server {
 
     fn stat(&self, node: Node) -> Result<Attributes, Status> {
         let folder = |mode| {
-            let found = File::from(self.root.folder.try_clone().map_err(refused)?)
-                .metadata()
-                .map_err(refused)?;
+            let found = File::from(self.root.folder.try_clone()?).metadata()?;
             Ok(Attributes {
                 mode,
                 len: 4096,
@@ -477,18 +463,12 @@ impl Server {
             Node::Folder => folder(0o040_700),
             Node::PastFolder => folder(0o040_500),
             Node::PastOf(container) => {
-                self.root
-                    .kept(&container)
-                    .map_err(refused)?
-                    .ok_or(Status::NoSuchFile)?;
+                self.root.kept(&container)?.ok_or(Status::NoSuchFile)?;
                 folder(0o040_500)
             }
             Node::File(name) => {
-                let file = self
-                    .root
-                    .open_file(&name, OFlags::RDONLY)
-                    .map_err(refused)?;
-                Ok(attributes_of(&file.metadata().map_err(refused)?))
+                let file = self.root.open_file(&name, OFlags::RDONLY)?;
+                Ok(attributes_of(&file.metadata()?))
             }
             Node::PastFile(container, state) => {
                 let all = self.list(Node::PastOf(container))?;
@@ -500,7 +480,7 @@ impl Server {
 
     fn fstat(&mut self, id: u32, handle: &[u8]) -> Answered {
         let found = match self.handle(handle)? {
-            Handle::File { file, .. } => attributes_of(&file.metadata().map_err(refused)?),
+            Handle::File { file, .. } => attributes_of(&file.metadata()?),
             Handle::Past(past) => past_attributes(&past.head),
             Handle::Folder | Handle::Names(_) => self.stat(Node::Folder)?,
         };
@@ -511,7 +491,7 @@ impl Server {
         match node {
             Node::Folder => {
                 let mut found = Vec::new();
-                for name in self.root.files().map_err(refused)? {
+                for name in self.root.files()? {
                     // What is no plain file, or is gone by now, is not shown.
                     if let Ok(file) = self.stat(Node::File(name.clone())) {
                         found.push((name.text, file));
@@ -522,7 +502,7 @@ impl Server {
             }
             Node::PastFolder => {
                 let mut found = Vec::new();
-                for name in self.root.containers().map_err(refused)? {
+                for name in self.root.containers()? {
                     if let Ok(attributes) = self.stat(Node::PastOf(name.clone())) {
                         found.push((name, attributes));
                     }
@@ -530,13 +510,9 @@ impl Server {
                 Ok(found)
             }
             Node::PastOf(container) => {
-                let kept = self
-                    .root
-                    .kept(&container)
-                    .map_err(refused)?
-                    .ok_or(Status::NoSuchFile)?;
-                let live = self.root.live(&container).map_err(refused)?;
-                let all = past::shown(&kept, &live).map_err(refused)?;
+                let kept = self.root.kept(&container)?.ok_or(Status::NoSuchFile)?;
+                let live = self.root.live(&container)?;
+                let all = past::shown(&kept, &live)?;
                 Ok(all
                     .into_iter()
                     .map(|(_, name, head)| (name, past_attributes(&head)))

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, FileType};
 
 use crate::clock::reading;
-use crate::disk::{folder_in, list_in};
+use crate::disk::{folder_in, if_there, list_in};
 use crate::policy::Policy;
 
 /// The root is counted again after so long, or after so many bytes.
@@ -103,10 +103,8 @@ fn bytes_in(folder: impl AsFd) -> io::Result<u64> {
     for name in list_in(&folder)? {
         match rustix::fs::statat(&folder, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) if FileType::from_raw_mode(found.st_mode).is_dir() => {
-                match folder_in(&folder, &name) {
-                    Ok(inner) => bytes += bytes_in(&inner)?,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(error),
+                if let Some(inner) = if_there(folder_in(&folder, &name))? {
+                    bytes += bytes_in(&inner)?;
                 }
             }
             Ok(found) => bytes += u64::try_from(found.st_blocks).unwrap_or(0) * 512,

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 
-use crate::disk::{Flock, Slots, bad, number};
+use crate::disk::{Flock, Slots, bad, if_whole, number};
 
 /// What the file `state` says; written only under `gate`, exclusive.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -137,10 +137,7 @@ pub fn read_state(slots: &Slots) -> io::Result<State> {
 
 /// Whether the record of the state is damaged: nobody can write then. Only `repair` makes a new one.
 pub fn is_damaged(container: &OwnedFd) -> io::Result<bool> {
-    match read_state(&Slots::open(container, "state")?) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(true),
-        other => other.map(|_| false),
-    }
+    Ok(if_whole(read_state(&Slots::open(container, "state")?))?.is_none())
 }
 
 /// The alarm of it, until the administrator confirms it.

@@ -60,16 +60,14 @@ fn damaged_due(container: &OwnedFd, policy: &Policy, now: Now) -> io::Result<Vec
     let mut due = Vec::new();
     let mut next_counted_s = None;
     for number in generation::numbers(container)?.into_iter().rev() {
-        match generation::read_head(generation::folder(container, number)?) {
-            Ok(head) => next_counted_s = Some(head.counted_s),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                let is_old = |counted_s| now.counted_s - counted_s > longest_s;
-                let pinned = has_mark(container, number, "pinned")?;
-                if !pinned && next_counted_s.is_some_and(is_old) {
-                    due.push(number);
-                }
-            }
-            Err(error) => return Err(error),
+        let head = generation::read_head(generation::folder(container, number)?);
+        if let Some(head) = disk::if_whole(head)? {
+            next_counted_s = Some(head.counted_s);
+            continue;
+        }
+        let is_old = |counted_s| now.counted_s - counted_s > longest_s;
+        if next_counted_s.is_some_and(is_old) && !has_mark(container, number, "pinned")? {
+            due.push(number);
         }
     }
     Ok(due)
@@ -124,21 +122,12 @@ fn may_go(container: &OwnedFd, generation: u32, now: Now) -> io::Result<bool> {
         Err(rustix::io::Errno::WOULDBLOCK) => {}
         Err(error) => return Err(error.into()),
     }
-    let since = disk::read_all(&folder, "due", 64)
-        .ok()
-        .and_then(|text| number(&String::from_utf8_lossy(&text), "due"));
-    match since {
-        Some(since) => Ok(now.counted_s - READING_MAX_S > since),
-        None => {
-            mark(
-                container,
-                generation,
-                "due",
-                &format!("due {}\n", now.counted_s),
-            )?;
-            Ok(false)
-        }
+    let since = disk::text_in(&folder, "due", 64)?;
+    if let Some(since) = since.and_then(|text| number::<i64>(&text, "due")) {
+        return Ok(now.counted_s - READING_MAX_S > since);
     }
+    let due = format!("due {}\n", now.counted_s);
+    mark(container, generation, "due", &due).map(|()| false)
 }
 
 /// Removes generations; what older ones need of them is merged into those.
@@ -178,10 +167,7 @@ fn merge_into(container: &OwnedFd, older: u32, run: &[u32]) -> io::Result<()> {
     let folder = generation::folder(container, older)?;
     // What was a hole then, or was saved by an older generation, no older state looks for here. If the map is
     // damaged, all stays: that state can't be read, but older ones are read through this index.
-    let map = match generation::read_map(&folder) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
-        other => Some(other?),
-    };
+    let map = disk::if_whole(generation::read_map(&folder))?;
     let sources: Vec<u32> = std::iter::once(older).chain(run.iter().copied()).collect();
     let open = |n: usize| generation::open_index(container, sources[n]);
     let keep = |block| map.as_ref().is_none_or(|map| ranges::contains(map, block));
@@ -214,11 +200,11 @@ fn remove_dead(container: &OwnedFd) -> io::Result<()> {
 /// Removes logs that nothing leads to, and frees the blocks that nothing leads to in those of removed
 /// generations. A damaged index leads to unknown places: then all stays.
 fn sweep_logs(container: &OwnedFd) -> io::Result<()> {
-    let logs = match disk::folder_in(container, "logs") {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
+    let Some(logs) = disk::if_there(disk::folder_in(container, "logs"))? else {
+        return Ok(());
     };
     let generations = generation::numbers(container)?;
+    // A bit for each place: a long log has hundreds of thousands.
     let mut used: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
     for number in &generations {
         if !generation::is_sealed(container, *number)? {
@@ -227,9 +213,12 @@ fn sweep_logs(container: &OwnedFd) -> io::Result<()> {
         for entry in generation::open_index(container, *number)?.iter() {
             let entry = entry?;
             if entry.place != 0 && !generations.contains(&entry.log) {
-                used.entry(entry.log)
-                    .or_default()
-                    .push(u64::from(entry.place));
+                let (places, word) = (
+                    used.entry(entry.log).or_default(),
+                    entry.place as usize / 64,
+                );
+                places.resize(places.len().max(word + 1), 0);
+                places[word] |= 1 << (entry.place % 64);
             }
         }
     }
@@ -245,7 +234,7 @@ fn sweep_logs(container: &OwnedFd) -> io::Result<()> {
         if generations.last().is_none_or(|newest| number > *newest) {
             continue;
         }
-        match used.get_mut(&number) {
+        match used.get(&number) {
             None => disk::remove_in(&logs, &name)?,
             Some(places) => punch_unused(&open_in(&logs, &name, OFlags::RDWR)?, places)?,
         }
@@ -253,21 +242,24 @@ fn sweep_logs(container: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-fn punch_unused(log: &File, used: &mut [u64]) -> io::Result<()> {
-    used.sort_unstable();
+fn punch_unused(log: &File, used: &[u64]) -> io::Result<()> {
     let end = log.metadata()?.size() / BLOCK;
-    let mut at = 0;
-    for place in used.iter().copied().chain([end]) {
-        if place > at {
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            match rustix::fs::fallocate(log, flags, at * BLOCK, (place - at) * BLOCK) {
-                Ok(()) => {}
-                // Some file systems can't: then the space stays used.
-                Err(rustix::io::Errno::OPNOTSUPP) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
+    let is_used = |place: &u64| {
+        let word = usize::try_from(place / 64)
+            .ok()
+            .and_then(|word| used.get(word));
+        word.is_some_and(|word| word >> (place % 64) & 1 == 1)
+    };
+    let unused = (0..end).filter(|place| !is_used(place));
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    for range in ranges::normal(unused.map(|place| place..place + 1).collect()) {
+        let (at, len) = (range.start * BLOCK, (range.end - range.start) * BLOCK);
+        match rustix::fs::fallocate(log, flags, at, len) {
+            Ok(()) => {}
+            // Some file systems can't: then the space stays used.
+            Err(rustix::io::Errno::OPNOTSUPP) => return Ok(()),
+            Err(error) => return Err(error.into()),
         }
-        at = at.max(place + 1);
     }
     Ok(())
 }

@@ -1,13 +1,12 @@
 //! Requests beyond SFTP: sessions, holes, announced writes, past states.
 
 use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::OFlags;
 
-use super::{Answered, Handle, Server, refused};
+use super::{Answered, Handle, Server};
 use crate::keeper::{By, data_blocks};
 use crate::names::{Kind, Name, Node};
 use crate::past;
@@ -23,7 +22,7 @@ impl Server {
     fn container(&self, path: &[u8]) -> Result<(Name, File), Status> {
         match self.resolve(path)? {
             Node::File(name) if name.kind == Kind::Container && !self.read_only => {
-                let file = self.root.open_file(&name, OFlags::RDWR).map_err(refused)?;
+                let file = self.root.open_file(&name, OFlags::RDWR)?;
                 Ok((name, file))
             }
             _ => Err(Status::Denied),
@@ -35,35 +34,26 @@ impl Server {
         let (name, file) = self.container(path)?;
         let session = self
             .keeper(&name.container)?
-            .begin_session(&file, By::Client)
-            .map_err(refused)?;
-        let states = match self.root.kept(&name.container).map_err(refused)? {
-            Some(folder) => past::list(&folder).map_err(refused)?.len() as u64,
+            .begin_session(&file, By::Client)?;
+        let states = match self.root.kept(&name.container)? {
+            Some(folder) => past::list(&folder)?.len() as u64,
             None => 0,
         };
-        let (available, _) = self.root.space.shown().map_err(refused)?;
+        let (available, _) = self.root.space.shown()?;
         Ok(wire::numbers(id, &[session, states, available]))
     }
 
-    pub(super) fn session_join(
-        &mut self,
-        path: &[u8],
-        session: u64,
-    ) -> Result<io::Result<()>, Status> {
+    pub(super) fn session_join(&mut self, path: &[u8], session: u64) -> Result<(), Status> {
         let (name, file) = self.container(path)?;
-        Ok(self.keeper(&name.container)?.join_session(&file, session))
+        Ok(self.keeper(&name.container)?.join_session(&file, session)?)
     }
 
     /// What is still open may be written again: that is another session.
-    pub(super) fn session_end(
-        &mut self,
-        path: &[u8],
-        clean: bool,
-    ) -> Result<io::Result<()>, Status> {
+    pub(super) fn session_end(&mut self, path: &[u8], clean: bool) -> Result<(), Status> {
         let (name, file) = self.container(path)?;
         let keeper = self.keeper(&name.container)?;
         keeper.note_clean(clean);
-        Ok(keeper.end(&file))
+        Ok(keeper.end(&file)?)
     }
 
     /// The file of a handle that may write a container, and what the ranges are in blocks.
@@ -77,7 +67,7 @@ impl Server {
         if name.kind != Kind::Container {
             return Err(Status::Denied);
         }
-        let length = file.metadata().map_err(refused)?.size();
+        let length = file.metadata()?.size();
         let wrong = |(offset, len): &(u64, u64)| {
             offset + len > length || whole && (offset % BLOCK != 0 || len % BLOCK != 0)
         };
@@ -95,22 +85,22 @@ impl Server {
     pub(super) fn will_write(&mut self, id: u32, handle: &[u8], ranges: &[(u64, u64)]) -> Answered {
         let (name, file, blocks) = self.blocks(handle, ranges, false)?;
         let done = self.keeper(&name.container)?.will_write(&file, &blocks);
-        Ok(wire::numbers(id, &[done.map_err(refused)? * BLOCK]))
+        Ok(wire::numbers(id, &[done? * BLOCK]))
     }
 
     /// The same.
     pub(super) fn punch(&mut self, id: u32, handle: &[u8], ranges: &[(u64, u64)]) -> Answered {
         let (name, file, blocks) = self.blocks(handle, ranges, true)?;
         let done = self.keeper(&name.container)?.punch(&file, &blocks);
-        Ok(wire::numbers(id, &[done.map_err(refused)? * BLOCK]))
+        Ok(wire::numbers(id, &[done? * BLOCK]))
     }
 
     /// Answers pairs of start and end, in bytes, of what is no hole, from an offset on.
     pub(super) fn map(&mut self, id: u32, handle: &[u8], from: u64) -> Answered {
         let data = match self.handle(handle)? {
             Handle::File { name, file, .. } if name.kind == Kind::Container => {
-                let length = file.metadata().map_err(refused)?.size();
-                data_blocks(file, length).map_err(refused)?
+                let length = file.metadata()?.size();
+                data_blocks(file, length)?
             }
             Handle::Past(past) => past.map.clone(),
             _ => return Err(Status::Denied),
@@ -133,14 +123,14 @@ impl Server {
             return Err(Status::Denied);
         };
         let longest_s = u64::try_from(self.root.policy.longest_s()).unwrap_or(0);
-        let Some(folder) = self.root.kept(&name.container).map_err(refused)? else {
+        let Some(folder) = self.root.kept(&name.container)? else {
             return Ok(wire::states(id, &[], longest_s));
         };
         let mut states = Vec::new();
-        let live = self.root.live(&name.container).map_err(refused)?;
-        let all = past::shown(&folder, &live).map_err(refused)?;
+        let live = self.root.live(&name.container)?;
+        let all = past::shown(&folder, &live)?;
         for (number, name, head) in all.into_iter().rev().take(STATES_MAX) {
-            let pinned = past::has_mark(&folder, number, "pinned").map_err(refused)?;
+            let pinned = past::has_mark(&folder, number, "pinned")?;
             let seconds = |s: i64| u64::try_from(s).unwrap_or(0);
             let flags = u64::from(head.clean) | u64::from(pinned) << 1;
             let times = [

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use rustix::fs::{AtFlags, FlockOperation};
 
-use super::{Batch, Handle, Server, refused};
+use super::{Batch, Handle, Server};
 use crate::disk;
 use crate::keeper::Keeper;
 use crate::names::{Kind, Name};
@@ -39,19 +39,16 @@ impl Server {
             .ok_or(Status::Denied)?;
         let kind = name.kind;
         let most = match kind {
-            Kind::Container => file.metadata().map_err(refused)?.size(),
+            Kind::Container => file.metadata()?.size(),
             _ => self.len_max(kind),
         };
         if end > most {
             return Err(Status::Denied);
         }
         match kind {
-            Kind::Container => self
-                .keeper(&name.container)?
-                .write(&file, writes)
-                .map_err(refused),
+            Kind::Container => Ok(self.keeper(&name.container)?.write(&file, writes)?),
             Kind::HalfMade | Kind::Rewrite => self.write_half_made(handle, &name, &file, writes),
-            _ => self.write_plain(&file, writes).map_err(refused),
+            _ => Ok(self.write_plain(&file, writes)?),
         }
     }
 
@@ -63,7 +60,7 @@ impl Server {
                 name,
                 file,
                 writes: true,
-            }) => Ok((name.clone(), file.try_clone().map_err(refused)?)),
+            }) => Ok((name.clone(), file.try_clone()?)),
             _ => Err(Status::Denied),
         }
     }
@@ -79,7 +76,7 @@ impl Server {
 
     pub(super) fn keeper(&mut self, container: &str) -> Result<&mut Keeper, Status> {
         if !self.keepers.contains_key(container) {
-            let keeper = self.root.keeper(container).map_err(refused)?;
+            let keeper = self.root.keeper(container)?;
             self.keepers.insert(container.to_owned(), keeper);
         }
         self.keepers.get_mut(container).ok_or(Status::Failure)
@@ -109,7 +106,7 @@ impl Server {
         writes: &[(u64, &[u8])],
     ) -> Result<(), Status> {
         // A rename takes this lock exclusively.
-        disk::retry(|| rustix::fs::flock(file, FlockOperation::LockShared)).map_err(refused)?;
+        disk::retry(|| rustix::fs::flock(file, FlockOperation::LockShared))?;
         let still = self.is_named(file, &name.text);
         let outcome = match still {
             Ok(true) => Some(self.write_plain(file, writes)),
@@ -118,9 +115,9 @@ impl Server {
         };
         let _ = rustix::fs::flock(file, FlockOperation::Unlock);
         if let Some(outcome) = outcome {
-            return outcome.map_err(refused);
+            return Ok(outcome?);
         }
-        if !self.is_named(file, &name.container).map_err(refused)? {
+        if !self.is_named(file, &name.container)? {
             return Err(Status::Failure);
         }
         let born = Name {
@@ -143,19 +140,20 @@ impl Server {
         }
     }
 
-    pub(super) fn set_len(&mut self, handle: &[u8], len: u64) -> Result<io::Result<()>, Status> {
+    pub(super) fn set_len(&mut self, handle: &[u8], len: u64) -> Result<(), Status> {
         let (name, file) = self.writable(handle)?;
-        let now = file.metadata().map_err(refused)?.size();
+        let now = file.metadata()?.size();
         if len < now || len > self.len_max(name.kind) {
             return Err(Status::Denied);
         }
         if len == now {
-            return Ok(Ok(()));
+            return Ok(());
         }
-        Ok(match name.kind {
-            Kind::Container => self.keeper(&name.container)?.grow(&file, len),
-            _ => self.set_len_of(&name, &file, len),
-        })
+        match name.kind {
+            Kind::Container => self.keeper(&name.container)?.grow(&file, len)?,
+            _ => self.set_len_of(&name, &file, len)?,
+        }
+        Ok(())
     }
 
     /// The lock keeps the file from becoming a container meanwhile, and from being made longer by another
@@ -171,10 +169,10 @@ impl Server {
         outcome
     }
 
-    pub(super) fn sync(&mut self, handle: &[u8]) -> Result<io::Result<()>, Status> {
+    pub(super) fn sync(&mut self, handle: &[u8]) -> Result<(), Status> {
         match self.handle(handle)? {
-            Handle::File { file, .. } => Ok(file.sync_all()),
-            Handle::Folder => Ok(disk::sync_folder(&self.root.folder)),
+            Handle::File { file, .. } => Ok(file.sync_all()?),
+            Handle::Folder => Ok(disk::sync_folder(&self.root.folder)?),
             _ => Err(Status::Failure),
         }
     }

@@ -85,7 +85,7 @@ fn mount(image: &std::path::Path, at: &std::path::Path) {
 }
 
 /// What the agent keeps in the page cache only was written in another boot.
-fn other_boot(served: &Served) {
+pub fn other_boot(served: &Served) {
     for number in served.numbers() {
         let tail = served.own_file(&format!("g.{number}/tail"));
         let mut id = [0];

@@ -7,6 +7,7 @@ use std::time::Duration;
 use sprat_testkit::dice::Dice;
 
 use crate::client::{BLOCK, Client, EAGER, READ, READ_WRITE, RESTLESS, Served, blocks};
+use crate::drops::other_boot;
 
 /// A session writes nothing else, and none but these begin generations.
 const LAZY: &str = "new = burst 1, then 1 per 9h\nsecret = 6h\nfree_min = 0%\nheader = free\n";
@@ -340,6 +341,65 @@ fn another_boot_begins_a_generation_and_keeps_the_old_ones() {
     assert_eq!(served.numbers(), [1, 2, 3]);
     assert_eq!(served.head(3, "reason"), "restart");
     assert!(served.past(1) == state && served.past(2) == second && served.past(3) == third);
+}
+
+/// Without a reason to keep the present, `revert` goes on with the newest past state: what that has saved needs no space.
+/// Its log says what that is.
+#[test]
+fn a_revert_goes_on_with_the_generation_of_an_earlier_boot() {
+    let state = blocks(64, 1);
+    let served = Served::with_container(EAGER, &state);
+    served.overwrite(&[(0, blocks(8, 2))]);
+    let second = served.live();
+    served.overwrite(&[(block(4), blocks(8, 3))]);
+    let name = served.head(1, "name");
+    let revert = || {
+        served.run(&["revert", "x.luks", &name, "--yes", "--discard-present"]);
+        assert!(served.live() == state && served.past(1) == state && served.past(2) == second);
+    };
+    let log = served.own_file("logs/2");
+    let end = log.metadata().unwrap().len();
+    log.write_all_at(&[0xee; 10_000], end).unwrap();
+    let bits = served.own_file("g.2/bits");
+    bits.write_all_at(&[0xff; 8], 0).unwrap();
+    other_boot(&served);
+    revert();
+    assert_eq!(served.numbers(), [1, 2]);
+    // Four blocks were not saved yet, and took the place of the torn record.
+    assert_eq!(log.metadata().unwrap().len(), end + 6 * BLOCK as u64);
+    served.run(&["check", "--read-data"]);
+    // Clients begin the next one.
+    served.overwrite(&[(block(30), blocks(3, 4))]);
+    assert_eq!(served.numbers(), [1, 2, 3]);
+    let third = served.past(3);
+    assert!(third == state);
+
+    // Not after a failed sync.
+    let tail = served.own_file("g.3/tail");
+    tail.write_all_at(&[0; 16], 0).unwrap();
+    revert();
+    assert_eq!(served.numbers(), [1, 2, 3, 4]);
+}
+
+/// What was saved is lost with a record. It must not be saved once more, as it is now.
+#[test]
+fn a_revert_does_not_go_on_with_a_damaged_log() {
+    let state = blocks(8, 1);
+    let served = Served::with_container(EAGER, &state);
+    served.overwrite(&[(0, blocks(8, 2))]);
+    served.overwrite(&[(0, blocks(2, 3))]);
+    let log = served.own_file("logs/2");
+    for at in [0, log.metadata().unwrap().len() - BLOCK as u64] {
+        log.write_all_at(&[0; 64], at).unwrap();
+    }
+    other_boot(&served);
+    let name = served.head(1, "name");
+    served.run(&["revert", "x.luks", &name, "--yes", "--discard-present"]);
+    assert!(served.live() == state);
+    assert_eq!(served.numbers(), [1, 2, 3]);
+    let mut client = served.connect();
+    client.content(&served.past_path(2)).unwrap_err();
+    client.end();
 }
 
 /// Every bit of headers, and some of each block: an error, or the right content.

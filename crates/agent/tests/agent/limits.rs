@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use sprat_testkit::dice::Dice;
@@ -10,6 +11,7 @@ use sprat_testkit::tmpfs::{Ext4Disk, SmallDisk, fill};
 use sprat_testkit::{needs, requires};
 
 use crate::client::{BLOCK, CREATE_NEW, Client, EAGER, READ, READ_WRITE, Served, agent, blocks};
+use crate::drops::other_boot;
 
 fn block(number: u64) -> u64 {
     number * BLOCK as u64
@@ -55,10 +57,65 @@ fn memory_is_bounded_whatever_a_client_sends_and_reads() {
     assert!(served.past(1) == blocks(usize::try_from(BLOCKS).unwrap(), 1));
 }
 
+/// As many past states as may be open. First with a quarter of the longest log, then with the longest map.
+#[test]
+fn memory_is_bounded_with_many_past_states_that_are_open() {
+    const ENTRIES: usize = 1 << 16;
+    let state = blocks(60, 1);
+    let served = Served::with_container(EAGER, &state);
+    let file = fs::File::options().write(true).open(served.path("x.luks"));
+    file.unwrap().set_len(block(1 << 20)).unwrap();
+    served.overwrite(&[(0, vec![9; 40 * BLOCK])]);
+    // Behind that, blocks of zeros. In the place of some of what was saved: the first entry of a block counts.
+    let (log, secret) = (served.own_file("logs/1"), served.head(1, "secret"));
+    let secret = u64::from_str_radix(&secret, 16).unwrap();
+    let all: Vec<u64> = (20..).step_by(2).take(ENTRIES).collect();
+    for numbers in all.chunks(200) {
+        let at = log.metadata().unwrap().len();
+        let mut header = [&b"sprlog1\n"[..], &secret.to_le_bytes(), &at.to_le_bytes()].concat();
+        header.extend(u32::try_from(numbers.len()).unwrap().to_le_bytes());
+        header.resize(32, 0);
+        for number in numbers {
+            header.extend(number.to_le_bytes());
+            header.extend(crc32fast::hash(&[0; BLOCK]).to_le_bytes());
+            header.extend([0; 4]);
+        }
+        header.resize(BLOCK - 4, 0);
+        header.extend(crc32fast::hash(&header).to_le_bytes());
+        log.write_all_at(&[&header[..], &header].concat(), at)
+            .unwrap();
+    }
+    let mut expected = state;
+    expected.truncate(50 * BLOCK);
+    for number in (40..50).step_by(2) {
+        expected[number * BLOCK..][..BLOCK].fill(0);
+    }
+    let path = served.past_path(1);
+    let open_all = || {
+        let mut client = served.connect();
+        let mut open = 0;
+        while let Ok(handle) = client.open(&path, READ) {
+            assert!(client.read(&handle, 0, 50 * 4096).unwrap() == expected);
+            open += 1;
+        }
+        let peak = peak_kib(&client);
+        assert!(peak <= 32 * 1024, "{open} open, {peak} KiB");
+        client.end();
+        open
+    };
+    assert_eq!(open_all(), 8);
+    let mut map = [0_u64, 60].map(u64::to_le_bytes).concat();
+    for number in 100..100 + (1 << 18) - 1 {
+        map.extend([number * 2, number * 2 + 1].map(u64::to_le_bytes).concat());
+    }
+    map.extend(crc32fast::hash(&map).to_le_bytes());
+    fs::write(served.path(".sprat-agent/x.luks/g.1/map"), map).unwrap();
+    assert!(open_all() >= 3);
+}
+
 /// A block of zeros takes no space in a log, but memory in who reads it.
 #[test]
 fn a_log_with_many_entries_ends_however_short_it_is() {
-    use std::os::unix::fs::FileExt;
     let state = vec![0; 64 * BLOCK];
     let served = Served::with_container(EAGER, &state);
     let mut client = served.connect();
@@ -156,7 +213,7 @@ fn on_a_full_disk_the_past_is_read_and_written_back_and_a_lock_released() {
     let served = Served::in_folder(&at, EAGER);
     let file = fs::File::create(served.path("x.luks")).unwrap();
     file.set_len(block(4000)).unwrap();
-    std::os::unix::fs::FileExt::write_all_at(&file, &blocks(3000, 1), 0).unwrap();
+    file.write_all_at(&blocks(3000, 1), 0).unwrap();
     let first = served.live();
     served.overwrite(&[(block(5), blocks(3, 2))]);
     let second = served.live();
@@ -177,7 +234,14 @@ fn on_a_full_disk_the_past_is_read_and_written_back_and_a_lock_released() {
     let refused = String::from_utf8(refused.unwrap().stderr).unwrap();
     assert!(refused.contains("--discard-present"), "{refused}");
     assert!(served.past(1) == first && served.past(2) == second);
-    for (name, state) in [(&names[1], &second), (&names[0], &first)] {
+    let back = [(&names[1], &second), (&names[0], &first)];
+    for (step, (name, state)) in (0..).zip([back, back].concat()) {
+        // Since a reboot of the server nobody has written.
+        if step >= 2 {
+            other_boot(&served);
+            let bits = served.own_file("g.2/bits");
+            bits.write_all_at(&[0xff; 500], 0).unwrap();
+        }
         served.run(&["revert", "x.luks", name, "--yes", "--discard-present"]);
         assert!(served.live() == *state);
         assert!(served.past(1) == first && served.past(2) == second);
