@@ -226,7 +226,8 @@ pub trait Store: Send + Sync {
         Ok(false)
     }
 
-    /// Reports to the agent that this session leaves the file in order. Does nothing by default.
+    /// Reports to the agent that this session leaves the file in order. The store waits for its answer when it is
+    /// dropped. Does nothing by default.
     fn note_end(&self, name: &FileName) {
         let _ = name;
     }

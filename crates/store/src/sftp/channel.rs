@@ -31,6 +31,8 @@ const WRITE_BATCH_BYTES: usize = 64 * 1024;
 const ENDING_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a server may take to close its side after we closed ours.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a server that greeted may take to answer a note.
+const NOTE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a channel waits for pending answers: for any byte to move, and for one answer after all
 /// requests before it were answered. A server that answers one byte now and then, or everything but
@@ -73,7 +75,7 @@ struct Shared {
     room: Condvar,
     /// The writer has something to do.
     work: Condvar,
-    /// The reader has ended.
+    /// The reader has ended, or an answer has arrived.
     reader_ended: Condvar,
     end: Box<dyn WireEnd>,
     patience: Patience,
@@ -102,6 +104,8 @@ struct ChannelState {
     /// answered then.
     oldest_since: Instant,
     greeting_owed: bool,
+    /// The last note that was not answered yet, and how long it may take.
+    note: Option<(u32, Instant)>,
     closing: bool,
     reader_ended: bool,
     dead: Option<Ending>,
@@ -138,6 +142,7 @@ impl Channel {
                 asked: 0,
                 oldest_since: Instant::now(),
                 greeting_owed: true,
+                note: None,
                 closing: false,
                 reader_ended: false,
                 dead: None,
@@ -339,8 +344,8 @@ impl Channel {
         Ok(Some(Answer::new(owed)))
     }
 
-    /// Sends a request without waiting for space or for its answer (a `CLOSE`, of which there is
-    /// one per handle).
+    /// Sends a request without waiting for space or its answer: a `CLOSE`, of which there is one per
+    /// handle, or a note to the agent. For the answer to a note the channel waits when it is dropped.
     pub(crate) fn send_unanswered(&self, request: &Request<'_>) {
         let mut state = self.shared.lock();
         if state.dead.is_none() {
@@ -351,6 +356,9 @@ impl Channel {
                 fsync: false,
                 answer,
             });
+            let is_note = matches!(request, Request::Agent(_));
+            let note = is_note.then(|| (id, Instant::now() + NOTE_PATIENCE));
+            state.note = note.or(state.note);
             state.queue.push_back(request.encode(id));
             self.shared.work.notify_one();
         }
@@ -378,11 +386,13 @@ impl Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        let until = Instant::now() + CLOSE_PATIENCE;
+        let closed_by = Instant::now() + CLOSE_PATIENCE;
         let mut state = self.shared.lock();
         state.closing = true;
         self.shared.work.notify_all();
         while !state.reader_ended {
+            let note = state.note.filter(|_| !state.greeting_owed);
+            let until = note.map_or(closed_by, |(_, noted_by)| closed_by.max(noted_by));
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -433,6 +443,7 @@ impl ChannelState {
         if self.oldest().is_none_or(|next| next.order > pending.order) {
             self.oldest_since = Instant::now();
         }
+        self.note = self.note.filter(|(note, _)| *note != id);
         Some(pending)
     }
 
@@ -665,8 +676,8 @@ impl Shared {
         let number = state.arrivals;
         drop(state);
         self.room.notify_all();
-        // The receiver can't be full: one answer per request. If the caller gave up, it is gone,
-        // which is fine.
+        self.reader_ended.notify_all();
+        // The receiver can't be full: one answer per request. A caller that gave up is gone.
         let _ = pending.answer.try_send(Arrived { number, body });
         Ok(())
     }

@@ -14,7 +14,8 @@ use sprat_store::{
 use sprat_testkit::leftovers::LIMIT;
 
 use crate::part::scripted::{
-    FSTAT, LSTAT, Next, OPEN, Script, WRITE, attributes, connect_to, serial_greeting, serve, status,
+    EXTENDED, FSTAT, LSTAT, Next, OPEN, Script, WRITE, attributes, connect_to, framed,
+    serial_greeting, serve, status, string,
 };
 
 /// More than one connection carries at once.
@@ -187,6 +188,33 @@ fn session_ends_at_once_beside_a_login_that_hangs() {
         drop(server);
         assert!(begun.elapsed() < LIMIT);
     }
+}
+
+/// A server that needs longer for its last act than a connection may take to be closed.
+#[test]
+fn session_ends_when_the_agent_knows_how_the_file_was_left() {
+    let agent = "sprat-agent@sprat";
+    let value = "1 log serial fence punch map will id=0011223344556677";
+    let version = [
+        &[2, 0, 0, 0, 3][..],
+        &string(agent.as_bytes()),
+        &string(value.as_bytes()),
+    ];
+    let (noted, heard) = std::sync::mpsc::channel();
+    let noted = Mutex::new(noted);
+    let script = move |kind: u8, id: u32, fields: &[u8], stream: &mut UnixStream| {
+        if kind != EXTENDED || !fields[4..].starts_with(b"session-end@sprat") {
+            return None;
+        }
+        std::thread::sleep(Duration::from_secs(3));
+        let answered = stream.write_all(&status(id, 0));
+        noted.lock().unwrap().send(answered.is_ok()).unwrap();
+        Some(Next::Answered)
+    };
+    let store = connect_to(&framed(&version.concat()), script).unwrap();
+    store.note_end(&FileName::new("x").unwrap());
+    drop(store);
+    assert_eq!(heard.recv_timeout(LIMIT), Ok(true));
 }
 
 /// A lease whose last check is too old, or that is lost.
