@@ -107,7 +107,7 @@ const CASES: &[Case] = &[
         is_done: |served| served.run(&["repair", "x.luks"]).contains("whole"),
     },
     Case {
-        words: &["repair"],
+        words: &["repair", "--yes"],
         prepare: |served| fs::write(served.path(".sprat-agent/format"), "f").unwrap(),
         is_done: |served| served.run(&["repair"]).contains("whole"),
     },
