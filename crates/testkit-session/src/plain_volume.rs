@@ -173,7 +173,11 @@ impl Drop for Mounted {
 }
 
 /// The next run of allocated bytes from `at` on, cut at `end`.
-fn data_after(file: &File, at: u64, end: u64) -> Option<(u64, u64)> {
+///
+/// # Panics
+/// When the file system does not know its holes.
+#[must_use]
+pub fn data_after(file: &File, at: u64, end: u64) -> Option<(u64, u64)> {
     if at >= end {
         return None;
     }

@@ -1,6 +1,8 @@
 //! A server that answers with yesterday's content: what is detected, and what is not
 //! (docs/threat-model.md).
 
+mod btrfs;
+
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};

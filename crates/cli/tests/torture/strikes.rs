@@ -2,25 +2,37 @@
 //! trim by each way, copy and move. Each time there must be a container that opens and has every
 //! snapshot, and the same command must succeed when repeated.
 //!
-//! In `make test` each gets some blows at random moments; with `SPRAT_STRIKES` (`make torture`: 200) a
-//! kill and a cut at every change up to so many, else at so many and at the end of each phase.
+//! In `make test` each gets some blows at random moments, half of them with ext4 in the container and half with
+//! btrfs; with `SPRAT_STRIKES` (`make torture`: 200) a kill and a cut at every change up to so many, else at so
+//! many and at the end of each phase.
 
-use std::collections::BTreeSet;
+mod copies;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use sprat_luks::{Header, Secret};
-use sprat_testkit::client_and_server;
-use sprat_testkit::machine::strikes::{self, Blow, Struck, copy_sparse, same_bytes, strike};
+use sprat_testkit::client_and_server::{self, FileSystem, HEADER_BYTES};
+use sprat_testkit::machine::strikes::{self, Blow, Struck, copy_sparse, strike_with};
 use sprat_testkit::machine::{CONTAINER, Ran, TestMachine};
 use sprat_testkit::{leases, needs, requires};
-use sprat_testkit_session::plain_volume::PlainVolume;
+use sprat_testkit_session::plain_volume::{PlainVolume, data_after};
 
 /// What a command may change: the server's folder, and what the client knows.
 const FOLDERS: [&str; 2] = ["store", "state"];
-const HEADER_BYTES: usize = 16 << 20;
+
+/// Makes the smallest container; returns its recovery key.
+fn init(machine: &TestMachine, file_system: FileSystem) -> String {
+    let size = match file_system {
+        FileSystem::Ext4 => "64M",
+        FileSystem::Btrfs => "256M",
+    };
+    let kind = ["--file-system", file_system.name()];
+    machine.init(&[&[CONTAINER, "--size", size][..], &kind].concat())
+}
 
 /// Names in one of the machine's folders.
 fn names(machine: &TestMachine, folder: &str) -> Vec<String> {
@@ -30,20 +42,21 @@ fn names(machine: &TestMachine, folder: &str) -> Vec<String> {
 /// A container whose keys are changed.
 struct Keys {
     machine: TestMachine,
+    file_system: FileSystem,
     /// All keys that open it at some time; `before` and `after` list those that do then.
     keys: Vec<Secret>,
     before: Vec<bool>,
     after: Vec<bool>,
-    payload: Vec<u8>,
+    payload: BTreeMap<u64, Vec<u8>>,
     /// A removal that had come to its end finds nothing to remove when it is run again.
     removes: bool,
 }
 
 impl Keys {
-    fn new() -> Self {
+    fn new(file_system: FileSystem) -> Self {
         let machine = TestMachine::new();
         machine.write("src/a", "alpha\n");
-        let recovery = machine.init(&[CONTAINER, "--size", "64M"]);
+        let recovery = init(&machine, file_system);
         machine.backup(&[]).succeeded();
         machine.write("pass", "correct horse battery");
         let key = fs::read(machine.path("config/keys/x.key")).unwrap();
@@ -58,6 +71,7 @@ impl Keys {
             after: Vec::new(),
             payload: payload(&machine),
             removes: false,
+            file_system,
             machine,
         }
     }
@@ -76,16 +90,30 @@ impl Keys {
         self.after = after.to_vec();
         self.removes = change.contains(&"remove");
         self.machine.copy_folders(&FOLDERS, "", "-before");
-        strike(self, change);
+        strike_with(self.file_system, self, change);
         self.begin_anew();
         let ran = self.machine.sprat_struck(change, None);
         self.is_done(&ran, "at the end");
     }
 }
 
-fn payload(machine: &TestMachine) -> Vec<u8> {
-    let mut file = fs::read(machine.path(CONTAINER)).unwrap();
-    file.split_off(HEADER_BYTES)
+/// The blocks behind the header that are no zeros, by their place.
+fn payload(machine: &TestMachine) -> BTreeMap<u64, Vec<u8>> {
+    let file = fs::File::open(machine.path(CONTAINER)).unwrap();
+    let mut blocks = BTreeMap::new();
+    let mut at = HEADER_BYTES;
+    while let Some((from, to)) = data_after(&file, at, u64::MAX) {
+        for place in (from..to).step_by(4096) {
+            let mut block = vec![0; 4096];
+            file.read_exact_at(&mut block, place).unwrap();
+            if block.iter().any(|byte| *byte != 0) {
+                blocks.insert(place, block);
+            }
+        }
+        at = to;
+    }
+    assert!(blocks.len() > 10);
+    blocks
 }
 
 impl Struck for Keys {
@@ -129,8 +157,17 @@ impl Struck for Keys {
 
 #[test]
 fn interrupted_key_change_leaves_a_container_that_opens() {
-    requires!(strikes::missing());
-    let mut keys = Keys::new();
+    interrupted_key_change(FileSystem::Ext4);
+}
+
+#[test]
+fn interrupted_key_change_leaves_a_container_that_opens_on_btrfs() {
+    interrupted_key_change(FileSystem::Btrfs);
+}
+
+fn interrupted_key_change(file_system: FileSystem) {
+    requires!(strikes::missing(), file_system.missing());
+    let mut keys = Keys::new(file_system);
     let target = keys.machine.on_line(CONTAINER);
     let own = ["--key-file", "key"];
     let with = |words: &[&'static str]| {
@@ -155,6 +192,7 @@ fn interrupted_key_change_leaves_a_container_that_opens() {
 /// A container with snapshots, and what is in each.
 struct Snapshots {
     machine: TestMachine,
+    file_system: FileSystem,
     /// All that were ever made, oldest first; `was/NAME` is a copy of the source.
     all: Vec<String>,
     /// Those that must stay, whatever happens.
@@ -170,9 +208,9 @@ const REASON: &str = "before the move";
 
 impl Snapshots {
     /// Three of them, with a file of their own each.
-    fn new() -> Self {
+    fn new(file_system: FileSystem) -> Self {
         let machine = TestMachine::new();
-        machine.init(&[CONTAINER, "--size", "64M"]);
+        init(&machine, file_system);
         let key = fs::read(machine.path("config/keys/x.key")).unwrap();
         machine.write("key", key);
         fs::create_dir(machine.path("was")).unwrap();
@@ -194,6 +232,7 @@ impl Snapshots {
         let (may_go, all) = (all.clone(), [all, kept.clone()].concat());
         Self {
             machine,
+            file_system,
             all,
             done: kept.clone(),
             kept,
@@ -202,8 +241,8 @@ impl Snapshots {
     }
 
     /// The same without the older two, whose blocks can be freed.
-    fn pruned() -> Self {
-        let mut snapshots = Self::new();
+    fn pruned(file_system: FileSystem) -> Self {
+        let mut snapshots = Self::new(file_system);
         let prune = snapshots.prune(CONTAINER.to_owned());
         let prune: Vec<&str> = prune.iter().map(|word| &**word).collect();
         snapshots.machine.ok(&prune);
@@ -227,6 +266,10 @@ impl Snapshots {
         self.machine.sprat_struck(&look, None).succeeded();
         self.machine.copy_folders(&FOLDERS, "", "-before");
         self
+    }
+
+    fn strike(&self, command: &[&str]) {
+        strike_with(self.file_system, self, command);
     }
 
     /// Decrypted offline, it is clean and every snapshot whole; returns their names.
@@ -297,19 +340,42 @@ impl Struck for Snapshots {
 
 #[test]
 fn interrupted_prune_loses_no_kept_snapshot() {
-    requires!(strikes::missing(), client_and_server::missing());
-    let snapshots = Snapshots::new().ready();
-    let prune = snapshots.prune(snapshots.machine.on_line(CONTAINER));
-    strike(
-        &snapshots,
-        &prune.iter().map(|word| &**word).collect::<Vec<_>>(),
+    interrupted_prune(FileSystem::Ext4);
+}
+
+#[test]
+fn interrupted_prune_loses_no_kept_snapshot_on_btrfs() {
+    interrupted_prune(FileSystem::Btrfs);
+}
+
+fn interrupted_prune(file_system: FileSystem) {
+    requires!(
+        strikes::missing(),
+        client_and_server::missing(),
+        file_system.missing()
     );
+    let snapshots = Snapshots::new(file_system).ready();
+    let prune = snapshots.prune(snapshots.machine.on_line(CONTAINER));
+    snapshots.strike(&prune.iter().map(|word| &**word).collect::<Vec<_>>());
 }
 
 #[test]
 fn interrupted_remove_loses_no_other_snapshot() {
-    requires!(strikes::missing(), client_and_server::missing());
-    let mut snapshots = Snapshots::new();
+    interrupted_remove(FileSystem::Ext4);
+}
+
+#[test]
+fn interrupted_remove_loses_no_other_snapshot_on_btrfs() {
+    interrupted_remove(FileSystem::Btrfs);
+}
+
+fn interrupted_remove(file_system: FileSystem) {
+    requires!(
+        strikes::missing(),
+        client_and_server::missing(),
+        file_system.missing()
+    );
+    let mut snapshots = Snapshots::new(file_system);
     // The newest one: `latest` and what this machine expects change, too.
     let newest = snapshots.kept.pop().unwrap();
     snapshots.kept = std::mem::replace(&mut snapshots.may_go, vec![newest.clone()]);
@@ -326,13 +392,26 @@ fn interrupted_remove_loses_no_other_snapshot() {
         &target,
         &name,
     ];
-    strike(&snapshots, &words);
+    snapshots.strike(&words);
 }
 
 #[test]
 fn interrupted_pin_loses_no_snapshot() {
-    requires!(strikes::missing(), client_and_server::missing());
-    let mut snapshots = Snapshots::new();
+    interrupted_pin(FileSystem::Ext4);
+}
+
+#[test]
+fn interrupted_pin_loses_no_snapshot_on_btrfs() {
+    interrupted_pin(FileSystem::Btrfs);
+}
+
+fn interrupted_pin(file_system: FileSystem) {
+    requires!(
+        strikes::missing(),
+        client_and_server::missing(),
+        file_system.missing()
+    );
+    let mut snapshots = Snapshots::new(file_system);
     snapshots.kept.clone_from(&snapshots.all);
     let pin = format!("{}.pin", snapshots.all[0]);
     snapshots.done = [
@@ -354,44 +433,58 @@ fn interrupted_pin_loses_no_snapshot() {
         &target,
         &name,
     ];
-    strike(&snapshots, &words);
+    snapshots.strike(&words);
 }
 
-fn strike_trim(more: &[&str]) {
-    let snapshots = Snapshots::pruned().ready();
+fn strike_trim(file_system: FileSystem, more: &[&str]) {
+    requires!(
+        strikes::missing(),
+        client_and_server::missing(),
+        file_system.missing(),
+        needs::program("fallocate")
+    );
+    let snapshots = Snapshots::pruned(file_system).ready();
     let target = snapshots.machine.on_line(CONTAINER);
     let mut command = vec!["--key-file", "key", "trim", &target];
     command.extend(more);
-    strike(&snapshots, &command);
+    snapshots.strike(&command);
 }
 
 #[test]
 fn interrupted_trim_by_shell_loses_nothing() {
-    requires!(
-        strikes::missing(),
-        client_and_server::missing(),
-        needs::program("fallocate")
-    );
-    strike_trim(&[]);
+    strike_trim(FileSystem::Ext4, &[]);
+}
+
+#[test]
+fn interrupted_trim_by_shell_loses_nothing_on_btrfs() {
+    strike_trim(FileSystem::Btrfs, &[]);
 }
 
 #[test]
 fn interrupted_rewrite_loses_nothing() {
-    requires!(strikes::missing(), client_and_server::missing());
-    strike_trim(&["--rewrite"]);
+    strike_trim(FileSystem::Ext4, &["--rewrite"]);
+}
+
+#[test]
+fn interrupted_rewrite_loses_nothing_on_btrfs() {
+    strike_trim(FileSystem::Btrfs, &["--rewrite"]);
 }
 
 #[test]
 fn interrupted_rewrite_through_client_loses_nothing() {
-    requires!(strikes::missing(), client_and_server::missing());
-    strike_trim(&["--rewrite", "--through-client"]);
+    strike_trim(FileSystem::Ext4, &["--rewrite", "--through-client"]);
+}
+
+#[test]
+fn interrupted_rewrite_through_client_loses_nothing_on_btrfs() {
+    strike_trim(FileSystem::Btrfs, &["--rewrite", "--through-client"]);
 }
 
 /// The server may do the rename later: the next session makes sure that it can't.
 #[test]
 fn next_session_removes_files_of_a_killed_rewrite() {
     requires!(strikes::missing(), client_and_server::missing());
-    let snapshots = Snapshots::pruned().ready();
+    let snapshots = Snapshots::pruned(FileSystem::Ext4).ready();
     let machine = &snapshots.machine;
     let target = machine.on_line(CONTAINER);
     let key = ["--key-file", "key"];
@@ -414,11 +507,24 @@ fn next_session_removes_files_of_a_killed_rewrite() {
     machine.nothing_is_left();
 }
 
-/// There is no connection to cut, and no request to count.
 #[test]
 fn killed_local_trim_loses_nothing() {
-    requires!(strikes::missing(), client_and_server::missing());
-    let snapshots = Snapshots::pruned();
+    killed_local_trim(FileSystem::Ext4);
+}
+
+#[test]
+fn killed_local_trim_loses_nothing_on_btrfs() {
+    killed_local_trim(FileSystem::Btrfs);
+}
+
+/// There is no connection to cut, and no request to count.
+fn killed_local_trim(file_system: FileSystem) {
+    requires!(
+        strikes::missing(),
+        client_and_server::missing(),
+        file_system.missing()
+    );
+    let snapshots = Snapshots::pruned(file_system);
     let machine = &snapshots.machine;
     machine.copy_folders(&FOLDERS, "", "-before");
     let trim = ["--key-file", "key", "trim", CONTAINER];
@@ -426,7 +532,7 @@ fn killed_local_trim_loses_nothing() {
     let ran = machine.sprat(&trim);
     let took = begun.elapsed();
     snapshots.is_done(&ran, "undisturbed");
-    let (mut dice, kills) = (strikes::dice(), strikes::long_form().unwrap_or(4));
+    let (mut dice, kills) = (strikes::dice(), strikes::long_form().unwrap_or(2));
     let mut too_late = 0;
     for kill in 0..kills {
         snapshots.begin_anew();
@@ -450,142 +556,4 @@ fn killed_local_trim_loses_nothing() {
         snapshots.is_done(&machine.sprat(&trim), &at);
     }
     println!("{kills} kills in {took:?}, {too_late} of them too late");
-}
-
-/// Two folders, each behind its own connection.
-struct Copies {
-    machine: TestMachine,
-    pristine: PathBuf,
-    moves: bool,
-}
-
-impl Copies {
-    fn new(moves: bool) -> Self {
-        let machine = TestMachine::new();
-        machine.write("src/a", "alpha\n");
-        let noise = |n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8;
-        machine.write("src/b", (0..700_000).map(noise).collect::<Vec<u8>>());
-        machine.init(&[CONTAINER, "--size", "64M"]);
-        for _ in 0..2 {
-            machine.backup(&[]).succeeded();
-        }
-        let pristine = machine.path("pristine");
-        copy_sparse(&machine.path(CONTAINER), &pristine);
-        Self {
-            machine,
-            pristine,
-            moves,
-        }
-    }
-
-    fn command(&self) -> Vec<String> {
-        let mut words = vec!["copy".to_owned()];
-        words.extend(["from/x.luks", "to/x.luks"].map(|path| self.machine.on_line(path)));
-        words.extend(self.moves.then(|| "--move".to_owned()));
-        words
-    }
-
-    fn is_whole(&self, file: &str) -> bool {
-        let file = self.machine.path(file);
-        file.exists() && same_bytes(&self.pristine, &file)
-    }
-}
-
-impl Struck for Copies {
-    fn machine(&self) -> &TestMachine {
-        &self.machine
-    }
-
-    /// The source as it was, nothing else, and no memory of what came before.
-    fn begin_anew(&self) {
-        let known = ["copies", "locks", "containers"].map(|name| format!("state/{name}"));
-        for folder in ["from", "to"]
-            .iter()
-            .copied()
-            .chain(known.iter().map(|name| &**name))
-        {
-            let path = self.machine.path(folder);
-            let _ = fs::remove_dir_all(&path);
-            fs::create_dir_all(path).unwrap();
-        }
-        copy_sparse(&self.pristine, &self.machine.path("from/x.luks"));
-    }
-
-    fn holds(&self, struck: &Ran, at: &str) {
-        let about = format!("{at}: {}", struck.whole());
-        assert!(matches!(struck.code, -1 | 0 | 1 | 14), "{about}");
-        let (source, copy) = (self.is_whole("from/x.luks"), self.is_whole("to/x.luks"));
-        assert!(source || copy, "no whole container is left: {about}");
-        // What has its name is whole, and a source stays whole as long as it is there.
-        let there = |file: &str| self.machine.path(file).exists();
-        assert_eq!(source, there("from/x.luks"), "{about}");
-        assert_eq!(copy, there("to/x.luks"), "{about}");
-    }
-
-    fn is_done(&self, again: &Ran, at: &str) {
-        let here = ["from", "to", "state/copies"].map(|folder| names(&self.machine, folder));
-        let about = format!("{at}: {here:?}: {}", again.whole());
-        // All had been done, and the next session takes over a lock that was left.
-        let over = match self.moves {
-            true => again.code == 10,
-            false => again.stderr.contains("exists already"),
-        };
-        assert!(again.code == 0 || over, "{about}");
-        assert!(self.is_whole("to/x.luks"), "{about}");
-        let source = self.machine.path("from/x.luks");
-        assert_eq!(source.exists(), !self.moves, "{about}");
-        let left: Vec<String> = ["from", "to"]
-            .iter()
-            .flat_map(|folder| names(&self.machine, folder))
-            .filter(|name| name != "x.luks" && !(over && name.contains(".lock.")))
-            .collect();
-        assert!(left.is_empty(), "{left:?} is left: {about}");
-    }
-}
-
-fn strike_copy(moves: bool) {
-    let copies = Copies::new(moves);
-    let command = copies.command();
-    let command: Vec<&str> = command.iter().map(|word| &**word).collect();
-    strike(&copies, &command);
-    // With time for reconnecting the same run continues by itself.
-    copies.begin_anew();
-    let blow = Blow {
-        how: "lose",
-        when: "before",
-        nth: 20,
-        kind: None,
-    };
-    let patient = copies.machine.sprat_struck(&command, Some(blow));
-    assert!(copies.machine.was_struck());
-    copies.is_done(&patient, "a lost line");
-    assert!(
-        patient.stderr.contains("connection lost"),
-        "{}",
-        patient.whole()
-    );
-    if moves {
-        // A repeated move after a finished one does not suggest to remove what is left.
-        let over = copies.machine.sprat_struck(&command, None);
-        let said = over.failed_with(10);
-        assert!(said.contains("the move is complete"), "{said}");
-    }
-    // The copy opens, with every snapshot, on a machine that does not know it.
-    let copy = copies.machine.path("to/x.luks");
-    let look = ["snapshots", copy.to_str().unwrap(), "--json"];
-    let listed = copies.machine.sprat(&look).json();
-    assert_eq!(listed["snapshots"].as_array().unwrap().len(), 2);
-    copies.machine.nothing_is_left();
-}
-
-#[test]
-fn interrupted_copy_keeps_its_source_and_finishes_when_repeated() {
-    requires!(strikes::missing());
-    strike_copy(false);
-}
-
-#[test]
-fn interrupted_move_keeps_a_container_and_finishes_when_repeated() {
-    requires!(strikes::missing());
-    strike_copy(true);
 }

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{Ran, TestMachine};
+use crate::client_and_server::FileSystem;
 use crate::dice::{self, Dice};
 use crate::needs;
 use crate::program::system;
@@ -21,6 +22,8 @@ use crate::program::system;
 pub const STRIKER: &str = include_str!("striker.py");
 /// Strikes at each command in `make test`.
 const SHORT: u64 = 4;
+/// The same if another test strikes at that command with the other file system in the container.
+const SHORT_OF_TWO: u64 = SHORT / 2;
 /// A command with fewer changes was not recorded completely: each acquires a lease, flushes it,
 /// releases it, and makes changes in between.
 const CHANGES_MIN: usize = 9;
@@ -163,6 +166,24 @@ pub fn dice() -> Dice {
 /// # Panics
 /// When a check of `struck` fails, or more than a tenth of the blows missed.
 pub fn strike(struck: &impl Struck, command: &[&str]) {
+    strike_in_parts(struck, command, SHORT, 0);
+}
+
+/// The same for a command at which two tests strike, each with another file system in the container. They divide the
+/// blows of the short form.
+///
+/// # Panics
+/// As there.
+pub fn strike_with(file_system: FileSystem, struck: &impl Struck, command: &[&str]) {
+    let first = match file_system {
+        FileSystem::Ext4 => 0,
+        FileSystem::Btrfs => SHORT_OF_TWO,
+    };
+    strike_in_parts(struck, command, SHORT_OF_TWO, first);
+}
+
+/// `short` blows in the short form; `first`: how many of its kinds another test has.
+fn strike_in_parts(struck: &impl Struck, command: &[&str], short: u64, first: u64) {
     let machine = struck.machine();
     struck.begin_anew();
     let ran = machine.sprat_struck(command, None);
@@ -171,7 +192,7 @@ pub fn strike(struck: &impl Struck, command: &[&str]) {
     struck.is_done(&ran, "without a blow");
     assert!(changes.len() >= CHANGES_MIN, "{changes:?}");
 
-    let blows = blows(&changes);
+    let blows = blows(&changes, short, first);
     let mut missed = 0;
     for blow in &blows {
         let at = format!("{command:?}: {blow}");
@@ -199,7 +220,7 @@ pub fn strike(struck: &impl Struck, command: &[&str]) {
 }
 
 /// Long: a kill and a cut at each point. Short: one blow in each part of the command.
-fn blows(changes: &[String]) -> Vec<Blow> {
+fn blows(changes: &[String], short: u64, first: u64) -> Vec<Blow> {
     let mut dice = dice();
     let all = [
         ("kill", "before"),
@@ -207,7 +228,7 @@ fn blows(changes: &[String]) -> Vec<Blow> {
         ("kill", "after"),
         ("cut", "before"),
     ];
-    let turn = usize::try_from(dice.below(4)).unwrap();
+    let turn = usize::try_from(dice.below(4) + first).unwrap();
     let blow = |(how, when), nth| Blow {
         how,
         when,
@@ -223,8 +244,8 @@ fn blows(changes: &[String]) -> Vec<Blow> {
         return both.collect();
     }
     let len = changes.len() as u64;
-    let parts = (0..SHORT).map(|part| {
-        let (from, to) = (part * len / SHORT, (part + 1) * len / SHORT);
+    let parts = (0..short).map(|part| {
+        let (from, to) = (part * len / short, (part + 1) * len / short);
         let nth = usize::try_from(1 + from + dice.below(to - from)).unwrap();
         blow(all[(turn + usize::try_from(part).unwrap()) % 4], nth)
     });
