@@ -1,6 +1,6 @@
 //! Cuts the server's power at random moments of recorded backups: the file system needs no more than
 //! its journal's replay, or its super block from the copy, and every finished snapshot is intact. The next
-//! backup of that source, by a client that remembers more or by a new one, makes a right snapshot.
+//! backup of that source makes a right snapshot: by the client as it was, by one that remembers more, and by a new one.
 //!
 //! `SPRAT_TORTURE_ROUNDS` asks for the long form (`make torture`): four times as many moments as
 //! rounds. `SPRAT_TORTURE_SEED` repeats a run.
@@ -13,8 +13,9 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use sprat_testkit::client_and_server::{self, ClientAndServer, FileSystem, HEADER_BYTES};
 use sprat_testkit::dice::{self, Dice, number};
 use sprat_testkit::manifest::{Manifest, assert_same};
@@ -35,6 +36,10 @@ const COPY_OF_SUPER_BLOCK: u64 = HEADER_BYTES + (64 << 20);
 /// A little more than the size from which on a changed file is updated by blocks.
 const LARGE_BYTES: u64 = (32 << 20) + 5;
 const LIMIT: Duration = Duration::from_secs(240);
+/// Ends of names in the client's state: the hashes of an update of a large file, and what an interrupted one had done.
+const DRAFT: &str = ".draft";
+const PART: &str = ".part";
+const UPDATES_MAX: u64 = 20;
 
 const FILE: &str = "laptop.luks";
 /// A small buffer: many epochs, and so many fsyncs, in a small backup.
@@ -52,6 +57,18 @@ struct Stage {
     from: usize,
     /// A copy of the source, with its attributes.
     source: PathBuf,
+    /// What the client knew: a copy of its folder `state`.
+    known: PathBuf,
+}
+
+/// The client of the next backup.
+#[derive(Debug, Clone, Copy)]
+enum Client {
+    /// It lost its power at the same time, and knows what it knew when the command began.
+    AsItWas,
+    /// It knows all that came after the power cut, and has a cache of that.
+    OfTheEnd,
+    New,
 }
 
 /// A client whose server is recorded.
@@ -133,8 +150,14 @@ impl Recorded {
     fn begin_stage(&mut self) {
         let source = self.pair.path(format!("stage-{}", self.stages.len()));
         copy_tree(&self.source, &source);
+        let known = self.pair.path(format!("stage-{}-state", self.stages.len()));
+        copy_tree(&self.pair.path("state"), &known);
         let from = self.recorder.now();
-        self.stages.push(Stage { from, source });
+        self.stages.push(Stage {
+            from,
+            source,
+            known,
+        });
     }
 
     fn stage_at(&self, moment: usize) -> &Stage {
@@ -216,6 +239,41 @@ impl Recorded {
         running.end(Duration::from_secs(60));
     }
 
+    /// On a btrfs, one that is interrupted while it updates the large file. The next one continues that update.
+    fn interrupted_update(&mut self) {
+        if self.large.is_none() {
+            return;
+        }
+        let state = self.pair.path("state");
+        let count = |ending: &str| {
+            let files = files_below(&state).into_iter();
+            files
+                .filter(|path| path.to_string_lossy().ends_with(ending))
+                .count()
+        };
+        // The update may have ended, or may have done nothing.
+        for round in 0..UPDATES_MAX {
+            self.change(100 + round);
+            self.begin_stage();
+            let before = count(DRAFT);
+            let mut running = self.begin_backup();
+            running.until(Duration::from_secs(60), "it works", |seen| {
+                seen.phase == "working"
+            });
+            let until = Instant::now() + Duration::from_secs(60);
+            while count(DRAFT) <= before && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let pid = Pid::from_child(&running.child);
+            let _ = kill_process(pid, Signal::INT);
+            let exit = running.end(LIMIT);
+            if exit == Some(130) && count(PART) > 0 {
+                return;
+            }
+        }
+        panic!("no update of the large file was interrupted");
+    }
+
     fn newest(&self) -> String {
         let mut command = self.sprat();
         command.args(["snapshots", self.pair.target()]);
@@ -268,19 +326,23 @@ impl Recorded {
         assert_same(should, &tree, &format!("{what}: {name}"));
     }
 
-    /// The next backup into the file `cut.luks`, which was cut at `moment`: by a client that knows all that came
-    /// after it, or by one that knows nothing.
-    fn next_backup(&self, moment: usize, torn: bool, remembers: bool) {
-        let what = format!("the backup after moment {moment}, remembers: {remembers}");
-        let folders = ["state", "cache"];
-        for name in folders {
-            let copy = self.pair.path(format!("next-{name}"));
+    /// The next backup into the file `cut.luks`, which was cut at `moment`.
+    fn next_backup(&self, moment: usize, torn: bool, client: Client) {
+        let what = format!("the backup after moment {moment} by the client {client:?}");
+        let stage = self.stage_at(moment);
+        let [state, cache] = ["state", "cache"].map(|name| self.pair.path(name));
+        let known = match client {
+            Client::AsItWas => [Some(&stage.known), None],
+            Client::OfTheEnd => [Some(&state), Some(&cache)],
+            Client::New => [None, None],
+        };
+        for (name, known) in ["next-state", "next-cache"].into_iter().zip(known) {
+            let copy = self.pair.path(name);
             let _ = fs::remove_dir_all(&copy);
-            if remembers && self.pair.path(name).exists() {
-                copy_tree(&self.pair.path(name), &copy);
+            if let Some(known) = known.filter(|known| known.exists()) {
+                copy_tree(known, &copy);
             }
         }
-        let stage = self.stage_at(moment);
         let away = self.pair.path("source-of-the-end");
         fs::rename(&self.source, &away).unwrap();
         fs::rename(&stage.source, &self.source).unwrap();
@@ -291,7 +353,9 @@ impl Recorded {
             .env("SPRAT_CACHE_DIR", self.pair.path("next-cache"))
             .arg("--key-file")
             .arg(self.pair.key_file())
-            .args(["--accept-older-state", "backup"])
+            // Only what came after the power cut makes it an older state.
+            .args(matches!(client, Client::OfTheEnd).then_some("--accept-older-state"))
+            .arg("backup")
             .arg(self.cut())
             .args(["--name", "power"])
             .arg(&self.source);
@@ -341,6 +405,18 @@ impl Recorded {
     }
 }
 
+/// All files below a folder.
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => files.extend(files_below(&entry.path())),
+            _ => files.push(entry.path()),
+        }
+    }
+    files
+}
+
 /// A copy with all attributes, holes and hard links.
 fn copy_tree(from: &Path, to: &Path) {
     let words = [
@@ -386,6 +462,7 @@ fn power_cut_during_a_backup(file_system: FileSystem) {
     recorded.killed_backup();
     recorded.backup();
     recorded.change(2);
+    recorded.interrupted_update();
     recorded.backup();
     recorded.prune();
 
@@ -411,7 +488,8 @@ fn power_cut_during_a_backup(file_system: FileSystem) {
         };
         let found = recorded.check(&power, moment, tear, seed ^ number);
         if number % MOMENTS_PER_BACKUP == 1 || found.torn {
-            recorded.next_backup(moment, found.torn, backups % 2 == 0);
+            let clients = [Client::AsItWas, Client::OfTheEnd, Client::New];
+            recorded.next_backup(moment, found.torn, clients[backups % clients.len()]);
             backups += 1;
         }
         replayed += u64::from(found.replayed);
