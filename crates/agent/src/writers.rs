@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::disk::{self, Flock, bad, open_in};
@@ -66,12 +67,18 @@ pub fn kill_others(container: &OwnedFd) -> io::Result<()> {
         let Some(found) = pid()?.filter(|found| *found != rustix::process::getpid()) else {
             continue;
         };
-        let Ok(process) = rustix::process::pidfd_open(found, PidfdFlags::empty()) else {
-            continue;
+        let process = match rustix::process::pidfd_open(found, PidfdFlags::empty()) {
+            Ok(process) => Some(process),
+            // Before Linux 5.3: its number may become another one's in the moment before the signal.
+            Err(Errno::NOSYS) => None,
+            Err(_) => continue,
         };
         // The lock is taken and the number is the same: so it is this process that has the slot.
         if lock.try_exclusive()?.is_none() && pid()? == Some(found) {
-            let _ = rustix::process::pidfd_send_signal(&process, Signal::KILL);
+            let _ = match process {
+                Some(process) => rustix::process::pidfd_send_signal(&process, Signal::KILL),
+                None => rustix::process::kill_process(found, Signal::KILL),
+            };
         }
     }
     Ok(())

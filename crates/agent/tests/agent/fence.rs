@@ -3,18 +3,31 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use sprat_testkit::dice::{self, Dice};
+use sprat_testkit::{needs, requires};
 
-use crate::client::{BLOCK, EAGER, READ_WRITE, Served, blocks};
-use crate::sessions::{DENIED, begin, join};
+use crate::client::{BLOCK, Client, EAGER, READ_WRITE, Served, agent, blocks, string};
 
 const BLOCKS: u64 = 64;
+const DENIED: u32 = 3;
 
 fn block(number: u64) -> u64 {
     number * BLOCK as u64
+}
+
+fn begin(client: &mut Client) -> u64 {
+    let fields = [string(b"x.luks"), string(b"token")].concat();
+    let answer = client.own("session-begin@sprat", &fields).unwrap();
+    u64::from_be_bytes(answer[..8].try_into().unwrap())
+}
+
+fn join(client: &mut Client, session: u64) -> Result<(), u32> {
+    let fields = [string(b"x.luks"), session.to_be_bytes().to_vec()].concat();
+    client.own("session-join@sprat", &fields).map(drop)
 }
 
 #[test]
@@ -77,6 +90,46 @@ fn no_byte_of_a_stopped_session_arrives_after_the_next_one_has_begun() {
     }
     println!("{rounds} takeovers; {ended} processes were ended");
     assert!(served.run(&["check", "--read-data"]).contains("0 findings"));
+}
+
+fn traced(served: &Served, inject: &str) -> Client {
+    let mut command = Command::new("strace");
+    // strace runs beside it, so the child is the agent itself.
+    command.args(["-D", "-qq", "-o", "/dev/null", "-e", inject]);
+    command.arg(agent()).args(["serve", "--root"]);
+    command.arg(served.path(""));
+    Client::start(command)
+}
+
+/// Debian 10 has Linux 4.19.
+#[test]
+fn a_stopped_process_is_ended_on_a_kernel_without_pidfd_open() {
+    requires!(needs::program("strace"));
+    let served = Served::with_container(EAGER, &blocks(8, 1));
+    // It stops while it begins a generation, so nobody else gets the gate.
+    let mut old = traced(&served, "inject=lseek:signal=STOP:when=1");
+    let status = format!("/proc/{}/status", old.child.id());
+    let writer = std::thread::spawn(move || {
+        let handle = old.open("x.luks", READ_WRITE).unwrap();
+        assert_ne!(old.write(&handle, 0, &[1; BLOCK]), 0);
+        old
+    });
+    // strace stops it for a moment at each call, too.
+    let now = || fs::read_to_string(&status).unwrap();
+    let mut last = String::new();
+    while !last.contains("stop") || last != now() {
+        last = now();
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let before = served.live();
+    let mut new = traced(&served, "inject=pidfd_open:error=ENOSYS");
+    begin(&mut new);
+    let handle = new.open("x.luks", READ_WRITE).unwrap();
+    assert_eq!(new.write(&handle, 0, &[2; BLOCK]), 0);
+    assert_eq!(writer.join().unwrap().end_code(), None, "by a signal");
+    new.end();
+    let newest = *served.numbers().last().unwrap();
+    assert!(served.past(newest) == before);
 }
 
 /// Else a full disk would refuse the second connection of a client, and `revert`.
