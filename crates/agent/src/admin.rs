@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
@@ -115,6 +115,10 @@ pub fn hold(root: &Root, container: &str, on: bool) -> io::Result<()> {
 /// The administrator has seen the alarm.
 pub fn ack(root: &Root, container: &str) -> io::Result<()> {
     let folder = kept(root, container)?;
+    let file = root.writable(container)?;
+    if changed_outside(&folder, &file)? {
+        root.keeper(container)?.accept(&file)?;
+    }
     alarm::confirm(&folder, root.clock.now()?)
 }
 
@@ -233,20 +237,22 @@ fn open_past(root: &Root, container: &str, folder: &OwnedFd, number: u32) -> io:
 pub fn export(root: &Root, container: &str, time: &str, to: &Path) -> io::Result<()> {
     let found = find(root, container, time)?;
     let mut past = open_past(root, container, &found.container, found.number)?;
-    let mut options = File::options();
-    let options = options.write(true).create_new(true).mode(0o600);
-    let file = options.open(to)?;
-    let length = past.head.length;
-    file.set_len(length)?;
-    let mut at = 0;
-    while at < length {
-        let piece = past.read(at, PIECE)?;
-        if piece.iter().any(|b| *b != 0) {
-            file.write_all_at(&piece, at)?;
-        }
-        at += piece.len() as u64;
+    if to.try_exists()? {
+        return Err(io::ErrorKind::AlreadyExists.into());
     }
-    file.sync_all()
+    disk::write_file(to, 0o600, |file| {
+        let length = past.head.length;
+        file.set_len(length)?;
+        let mut at = 0;
+        while at < length {
+            let piece = past.read(at, PIECE)?;
+            if piece.iter().any(|b| *b != 0) {
+                file.write_all_at(&piece, at)?;
+            }
+            at += piece.len() as u64;
+        }
+        Ok(())
+    })
 }
 
 /// Writes a past state back into the container: only the blocks that differ. The present becomes a past state

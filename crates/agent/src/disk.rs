@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid};
@@ -177,6 +177,23 @@ pub fn replace_in(folder: impl AsFd, name: &str, bytes: &[u8]) -> io::Result<()>
     file.sync_all()?;
     rustix::fs::renameat(&folder, half.as_str(), &folder, name)?;
     sync_folder(folder)
+}
+
+/// Writes a file anywhere. Its name leads to all of it, or to what was there before.
+pub fn write_file(
+    path: &Path,
+    mode: u32,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    // Others may write in that folder: no link of theirs is followed.
+    if_there(std::fs::remove_file(&new))?;
+    let mut options = File::options();
+    let mut made = options.write(true).create_new(true).mode(mode).open(&new)?;
+    write(&mut made)?;
+    made.sync_all()?;
+    std::fs::rename(new, path)
 }
 
 /// As many bytes as the file has there; the rest of `buf` becomes zero.

@@ -264,6 +264,16 @@ impl Keeper {
         file.set_len(len)
     }
 
+    /// Takes the container as it is now, as a session does that writes nothing. A full disk does not stop it.
+    pub fn accept(&mut self, file: &File) -> io::Result<()> {
+        let locks = Rc::clone(&self.locks);
+        let gate = locks.gate.exclusive()?;
+        let prepared = self.prepare(file);
+        drop(gate);
+        disk::unless_full(prepared)?;
+        self.end(file)
+    }
+
     /// This process writes no more. The last one records how it leaves the container.
     pub fn end(&mut self, file: &File) -> io::Result<()> {
         let Some(session) = self.session.take() else {

@@ -2,11 +2,8 @@
 //! a container.
 
 use std::fmt::Write;
-use std::fs::File;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use crate::disk::if_there;
 use crate::status::Status;
 use crate::time_text::{self, show_bytes};
 
@@ -72,16 +69,4 @@ fn escaped(text: &str) -> String {
         }
     }
     out
-}
-
-/// Replaces the file in one step: a web server may read it at any time.
-pub fn write(file: &Path, text: &str) -> std::io::Result<()> {
-    let mut new = file.as_os_str().to_owned();
-    new.push(".new");
-    // Others may write in the folder of a web server: no link of theirs is followed.
-    if_there(std::fs::remove_file(&new))?;
-    let mut made = File::options().write(true).create_new(true).open(&new)?;
-    made.write_all(text.as_bytes())?;
-    made.sync_all()?;
-    std::fs::rename(new, file)
 }

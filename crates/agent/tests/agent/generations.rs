@@ -512,6 +512,16 @@ fn a_change_past_the_agent_is_noticed_and_shown() {
     for number in [4, 5] {
         assert_eq!(served.head(number, "reason"), "session");
     }
+    // `ack` takes the container as it is. Its state is kept.
+    file.write_all_at(&[8; 100], block(6)).unwrap();
+    let sixth = served.live();
+    let status = || served.command(&["status"]).status().unwrap().code();
+    assert_eq!(status(), Some(3));
+    served.run(&["ack", "x.luks"]);
+    assert_eq!(status(), Some(0));
+    assert_eq!(served.head(6, "reason"), "written-past");
+    served.overwrite(&[(block(7), vec![1; BLOCK])]);
+    assert!(served.past(6) == sixth && served.numbers().len() == 6);
 }
 
 #[test]
