@@ -14,6 +14,7 @@
 
 mod attachment;
 mod btrfs;
+mod btrfs_inodes;
 mod btrfs_trees;
 mod crypt_map;
 mod current_mounts;
@@ -48,6 +49,7 @@ pub use btrfs::{
     has_mkfs_btrfs, kernel_has_btrfs, make_btrfs, make_subvolume, snapshot_subvolume,
     subvolume_is_read_only,
 };
+pub use btrfs_inodes::{BtrfsInode, each_btrfs_inode};
 pub use btrfs_trees::{BtrfsTrees, TreeTop};
 pub use crypt_map::{CryptMapping, kernel_mode_works};
 pub use current_mounts::{keep_only, with_current_mounts};

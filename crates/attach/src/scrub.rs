@@ -244,16 +244,39 @@ fn chunks(folder: BorrowedFd<'_>) -> io::Result<Vec<Chunk>> {
     }
 }
 
-/// The items of an answer: offset and content. `struct btrfs_ioctl_search_header` is before each: transid,
+/// The items of an answer: offset and content. See [`items_with_keys`].
+pub(crate) fn items(count: u32, found: &[u8]) -> Option<Vec<(u64, &[u8])>> {
+    let items = items_with_keys(count, found)?;
+    Some(
+        items
+            .into_iter()
+            .map(|(key, item)| (key.offset, item))
+            .collect(),
+    )
+}
+
+/// The key of an item in a tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Key {
+    pub(crate) object: u64,
+    pub(crate) kind: u32,
+    pub(crate) offset: u64,
+}
+
+/// The items of an answer: key and content. `struct btrfs_ioctl_search_header` is before each: transid,
 /// objectid, offset, type, len.
-pub(crate) fn items(count: u32, mut found: &[u8]) -> Option<Vec<(u64, &[u8])>> {
+pub(crate) fn items_with_keys(count: u32, mut found: &[u8]) -> Option<Vec<(Key, &[u8])>> {
     let mut items = Vec::new();
     for _ in 0..count {
         let (head, behind) = found.split_first_chunk::<SEARCH_HEAD_BYTES>()?;
-        let offset = u64::from_le_bytes(*head[16..].first_chunk()?);
+        let key = Key {
+            object: u64::from_le_bytes(*head[8..].first_chunk()?),
+            offset: u64::from_le_bytes(*head[16..].first_chunk()?),
+            kind: u32::from_le_bytes(*head[24..].first_chunk()?),
+        };
         let len = u32::from_le_bytes(*head[28..].first_chunk()?);
         let (item, behind) = behind.split_at_checked(usize::try_from(len).ok()?)?;
-        items.push((offset, item));
+        items.push((key, item));
         found = behind;
     }
     Some(items)

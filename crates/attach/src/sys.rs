@@ -288,7 +288,7 @@ pub(crate) const SUBVOLUME_READ_ONLY: u64 = 2;
 // `_IOW(0x94, …, struct btrfs_ioctl_vol_args)`, `…_v2` and so on.
 const BTRFS_SPACE_INFO: libc::Ioctl = 0xC010_9414_u32 as libc::Ioctl;
 const BTRFS_SUBVOL_GETFLAGS: libc::Ioctl = 0x8008_9419_u32 as libc::Ioctl;
-const BTRFS_TREE_SEARCH: libc::Ioctl = 0xD000_9411_u32 as libc::Ioctl;
+const BTRFS_TREE_SEARCH_V2: libc::Ioctl = 0xC070_9411_u32 as libc::Ioctl;
 const BTRFS_SCRUB: libc::Ioctl = 0xC400_941B_u32 as libc::Ioctl;
 const BTRFS_DEV_INFO: libc::Ioctl = 0xD000_941E_u32 as libc::Ioctl;
 
@@ -434,9 +434,9 @@ pub(crate) fn btrfs_device(folder: BorrowedFd<'_>) -> io::Result<Box<DeviceInfo>
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct SearchKey {
-    /// The tree, then the first and last object, offset and generation.
-    bounds: [u64; 7],
-    types: [u32; 2],
+    /// The tree (0: the subvolume of the folder), then the first and last object, offset and generation.
+    pub(crate) bounds: [u64; 7],
+    pub(crate) types: [u32; 2],
     items: u32,
     unused: [u32; 9],
 }
@@ -453,25 +453,29 @@ impl SearchKey {
     }
 }
 
-const SEARCH_KEY_BYTES: usize = 104;
-const _: () = assert!(size_of::<SearchKey>() == SEARCH_KEY_BYTES);
+/// How many bytes of items one search returns at most. The largest item has 16 KiB.
+const SEARCH_BYTES: usize = 64 << 10;
 
-/// `struct btrfs_ioctl_search_args`.
+/// `struct btrfs_ioctl_search_args_v2`, with the buffer behind it.
 #[repr(C)]
 struct SearchArgs {
     key: SearchKey,
-    found: [u8; 4096 - SEARCH_KEY_BYTES],
+    bytes: u64,
+    found: [u8; SEARCH_BYTES],
 }
+
+const _: () = assert!(size_of::<SearchArgs>() == 112 + SEARCH_BYTES);
 
 /// The first items of the trees that `key` selects: how many, and each with its head.
 pub(crate) fn btrfs_search(folder: BorrowedFd<'_>, key: SearchKey) -> io::Result<(u32, Vec<u8>)> {
     let mut args = Box::new(SearchArgs {
         key,
-        found: [0; 4096 - SEARCH_KEY_BYTES],
+        bytes: SEARCH_BYTES as u64,
+        found: [0; SEARCH_BYTES],
     });
-    // SAFETY: the ioctl reads and writes one `struct btrfs_ioctl_search_args`, which `args` is; any bytes
-    // are valid in its fields.
-    let result = unsafe { libc::ioctl(folder.as_raw_fd(), BTRFS_TREE_SEARCH, &raw mut *args) };
+    // SAFETY: the ioctl reads and writes one `struct btrfs_ioctl_search_args_v2` and as many bytes behind it
+    // as its field says, which `args` is; any bytes are valid in its fields.
+    let result = unsafe { libc::ioctl(folder.as_raw_fd(), BTRFS_TREE_SEARCH_V2, &raw mut *args) };
     checked(result).map(|_| (args.key.items, args.found.to_vec()))
 }
 

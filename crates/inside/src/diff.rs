@@ -109,7 +109,7 @@ pub fn diff(
     };
     let mut report = DiffReport::between(Side::of(&before), Side::of(&after));
     let mut room = Room::new();
-    changes(Some(&before), &after, &|| go_on(cancel), &mut |one| {
+    changes(Some(&before), &after, None, &|| go_on(cancel), &mut |one| {
         report.add(&mut room, &one.path, one.change, one.before, one.after);
         Ok(())
     })?;

@@ -41,6 +41,8 @@ use crate::local_file;
 use crate::name::SnapshotName;
 use crate::page_cache::PageCache;
 use crate::seen::{Change, Found, Kind};
+use crate::shared_inodes::SharedInodes;
+use crate::subvolume_ops::Subvolumes;
 use crate::text::escape_path;
 use crate::tree::Tree;
 use crate::tree_changes::{Changed, Part, changes};
@@ -149,6 +151,8 @@ pub(crate) struct ChangeList<'a> {
     pub(crate) page_cache: PageCache,
     /// Where this machine keeps its copies of the lists of this job.
     pub(crate) local: Option<&'a Path>,
+    /// The trees are subvolumes.
+    pub(crate) subvolumes: Option<&'a dyn Subvolumes>,
 }
 
 impl ChangeList<'_> {
@@ -197,6 +201,7 @@ impl ChangeList<'_> {
             path: PathBuf::from("/"),
         };
         let (before, after) = (self.since.map(part), part(self.tree));
+        let shared = self.shared_inodes(cancel);
         let mut lines = Lines::begin(file).map_err(failed)?;
         let (name, since) = (self.tree.name(), self.since.map(Folder::name));
         let first = First {
@@ -212,7 +217,7 @@ impl ChangeList<'_> {
             false => Ok(()),
         };
         let mut contents = Contents::new(self.page_cache, name);
-        let compared = changes(before.as_ref(), &after, &go_on, &mut |one: Changed<'_>| {
+        let mut listed = |one: Changed<'_>| {
             if self.interrupted && one.change == Change::Gone {
                 return Ok(());
             }
@@ -227,7 +232,14 @@ impl ChangeList<'_> {
                 read_by: read_by.flatten(),
             };
             lines.write(&line).map_err(failed)
-        });
+        };
+        let compared = changes(
+            before.as_ref(),
+            &after,
+            shared.as_ref(),
+            &go_on,
+            &mut listed,
+        );
         last.finished = match compared {
             Ok(()) => true,
             Err(SnapshotError::ReadCancelled) => false,
@@ -236,6 +248,19 @@ impl ChangeList<'_> {
         checked.add_to(&mut lines).map_err(failed)?;
         lines.write(&last).map_err(failed)?;
         lines.end().map_err(failed)
+    }
+
+    /// Those of the last snapshot. Without them more files are examined. An interrupted run has no time for them.
+    fn shared_inodes(&self, cancel: &Cancel) -> Option<SharedInodes> {
+        let (subvolumes, since) = (self.subvolumes.filter(|_| !self.interrupted)?, self.since?);
+        let path = self.folder.job.path.join(since.to_string());
+        match SharedInodes::read(subvolumes, &path, cancel) {
+            Ok(shared) => Some(shared),
+            Err(error) => {
+                tracing::debug!(%error, "the inodes of the last snapshot can't be listed");
+                None
+            }
+        }
     }
 
     /// Folds the lists of removed snapshots, on the volume and on this machine.

@@ -7,6 +7,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::fs::File;
+use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -15,9 +16,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::fs::{Advice, AtFlags, Dir, FileType, Mode, OFlags, Stat, fadvise, openat, statat};
+use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, Stat, fadvise, openat, statat};
 
-use crate::walk::{is_folder, open_folder, path_of};
+use crate::long_path::open_at;
+use crate::walk::{Listed, is_folder, listed};
 
 /// How many folders are read at once. With 24 in parallel the waiting is short compared with rsync's own
 /// work.
@@ -27,7 +29,7 @@ const WALKERS: usize = 24;
 const READERS: usize = 8;
 /// How many entries the walk may be ahead of rsync. What the kernel caches of them (about 1.3 KiB each)
 /// must still be there when rsync comes.
-const LEAD_ENTRIES_MAX: u64 = 200_000;
+pub(crate) const LEAD_ENTRIES_MAX: u64 = 200_000;
 /// How many bytes of file content are requested ahead of rsync: the connection's rate times some round
 /// trips, and little compared with any machine's memory.
 const LEAD_BYTES_MAX: u64 = 64 << 20;
@@ -42,6 +44,26 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// Inodes that nobody needs to be read: the files that the caller knows already.
 pub type KnownInodes = Arc<Mutex<HashSet<u64>>>;
+
+/// Receives each path and its attributes. What can't be examined or listed comes with its error. False ends the walk.
+type Meet = Box<dyn Fn(&Path, io::Result<&Stat>) -> bool + Send + Sync>;
+
+/// Examines everything below `root`, many folders at once, in no order. `meet` gets paths relative to it. Returns how
+/// many entries there are.
+pub(crate) fn each_at_once(root: OwnedFd, meet: Meet) -> u64 {
+    let shared = Shared {
+        // Nobody follows.
+        followed: AtomicU64::new(u64::MAX),
+        meet: Some(meet),
+        ..Shared::new(root, vec![PathBuf::from(".")])
+    };
+    let scout = Scout::of(shared);
+    // Also where no thread can be started.
+    scout.shared.walk();
+    let shared = Arc::clone(&scout.shared);
+    drop(scout);
+    shared.walked.load(Ordering::Relaxed)
+}
 
 /// The scout's threads. They end when this is dropped, and have nothing open then.
 #[derive(Debug)]
@@ -59,7 +81,6 @@ pub(crate) struct Copied {
     pub(crate) base: PathBuf,
 }
 
-#[derive(Debug)]
 struct Shared {
     root: OwnedFd,
     stopped: AtomicBool,
@@ -71,6 +92,7 @@ struct Shared {
     folders: Condvar,
     copied: Option<Copied>,
     known: Option<KnownInodes>,
+    meet: Option<Meet>,
     order: Mutex<Order>,
     lead: Mutex<Lead>,
 }
@@ -124,24 +146,17 @@ impl Scout {
     ) -> Self {
         let mut todo = trees;
         todo.reverse();
-        let reads = copied.is_some() && !todo.is_empty();
-        let shared = Arc::new(Shared {
-            root,
-            stopped: AtomicBool::new(false),
-            walked: AtomicU64::new(0),
-            followed: AtomicU64::new(0),
-            order: Mutex::new(Order {
-                folders: todo.clone(),
-                files: VecDeque::new(),
-            }),
-            walk: Mutex::new(Walk { todo, busy: 0 }),
-            folders: Condvar::new(),
+        Self::of(Shared {
             copied,
             known,
-            lead: Mutex::default(),
-        });
+            ..Shared::new(root, todo)
+        })
+    }
+
+    fn of(shared: Shared) -> Self {
+        let reads = shared.copied.is_some() && !lock(&shared.walk).todo.is_empty();
         let mut scout = Self {
-            shared,
+            shared: Arc::new(shared),
             threads: Vec::new(),
         };
         for _ in 0..WALKERS {
@@ -182,6 +197,26 @@ impl Drop for Scout {
 }
 
 impl Shared {
+    /// `todo`: the next folder last.
+    fn new(root: OwnedFd, todo: Vec<PathBuf>) -> Self {
+        Self {
+            root,
+            stopped: AtomicBool::new(false),
+            walked: AtomicU64::new(0),
+            followed: AtomicU64::new(0),
+            order: Mutex::new(Order {
+                folders: todo.clone(),
+                files: VecDeque::new(),
+            }),
+            walk: Mutex::new(Walk { todo, busy: 0 }),
+            folders: Condvar::new(),
+            copied: None,
+            known: None,
+            meet: None,
+            lead: Mutex::default(),
+        }
+    }
+
     fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::SeqCst)
     }
@@ -224,7 +259,13 @@ impl Shared {
 
     /// Reads a folder and the inodes in it. Returns its folders, the first one last.
     fn read_folder(&self, folder: &Path) -> Vec<PathBuf> {
-        let mut entries = self.entries(folder);
+        let (open, mut entries) = match self.open_and_list(folder) {
+            Ok(found) => found,
+            Err(error) => {
+                self.meet(folder, Err(error));
+                return Vec::new();
+            }
+        };
         // Inodes are stored in the order of their numbers.
         entries.sort_unstable_by_key(|entry| entry.inode);
         if let Some(known) = &self.known {
@@ -240,34 +281,32 @@ impl Shared {
             if self.is_stopped() {
                 return Vec::new();
             }
-            let path = folder.join(entry.name);
-            let stat = statat(&self.root, &path, AtFlags::SYMLINK_NOFOLLOW);
+            let stat = statat(&open, &entry.name, AtFlags::SYMLINK_NOFOLLOW);
             self.walked.fetch_add(1, Ordering::Relaxed);
-            if stat.is_ok_and(|stat| is_folder(&stat)) {
-                below.push(path);
+            let is_below = stat.as_ref().is_ok_and(is_folder);
+            if is_below || self.meet.is_some() {
+                let path = folder.join(entry.name);
+                self.meet(&path, stat.as_ref().map_err(|error| (*error).into()));
+                below.extend(is_below.then_some(path));
             }
         }
         below.sort_unstable_by(|a, b| b.cmp(a));
         below
     }
 
-    fn entries(&self, folder: &Path) -> Vec<Entry> {
-        let read = open_folder(self.root.as_fd(), folder).and_then(|fd| Ok(Dir::read_from(fd)?));
-        let Ok(listing) = read else {
-            return Vec::new();
-        };
-        let mut entries = Vec::new();
-        for entry in listing {
-            let Ok(entry) = entry else { break };
-            if entry.file_name() != c"." && entry.file_name() != c".." {
-                entries.push(Entry {
-                    inode: entry.ino(),
-                    kind: entry.file_type(),
-                    name: path_of(entry.file_name()),
-                });
-            }
+    fn meet(&self, path: &Path, found: io::Result<&Stat>) {
+        if let Some(meet) = &self.meet
+            && !meet(path.strip_prefix(".").unwrap_or(path), found)
+        {
+            self.stopped.store(true, Ordering::SeqCst);
         }
-        entries
+    }
+
+    fn open_and_list(&self, folder: &Path) -> io::Result<(OwnedFd, Vec<Listed>)> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = open_at(self.root.as_fd(), folder, flags)?;
+        let entries = listed(open.as_fd())?;
+        Ok((open, entries))
     }
 
     /// The body of a reader thread.
@@ -305,12 +344,13 @@ impl Shared {
                 return Some(file);
             }
             let folder = order.folders.pop().filter(|_| !self.is_stopped())?;
-            let mut entries = self.entries(&folder);
+            let listed = self.open_and_list(&folder);
+            let mut entries = listed.map_or_else(|_| Vec::new(), |(_, entries)| entries);
             entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-            let (folders, files): (Vec<Entry>, Vec<Entry>) = entries
+            let (folders, files): (Vec<Listed>, Vec<Listed>) = entries
                 .into_iter()
                 .partition(|entry| entry.kind == FileType::Directory);
-            let path = |entry: Entry| folder.join(entry.name);
+            let path = |entry: Listed| folder.join(entry.name);
             order.folders.extend(folders.into_iter().rev().map(path));
             order.files.extend(files.into_iter().map(path));
         }
@@ -353,10 +393,10 @@ impl Shared {
     }
 }
 
-struct Entry {
-    inode: u64,
-    kind: FileType,
-    name: PathBuf,
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.debug_struct("Shared").finish_non_exhaustive()
+    }
 }
 
 impl Asked {
@@ -434,6 +474,46 @@ mod tests {
             scout.threads.iter().all(JoinHandle::is_finished)
         });
         assert_eq!(scout.shared.walked.load(Ordering::SeqCst), 3 + 12 + 2);
+    }
+
+    #[test]
+    fn each_path_is_met_once_and_an_error_is_not_lost() {
+        let dir = tree();
+        let met = Arc::new(Mutex::new(Vec::new()));
+        let root = || crate::walk::open_folder_at(&dir.path().join("tree")).unwrap();
+        let walk = |goes_on: bool| {
+            let list = Arc::clone(&met);
+            let entries = each_at_once(
+                root(),
+                Box::new(move |path, found| {
+                    let found = found.map(is_folder).map_err(|error| error.kind());
+                    lock(&list).push((path.to_owned(), found));
+                    goes_on
+                }),
+            );
+            (entries, std::mem::take(&mut *lock(&met)))
+        };
+        let (entries, mut found) = walk(true);
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        assert_eq!((entries, found.len()), (3 + 12 + 2, 3 + 12 + 2));
+        found.dedup_by(|a, b| a.0 == b.0);
+        assert_eq!(found.len(), 3 + 12 + 2);
+        let folders = found.iter().filter(|(_, found)| *found == Ok(true));
+        assert_eq!(folders.count(), 3);
+        assert!(found.contains(&("a/deep/Z".into(), Ok(false))));
+        let (_, found) = walk(false);
+        assert!(found.len() < 3 + 12 + 2, "{found:?}");
+        fs::remove_dir_all(dir.path().join("tree")).unwrap();
+        fs::write(dir.path().join("tree"), "").unwrap();
+        let file = File::open(dir.path().join("tree")).unwrap();
+        let list = Arc::clone(&met);
+        let meet = move |path: &Path, found: io::Result<&Stat>| {
+            lock(&list).push((path.to_owned(), Err(found.unwrap_err().kind())));
+            true
+        };
+        assert_eq!(each_at_once(file.into(), Box::new(meet)), 0);
+        let not_listed = (PathBuf::new(), Err(io::ErrorKind::NotADirectory));
+        assert_eq!(*lock(&met), [not_listed]);
     }
 
     #[test]

@@ -26,4 +26,35 @@ pub trait Subvolumes: Sync {
     /// Whether deleted subvolumes still take space. The kernel frees it only in a session that lives long
     /// enough, after a [`commit`](Self::commit).
     fn deletions_pending(&self, volume_root: &Path) -> io::Result<bool>;
+
+    /// Calls `meet` with each inode of a subvolume, until it returns false. What was changed since the last commit
+    /// may be missing. An error costs time only: then each file is examined by its path.
+    fn inodes(&self, subvolume: &Path, meet: &mut dyn FnMut(InodeFacts) -> bool) -> io::Result<()>;
+}
+
+/// What the tree of a subvolume has about an inode.
+#[derive(Debug, Clone, Copy)]
+pub struct InodeFacts {
+    /// Its number.
+    pub number: u64,
+    /// The attributes that a change of the file changes.
+    pub version: InodeVersion,
+}
+
+/// The attributes by which a file of one snapshot is the same in another one that has its inode. The time of the
+/// last change of the inode alone would do; the others are compared to be safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct InodeVersion {
+    /// Its size.
+    pub bytes: u64,
+    /// Type and mode bits, as `st_mode` has them.
+    pub mode: u32,
+    /// The number of the owner.
+    pub user: u32,
+    /// The number of the group.
+    pub group: u32,
+    /// The time of the last change of the content: seconds and nanoseconds.
+    pub modified: (i64, u32),
+    /// The time of the last change of the inode.
+    pub changed: (i64, u32),
 }

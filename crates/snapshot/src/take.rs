@@ -307,7 +307,7 @@ impl Run<'_> {
                 self.made(&outcome, inflight).check(&mut record)?;
                 let wrote = self.place_staged(&tree, &mut record)?;
                 self.note_recent(&outcome)?;
-                self.list_changes(inflight, None, cancel, &mut record);
+                self.list_changes(inflight, None, None, cancel, &mut record);
                 begun.forget_all(&self.folder);
                 // The record is written before the snapshot gets its name, so that every finished
                 // snapshot has one. One sync makes the record and the tree durable.
@@ -421,6 +421,7 @@ impl Run<'_> {
         &self,
         tree: Folder,
         stopped: Option<&SnapshotError>,
+        subvolumes: Option<&dyn Subvolumes>,
         cancel: &Cancel,
         record: &mut RunRecord,
     ) {
@@ -436,6 +437,7 @@ impl Run<'_> {
             complete: record.complete,
             page_cache: self.spec.page_cache,
             local: self.spec.change_lists.as_deref(),
+            subvolumes,
         };
         if let Err(error) = list.write(cancel) {
             record.warnings.push(Warning::ChangesNotListed {
@@ -542,7 +544,7 @@ impl Run<'_> {
         record.stopped_by = Some(stopped.to_string());
         if !self.remove_if_empty() {
             let inflight = Folder::Inflight(self.name);
-            self.list_changes(inflight, Some(stopped), cancel, &mut record);
+            self.list_changes(inflight, Some(stopped), None, cancel, &mut record);
             // A full volume may have no space for the record. The tree matters more.
             let _ = self.folder.write_record(&record);
             self.folder

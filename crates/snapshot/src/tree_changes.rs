@@ -1,6 +1,7 @@
 //! Compares two trees on the volume by names, inode numbers and attributes. No content is read.
 //!
-//! Files that both trees share are not examined: the lists of the folders show the number of their inode.
+//! Files that both trees share are not examined: the lists of the folders show the number of their inode. On a btrfs
+//! volume see [`SharedInodes`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,6 +11,7 @@ use rustix::fs::FileType;
 
 use crate::error::SnapshotError;
 use crate::seen::{Change, Found, Kind, Seen};
+use crate::shared_inodes::SharedInodes;
 use crate::tree::{Tree, TreeFolder};
 use crate::walk::Listed;
 
@@ -41,19 +43,21 @@ pub struct Changed<'a> {
 pub type OnChange<'c> = dyn FnMut(Changed<'_>) -> Result<(), SnapshotError> + 'c;
 
 /// Compares two trees. Without `before`, everything is new. Files of equal size and time are equal, as they are for
-/// rsync. `go_on` is asked at each folder.
+/// rsync. `go_on` is asked at each folder. `shared`: the inodes of the snapshot of `before`.
 ///
 /// # Errors
 /// Neither has the path, the volume can't be read, or `go_on` or `on_change` failed.
 pub fn changes(
     before: Option<&Part>,
     after: &Part,
+    shared: Option<&SharedInodes>,
     go_on: &dyn Fn() -> Result<(), SnapshotError>,
     on_change: &mut OnChange<'_>,
 ) -> Result<(), SnapshotError> {
     let mut walk = Walk {
         before,
         after,
+        shared,
         waiting: Vec::new(),
         on_change,
     };
@@ -107,6 +111,7 @@ impl Named<'_> {
 struct Walk<'a> {
     before: Option<&'a Part>,
     after: &'a Part,
+    shared: Option<&'a SharedInodes>,
     waiting: Vec<Folders>,
     on_change: &'a mut OnChange<'a>,
 }
@@ -151,6 +156,13 @@ impl Walk<'_> {
                 .map_err(|error| self.failed_after(&folders.below, error))?,
             _ => false,
         };
+        let shared = match (self.shared, &before) {
+            (Some(shared), Some((old, _))) if !is_one_file_system => shared
+                .has_folder(old)
+                .map_err(|error| self.failed_before(&folders.below, error))?
+                .then_some(shared),
+            _ => None,
+        };
         let mut names: BTreeMap<&Path, [Option<&Listed>; 2]> = BTreeMap::new();
         for (side, listed) in [&before, &after].into_iter().enumerate() {
             for entry in listed.iter().flat_map(|(_, entries)| entries) {
@@ -160,11 +172,16 @@ impl Walk<'_> {
         // What is below a folder comes after all names of the folder, and in their order.
         let first = self.waiting.len();
         for (name, listed) in names {
-            if let [Some(old), Some(new)] = listed
-                && is_one_file_system
-                && is_one_file(old, new)
-            {
-                continue;
+            if let ([Some(old), Some(new)], Some((folder, _))) = (listed, &after) {
+                let is_one = match shared {
+                    Some(shared) => shared
+                        .has(old, new, folder)
+                        .map_err(|error| self.failed_after(&folders.below.join(name), error))?,
+                    None => is_one_file_system && is_one_file(old, new),
+                };
+                if is_one {
+                    continue;
+                }
             }
             let [before, after] =
                 [(&before, listed[0]), (&after, listed[1])].map(|(side, listed)| {

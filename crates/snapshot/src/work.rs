@@ -13,8 +13,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, renameat, statat, unlinkat};
+use rustix::fs::{AtFlags, Stat, renameat, statat, unlinkat};
 
 use crate::begun;
 use crate::cancel::Cancel;
@@ -26,6 +27,7 @@ use crate::name::SnapshotName;
 use crate::pulled_source::host_folder;
 use crate::recent;
 use crate::reflink;
+use crate::scout;
 use crate::spec::SnapshotSpec;
 use crate::subvolume_ops::Subvolumes;
 use crate::subvolumes;
@@ -237,38 +239,28 @@ impl<'a> Work<'a> {
     /// A file of `suspects` stays as it is: a copy would have its wrong content in another file, which no list
     /// names. All its names are read from the source after rsync's run.
     ///
-    /// Returns the large files, relative to the tree, that are neither of `suspects` nor of another host.
+    /// Returns the large files, relative to the tree, that are neither of `suspects` nor of another host, and how many
+    /// entries the tree has. The kernel's caches have them all then.
     pub(crate) fn separate_links(
         &self,
         suspects: &Suspects,
-        walked: &mut dyn FnMut(u64),
         cancel: &Cancel,
-    ) -> Result<Vec<(PathBuf, Metadata)>, SnapshotError> {
+    ) -> Result<(Vec<(PathBuf, Metadata)>, u64), SnapshotError> {
+        let (special, entries) = self.linked_or_large(cancel)?;
         let mut large = Vec::new();
         let mut linked: BTreeMap<u64, Vec<PathBuf>> = BTreeMap::new();
-        let mut failed = Ok(());
-        let mut entries = 0;
-        long_path::each(&self.path, &mut |path, about| {
-            entries += 1;
-            walked(entries);
-            match about {
-                Ok(about)
-                    if !about.is_dir() && about.nlink() > 1 && suspects.find(&about).is_none() =>
-                {
-                    linked.entry(about.ino()).or_default().push(path.to_owned());
-                }
-                Ok(about) if large_files::is_large(&about) && suspects.find(&about).is_none() => {
-                    let below = path.strip_prefix(&self.path).unwrap_or(path);
-                    if !self.is_of_host(below) {
-                        large.push((below.to_owned(), about));
-                    }
-                }
-                Ok(_) => {}
-                Err(error) => failed = Err(error),
+        for below in special {
+            let path = self.path.join(&below);
+            let about = lstat(&path).map_err(on_volume("walk", &WORK_PATH))?;
+            if about.is_dir() || suspects.find(&about).is_some() {
+                continue;
             }
-            failed.is_ok() && !cancel.is_cancelled()
-        });
-        failed.map_err(on_volume("walk", &WORK_PATH))?;
+            if about.nlink() > 1 {
+                linked.entry(about.ino()).or_default().push(path);
+            } else if large_files::is_large(&about) && !self.is_of_host(&below) {
+                large.push((below, about));
+            }
+        }
         for names in linked.values() {
             if cancel.is_cancelled() {
                 return Err(SnapshotError::Cancelled);
@@ -278,7 +270,37 @@ impl<'a> Work<'a> {
                     .map_err(on_volume("separate", &WORK_PATH))?;
             }
         }
-        Ok(large)
+        Ok((large, entries))
+    }
+
+    /// The paths of all files that have several names or may be large, sorted, and how many entries there are.
+    fn linked_or_large(&self, cancel: &Cancel) -> Result<(Vec<PathBuf>, u64), SnapshotError> {
+        let failed = || on_volume("walk", &WORK_PATH);
+        let root = open_folder_at(&self.path).map_err(failed())?;
+        let found = Arc::new(Mutex::new(Ok(Vec::new())));
+        let (to, cancel) = (Arc::clone(&found), cancel.clone());
+        let meet = move |path: &Path, stat: io::Result<&Stat>| {
+            let is_wanted = stat.as_ref().map_or(true, |stat| {
+                let bytes = u64::try_from(stat.st_size).unwrap_or(0);
+                !is_folder(stat) && (stat.st_nlink > 1 || bytes >= large_files::BYTES_MIN)
+            });
+            if is_wanted {
+                let mut to = to.lock().unwrap_or_else(PoisonError::into_inner);
+                match (stat, &mut *to) {
+                    (Ok(_), Ok(paths)) => paths.push(path.to_owned()),
+                    (Err(error), to @ Ok(_)) => *to = Err(error),
+                    (_, Err(_)) => {}
+                }
+                return to.is_ok() && !cancel.is_cancelled();
+            }
+            !cancel.is_cancelled()
+        };
+        let entries = scout::each_at_once(root, Box::new(meet));
+        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut paths: Vec<PathBuf> =
+            std::mem::replace(&mut *found, Ok(Vec::new())).map_err(failed())?;
+        paths.sort_unstable();
+        Ok((paths, entries))
     }
 
     /// The names of one file whose source is another file than that of the first name. Those on another host are

@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use sprat_attach::{ChunkMap, MountState, ScrubWhat, btrfs_space};
+use sprat_attach::{BtrfsInode, ChunkMap, MountState, ScrubWhat, btrfs_space};
 use sprat_testkit::dice::Dice;
 use sprat_testkit::needs;
 
@@ -136,6 +136,67 @@ fn snapshot_keeps_its_content_and_is_deleted_although_it_is_read_only() {
     fs::write(work.join("file"), "third").unwrap();
     assert_eq!(fs::read_to_string(shot.join("file")).unwrap(), "second");
     sprat_attach::commit_btrfs(&place.dir).unwrap();
+    end(chain, &place);
+}
+
+#[test]
+fn inodes_of_a_snapshot_are_those_of_its_files() {
+    if !can_use_btrfs() {
+        return;
+    }
+    let place = Place::new(MIB);
+    let chain = mounted(&place);
+    let (work, shot) = (place.dir.join("work"), place.dir.join("shot"));
+    sprat_attach::make_subvolume(&work).unwrap();
+    // More than one answer of the kernel.
+    for number in 0..200 {
+        fs::write(work.join(number.to_string()), vec![7; number * 10]).unwrap();
+    }
+    // More extents than one answer has.
+    let large = fs::File::create(work.join("large")).unwrap();
+    for number in 0..1500 {
+        large.write_all_at(b"data", number * 8192).unwrap();
+    }
+    drop(large);
+    std::os::unix::fs::symlink("1", work.join("link")).unwrap();
+    std::os::unix::fs::lchown(work.join("2"), Some(17), Some(18)).unwrap();
+    fs::set_permissions(work.join("3"), fs::Permissions::from_mode(0o4751)).unwrap();
+    fs::remove_file(work.join("4")).unwrap();
+    sprat_attach::snapshot_subvolume(&work, &shot, true).unwrap();
+    let mut found = Vec::new();
+    let mut meet = |inode| {
+        found.push(inode);
+        true
+    };
+    sprat_attach::each_btrfs_inode(&shot, &mut meet).unwrap();
+    let files = fs::read_dir(&shot)
+        .unwrap()
+        .map(|file| file.unwrap().path());
+    let mut wanted: Vec<BtrfsInode> = files
+        .chain([shot.clone()])
+        .map(|path| {
+            let about = fs::symlink_metadata(path).unwrap();
+            let time = |seconds, nanoseconds| (seconds, u32::try_from(nanoseconds).unwrap());
+            BtrfsInode {
+                number: about.ino(),
+                bytes: about.size(),
+                mode: about.mode(),
+                user: about.uid(),
+                group: about.gid(),
+                modified: time(about.mtime(), about.mtime_nsec()),
+                changed: time(about.ctime(), about.ctime_nsec()),
+            }
+        })
+        .collect();
+    wanted.sort_by_key(|inode| inode.number);
+    assert_eq!(found, wanted);
+    let mut met = 0;
+    let mut stop = |_| {
+        met += 1;
+        met < 5
+    };
+    sprat_attach::each_btrfs_inode(&shot, &mut stop).unwrap();
+    assert_eq!(met, 5);
     end(chain, &place);
 }
 

@@ -17,11 +17,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use sprat_attach::{
-    AttachError, Attachment, BtrfsSpace, BtrfsTrees, MkfsOptions, MountOptions, ScrubReport,
-    ScrubWhat,
+    AttachError, Attachment, BtrfsInode, BtrfsSpace, BtrfsTrees, MkfsOptions, MountOptions,
+    ScrubReport, ScrubWhat,
 };
 use sprat_inside::{SharedSpace, SpaceTop};
-use sprat_snapshot::{Cancel, Subvolumes};
+use sprat_snapshot::{Cancel, InodeFacts, InodeVersion, Subvolumes};
 use sprat_store::hex;
 
 use crate::Failure;
@@ -156,6 +156,23 @@ impl Subvolumes for ByIoctl {
     fn deletions_pending(&self, volume_root: &Path) -> io::Result<bool> {
         let found = sprat_attach::deleted_subvolumes(volume_root).map_err(plain)?;
         Ok(found > 0)
+    }
+
+    fn inodes(&self, subvolume: &Path, meet: &mut dyn FnMut(InodeFacts) -> bool) -> io::Result<()> {
+        let mut each = |inode: BtrfsInode| {
+            meet(InodeFacts {
+                number: inode.number,
+                version: InodeVersion {
+                    bytes: inode.bytes,
+                    mode: inode.mode,
+                    user: inode.user,
+                    group: inode.group,
+                    modified: inode.modified,
+                    changed: inode.changed,
+                },
+            })
+        };
+        sprat_attach::each_btrfs_inode(subvolume, &mut each).map_err(plain)
     }
 }
 

@@ -54,7 +54,7 @@ use part::{Known, Part, Parts, Rest};
 use update::{Old, Stopped, Update, Updated};
 
 /// Smaller files are left to rsync. The dry run and the index cost less than such a file from this size on.
-const BYTES_MIN: u64 = 32 << 20;
+pub(crate) const BYTES_MIN: u64 = 32 << 20;
 /// How many files one run updates, the largest first. Each costs rsync two rules.
 const FILES_MAX: usize = 64;
 /// A file whose pieces are smaller on average is written as a new one. Reading it would take too many requests.

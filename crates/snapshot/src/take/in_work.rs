@@ -26,6 +26,7 @@ use crate::pulled_source::{PulledSource, host_folder};
 use crate::recent::{self, Recent};
 use crate::record::{RunRecord, Warning};
 use crate::rsync::{Ended, ITEMS_MAX, Outcome};
+use crate::scout;
 use crate::spec::SnapshotReport;
 use crate::subvolume_ops::Subvolumes;
 use crate::suspects::Suspects;
@@ -79,7 +80,7 @@ impl Run<'_> {
                 work.hold_back(&host, cancel)?;
             }
         }
-        let (taken, large) = self.prepare(&work, &suspects, progress, cancel)?;
+        let (taken, large, entries) = self.prepare(&work, &suspects, progress, cancel)?;
         for taken_from in taken {
             self.recent.read(&self.folder.state, taken_from);
         }
@@ -90,7 +91,11 @@ impl Run<'_> {
         large.leave_alone(&mut invocation);
         let need = checkpoint::Need::ForLargeFiles;
         let (begun, checkpoints) = self.begin_checkpoints(folder, checkpoint::INTERVAL, need)?;
-        let scout = self.scout();
+        // Of a small tree, the preparation has left everything in the kernel's caches.
+        let scout = match entries > scout::LEAD_ENTRIES_MAX {
+            true => self.scout(),
+            false => None,
+        };
         let mut followed = |now: Progress| {
             if let Some(scout) = &scout {
                 scout.follow(now.files_done);
@@ -137,7 +142,13 @@ impl Run<'_> {
             record.finished_run = false;
             record.complete = false;
             record.stopped_by = Some(stopped.to_string());
-            self.list_changes(folder, Some(&stopped), cancel, &mut record);
+            self.list_changes(
+                folder,
+                Some(&stopped),
+                Some(subvolumes),
+                cancel,
+                &mut record,
+            );
             // A full volume may have no space for the record. The tree matters more.
             let _ = self.folder.write_record(&record);
             self.sync()?;
@@ -148,7 +159,7 @@ impl Run<'_> {
         self.made(&outcome, folder).check(&mut record)?;
         let wrote = self.place_staged(&tree, &mut record)?;
         self.note_recent(&outcome)?;
-        self.list_changes(folder, None, cancel, &mut record);
+        self.list_changes(folder, None, Some(subvolumes), cancel, &mut record);
         begun.forget_all(&self.folder);
         checkpoint::forget(&self.folder.state, self.name);
         if wrote || !copied_nothing(&outcome) {
@@ -163,14 +174,14 @@ impl Run<'_> {
     }
 
     /// Makes the tree one from which rsync makes an exact copy. Returns the snapshots that parts of it were taken
-    /// from, and the large files that need no rsync.
+    /// from, the large files that need no rsync, and how many entries the tree has.
     fn prepare(
         &self,
         work: &Work<'_>,
         suspects: &Suspects,
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
-    ) -> Result<(BTreeSet<SnapshotName>, UpToDate), SnapshotError> {
+    ) -> Result<(BTreeSet<SnapshotName>, UpToDate, u64), SnapshotError> {
         let left = large_files::recover(&self.folder, self.spec)?;
         let sources: Vec<PathBuf> = self
             .sources
@@ -222,14 +233,8 @@ impl Run<'_> {
             self.take_from_copy(work, suspects, cancel)?;
         }
         self.empty_mount_points(work, cancel)?;
-        let scout = self.scout();
-        let mut walked = |entries| {
-            if let Some(scout) = &scout {
-                scout.follow(entries);
-            }
-        };
         progress(Progress::begin(Phase::Recovering));
-        let large = work.separate_links(suspects, &mut walked, cancel)?;
+        let (large, entries) = work.separate_links(suspects, cancel)?;
         if cancel.is_cancelled() {
             return Err(SnapshotError::Cancelled);
         }
@@ -245,7 +250,7 @@ impl Run<'_> {
         };
         let must_compare = |path: &Path| self.recent.paths.iter().any(|recent| recent == path);
         let large = updating.carry_out(&large, &must_compare, progress, cancel)?;
-        Ok((taken, large))
+        Ok((taken, large, entries))
     }
 
     /// Refuses a source here whose place in the snapshot is that of a host.

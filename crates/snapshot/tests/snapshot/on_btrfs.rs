@@ -9,14 +9,14 @@ mod wrong_content;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use sprat_snapshot::{
-    Cancel, CheckSpec, CheckWhat, EntryKind, JobName, KeepCount, KeepRules, PruneReport, PruneSpec,
-    RemoveSpec, RestoreSpec, SnapshotChoice, SnapshotError, SnapshotName, SnapshotReport,
-    SnapshotSpec, Subvolumes,
+    Cancel, CheckSpec, CheckWhat, EntryKind, InodeFacts, InodeVersion, JobName, KeepCount,
+    KeepRules, PruneReport, PruneSpec, RemoveSpec, RestoreSpec, SnapshotChoice, SnapshotError,
+    SnapshotName, SnapshotReport, SnapshotSpec, Subvolumes,
 };
 use sprat_testkit::compare::assert_same;
 use sprat_testkit::requires;
@@ -74,6 +74,35 @@ impl Subvolumes for ByProgs {
 
     fn deletions_pending(&self, volume_root: &Path) -> io::Result<bool> {
         Ok(!btrfs(&["subvolume", "list", "-d"], &[volume_root])?.is_empty())
+    }
+
+    /// btrfs-progs has nothing for it.
+    fn inodes(&self, subvolume: &Path, meet: &mut dyn FnMut(InodeFacts) -> bool) -> io::Result<()> {
+        let mut todo = vec![subvolume.to_owned()];
+        while let Some(path) = todo.pop() {
+            let about = fs::symlink_metadata(&path)?;
+            if about.is_dir() {
+                for entry in fs::read_dir(&path)? {
+                    todo.push(entry?.path());
+                }
+            }
+            let time = |seconds, nanoseconds| (seconds, u32::try_from(nanoseconds).unwrap());
+            let goes_on = meet(InodeFacts {
+                number: about.ino(),
+                version: InodeVersion {
+                    bytes: about.size(),
+                    mode: about.mode(),
+                    user: about.uid(),
+                    group: about.gid(),
+                    modified: time(about.mtime(), about.mtime_nsec()),
+                    changed: time(about.ctime(), about.ctime_nsec()),
+                },
+            });
+            if !goes_on {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -185,12 +214,17 @@ fn files_that_vanish_during_the_run_are_not_in_its_snapshot() {
 fn list_has_each_path_that_a_run_changed_in_work() {
     requires!(missing());
     let volume = OnBtrfs::new();
-    for name in ["same", "changed", "mode", "gone"] {
+    for name in ["same", "changed", "mode", "gone", "attribute", "to a link"] {
         fs::write(volume.source(name), name).unwrap();
     }
+    symlink("nowhere", volume.source("link")).unwrap();
     let first = volume.take();
     let list = lines(&list_of(&volume.bench.job(), first.name));
     assert_eq!(list[0]["since"], serde_json::Value::Null);
+    // rsync changes only the time of the last change of this inode.
+    set_xattr(&volume.source("attribute"), "user.sprat", b"new").unwrap();
+    fs::remove_file(volume.source("to a link")).unwrap();
+    symlink("nowhere", volume.source("to a link")).unwrap();
     fs::write(volume.source("changed"), "changed more").unwrap();
     set_mode(&volume.source("mode"), 0o600).unwrap();
     fs::remove_file(volume.source("gone")).unwrap();
@@ -202,6 +236,8 @@ fn list_has_each_path_that_a_run_changed_in_work() {
         ("new", "new"),
         ("changed", "content"),
         ("mode", "attributes"),
+        ("attribute", "attributes"),
+        ("to a link", "kind"),
         ("gone", "gone"),
     ];
     let wanted = wanted.map(|(name, change)| (volume.source(name), change.to_owned()));
