@@ -256,13 +256,17 @@ impl<'t> Removals<'t> {
                 .is_subvolume(&path)
                 .map_err(on_volume("inspect", &name))?
         {
+            let next_run_compares = work::may_have_files_of(run, name)?;
             // A read-only subvolume can't be renamed first. It is gone at once, or not at all.
             subvolumes
                 .delete(&path)
                 .map_err(on_volume("delete", &name))?;
             self.deleted = true;
             work::forget_run(run, name);
-            run.forget_snapshot(name);
+            match next_run_compares {
+                true => run.forget_all_but_recent(name),
+                false => run.forget_snapshot(name),
+            }
             return Ok(());
         }
         let away = run.rename_away(Folder::Named(name))?;

@@ -168,8 +168,13 @@ impl RunFolder {
 
     /// The same of a finished snapshot. Its list of changes stays: later snapshots share its files.
     pub(crate) fn forget_snapshot(&self, name: SnapshotName) {
-        checkpoint::forget(&self.state, name);
         recent::forget(&self.state, name);
+        self.forget_all_but_recent(name);
+    }
+
+    /// The same, but its recent files are still to be compared with their source.
+    pub(crate) fn forget_all_but_recent(&self, name: SnapshotName) {
+        checkpoint::forget(&self.state, name);
         begun::forget(&self.state, name);
         // A record without a snapshot does no harm.
         let _ = rustix::fs::unlinkat(&self.state, format!("{name}.json"), AtFlags::empty());

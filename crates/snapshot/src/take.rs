@@ -177,7 +177,7 @@ fn take_or_fail(
         recent.read(&folder.state, linked.name());
     }
     if in_work {
-        in_work::read_recent_of_interrupted(&folder, &mut recent)?;
+        in_work::read_recent_in_work(&folder, &mut recent)?;
     }
     let first = !linked_from
         .iter()

@@ -568,10 +568,26 @@ pub(crate) fn delete(
     Ok(true)
 }
 
+/// Whether the next run may go on with files that the run `name` wrote, and that no run has compared since.
+pub(crate) fn may_have_files_of(
+    folder: &RunFolder,
+    name: SnapshotName,
+) -> Result<bool, SnapshotError> {
+    let newest = folder.job.own_folders()?.into_iter();
+    let newest = newest.filter(|folder| matches!(folder, Folder::Named(_)));
+    let is_newest = newest.map(|folder| folder.name()).max() == Some(name);
+    let has_work = folder.job.is_folder(Path::new(WORK_PATH));
+    Ok(has_work && (is_newest || is_last_run(folder, name)))
+}
+
+fn is_last_run(folder: &RunFolder, name: SnapshotName) -> bool {
+    let path = folder.job.path.join(STATE_FOLDER).join(LAST_RUN);
+    std::fs::read_to_string(path).is_ok_and(|text| text.trim_end() == name.to_string())
+}
+
 /// Forgets the last run if it made the snapshot `name`, which is being removed.
 pub(crate) fn forget_run(folder: &RunFolder, name: SnapshotName) {
-    let path = folder.job.path.join(STATE_FOLDER).join(LAST_RUN);
-    if std::fs::read_to_string(path).is_ok_and(|text| text.trim_end() == name.to_string()) {
+    if is_last_run(folder, name) {
         let _ = unlinkat(&folder.state, LAST_RUN, AtFlags::empty());
     }
 }

@@ -34,17 +34,17 @@ use crate::text::{escape_path, unescape_path};
 use crate::walk::open_folder_at;
 use crate::work::{self, Work};
 
-/// Reads which files of interrupted runs must be compared by content. The list of the last one may be missing.
-pub(super) fn read_recent_of_interrupted(
+/// Reads which files of `work` must be compared by content, of runs that have no snapshot: they were interrupted, or their
+/// snapshot was removed. The list of an interrupted one may be missing.
+pub(super) fn read_recent_in_work(
     folder: &RunFolder,
     recent: &mut Recent,
 ) -> Result<(), SnapshotError> {
-    let Some(name) = work::interrupted(&folder.job) else {
-        return Ok(());
-    };
-    let tree =
-        open_folder_at(&folder.job.path.join(WORK_PATH)).map_err(on_volume("open", &WORK_PATH))?;
-    recent::list_again(&folder.state, name, &tree).map_err(on_volume("list", &WORK_PATH))?;
+    if let Some(name) = work::interrupted(&folder.job) {
+        let tree = folder.job.path.join(WORK_PATH);
+        let tree = open_folder_at(&tree).map_err(on_volume("open", &WORK_PATH))?;
+        recent::list_again(&folder.state, name, &tree).map_err(on_volume("list", &WORK_PATH))?;
+    }
     for name in work::unfinished(folder)? {
         recent.read(&folder.state, name);
     }

@@ -157,6 +157,15 @@ impl OnBtrfs {
         sprat_snapshot::take_into_subvolume(&volume, spec, now(), &ByProgs, &mut |_| {}, &cancel)
     }
 
+    fn remove(&self, name: SnapshotName) {
+        let spec = RemoveSpec {
+            allow_newest: true,
+            ..RemoveSpec::new(vec![(job_name(), SnapshotChoice::Named(name.to_string()))])
+        };
+        let (root, cancel) = (self.bench.volume(), Cancel::new());
+        sprat_snapshot::remove_subvolumes(&root, &spec, &ByProgs, &mut |_| {}, &cancel).unwrap();
+    }
+
     fn prune(&self, spec: &PruneSpec) -> PruneReport {
         let cancel = Cancel::new();
         sprat_snapshot::prune_subvolumes(&self.bench.volume(), spec, &ByProgs, &mut |_| {}, &cancel)
@@ -553,6 +562,30 @@ fn file_that_changed_within_its_time_step_is_compared_after_an_interrupted_run()
     );
 }
 
+/// `work` still has the file of the snapshot that was removed.
+#[test]
+fn file_that_changed_within_its_time_step_is_compared_after_its_snapshot_is_removed() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    fs::write(volume.source("old"), "content").unwrap();
+    volume.take();
+    fs::write(volume.source("file"), "content 1").unwrap();
+    let second = volume.take();
+    let before = fs::metadata(volume.source("file")).unwrap();
+    fs::write(volume.source("file"), "content 2").unwrap();
+    set_time(&volume.source("file"), before.mtime(), before.mtime_nsec()).unwrap();
+    volume.remove(second.name);
+    let third = volume.take();
+    assert_eq!(
+        fs::read_to_string(volume.kept(&third, "file")).unwrap(),
+        "content 2"
+    );
+    let state = fs::read_dir(volume.bench.job().join(".sprat")).unwrap();
+    let is_of_removed = |name: &str| name.starts_with(&second.name.to_string());
+    let left = state.flatten().map(|one| one.file_name());
+    assert!(!left.into_iter().any(|name| is_of_removed(name.to_str().unwrap())));
+}
+
 #[test]
 fn prune_deletes_subvolumes_and_nothing_else() {
     requires!(missing());
@@ -583,12 +616,7 @@ fn removal_of_the_last_snapshot_frees_its_space() {
     fs::write(volume.source("file"), "content").unwrap();
     let names: Vec<SnapshotName> = (0..2).map(|_| volume.take().name).collect();
     for (name, has_work) in names.iter().zip([true, false]) {
-        let spec = RemoveSpec {
-            allow_newest: true,
-            ..RemoveSpec::new(vec![(job_name(), SnapshotChoice::Named(name.to_string()))])
-        };
-        let (root, cancel) = (volume.bench.volume(), Cancel::new());
-        sprat_snapshot::remove_subvolumes(&root, &spec, &ByProgs, &mut |_| {}, &cancel).unwrap();
+        volume.remove(*name);
         assert_eq!(volume.work().exists(), has_work);
     }
     let report = volume.take();
