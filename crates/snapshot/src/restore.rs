@@ -317,7 +317,11 @@ impl Chosen {
             if in_place && is_staged {
                 return Err(no_place(&path));
             }
-            return self.one_path(tree.as_fd(), &path);
+            let mut what = self.one_path(tree.as_fd(), &path)?;
+            if spec.delete {
+                what.paths = self.within_sources(&path)?;
+            }
+            return Ok(what);
         }
         let mut paths: Vec<PathBuf> = match &self.record {
             // Only the sources belong to the snapshot. What lies above them stays as it is, and only
@@ -346,15 +350,48 @@ impl Chosen {
             return Err(no_place(&Path::new("/").join(&staged[0])));
         }
         let mut left_out = Vec::new();
-        match in_place {
-            true => left_out = staged,
-            false => paths.extend(staged),
+        match (in_place, &self.record) {
+            (true, _) => left_out = staged,
+            (false, Some(record)) if spec.delete => paths.extend(without_place::sources(record)),
+            (false, _) => paths.extend(staged),
         }
         Ok(What {
             base: self.folder.clone(),
             paths,
             left_out,
         })
+    }
+
+    /// The parts of `path` that belong to the job's sources, relative to the folder that `path` is in. Only within them
+    /// may anything be deleted.
+    fn within_sources(&self, path: &Path) -> Result<Vec<PathBuf>, SnapshotError> {
+        let below = path.strip_prefix("/").unwrap_or(path);
+        let mut sources = Vec::new();
+        if let Some(record) = &self.record {
+            sources = without_place::sources(record);
+            let mut tops = without_place::tops(record).into_iter();
+            if !tops.any(|top| below.starts_with(top)) {
+                let here = record.sources.iter();
+                sources.extend(here.map(|text| unescape_path(text.trim_start_matches('/'))));
+            }
+        }
+        let within: Vec<&Path> = match sources.iter().any(|source| below.starts_with(source)) {
+            true => vec![below],
+            false => sources
+                .iter()
+                .filter(|source| source.starts_with(below))
+                .map(PathBuf::as_path)
+                .collect(),
+        };
+        if within.is_empty() {
+            return Err(SnapshotError::PathRefused {
+                path: escape_path(path),
+                why: "is in no source of the snapshot, so nothing may be deleted there; leave out --delete",
+            });
+        }
+        let parent = below.parent().unwrap_or(Path::new(""));
+        let paths = within.into_iter().map(|path| path.strip_prefix(parent));
+        Ok(paths.flatten().map(Path::to_owned).collect())
     }
 
     /// Finds one path in the snapshot.

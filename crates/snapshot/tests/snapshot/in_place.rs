@@ -119,6 +119,42 @@ fn a_folder_in_place_of_a_hard_link_is_reported_before_any_write() {
     assert_same(&source, &crate::folder::below(&place, &source));
 }
 
+#[test]
+fn delete_reaches_only_the_sources() {
+    let bench = Bench::new();
+    let source = bench.source();
+    for file in ["home/ann/a", "home/bob/b", "srv/s"] {
+        fs::create_dir_all(source.join(file).parent().unwrap()).unwrap();
+        fs::write(source.join(file), "x").unwrap();
+    }
+    let mut spec = bench.spec();
+    spec.sources = vec![source.join("home/ann")];
+    bench.try_take(&spec).unwrap();
+    for later in ["home/ann/later", "home/later"] {
+        fs::write(source.join(later), "x").unwrap();
+    }
+    let mut spec = to(source.clone());
+    spec.delete = true;
+    spec.path = Some(source.join("home"));
+    bench.restore(&spec).unwrap();
+    assert!(!source.join("home/ann/later").exists());
+    assert!(source.join("home/ann/a").exists());
+    for other in ["home/bob/b", "home/later"] {
+        assert!(source.join(other).exists(), "{other}");
+    }
+    // A folder of the source, and one above it whose name is new at the destination.
+    fs::write(source.join("home/ann/later"), "x").unwrap();
+    spec.path = Some(source.join("home/ann"));
+    spec.to = source.join("home");
+    bench.restore(&spec).unwrap();
+    assert!(!source.join("home/ann/later").exists());
+    spec.path = Some(source.clone());
+    spec.to = bench.path("place");
+    bench.restore(&spec).unwrap();
+    let place = bench.path("place").join(source.file_name().unwrap());
+    assert_same(&source.join("home/ann"), &place.join("home/ann"));
+}
+
 /// The other name is written again: it has no other link, and a file of equal size and time.
 #[test]
 fn a_folder_in_place_of_a_hard_link_is_deleted_only_with_delete() {
