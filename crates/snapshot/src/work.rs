@@ -32,7 +32,7 @@ use crate::spec::SnapshotSpec;
 use crate::subvolume_ops::Subvolumes;
 use crate::subvolumes;
 use crate::suspects::Suspects;
-use crate::text::unescape_path;
+use crate::text::{escape_path, unescape_path};
 use crate::walk::{
     folder_of, is_folder, leads_within, open_folder, open_folder_at, remove_content,
 };
@@ -246,12 +246,22 @@ impl<'a> Work<'a> {
         suspects: &Suspects,
         cancel: &Cancel,
     ) -> Result<(Vec<(PathBuf, Metadata)>, u64), SnapshotError> {
-        let (special, entries) = self.linked_or_large(cancel)?;
+        let device = lstat(&self.path).map_err(on_volume("inspect", &WORK_PATH))?;
+        let device = device.dev();
+        let (special, entries) = self.linked_or_large(device, cancel)?;
         let mut large = Vec::new();
         let mut linked: BTreeMap<u64, Vec<PathBuf>> = BTreeMap::new();
         for below in special {
             let path = self.path.join(&below);
             let about = lstat(&path).map_err(on_volume("walk", &WORK_PATH))?;
+            if about.dev() != device {
+                return Err(SnapshotError::Layout {
+                    object: format!("{}/{WORK_PATH}/{}", self.folder.job.job, escape_path(&below)),
+                    why: "is a subvolume of its own, and no snapshot would have what is in it. Remove it with \
+                          `sprat mount --rw` and `btrfs subvolume delete`"
+                        .to_owned(),
+                });
+            }
             if about.is_dir() || suspects.find(&about).is_some() {
                 continue;
             }
@@ -273,8 +283,13 @@ impl<'a> Work<'a> {
         Ok((large, entries))
     }
 
-    /// The paths of all files that have several names or may be large, sorted, and how many entries there are.
-    fn linked_or_large(&self, cancel: &Cancel) -> Result<(Vec<PathBuf>, u64), SnapshotError> {
+    /// The paths of all files that have several names or may be large, and of what is not in the subvolume `device`, sorted,
+    /// and how many entries there are.
+    fn linked_or_large(
+        &self,
+        device: u64,
+        cancel: &Cancel,
+    ) -> Result<(Vec<PathBuf>, u64), SnapshotError> {
         let failed = || on_volume("walk", &WORK_PATH);
         let root = open_folder_at(&self.path).map_err(failed())?;
         let found = Arc::new(Mutex::new(Ok(Vec::new())));
@@ -282,7 +297,8 @@ impl<'a> Work<'a> {
         let meet = move |path: &Path, stat: io::Result<&Stat>| {
             let is_wanted = stat.as_ref().map_or(true, |stat| {
                 let bytes = u64::try_from(stat.st_size).unwrap_or(0);
-                !is_folder(stat) && (stat.st_nlink > 1 || bytes >= large_files::BYTES_MIN)
+                stat.st_dev != device
+                    || (!is_folder(stat) && (stat.st_nlink > 1 || bytes >= large_files::BYTES_MIN))
             });
             if is_wanted {
                 let mut to = to.lock().unwrap_or_else(PoisonError::into_inner);
@@ -575,7 +591,7 @@ pub(crate) fn may_have_files_of(
 ) -> Result<bool, SnapshotError> {
     let newest = folder.job.own_folders()?.into_iter();
     let newest = newest.filter(|folder| matches!(folder, Folder::Named(_)));
-    let is_newest = newest.map(|folder| folder.name()).max() == Some(name);
+    let is_newest = newest.map(Folder::name).max() == Some(name);
     let has_work = folder.job.is_folder(Path::new(WORK_PATH));
     Ok(has_work && (is_newest || is_last_run(folder, name)))
 }

@@ -314,6 +314,8 @@ impl<'p> Pull<'p> {
         let mut whole: BTreeSet<PathBuf> = BTreeSet::new();
         let from_older = self.outcome.copied_from_older.names.iter();
         whole.extend(from_older.map(|name| below(&unescape_path(name))));
+        // A name that is pulled alone would become a file of its own.
+        whole = self.with_all_names(whole).map_err(failed())?;
         let from_older = whole.clone();
         let suspects = self.run.spec.suspects.as_deref().map(Suspects::load);
         let suspects = suspects.unwrap_or_default();

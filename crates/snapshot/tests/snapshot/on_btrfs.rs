@@ -24,7 +24,7 @@ use sprat_testkit::tree::{make_odd_tree, set_mode, set_time, set_xattr};
 
 use crate::changes::{changed, lines, list_of};
 use crate::folder::failing_source::FailingSource;
-use crate::folder::{Bench, job_name, now, run};
+use crate::folder::{Bench, below, job_name, now, run};
 
 fn missing() -> Option<String> {
     sprat_testkit::needs::root()
@@ -316,7 +316,7 @@ fn each_snapshot_is_an_exact_copy_and_older_ones_stay_as_they_are() {
         .unwrap();
     assert_same(
         &volume.bench.source(),
-        &crate::folder::below(&place, &volume.bench.source()),
+        &below(&place, &volume.bench.source()),
     );
 }
 
@@ -562,6 +562,27 @@ fn file_that_changed_within_its_time_step_is_compared_after_an_interrupted_run()
     );
 }
 
+#[test]
+fn subvolume_inside_of_work_is_refused() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    fs::create_dir(volume.source("folder")).unwrap();
+    fs::write(volume.source("folder/file"), "content").unwrap();
+    volume.take();
+    let inside = below(&volume.work(), &volume.source("folder"));
+    fs::remove_dir_all(&inside).unwrap();
+    ByProgs.make(&inside).unwrap();
+    fs::copy(volume.source("folder/file"), inside.join("file")).unwrap();
+    let refused = volume.try_take(&volume.bench.spec()).unwrap_err();
+    assert!(
+        matches!(&refused, SnapshotError::Layout { object, .. } if object.ends_with("/folder")),
+        "{refused}"
+    );
+    ByProgs.delete(&inside).unwrap();
+    let report = volume.take();
+    assert!(volume.kept(&report, "folder/file").exists());
+}
+
 /// `work` still has the file of the snapshot that was removed.
 #[test]
 fn file_that_changed_within_its_time_step_is_compared_after_its_snapshot_is_removed() {
@@ -583,7 +604,11 @@ fn file_that_changed_within_its_time_step_is_compared_after_its_snapshot_is_remo
     let state = fs::read_dir(volume.bench.job().join(".sprat")).unwrap();
     let is_of_removed = |name: &str| name.starts_with(&second.name.to_string());
     let left = state.flatten().map(|one| one.file_name());
-    assert!(!left.into_iter().any(|name| is_of_removed(name.to_str().unwrap())));
+    assert!(
+        !left
+            .into_iter()
+            .any(|name| is_of_removed(name.to_str().unwrap()))
+    );
 }
 
 #[test]
@@ -639,7 +664,7 @@ fn snapshots_made_by_hand_are_continued() {
             true => ByProgs.make(&by_hand).unwrap(),
             false => fs::create_dir(&by_hand).unwrap(),
         }
-        let to = crate::folder::below(&by_hand, &volume.bench.source());
+        let to = below(&by_hand, &volume.bench.source());
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         run(
             "cp",
@@ -673,7 +698,7 @@ fn btrfs_attributes_of_a_source_do_not_reach_the_volume() {
     let report = volume.try_take(&spec).unwrap();
     assert!(report.record.complete, "{:?}", report.record);
     let tree = volume.bench.job().join(report.name.to_string());
-    let kept = crate::folder::below(&tree, &source.join("file"));
+    let kept = below(&tree, &source.join("file"));
     let mut names = vec![0; 1024];
     let bytes = rustix::fs::llistxattr(&kept, &mut names[..]).unwrap();
     assert_eq!(&names[..bytes], b"user.name\0");

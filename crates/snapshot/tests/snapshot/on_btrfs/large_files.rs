@@ -42,7 +42,7 @@ fn next_run_copies_only_the_rest_of_a_large_file() {
     assert!(kept > 16 << 20 && kept < BIG_BYTES, "{kept}");
     // As after kill -9: rsync has left its temporary file, with more than what is sure.
     let begun = files_ending(&volume.work(), ".begun").remove(0);
-    let folder = crate::folder::below(&volume.work(), file.parent().unwrap());
+    let folder = below(&volume.work(), file.parent().unwrap());
     fs::hard_link(&begun, folder.join(".vm.img.a1B2c3")).unwrap();
     let writer = File::options().write(true).open(&begun).unwrap();
     writer.write_all_at(&[9; 1 << 20], kept).unwrap();
