@@ -172,3 +172,52 @@ fn file_that_changed_within_its_time_step_is_compared_after_it_was_taken_back() 
         &volume.bench.in_snapshot(report.name),
     );
 }
+
+/// `work` still has the file of the snapshot that was removed.
+#[test]
+fn file_that_changed_within_its_time_step_is_compared_after_its_snapshot_is_removed() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    fs::write(volume.source("old"), "content").unwrap();
+    volume.take();
+    fs::write(volume.source("file"), "content 1").unwrap();
+    let second = volume.take();
+    let before = fs::metadata(volume.source("file")).unwrap();
+    fs::write(volume.source("file"), "content 2").unwrap();
+    set_time(&volume.source("file"), before.mtime(), before.mtime_nsec()).unwrap();
+    volume.remove(second.name);
+    let third = volume.take();
+    assert_eq!(
+        fs::read_to_string(volume.kept(&third, "file")).unwrap(),
+        "content 2"
+    );
+    let state = fs::read_dir(volume.bench.job().join(".sprat")).unwrap();
+    let is_of_removed = |name: &str| name.starts_with(&second.name.to_string());
+    let left = state.flatten().map(|one| one.file_name());
+    assert!(
+        !left
+            .into_iter()
+            .any(|name| is_of_removed(name.to_str().unwrap()))
+    );
+}
+
+#[test]
+fn subvolume_inside_of_work_is_refused() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    fs::create_dir(volume.source("folder")).unwrap();
+    fs::write(volume.source("folder/file"), "content").unwrap();
+    volume.take();
+    let inside = below(&volume.work(), &volume.source("folder"));
+    fs::remove_dir_all(&inside).unwrap();
+    ByProgs.make(&inside).unwrap();
+    fs::copy(volume.source("folder/file"), inside.join("file")).unwrap();
+    let refused = volume.try_take(&volume.bench.spec()).unwrap_err();
+    assert!(
+        matches!(&refused, SnapshotError::Layout { object, .. } if object.ends_with("/folder")),
+        "{refused}"
+    );
+    ByProgs.delete(&inside).unwrap();
+    let report = volume.take();
+    assert!(volume.kept(&report, "folder/file").exists());
+}
