@@ -84,9 +84,9 @@ impl Space {
             (new, saved) => new + saved <= available,
         };
         let mut fits = has_room(self.available()?.0);
-        if !fits && self.since.get() > 0 {
-            // What was written again took no space: count before anything is refused.
-            self.used.set(None);
+        if !fits && self.used.take().is_some() {
+            // What was written again took no space, and others may have removed something: count before anything is
+            // refused.
             fits = has_room(self.available()?.0);
         }
         self.full.set(!fits);
