@@ -1,6 +1,6 @@
 # What to do with this repository. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help build try test test-vm test-packages test-servers image vm-shell lint audit torture bench install uninstall packages release clean
+.PHONY: help build try test test-agent test-vm test-packages test-servers image vm-shell lint audit torture bench install uninstall packages release clean
 
 PREFIX = /usr/local
 DESTDIR =
@@ -45,6 +45,9 @@ try: ## back up a real folder and restore it: [DIR=/usr/share/doc]; leaves nothi
 test: ## every test, those in the VM too (needs root or sudo; installs what is missing)
 	@scripts/test
 
+test-agent: ## the tests that need a server, with sprat-agent as the server
+	@SPRAT_TEST_SERVER=agent scripts/test -E '(package(sprat-store) | package(sprat-volume) | binary(/^(session|e2e|torture)$$/)) & not test(/^year::/)'
+
 test-vm: ## only the tests in a VM, on a real kernel with dm-crypt
 	@scripts/test --no-capture -E 'binary(vm)'
 
@@ -60,10 +63,10 @@ audit: ## known advisories against our dependencies (needs the network)
 	@bash -c '. scripts/env.sh && cargo deny --locked check advisories'
 
 torture: ## kill -9, lost connections, power cuts and strikes at each command, 100 rounds (hours): [ROUNDS=100] [SEED=N] [ONLY=agent|hostile|lease|line|power|state|strikes|vm|year]
-	@SPRAT_TORTURE_ROUNDS="$(or $(ROUNDS),100)" SPRAT_TORTURE_SEED="$(SEED)" SPRAT_STRIKES=200 SPRAT_TRIM_MIB=800 scripts/test --no-capture -E '(binary(torture) & test(/^$(ONLY)/))$(if $(filter-out vm,$(ONLY)),, | (binary(vm) & test(/^(power|grow)::/)))$(if $(filter-out state,$(ONLY)),, | test(/^old_data::/))$(if $(filter-out year,$(ONLY)),, | test(/^year::/))$(if $(filter-out agent,$(ONLY)),, | (package(sprat-agent) & test(/^(kills|steps|hostile|mangled|storm|drops|siege|fence)::/)))$(if $(filter-out lease,$(ONLY)),, | binary(torture_lease) | test(/sleepers::/) | test(takeover_of_scattered))$(if $(ONLY),, | test(/^trim::/) | test(/^recovery::/) | test(come_back_identical) | test(/^lives::/) | test(attributes_of_random) | test(damage_in_a_random) | test(prune_before_the_heal))'
+	@SPRAT_TORTURE_ROUNDS="$(or $(ROUNDS),100)" SPRAT_TORTURE_SEED="$(SEED)" SPRAT_STRIKES=200 SPRAT_TRIM_MIB=800 scripts/test --no-capture -E '(binary(torture) & test(/^$(ONLY)/))$(if $(filter-out vm,$(ONLY)),, | (binary(vm) & test(/^(power|grow)::/)))$(if $(filter-out state,$(ONLY)),, | test(/^old_data::/))$(if $(filter-out year,$(ONLY)),, | test(/^year::/))$(if $(filter-out agent,$(ONLY)),, | (package(sprat-agent) & test(/^(kills|steps|hostile|mangled|storm|drops|siege|fence|days|limits)::/)))$(if $(filter-out lease,$(ONLY)),, | binary(torture_lease) | test(/sleepers::/) | test(takeover_of_scattered))$(if $(ONLY),, | test(/^trim::/) | test(/^recovery::/) | test(come_back_identical) | test(/^lives::/) | test(attributes_of_random) | test(damage_in_a_random) | test(prune_before_the_heal))'
 
-bench: ## sprat beside other tools on slow connections: [QUICK=1] [LINES= LOADS= TOOLS= MEASURES= WORK= WRITE=1] [MICRO=1] [MODES=1] [TRIM=1] [TRIPS=1] [HISTORY=1]
-	@MODES="$(MODES)" QUICK="$(QUICK)" BENCH_LINES="$(LINES)" LOADS="$(LOADS)" TOOLS="$(TOOLS)" MEASURES="$(MEASURES)" WORK="$(WORK)" WRITE="$(WRITE)" MICRO="$(MICRO)" TRIM="$(TRIM)" TRIPS="$(TRIPS)" HISTORY="$(HISTORY)" bench/bench
+bench: ## sprat beside other tools on slow connections: [QUICK=1] [LINES= LOADS= TOOLS= MEASURES= WORK= WRITE=1] [MICRO=1] [MODES=1] [TRIM=1] [TRIPS=1] [HISTORY=1] [AGENT=1]
+	@MODES="$(MODES)" QUICK="$(QUICK)" BENCH_LINES="$(LINES)" LOADS="$(LOADS)" TOOLS="$(TOOLS)" MEASURES="$(MEASURES)" WORK="$(WORK)" WRITE="$(WRITE)" MICRO="$(MICRO)" TRIM="$(TRIM)" TRIPS="$(TRIPS)" HISTORY="$(HISTORY)" AGENT="$(AGENT)" bench/bench
 
 clean: ## what was built
 	@bash -c '. scripts/env.sh && cargo clean'

@@ -79,11 +79,13 @@ impl SessionHarness {
     /// As there.
     #[must_use]
     pub fn ssh_with(options: &OpenSshOptions) -> Self {
-        Self::new(Some(SshServer::start_with(options)))
+        Self::new(Some(options))
     }
 
-    fn new(sshd: Option<SshServer>) -> Self {
+    fn new(options: Option<&OpenSshOptions>) -> Self {
         let machine = TestMachine::new();
+        let store = machine.path("store");
+        let sshd = options.map(|options| SshServer::start_with(&options.clone().serving(&store)));
         for name in ["source", "out", "mnt"] {
             fs::create_dir(machine.path(name)).unwrap();
         }

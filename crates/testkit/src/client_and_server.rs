@@ -105,8 +105,10 @@ impl ClientAndServer {
         for name in ["server", "source", "restored"] {
             std::fs::create_dir(machine.path(name)).expect("a folder");
         }
-        let server = machine.path("server").display().to_string();
-        options.sftp_arguments.extend(["-d".into(), server]);
+        let server = machine.path("server");
+        options = options.serving(&server);
+        let begins = ["-d".into(), server.display().to_string()];
+        options.sftp_arguments.extend(begins);
         Self {
             sshd: SshServer::start_with(&options),
             machine,

@@ -7,6 +7,7 @@
 //! - What a helper starts or makes ends with it.
 #![forbid(unsafe_code)]
 
+pub mod agent_server;
 pub mod client_and_server;
 pub mod compare;
 pub mod crash;

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::agent_server;
+
 /// Ends the calling test where the check (an `Option<String>` with the reason) found something
 /// missing: skipped with the reason at a desk, failed where `CI` is set.
 #[macro_export]
@@ -53,10 +55,19 @@ pub fn find_program(program: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// Where sftp-server lies: the one that `SPRAT_TEST_SFTP_SERVER` names, such as an old release, or in
+/// The SFTP server for a folder: OpenSSH's, or the agent where [`agent_server::is_wanted`].
+#[must_use]
+pub fn sftp_server(folder: &Path) -> Option<PathBuf> {
+    if agent_server::is_wanted() && folder.is_dir() {
+        return Some(agent_server::launcher(folder));
+    }
+    plain_sftp_server()
+}
+
+/// Where OpenSSH's sftp-server is: the one that `SPRAT_TEST_SFTP_SERVER` names, such as an old release, or in
 /// Debian's place, or in those of other distributions.
 #[must_use]
-pub fn sftp_server() -> Option<PathBuf> {
+pub fn plain_sftp_server() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("SPRAT_TEST_SFTP_SERVER") {
         return Some(named.into());
     }
@@ -74,7 +85,7 @@ pub fn sftp_server() -> Option<PathBuf> {
 /// What is missing if there is no sftp-server.
 #[must_use]
 pub fn sftp_server_missing() -> Option<String> {
-    sftp_server()
+    plain_sftp_server()
         .is_none()
         .then(|| "sftp-server is not installed".to_owned())
 }

@@ -179,7 +179,7 @@ impl Line {
 impl Shared {
     fn serve(self: &Arc<Self>, socket: TcpStream) -> io::Result<()> {
         let mut lines = self.lines.lock().ignore_poison();
-        let program = needs::sftp_server().ok_or(io::ErrorKind::NotFound)?;
+        let program = needs::sftp_server(&self.folder).ok_or(io::ErrorKind::NotFound)?;
         let mut server = Command::new(program)
             .arg("-d")
             .arg(&self.folder)

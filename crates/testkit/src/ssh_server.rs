@@ -50,6 +50,15 @@ impl SshServer {
         Self::start_with(&OpenSshOptions::default())
     }
 
+    /// The same for a test that uses one folder there.
+    ///
+    /// # Panics
+    /// As there.
+    #[must_use]
+    pub fn start_for(folder: &Path) -> Self {
+        Self::start_with(&OpenSshOptions::default().serving(folder))
+    }
+
     /// Starts OpenSSH's server.
     ///
     /// # Panics
@@ -152,7 +161,8 @@ impl SshServer {
     pub fn sftp_server_pids(&self) -> Vec<i32> {
         let is_sftp = |pid: &i32| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            String::from_utf8_lossy(&line).contains("sftp")
+            let line = String::from_utf8_lossy(&line);
+            line.contains("sftp") || line.contains("sprat-agent")
         };
         self.session_pids().into_iter().filter(is_sftp).collect()
     }

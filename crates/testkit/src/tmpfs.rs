@@ -52,7 +52,7 @@ impl Drop for Tmpfs {
 pub struct SmallDisk {
     path: PathBuf,
     // Unmounted before the folder is removed.
-    _disk: Tmpfs,
+    disk: Tmpfs,
     _folder: TestFolder,
 }
 
@@ -67,7 +67,7 @@ impl SmallDisk {
         let path = folder.path().join("disk");
         std::fs::create_dir(&path).expect("a new folder");
         Self {
-            _disk: Tmpfs::mount_with(&path, options),
+            disk: Tmpfs::mount_with(&path, options),
             path,
             _folder: folder,
         }
@@ -77,6 +77,11 @@ impl SmallDisk {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Changes its mount options.
+    pub fn remount(&self, options: &str) {
+        self.disk.remount(options);
     }
 }
 

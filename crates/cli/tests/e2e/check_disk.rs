@@ -24,7 +24,9 @@ fn command_on_bad_disk(machine: &TestMachine, blocks: &[u64], more: &[&str]) -> 
         "python3 -S {} {} {}",
         script.display(),
         list.display(),
-        needs::sftp_server().unwrap().display()
+        needs::sftp_server(&machine.path("store"))
+            .unwrap()
+            .display()
     );
     let mut command = machine.command();
     command.args(["check", &machine.on_line(CONTAINER), "--json"]);
@@ -221,7 +223,7 @@ fn check_works_on_full_and_read_only_disks_and_accounts() {
         let far = machine.path("far.luks");
         fs::copy(machine.path(CONTAINER), &far).unwrap();
         let before = fs::metadata(&far).unwrap().modified().unwrap();
-        let sftp = needs::sftp_server().unwrap();
+        let sftp = needs::plain_sftp_server().unwrap();
         let server = machine.write("server", format!("exec {} -R\n", sftp.display()));
         let ssh = format!("sh {}", server.display());
         let (target, key) = (

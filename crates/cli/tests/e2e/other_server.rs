@@ -8,8 +8,8 @@ use std::time::Duration;
 use sprat_testkit::client_and_server::{self, ClientAndServer};
 use sprat_testkit::manifest::{Manifest, assert_same};
 use sprat_testkit::program::{run_within, shown};
-use sprat_testkit::requires;
 use sprat_testkit::ssh_server::{OpenSshOptions, SshServer, asyncssh, dropbear, proftpd};
+use sprat_testkit::{agent_server, requires};
 use sprat_testkit_session::plain_volume::PlainVolume;
 
 /// Runs `sprat` through `ssh`.
@@ -42,13 +42,13 @@ fn proftpd_is_enough_for_a_containers_whole_life() {
 #[test]
 fn dropbear_is_enough_for_a_containers_whole_life() {
     requires!(client_and_server::missing(), dropbear::missing());
-    whole_life(dropbear::start(), Trims::ByShell);
+    whole_life(dropbear::start(), Trims::ByItself);
 }
 
 #[test]
 fn openssh_with_a_shell_is_enough_for_a_containers_whole_life() {
     requires!(client_and_server::missing());
-    whole_life(SshServer::start(), Trims::ByShell);
+    whole_life(SshServer::start(), Trims::ByItself);
 }
 
 /// As with `ForceCommand internal-sftp`: no shell. The server copies by itself.
@@ -142,10 +142,20 @@ fn init_names_what_a_server_lacks_and_leaves_nothing_there() {
     }
 }
 
+/// As docs/agent.md sets up an account.
+#[test]
+fn the_agent_is_enough_for_a_containers_whole_life() {
+    requires!(client_and_server::missing(), agent_server::missing());
+    let pair = ClientAndServer::new();
+    let server = SshServer::start_with(&OpenSshOptions::agent(&pair.server()));
+    whole_life_of(pair, server, Trims::ByItself);
+}
+
 /// How a server frees space.
 #[derive(Clone, Copy, PartialEq)]
 enum Trims {
-    ByShell,
+    /// `trim` needs no option: by a shell, or by the agent.
+    ByItself,
     ByCopying,
     ThroughClient,
 }
@@ -182,7 +192,7 @@ fn whole_life_of(mut pair: ClientAndServer, server: SshServer, trims: Trims) {
         &["prune", &target, "--job", "home", "--keep-last", "1"],
     );
     let trim = ["trim", &target];
-    if trims == Trims::ByShell {
+    if trims == Trims::ByItself {
         ok(&pair, &trim);
     } else {
         let refused = sprat(&pair, &trim);
@@ -192,7 +202,7 @@ fn whole_life_of(mut pair: ClientAndServer, server: SshServer, trims: Trims) {
     }
     let trim = ["trim", &target, "--rewrite"];
     match trims {
-        Trims::ByShell => {}
+        Trims::ByItself => {}
         Trims::ByCopying => drop(ok(&pair, &trim)),
         Trims::ThroughClient => {
             let refused = sprat(&pair, &trim);

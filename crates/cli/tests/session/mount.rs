@@ -316,7 +316,7 @@ fn umount_of_a_busy_mount_ends_while_a_network_mount_does_not_answer() {
     fs::create_dir(&net).unwrap();
     fs::write(harness.path("out/f"), "hello").unwrap();
     let login = harness.path("login");
-    let server = needs::sftp_server().unwrap();
+    let server = needs::sftp_server(&harness.path("out")).unwrap();
     fs::write(&login, format!("#!/bin/sh\nexec {}\n", server.display())).unwrap();
     fs::set_permissions(&login, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let mut sshfs = Command::new("sshfs")

@@ -25,7 +25,7 @@ fn interrupted_grow_keeps_snapshots_and_the_next_grow_finishes() {
     let striker = sprat_testkit::machine::strikes::STRIKER;
     guest::give(&pair, "usr/bin/striker.py", striker, 0o644);
     guest::give_python(&pair, striker);
-    let server = needs::sftp_server().unwrap();
+    let server = needs::plain_sftp_server().unwrap();
     guest::give_program(&pair, &server);
     let (blows, limit) = number("SPRAT_STRIKES").map_or(SHORT, |_| LONG);
     let settings = format!("seed={seed}\nblows={blows}\nserver={}\n", server.display());

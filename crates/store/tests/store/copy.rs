@@ -101,11 +101,7 @@ fn check(folder: &Path, content: &[u8]) {
 
 #[test]
 fn sparse_file_arrives_complete_and_sparse_between_any_stores() {
-    requires!(
-        needs::sftp_server()
-            .is_none()
-            .then(|| "no sftp-server".to_owned())
-    );
+    requires!(needs::sftp_server_missing());
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     let content = make_source(folder);

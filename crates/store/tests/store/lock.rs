@@ -683,7 +683,10 @@ fn connection_that_outlives_its_session_keeps_the_journal_locked() {
     let (folder, state) = (tempfile::tempdir().unwrap(), host());
     let record = record(state.path());
     // Like an ssh that still has bytes to send: it ignores the end of its input.
-    let server = needs::sftp_server().unwrap().display().to_string();
+    let server = needs::sftp_server(folder.path())
+        .unwrap()
+        .display()
+        .to_string();
     let script = format!("trap '' TERM; {server}; sleep 1");
     let mut options = crate::part::options(
         ["/bin/sh", "-c", script.as_str()].map(Into::into).to_vec(),

@@ -139,8 +139,8 @@ fn missing_folder_or_a_file_is_reported_at_once() {
 #[test]
 fn killed_connection_ends_every_call_and_leaves_nothing_behind() {
     requires!(openssh::missing());
-    let sshd = SshServer::start();
     let folder = tempfile::tempdir().unwrap();
+    let sshd = SshServer::start_for(folder.path());
     for victim in 0..4 {
         let store = SftpStore::connect(through(&sshd, folder.path())).unwrap();
         let file = store.create_new(&name(&format!("x{victim}"))).unwrap();
@@ -191,8 +191,8 @@ fn killed_connection_ends_every_call_and_leaves_nothing_behind() {
 #[test]
 fn stopped_server_is_a_lost_connection_after_the_timeout() {
     requires!(openssh::missing());
-    let sshd = SshServer::start();
     let folder = tempfile::tempdir().unwrap();
+    let sshd = SshServer::start_for(folder.path());
     let mut options = through(&sshd, folder.path());
     options.answer_timeout = Duration::from_secs(5);
     let store = SftpStore::connect(options).unwrap();
@@ -219,8 +219,8 @@ fn stopped_server_is_a_lost_connection_after_the_timeout() {
 #[test]
 fn ended_session_leaves_no_process_here_or_there() {
     requires!(openssh::missing());
-    let sshd = SshServer::start();
     let folder = tempfile::tempdir().unwrap();
+    let sshd = SshServer::start_for(folder.path());
     let store = SftpStore::connect(through(&sshd, folder.path())).unwrap();
     let file = store.create_new(&name("x")).unwrap();
     file.write_at(0, &vec![1; 8 << 20]).unwrap();
@@ -234,11 +234,8 @@ fn ended_session_leaves_no_process_here_or_there() {
 #[test]
 fn journal_stays_locked_while_an_ssh_runs() {
     requires!(openssh::missing());
-    let (sshd, folder, state) = (
-        SshServer::start(),
-        tempfile::tempdir().unwrap(),
-        tempfile::tempdir().unwrap(),
-    );
+    let (folder, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let sshd = SshServer::start_for(folder.path());
     let record = WriteJournal::open(state.path(), "id").unwrap();
     let mut options = through(&sshd, folder.path());
     options.inherit_fds = vec![record.fd().try_clone_to_owned().unwrap()];
@@ -265,7 +262,7 @@ fn journal_stays_locked_while_an_ssh_runs() {
 fn ssh_refusals_are_distinguished() {
     requires!(openssh::missing());
     let folder = tempfile::tempdir().unwrap();
-    let mut sshd = SshServer::start();
+    let mut sshd = SshServer::start_for(folder.path());
     let connect = |sshd: &SshServer| SftpStore::connect(through(sshd, folder.path())).map(drop);
     connect(&sshd).unwrap();
     sshd.forget_host_key().unwrap();
@@ -314,7 +311,7 @@ fn folder_may_be_relative_to_the_home() {
     requires!(needs::sftp_server_missing());
     let home = tempfile::tempdir().unwrap();
     std::fs::create_dir(home.path().join("in side")).unwrap();
-    let server = needs::sftp_server().unwrap();
+    let server = needs::sftp_server(home.path()).unwrap();
     let program: Vec<OsString> = vec![server.into(), "-d".into(), home.path().into()];
     for (folder, found) in [
         ("in side", "in side/x"),
@@ -358,8 +355,8 @@ fn measure_transfer_rates() {
         return;
     }
     requires!(openssh::missing());
-    let sshd = SshServer::start();
     let folder = tempfile::tempdir().unwrap();
+    let sshd = SshServer::start_for(folder.path());
     for (what, mut options) in [
         ("pipe", crate::part::piped(folder.path(), &[])),
         ("ssh", through(&sshd, folder.path())),
@@ -438,7 +435,7 @@ fn connections_to_machines_with_other_files_end_the_session() {
         let sshds = folders.map(|folder| {
             SshServer::start_with(&OpenSshOptions {
                 sftp_arguments: vec!["-d".to_owned(), folder.path().display().to_string()],
-                ..OpenSshOptions::default()
+                ..OpenSshOptions::default().serving(folder.path())
             })
         });
         // There is a copy of the container on the other machine, too.

@@ -227,7 +227,7 @@ fn missing_support_is_reported_with_its_cause_and_no_change() {
 fn account_without_a_shell_is_reported() {
     requires!(needs::sftp_server_missing());
     let place = Place::new("x.luks", 1);
-    let sftp_server = needs::sftp_server().unwrap().display().to_string();
+    let sftp_server = needs::plain_sftp_server().unwrap().display().to_string();
     let greeting = "echo 'This service allows sftp connections only.'; exit 1";
     let programs: [&[&str]; 4] = [
         &["false"],

@@ -67,7 +67,7 @@ impl Connection {
                 }
             },
         };
-        let program = needs::sftp_server().ok_or(io::ErrorKind::NotFound)?;
+        let program = needs::sftp_server(&shared.folder).ok_or(io::ErrorKind::NotFound)?;
         let mut server = Command::new(program)
             .arg("-d")
             .arg(&shared.folder)

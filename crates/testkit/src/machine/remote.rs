@@ -34,8 +34,8 @@ impl RemoteMachine {
     /// When the server does not come up.
     #[must_use]
     pub fn with(machine: TestMachine, options: &OpenSshOptions) -> Self {
-        let sshd = SshServer::start_with(options);
         let store = machine.path("store");
+        let sshd = SshServer::start_with(&options.clone().serving(&store));
         let target = format!(
             "ssh://root@127.0.0.1:{}{}/x.luks",
             sshd.port(),

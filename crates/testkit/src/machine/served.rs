@@ -22,7 +22,7 @@ pub fn missing() -> Option<String> {
 
 /// Runs sprat with the system's own server; [`CONTAINER`] stands for the container there.
 pub fn served(machine: &TestMachine, arguments: &[&str]) -> Ran {
-    let server = needs::sftp_server().unwrap();
+    let server = needs::sftp_server(&machine.path("store")).unwrap();
     served_by(machine, &format!("exec {}", server.display()), arguments)
 }
 
@@ -77,7 +77,9 @@ impl<'m> Forgetful<'m> {
             "exec python3 -S {} {} {} {name} {nth} {how} \"$@\"",
             script.display(),
             folder.display(),
-            needs::sftp_server().unwrap().display()
+            needs::sftp_server(&self.machine.path("store"))
+                .unwrap()
+                .display()
         );
         served_by(self.machine, &server, arguments)
     }

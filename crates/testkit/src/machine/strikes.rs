@@ -104,7 +104,7 @@ impl TestMachine {
             "python3 -S {} {} {} {how} {when} {nth}",
             script.display(),
             folder.display(),
-            needs::sftp_server().unwrap().display()
+            needs::sftp_server(&self.path("store")).unwrap().display()
         );
         let patience = if matches!(how, "lose" | "leave") {
             "60"

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{SshServer, client_missing};
-use crate::needs;
+use crate::{agent_server, needs};
 
 /// Runs the command below a root folder with another system, such as an old release. Temporary folders have the
 /// same path there. The mounts go with the server's processes.
@@ -38,6 +38,8 @@ const MARK: &str = "SPRAT_TEST_SSHD";
 pub struct OpenSshOptions {
     /// sshd's own `internal-sftp` instead of the program.
     pub internal_sftp: bool,
+    /// The only folder that the test uses there, see [`needs::sftp_server`].
+    pub serves: Option<PathBuf>,
     /// Arguments for sftp-server, such as `-R` or `-P fsync`.
     pub sftp_arguments: Vec<String>,
     /// No SFTP subsystem at all.
@@ -51,6 +53,19 @@ pub struct OpenSshOptions {
 }
 
 impl OpenSshOptions {
+    /// The same for a test that uses only this folder there.
+    #[must_use]
+    pub fn serving(mut self, folder: &Path) -> Self {
+        self.serves = Some(folder.to_owned());
+        self
+    }
+
+    /// The agent for this folder, and nothing else.
+    #[must_use]
+    pub fn agent(folder: &Path) -> Self {
+        Self::forced(&agent_server::launcher(folder).display().to_string())
+    }
+
     /// Every login runs `command` and can do nothing else, as docs/agent.md sets a server up.
     #[must_use]
     pub fn forced(command: &str) -> Self {
@@ -135,7 +150,9 @@ pub(super) fn session_mark(folder: &Path) -> String {
 }
 
 fn config(server: &SshServer, options: &OpenSshOptions) -> String {
-    let program = match (options.internal_sftp, needs::sftp_server()) {
+    let folder = options.serves.as_deref();
+    let found = folder.map_or_else(needs::plain_sftp_server, needs::sftp_server);
+    let program = match (options.internal_sftp, found) {
         (false, Some(_)) if other_root().is_some() => "/usr/lib/openssh/sftp-server".to_owned(),
         (false, Some(program)) => program.display().to_string(),
         _ => "internal-sftp".to_owned(),

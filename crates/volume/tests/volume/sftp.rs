@@ -77,7 +77,7 @@ fn takeover_of_scattered_blocks_moves_each_twice_until_it_is_open() {
                 .write_all_at(&stamped(nth + 1), nth * apart)
                 .unwrap();
         }
-        let sshd = SshServer::start();
+        let sshd = SshServer::start_for(dir.path());
         let far = WireOptions {
             round_trip: Duration::from_millis(50),
             bytes_per_s: None,
@@ -142,7 +142,7 @@ struct SftpSession {
 impl SftpSession {
     /// Each server writes down its process id before it becomes sftp-server.
     fn program(&self) -> Vec<OsString> {
-        let server = needs::sftp_server().unwrap();
+        let server = needs::sftp_server(&self.folder).unwrap();
         let pids = self.folder.join("pids");
         let run = format!(
             "sh -c 'echo $$ >> {}; exec {}'",

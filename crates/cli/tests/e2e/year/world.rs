@@ -156,7 +156,9 @@ impl World {
              [ \"$last\" = sftp ] || exit 1\n\
              if [ -e {folder}/no-server ]; then echo 'No route to host' >&2; exit 255; fi\n\
              exec {}\n",
-            needs::sftp_server().unwrap().display()
+            needs::sftp_server(&self.machine.path("store"))
+                .unwrap()
+                .display()
         );
         let hook = format!(
             "#!/bin/sh\necho \"$SPRAT_HOOK $SPRAT_JOB@$SPRAT_CONTAINER $SPRAT_EXIT\" >> {folder}/hooks\n\

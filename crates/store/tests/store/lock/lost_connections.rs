@@ -15,9 +15,10 @@ enum Line {
 /// A server over a socket; `at` decides about each request that is sent to it.
 fn behind(folder: &Path, at: impl Fn(&[u8]) -> Line + Send + Sync + 'static) -> SftpStore {
     let at = Arc::new(at);
+    let program = needs::sftp_server(folder).unwrap();
     let dial = move || {
         let (here, mut there) = UnixStream::pair().unwrap();
-        let mut server = Command::new(needs::sftp_server().unwrap())
+        let mut server = Command::new(&program)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -114,7 +115,7 @@ fn account_that_may_not_remove_alternates_with_another_machine() {
     requires!(needs::sftp_server_missing());
     let (folder, here, there) = (host(), host(), host());
     let argv = [
-        needs::sftp_server().unwrap().into_os_string(),
+        needs::plain_sftp_server().unwrap().into_os_string(),
         "-P".into(),
         "remove,rename,posix-rename@openssh.com".into(),
     ];

@@ -25,7 +25,7 @@ pub fn options(program: Vec<OsString>, folder: &Path) -> SftpOptions {
 
 /// sftp-server itself, without ssh.
 pub fn piped(folder: &Path, arguments: &[&str]) -> SftpOptions {
-    let mut program: Vec<OsString> = vec![needs::sftp_server().unwrap().into()];
+    let mut program: Vec<OsString> = vec![needs::sftp_server(folder).unwrap().into()];
     program.extend(arguments.iter().map(OsString::from));
     options(program, folder)
 }
