@@ -7,7 +7,7 @@ use std::process::Command;
 
 use sprat_testkit::dice::Dice;
 use sprat_testkit::test_folder::TestFolder;
-use sprat_testkit::tmpfs::{Ext4Disk, SmallDisk, fill};
+use sprat_testkit::tmpfs::{Ext4Disk, fill};
 use sprat_testkit::{needs, requires};
 
 use crate::client::{BLOCK, CREATE_NEW, Client, EAGER, READ, READ_WRITE, Served, agent, blocks};
@@ -159,49 +159,6 @@ fn a_serving_process_gains_no_privileges_and_has_limits() {
     client.end();
 }
 
-/// The disk is full at every point where something is written; then there is space again.
-#[test]
-fn on_a_full_disk_writes_are_refused_and_nothing_older_is_lost() {
-    requires!(needs::root());
-    for filled_kib in (0..640).step_by(44) {
-        let disk = SmallDisk::new("size=2m");
-        let served = Served::in_folder(disk.path(), EAGER);
-        let mut state = blocks(256, 1);
-        fs::write(served.path("x.luks"), &state).unwrap();
-        served.overwrite(&[(0, vec![1; BLOCK])]);
-        let first = state.clone();
-        state[..BLOCK].fill(1);
-        // What is left of 2 MiB is between about 200 KiB and nothing.
-        let filler = served.path("filler");
-        fs::write(&filler, vec![1; (200 + filled_kib) * 1024]).unwrap_or_default();
-        let mut client = served.connect();
-        let Ok(handle) = client.open("x.luks", READ_WRITE) else {
-            continue;
-        };
-        let before = state.clone();
-        for number in 1..200 {
-            let status = client.write(&handle, block(number), &[2; BLOCK]);
-            if status == 0 {
-                let at = usize::try_from(block(number)).unwrap();
-                state[at..at + BLOCK].fill(2);
-            }
-        }
-        assert!(
-            served.live() == state,
-            "{filled_kib}: a refused write changed something"
-        );
-        fs::remove_file(&filler).unwrap();
-        assert_eq!(
-            client.write(&handle, block(230), &[4; BLOCK]),
-            0,
-            "{filled_kib}"
-        );
-        client.end();
-        assert!(served.past(1) == first, "{filled_kib}");
-        assert!(served.past(2) == before, "{filled_kib}");
-    }
-}
-
 /// The intruder filled the disk. What gets out of that needs no space.
 #[test]
 fn on_a_full_disk_the_past_is_read_and_written_back_and_a_lock_released() {
@@ -329,7 +286,7 @@ fn allowed_requests_are_answered_as_openssh_answers_them() {
     let served = Served::with_container(EAGER, &content);
     let other = tempfile::tempdir().unwrap();
     fs::write(other.path().join("x.luks"), &content).unwrap();
-    let mut openssh = Command::new(needs::sftp_server().unwrap());
+    let mut openssh = Command::new(needs::plain_sftp_server().unwrap());
     openssh.arg("-d").arg(other.path());
     let mut clients = [served.connect(), Client::start(openssh)];
     let mut dice = Dice::new(3);

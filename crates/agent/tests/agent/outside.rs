@@ -86,7 +86,7 @@ const WAYS: &[Way] = &[
         fs::rename(&other, path).unwrap();
     }),
     ("OpenSSH's server", |path, at, len| {
-        let Some(server) = needs::sftp_server() else {
+        let Some(server) = needs::plain_sftp_server() else {
             return open(path).write_all_at(&[7], at).unwrap();
         };
         let mut command = Command::new(server);

@@ -323,6 +323,55 @@ fn server_pids(scripts: &Path) -> Vec<Pid> {
     pids.filter_map(Pid::from_raw).collect()
 }
 
+/// Each request of whole backups goes to the agent and to OpenSSH's server: the same answers, and the same bytes.
+#[test]
+fn backups_leave_the_same_bytes_as_with_openssh() {
+    requires!(
+        needs::root(),
+        needs::devices(),
+        needs::program("python3"),
+        needs::sftp_server_missing(),
+        openssh::missing(),
+        sprat_missing()
+    );
+    let (mut client, scripts) = client_with_known_server(EAGER);
+    let other = scripts.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/agent/both.py");
+    let root = client.served.path("");
+    client.ssh = format!(
+        "python3 -S {} {} {} {} {}",
+        program.display(),
+        agent().display(),
+        root.display().to_string().trim_end_matches('/'),
+        needs::plain_sftp_server().unwrap().display(),
+        other.display()
+    );
+    client.init();
+    for round in 1..4 {
+        client.back_up(round);
+    }
+    client.ok(&["prune", &client.target, "--job", "home", "--keep-last", "1"]);
+    client.back_up(4);
+    let differences = fs::read_to_string(scripts.path().join("differences"));
+    assert!(differences.is_err(), "{differences:?}");
+    let ours = contents(&root, &[".sprat-agent"]);
+    let ours: BTreeMap<_, _> = ours
+        .iter()
+        .map(|(path, content)| (path.file_name().unwrap(), content))
+        .collect();
+    let theirs = contents(&other, &[]);
+    assert!(ours.len() >= 2 && ours.len() == theirs.len());
+    for (path, content) in &theirs {
+        assert!(
+            ours[path.file_name().unwrap()] == content,
+            "{}",
+            path.display()
+        );
+    }
+    assert!(client.served.numbers().len() >= 3);
+}
+
 /// Nobody waits for the quiet time, which is longer than any test; and nothing arrives late.
 #[test]
 fn dead_clients_server_process_is_refused_without_a_wait() {
