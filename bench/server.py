@@ -72,9 +72,12 @@ def end(process):
 
 
 class Sshd:
-    """A real sshd with keys of its own; ended, with its sessions, by `close`."""
+    """A real sshd with keys of its own; ended, with its sessions, by `close`.
 
-    def __init__(self, folder):
+    With `agent`, a built sprat-agent, it is the only program that a login runs, for the folder `srv`.
+    """
+
+    def __init__(self, folder, agent=None, policy=""):
         self.folder, self.process = folder, None
         folder.mkdir()
         self.srv = folder / "srv"
@@ -98,6 +101,11 @@ class Sshd:
             "PrintMotd no\nPrintLastLog no\nUseDNS no\nMaxStartups 200\nMaxSessions 200\nLogLevel ERROR\n"
             f"Subsystem sftp {sftp_server}\n"
         )
+        if agent:
+            subprocess.run([agent, "adopt", "--root", self.srv], check=True, stdout=subprocess.DEVNULL)
+            (self.srv / ".sprat-agent" / "policy").write_text(policy)
+            with (folder / "sshd_config").open("a") as config:
+                config.write(f"ForceCommand {agent} serve --root {self.srv}\n")
         log = folder / "sshd.log"
         program = shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
         # A session of its own, so that all of it can be ended together.

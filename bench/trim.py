@@ -39,9 +39,9 @@ tee {kept}/told <&3 | ssh "$@" | tee {kept}/answers
 
 
 class Bench:
-    def __init__(self, given, work):
+    def __init__(self, given, work, agent=None, policy=""):
         self.sprat_program, self.work = given.sprat, work
-        self.sshd = Sshd(work / "sshd")
+        self.sshd = Sshd(work / "sshd", agent, policy)
         self.wire = Wire(work / "wire", self.sshd, Line("", given.rtt_ms))
         self.store, self.kept = self.sshd.srv, work / "kept"
         self.kept.mkdir()
