@@ -11,7 +11,7 @@ use std::process::Command;
 use crate::needs;
 
 /// Each session begins a generation, and as many containers may be there as a test likes.
-pub const POLICY: &str = "new = burst 1000000, then 1 per 1s\nsecret = 1s\nfree_min = 0%\nheader = free\n\
+const POLICY: &str = "new = burst 1000000, then 1 per 1s\nsecret = 1s\nfree_min = 0%\nheader = free\n\
                       containers_max = 1000\n";
 
 /// Whether all test servers shall be the agent.

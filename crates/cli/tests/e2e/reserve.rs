@@ -1,8 +1,6 @@
 //! A server's disk filled to its last byte by another program: what stops, and what frees space.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use sprat_testkit::machine::remote::RemoteMachine;
 use sprat_testkit::machine::{CONTAINER, TestMachine, noise};
@@ -24,7 +22,11 @@ fn full_disk_stops_backup_and_prune_frees_space() {
     requires!(openssh::missing(), needs::root());
     let machine = TestMachine::new();
     let _disk = Tmpfs::mount(&machine.path("store"), 80);
-    gets_out_of_a_full_disk(machine, Full::Disk);
+    gets_out_of_a_full_disk(
+        machine,
+        &OpenSshOptions::default(),
+        agent_server::is_wanted(),
+    );
 }
 
 #[test]
@@ -36,7 +38,11 @@ fn full_ext4_disk_stops_backup_and_prune_frees_space() {
     );
     let machine = TestMachine::new();
     let _disk = Ext4Disk::mount(&machine.path("disk"), &machine.path("store"), 100);
-    gets_out_of_a_full_disk(machine, Full::Disk);
+    gets_out_of_a_full_disk(
+        machine,
+        &OpenSshOptions::default(),
+        agent_server::is_wanted(),
+    );
 }
 
 /// The agent needs space, too: for old content.
@@ -45,75 +51,17 @@ fn full_disk_behind_the_agent_stops_backup_and_prune_frees_space() {
     requires!(openssh::missing(), needs::root(), agent_server::missing());
     let machine = TestMachine::new();
     let _disk = Tmpfs::mount(&machine.path("store"), 80);
-    gets_out_of_a_full_disk(machine, Full::DiskOfAgent);
+    let options = OpenSshOptions::agent(&machine.path("store"));
+    gets_out_of_a_full_disk(machine, &options, true);
 }
 
-#[test]
-fn full_quota_of_the_agent_stops_backup_and_prune_frees_space() {
-    requires!(openssh::missing(), needs::root(), agent_server::missing());
-    gets_out_of_a_full_disk(TestMachine::new(), Full::Quota);
-}
-
-/// What is full.
-#[derive(Clone, Copy, PartialEq)]
-enum Full {
-    Disk,
-    DiskOfAgent,
-    Quota,
-}
-
-impl Full {
-    fn options(self, store: &Path) -> OpenSshOptions {
-        match self {
-            Self::Disk => OpenSshOptions::default(),
-            Self::DiskOfAgent | Self::Quota => OpenSshOptions::agent(store),
-        }
-    }
-
-    /// Nothing is left.
-    fn fill(self, store: &Path) {
-        if self == Self::Quota {
-            set_quota(store, &used(store).to_string());
-        } else {
-            fill(store);
-        }
-    }
-
-    /// There is space again.
-    fn end(self, store: &Path) {
-        if self == Self::Quota {
-            set_quota(store, "1T");
-        } else {
-            fs::remove_file(store.join("somebody-else's")).unwrap();
-        }
-    }
-}
-
-fn set_quota(store: &Path, quota: &str) {
-    let policy = format!("{}quota = {quota}\n", agent_server::POLICY);
-    fs::write(store.join(".sprat-agent/policy"), policy).unwrap();
-}
-
-/// Bytes that all files take.
-fn used(folder: &Path) -> u64 {
-    let entries = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    entries
-        .map(|path| match fs::metadata(&path).unwrap() {
-            found if found.is_dir() => used(&path),
-            found => found.blocks() * 512,
-        })
-        .sum()
-}
-
-fn gets_out_of_a_full_disk(machine: TestMachine, full: Full) {
+fn gets_out_of_a_full_disk(machine: TestMachine, options: &OpenSshOptions, is_agent: bool) {
     let store = machine.path("store");
     let free = || {
         let about = rustix::fs::statvfs(&store).unwrap();
         about.f_bavail * about.f_frsize
     };
-    let remote = RemoteMachine::with(machine, &full.options(&store));
+    let remote = RemoteMachine::with(machine, options);
     let reserve = store.join("x.luks.reserve");
     let init = ["init", "TARGET", "--size", "1G", "--cheap-kdf-for-tests"];
     remote.ok(&with_reserve(&init));
@@ -123,7 +71,7 @@ fn gets_out_of_a_full_disk(machine: TestMachine, full: Full) {
         remote.machine.write("src/large", noise(4 << 20, round));
         remote.ok(&with_reserve(&backup));
     }
-    full.fill(&store);
+    fill(&store);
     remote.machine.write("src/large", noise(4 << 20, 9));
     let ran = remote.sprat(&with_reserve(&backup));
     let whole = ran.failed_with(1);
@@ -163,14 +111,13 @@ fn gets_out_of_a_full_disk(machine: TestMachine, full: Full) {
     assert_eq!(snapshots(), 2);
     assert!(!reserve.exists(), "there is no room for it yet");
     // The agent saves what a trim frees, so there it needs space.
-    let is_agent = full != Full::Disk || agent_server::is_wanted();
     if !is_agent {
         let before = free();
         let ran = remote.ok(&with_reserve(&["trim", "TARGET", "--json"]));
         assert_eq!(ran.json()["trim"]["route"], "shell_punch");
         assert!(free() >= before + (4 << 20), "{before}, then {}", free());
     }
-    full.end(&store);
+    fs::remove_file(store.join("somebody-else's")).unwrap();
     remote.ok(&with_reserve(&backup));
     assert_eq!(fs::metadata(&reserve).unwrap().len(), 4 << 20);
     if is_agent {
