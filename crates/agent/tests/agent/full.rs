@@ -39,28 +39,32 @@ impl Room for SmallDisk {
 }
 
 /// A mounted ext4.
-struct Ext4(TestFolder, Ext4Disk);
+struct Ext4 {
+    path: PathBuf,
+    // Unmounted before the folder is removed.
+    _disk: Ext4Disk,
+    _folder: TestFolder,
+}
 
 impl Ext4 {
     fn new() -> Self {
         let folder = TestFolder::new("sprat-ext4-");
-        fs::create_dir(folder.path().join("disk")).unwrap();
-        let image = folder.path().join("image");
-        let disk = Ext4Disk::mount(&image, &folder.path().join("disk"), 16);
-        Self(folder, disk)
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().join("disk")
+        let path = folder.path().join("disk");
+        fs::create_dir(&path).unwrap();
+        Self {
+            _disk: Ext4Disk::mount(&folder.path().join("image"), &path, 16),
+            path,
+            _folder: folder,
+        }
     }
 }
 
 impl Room for Ext4 {
     fn leave(&self, blocks: u64) {
-        fill(&self.path());
+        fill(&self.path);
         let filler = fs::File::options()
             .write(true)
-            .open(self.path().join("somebody-else's"))
+            .open(self.path.join("somebody-else's"))
             .unwrap();
         let len = filler.metadata().unwrap().len();
         filler.set_len(len - block(blocks)).unwrap();
@@ -68,7 +72,7 @@ impl Room for Ext4 {
     }
 
     fn enough(&self) {
-        let removed = fs::remove_file(self.path().join("somebody-else's"));
+        let removed = fs::remove_file(self.path.join("somebody-else's"));
         removed.unwrap_or_default();
     }
 }
@@ -309,5 +313,5 @@ fn an_ext4_that_is_full_at_any_block_refuses_and_loses_nothing() {
     }
     requires!(needs::root(), needs::devices(), needs::program("mkfs.ext4"));
     let disk = Ext4::new();
-    space_ends_at_every_block(Served::in_folder(&disk.path(), EAGER), &disk);
+    space_ends_at_every_block(Served::in_folder(&disk.path, EAGER), &disk);
 }
