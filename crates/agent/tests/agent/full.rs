@@ -141,7 +141,7 @@ impl Known {
         let is_done = client.write(handle, block(at), data) == 0;
         let from = usize::try_from(block(at)).unwrap();
         self.after("write", is_done, |live| {
-            live[from..from + data.len()].copy_from_slice(data)
+            live[from..from + data.len()].copy_from_slice(data);
         });
     }
 
