@@ -318,7 +318,8 @@ fn after_months_the_states_are_those_of_the_policy_and_the_space_of_the_others_i
     );
     assert!(of_gone <= needed_of_gone + needed_of_gone / 20);
     // And the heads of records.
-    assert!(logs <= needed + needed / 8, "{logs} for {needed}");
+    let heads = numbers.len() as u64 * RUNS * BLOCK as u64;
+    assert!(logs <= needed + heads, "{logs} for {needed}");
     assert!(past.1 <= 2 * live.1, "{past:?} for {live:?}");
     for (number, state) in &months.states {
         assert!(served.past(*number) == state.content, "generation {number}");

@@ -286,23 +286,21 @@ fn a_quota_that_is_full_at_any_block_refuses_and_loses_nothing() {
 #[test]
 fn what_another_connection_removes_is_no_part_of_the_quota_any_more() {
     let served = Served::with_container(EAGER, &blocks(8, 1));
-    let [mut one, mut other] = [served.connect(), served.connect()];
+    let mut one = served.connect();
     let reserve = one.open("x.luks.reserve", CREATE_NEW).unwrap();
     assert_eq!(one.write(&reserve, 0, &blocks(4, 1)), 0);
     Quota(served.path("")).leave(0);
     let [mut first, mut second] = [served.connect(), served.connect()];
-    let lease = first.open("x.luks.lock.1000001", CREATE_NEW).unwrap();
     for client in [&mut first, &mut second] {
-        let lease = client.open("x.luks.lock.1000001", READ_WRITE).unwrap();
-        assert_ne!(client.write(&lease, 0, &[1; 100]), 0);
+        assert!(client.open("x.luks.lock.1000001", CREATE_NEW).is_err());
     }
     assert_eq!(first.path_request(13, "x.luks.reserve"), 0);
-    assert_eq!(first.write(&lease, 0, &[1; 100]), 0);
-    let lease = second.open("x.luks.lock.1000001", READ_WRITE).unwrap();
-    assert_eq!(second.write(&lease, 0, &[1; 100]), 0);
-    for client in [&mut one, &mut other] {
-        client.kill();
+    for (client, number) in [(&mut first, 1), (&mut second, 2)] {
+        let lease = format!("x.luks.lock.{}", 1_000_000 + number);
+        let lease = client.open(&lease, CREATE_NEW).unwrap();
+        assert_eq!(client.write(&lease, 0, &[1; 100]), 0);
     }
+    one.end();
 }
 
 /// With blocks for folders and extents, too. Each step waits for the disk: only in the long form.
