@@ -1,6 +1,6 @@
 //! Checks what readers read: the page of the config's keys, and the words of docs and messages.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use super::{files, none, root, text};
@@ -229,10 +229,10 @@ fn help(command: &[&str]) -> (String, Vec<String>) {
     (help, named)
 }
 
-#[test]
-fn help_has_no_word_of_a_dialect() {
+/// The help of every command, by its words; the first one is that of sprat itself.
+fn all_helps() -> Vec<(String, String)> {
     let (top, commands) = help(&[]);
-    let mut pages = vec![("sprat".to_owned(), top)];
+    let mut pages = vec![(String::new(), top)];
     for command in &commands {
         let (page, below) = help(&[command]);
         pages.push((command.clone(), page));
@@ -241,8 +241,13 @@ fn help_has_no_word_of_a_dialect() {
         }
     }
     assert!(pages.len() > 20, "{} pages", pages.len());
+    pages
+}
+
+#[test]
+fn help_has_no_word_of_a_dialect() {
     let mut findings = Vec::new();
-    for (command, page) in pages {
+    for (command, page) in all_helps() {
         for line in page.lines() {
             let found = dialect_in(line);
             findings.extend(
@@ -253,4 +258,71 @@ fn help_has_no_word_of_a_dialect() {
         }
     }
     none(&findings, "plain words in help");
+}
+
+/// Options that `code`, a command line of sprat in a page, has and that command does not. `global`: what every command
+/// has. `Err`: there is no such command.
+fn unknown_options(
+    code: &str,
+    helps: &BTreeMap<String, String>,
+    global: &str,
+) -> Result<Vec<String>, String> {
+    let is_word = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+    let mut words = code.split_whitespace().skip(1);
+    let command = words
+        .next()
+        .filter(is_word)
+        .filter(|word| !word.starts_with('-'));
+    let below = words.next().filter(is_word);
+    let name = command.unwrap_or_default().to_owned();
+    let long = format!("{name} {}", below.unwrap_or_default());
+    let has_commands = helps.keys().any(|one| one.starts_with(&format!("{name} ")));
+    let page = helps.get(&long).or_else(|| {
+        let is_whole = !has_commands || below.is_none();
+        helps.get(&name).filter(|_| is_whole)
+    });
+    let page = page.ok_or(long)?;
+    let options = code
+        .split(|c: char| !c.is_ascii_lowercase() && c != '-')
+        .filter(|word| word.len() > 2 && word.starts_with("--"));
+    let unknown = options.filter(|option| !page.contains(option) && !global.contains(option));
+    Ok(unknown.map(str::to_owned).collect())
+}
+
+#[test]
+fn pages_name_commands_and_options_that_exist() {
+    let helps: BTreeMap<_, _> = all_helps().into_iter().collect();
+    let ran = std::process::Command::new(env!("CARGO_BIN_EXE_sprat"))
+        .args(["help", "options"])
+        .output()
+        .unwrap();
+    let global = String::from_utf8(ran.stdout).unwrap() + &helps[""];
+    let (mut count, mut findings) = (0, Vec::new());
+    for path in files() {
+        let is_page = path.starts_with("docs") || path.ends_with("README.md");
+        if !is_page || path.extension().is_none_or(|end| end != "md") {
+            continue;
+        }
+        for (number, line) in text(&path).lines().enumerate() {
+            let quoted = line.split('`').skip(1).step_by(2).chain([line]);
+            for code in quoted.filter(|code| code.starts_with("sprat ")) {
+                // Prose of a page that begins a line.
+                let is_command = code != line || line.starts_with("sprat --");
+                let named = code.split(' ').nth(1).unwrap_or_default();
+                if !is_command && !helps.contains_key(named) || named == "help" {
+                    continue;
+                }
+                count += 1;
+                let at = format!("{}:{}: {code}", path.display(), number + 1);
+                match unknown_options(code, &helps, &global) {
+                    Err(name) => findings.push(format!("{at}: there is no command {name}")),
+                    Ok(unknown) => {
+                        findings.extend(unknown.iter().map(|option| format!("{at}: {option}")));
+                    }
+                }
+            }
+        }
+    }
+    assert!(count > 150, "{count} command lines");
+    none(&findings, "pages name commands and options that exist");
 }
