@@ -288,10 +288,13 @@ impl TestMachine {
         leftovers::processes_of(&[self.folder().as_os_str().as_bytes()])
     }
 
-    /// Kills every one of them, with -9.
+    /// Kills every one of them, with -9. All are stopped before: none sees another one end.
     pub fn kill_all(&self) {
-        for process in self.processes() {
-            let _ = kill_process(Pid::from_raw(process.pid).unwrap(), Signal::KILL);
+        let processes = self.processes();
+        for signal in [Signal::STOP, Signal::KILL] {
+            for process in &processes {
+                let _ = kill_process(Pid::from_raw(process.pid).unwrap(), signal);
+            }
         }
     }
 
