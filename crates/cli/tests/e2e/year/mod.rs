@@ -327,8 +327,8 @@ fn live(containers: Containers, days: Range<civil::Date>) {
         "{} runs, {} snapshots made, {compared} compared",
         world.runs, world.sessions
     );
-    compare_alarms(&world, &days);
     world.check_containers();
+    compare_alarms(&world, &days);
     world.unplug();
     world.machine.nothing_is_left();
 }
