@@ -48,7 +48,7 @@ impl Client {
         Self::with(served, sshd_with(&command))
     }
 
-    fn with(served: Served, sshd: SshServer) -> Self {
+    pub fn with(served: Served, sshd: SshServer) -> Self {
         let ssh = sshd.ssh_command().into_iter();
         let ssh: Vec<String> = ssh.map(|word| word.into_string().unwrap()).collect();
         Self {

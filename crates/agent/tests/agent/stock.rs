@@ -218,3 +218,57 @@ fn sprat_backs_up_unchanged_and_restores_the_past_of_a_destroyed_container() {
     let copy = copy.to_str().unwrap();
     restored(copy, "copied", &["--key-file", key.to_str().unwrap()], 3);
 }
+
+/// A container that a plain server had gets an agent, and goes back to the plain server.
+#[test]
+fn a_plain_container_gets_an_agent_and_goes_back() {
+    requires!(
+        openssh::missing(),
+        needs::root(),
+        needs::devices(),
+        needs::sftp_server_missing(),
+        sprat_missing()
+    );
+    let served = Served::new(EAGER);
+    fs::remove_dir_all(served.path(".sprat-agent")).unwrap();
+    let scripts = tempfile::tempdir().unwrap();
+    let script = scripts.path().join("server");
+    let serve_by = |command: &str| fs::write(&script, format!("exec {command}\n")).unwrap();
+    let plain = needs::sftp_server().unwrap().display().to_string();
+    let client = Client::with(served, sshd_with(&format!("/bin/sh {}", script.display())));
+    let (served, machine) = (&client.served, &client.machine);
+    let restored = |target: &str, name: &str, more: &[&str], round: u32| {
+        let to = machine.path(name);
+        let words = ["restore", target, "home", "--to", to.to_str().unwrap()];
+        client.ok(&[&words[..], more].concat());
+        client.is_restored(&to, round);
+    };
+    serve_by(&plain);
+    client.init();
+    client.back_up(1);
+    let before = served.live();
+
+    served.run(&["adopt"]);
+    fs::write(served.path(".sprat-agent/policy"), EAGER).unwrap();
+    assert!(served.live() == before, "nothing is moved");
+    let root = served.path("");
+    serve_by(&format!(
+        "{} serve --root {}",
+        agent().display(),
+        root.display()
+    ));
+    client.back_up(2);
+    assert!(served.past(1) == before);
+    restored(&client.target, "with-agent", &[], 2);
+    let path = served.path(&served.past_path(1));
+    let key = machine.path("config/keys/x.key");
+    let more = ["--ignore-lock", "--key-file", key.to_str().unwrap()];
+    restored(&format!("any.host:{}", path.display()), "past", &more, 1);
+
+    // As docs/agent.md has it: the forced command goes, then what the agent kept.
+    serve_by(&plain);
+    client.back_up(3);
+    fs::remove_dir_all(served.path(".sprat-agent")).unwrap();
+    client.back_up(4);
+    restored(&client.target, "plain-again", &[], 4);
+}
