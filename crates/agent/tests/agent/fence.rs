@@ -10,24 +10,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use sprat_testkit::dice::{self, Dice};
 use sprat_testkit::{needs, requires};
 
-use crate::client::{BLOCK, Client, EAGER, READ_WRITE, Served, agent, blocks, string};
+use crate::client::{BLOCK, Client, EAGER, READ_WRITE, Served, agent, blocks};
+use crate::sessions::{DENIED, begin, join};
 
 const BLOCKS: u64 = 64;
-const DENIED: u32 = 3;
 
 fn block(number: u64) -> u64 {
     number * BLOCK as u64
-}
-
-fn begin(client: &mut Client) -> u64 {
-    let fields = [string(b"x.luks"), string(b"token")].concat();
-    let answer = client.own("session-begin@sprat", &fields).unwrap();
-    u64::from_be_bytes(answer[..8].try_into().unwrap())
-}
-
-fn join(client: &mut Client, session: u64) -> Result<(), u32> {
-    let fields = [string(b"x.luks"), session.to_be_bytes().to_vec()].concat();
-    client.own("session-join@sprat", &fields).map(drop)
 }
 
 #[test]
