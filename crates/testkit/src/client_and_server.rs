@@ -227,7 +227,12 @@ impl ClientAndServer {
 
     /// A container's size in bytes that no other test uses.
     pub fn choose_size(&mut self, gibibytes: u64) -> u64 {
-        let size = own_size(gibibytes << 30);
+        self.choose_bytes(gibibytes << 30)
+    }
+
+    /// The same, of at least so many bytes.
+    pub fn choose_bytes(&mut self, bytes: u64) -> u64 {
+        let size = own_size(bytes);
         self.volume_bytes = size - HEADER_BYTES;
         size
     }

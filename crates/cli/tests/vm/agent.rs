@@ -21,23 +21,29 @@ use crate::qemu::guest;
 /// Every session begins a generation, and nothing else does.
 const POLICY: &str = "new = burst 1000, then 1 per 1s\nsecret = 6h\nfree_min = 0%\n";
 
-fn agent() -> PathBuf {
+pub fn agent() -> PathBuf {
     sprat().with_file_name("sprat-agent")
 }
 
 /// A client whose server runs the agent.
-struct Kept {
-    pair: ClientAndServer,
+pub struct Kept {
+    pub pair: ClientAndServer,
     // The agent's script.
     _scripts: tempfile::TempDir,
-    states: String,
+    pub states: String,
 }
 
 impl Kept {
     fn new() -> Self {
+        Self::with(POLICY, |_| {})
+    }
+
+    /// With another policy. The server's folder is prepared first.
+    pub fn with(policy: &str, prepare: impl FnOnce(&ClientAndServer)) -> Self {
         let scripts = tempfile::tempdir().unwrap();
         let script = scripts.path().join("agent");
         let pair = ClientAndServer::with(OpenSshOptions::forced(script.to_str().unwrap()));
+        prepare(&pair);
         let (agent, root) = (agent(), pair.server());
         let text = format!(
             "#!/bin/sh\nexec {} serve --root {}\n",
@@ -48,7 +54,7 @@ impl Kept {
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
         let words = ["adopt".as_ref(), "--root".as_ref(), root.as_os_str()];
         system(agent.to_str().unwrap(), &words);
-        fs::write(root.join(".sprat-agent/policy"), POLICY).unwrap();
+        fs::write(root.join(".sprat-agent/policy"), policy).unwrap();
         Self {
             pair,
             _scripts: scripts,
@@ -56,12 +62,27 @@ impl Kept {
         }
     }
 
-    fn source(&self) -> PathBuf {
+    pub fn source(&self) -> PathBuf {
         self.pair.path("source")
     }
 
+    pub fn make_source(&self, small_files: u64) {
+        let shape = Shape {
+            small_files,
+            middle_files: 6,
+            large_files: 0,
+        };
+        source_tree::make(&self.source().join("plain"), shape, 20_261_130);
+    }
+
+    pub fn give_keys(&self) {
+        guest::give_keys(&self.pair);
+        let key = fs::read(self.pair.key_file()).unwrap();
+        guest::give(&self.pair, "key", key, 0o600);
+    }
+
     /// A backup of what is in the source now, which is expected of it later.
-    fn back_up(&self, name: &str) {
+    pub fn back_up(&self, name: &str) {
         self.pair.backup("job", &self.source());
         let listing = crate::qemu::tool("listing").arg(self.source()).output();
         let listing = listing.unwrap().stdout;
@@ -69,7 +90,7 @@ impl Kept {
     }
 
     /// The state that the last session began with has this backup as its newest one.
-    fn newest_has(&mut self, backup: &str, kind: &str) {
+    pub fn newest_has(&mut self, backup: &str, kind: &str) -> String {
         let folder = self.pair.server().join(".sprat-agent/laptop.luks");
         let names = fs::read_dir(&folder).unwrap().filter_map(|entry| {
             let name = entry.unwrap().file_name().into_string().unwrap();
@@ -78,10 +99,12 @@ impl Kept {
         let newest = names.max().unwrap();
         let head = fs::read_to_string(folder.join(format!("g.{newest}/head"))).unwrap();
         let name = head.lines().find_map(|line| line.strip_prefix("name "));
-        let _ = writeln!(self.states, "{} {backup} {kind}", name.unwrap());
+        let name = name.unwrap().to_owned();
+        let _ = writeln!(self.states, "{name} {backup} {kind}");
         // A client that is done says so, and does not wait for an answer.
         let clean = head.contains("\nclean true\n");
         assert!(!clean || kind == "clean", "{head}");
+        name
     }
 
     /// Every process of the client is killed while its bytes are on their way.
@@ -144,16 +167,9 @@ fn overwrite(container: &Path, path: &Path) -> std::io::Result<()> {
 fn past_states_open_with_sshfs_cryptsetup_and_mount_after_the_container_is_destroyed() {
     sprat_testkit::requires!(crate::qemu::missing(), needs::built(&agent()));
     let mut kept = Kept::new();
-    let shape = Shape {
-        small_files: 100,
-        middle_files: 6,
-        large_files: 0,
-    };
-    source_tree::make(&kept.source().join("plain"), shape, 20_261_130);
+    kept.make_source(100);
     kept.pair.init(1);
-    guest::give_keys(&kept.pair);
-    let key = fs::read(kept.pair.key_file()).unwrap();
-    guest::give(&kept.pair, "key", key, 0o600);
+    kept.give_keys();
 
     kept.back_up("first");
     fs::write(kept.source().join("new"), "second").unwrap();
@@ -174,6 +190,7 @@ fn past_states_open_with_sshfs_cryptsetup_and_mount_after_the_container_is_destr
     assert_eq!(status.status.code(), Some(3), "{status:?}");
     guest::give(&kept.pair, "states", &kept.states, 0o600);
     let source = format!("source={}\n", kept.source().display());
-    guest::run_until_done(&kept.pair, &source, "guest-agent", Duration::from_secs(900));
+    let script = source + &guest::script("guest-past");
+    guest::run_until_done(&kept.pair, &script, "guest-agent", Duration::from_secs(900));
     kept.pair.assert_nothing_is_left();
 }

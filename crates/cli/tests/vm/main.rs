@@ -7,6 +7,7 @@
 )]
 
 mod agent;
+mod drops;
 mod grow;
 mod modes;
 mod power;

@@ -50,12 +50,18 @@ pub fn give_keys(pair: &ClientAndServer) {
 
 /// Copies sprat to the guest, with the libraries that the image does not have.
 pub fn give_sprat(pair: &ClientAndServer) {
-    let program = pair.path("overlay/usr/bin/sprat");
-    fs::create_dir_all(program.parent().expect("a folder")).expect("a folder");
-    fs::copy(sprat(), &program).expect("sprat is copied");
+    give_command(pair, sprat());
+}
+
+/// The same for a program that was built beside it.
+pub fn give_command(pair: &ClientAndServer, built: &Path) {
+    let folder = pair.path("overlay/usr/bin");
+    let program = folder.join(built.file_name().expect("a program"));
+    fs::create_dir_all(folder).expect("a folder");
+    fs::copy(built, &program).expect("it is copied");
     // Debug information is half of it; without `strip` the guest takes longer to boot.
     let _ = Command::new("strip").arg(&program).status();
-    give_libraries(pair, sprat());
+    give_libraries(pair, built);
 }
 
 /// Copies a program of this machine to the same path.
@@ -211,7 +217,8 @@ pub fn run(pair: &ClientAndServer, script: &str, limit: Duration) -> String {
     run_with(pair, script, limit, &[])
 }
 
-fn run_with(pair: &ClientAndServer, script: &str, limit: Duration, more: &[&OsStr]) -> String {
+/// The same with any options of `tests/vm/vm`.
+pub fn run_with(pair: &ClientAndServer, script: &str, limit: Duration, more: &[&OsStr]) -> String {
     let mut command = command(pair, script, limit, more);
     let output = run_within(&mut command, limit + Duration::from_secs(60));
     assert!(output.status.success(), "{}", shown(&command, &output));
@@ -236,7 +243,8 @@ pub fn leap_until_done(pair: &ClientAndServer, variables: &str, name: &str, limi
     is_done(&run_with(pair, &script, limit, &["--leap".as_ref()]));
 }
 
-fn is_done(said: &str) {
+/// Prints the headlines of a script's output, whose last word must be "done".
+pub fn is_done(said: &str) {
     for line in said.lines().filter(|line| line.starts_with('=')) {
         println!("{line}");
     }
@@ -253,8 +261,17 @@ pub struct Booted {
 impl Booted {
     /// Boots it with a disk of its own, `/dev/vdb`.
     pub fn start(pair: &ClientAndServer, script: &str, limit: Duration, disk: &Path) -> Self {
-        let disk = ["--disk".as_ref(), disk.as_os_str()];
-        let mut command = command(pair, script, limit, &disk);
+        Self::start_with(pair, script, limit, &["--disk".as_ref(), disk.as_os_str()])
+    }
+
+    /// The same with any options of `tests/vm/vm`.
+    pub fn start_with(
+        pair: &ClientAndServer,
+        script: &str,
+        limit: Duration,
+        more: &[&OsStr],
+    ) -> Self {
+        let mut command = command(pair, script, limit, more);
         command
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
