@@ -309,7 +309,8 @@ fn pages_name_commands_and_options_that_exist() {
                 // Prose of a page that begins a line.
                 let is_command = code != line || line.starts_with("sprat --");
                 let named = code.split(' ').nth(1).unwrap_or_default();
-                if !is_command && !helps.contains_key(named) || named == "help" {
+                let is_hidden = line.contains(&format!("`{code}` (hidden)"));
+                if !is_command && !helps.contains_key(named) || named == "help" || is_hidden {
                     continue;
                 }
                 count += 1;
