@@ -234,7 +234,7 @@ fn a_plain_container_gets_an_agent_and_goes_back() {
     let scripts = tempfile::tempdir().unwrap();
     let script = scripts.path().join("server");
     let serve_by = |command: &str| fs::write(&script, format!("exec {command}\n")).unwrap();
-    let plain = needs::sftp_server().unwrap().display().to_string();
+    let plain = needs::plain_sftp_server().unwrap().display().to_string();
     let client = Client::with(served, sshd_with(&format!("/bin/sh {}", script.display())));
     let (served, machine) = (&client.served, &client.machine);
     let restored = |target: &str, name: &str, more: &[&str], round: u32| {
