@@ -20,6 +20,15 @@ pub fn is_wanted() -> bool {
     std::env::var_os("SPRAT_TEST_SERVER").is_some_and(|server| server == "agent")
 }
 
+/// The SFTP server for a folder: OpenSSH's, or the agent where [`is_wanted`].
+#[must_use]
+pub fn sftp_server(folder: &Path) -> Option<PathBuf> {
+    if is_wanted() && folder.is_dir() {
+        return Some(launcher(folder));
+    }
+    needs::plain_sftp_server()
+}
+
 /// The `sprat-agent` that was built beside the running test program.
 #[must_use]
 pub fn agent() -> Option<PathBuf> {

@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::agent_server;
-
 /// Ends the calling test where the check (an `Option<String>` with the reason) found something
 /// missing: skipped with the reason at a desk, failed where `CI` is set.
 #[macro_export]
@@ -53,15 +51,6 @@ pub fn find_program(program: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
         .map(|folder| folder.join(program))
         .find(|path| path.is_file())
-}
-
-/// The SFTP server for a folder: OpenSSH's, or the agent where [`agent_server::is_wanted`].
-#[must_use]
-pub fn sftp_server(folder: &Path) -> Option<PathBuf> {
-    if agent_server::is_wanted() && folder.is_dir() {
-        return Some(agent_server::launcher(folder));
-    }
-    plain_sftp_server()
 }
 
 /// Where OpenSSH's sftp-server is: the one that `SPRAT_TEST_SFTP_SERVER` names, such as an old release, or in

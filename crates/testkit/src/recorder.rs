@@ -17,7 +17,7 @@ use std::thread::{self, JoinHandle};
 
 use sprat_store::IgnorePoison;
 
-use crate::needs;
+use crate::agent_server;
 use crate::power::{Op, Power};
 
 const OPEN: u8 = 3;
@@ -179,7 +179,7 @@ impl Line {
 impl Shared {
     fn serve(self: &Arc<Self>, socket: TcpStream) -> io::Result<()> {
         let mut lines = self.lines.lock().ignore_poison();
-        let program = needs::sftp_server(&self.folder).ok_or(io::ErrorKind::NotFound)?;
+        let program = agent_server::sftp_server(&self.folder).ok_or(io::ErrorKind::NotFound)?;
         let mut server = Command::new(program)
             .arg("-d")
             .arg(&self.folder)

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use sprat_testkit::client_and_server;
 use sprat_testkit::machine::{CONTAINER, Ran, TestMachine, noise};
 use sprat_testkit::tmpfs::Tmpfs;
-use sprat_testkit::{leases, needs, requires};
+use sprat_testkit::{agent_server, leases, needs, requires};
 
 /// sprat's check as on a server whose disk can't give these blocks of the volume back.
 fn command_on_bad_disk(machine: &TestMachine, blocks: &[u64], more: &[&str]) -> Command {
@@ -24,7 +24,7 @@ fn command_on_bad_disk(machine: &TestMachine, blocks: &[u64], more: &[&str]) -> 
         "python3 -S {} {} {}",
         script.display(),
         list.display(),
-        needs::sftp_server(&machine.path("store"))
+        agent_server::sftp_server(&machine.path("store"))
             .unwrap()
             .display()
     );

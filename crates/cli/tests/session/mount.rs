@@ -9,7 +9,7 @@ use sprat::{Exit, Failure};
 use sprat_session as session;
 use sprat_session::{Access, ClosedReport, Notice, Phase, Session};
 use sprat_testkit::leftovers::LIMIT;
-use sprat_testkit::{needs, requires};
+use sprat_testkit::{agent_server, needs, requires};
 use sprat_testkit_session::session_harness::{
     Observed, SessionHarness, assert_exit, fill, missing, never, ssh_missing,
 };
@@ -316,7 +316,7 @@ fn umount_of_a_busy_mount_ends_while_a_network_mount_does_not_answer() {
     fs::create_dir(&net).unwrap();
     fs::write(harness.path("out/f"), "hello").unwrap();
     let login = harness.path("login");
-    let server = needs::sftp_server(&harness.path("out")).unwrap();
+    let server = agent_server::sftp_server(&harness.path("out")).unwrap();
     fs::write(&login, format!("#!/bin/sh\nexec {}\n", server.display())).unwrap();
     fs::set_permissions(&login, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let mut sshfs = Command::new("sshfs")

@@ -359,24 +359,6 @@ fn links_that_the_source_no_longer_has_are_separated() {
 }
 
 #[test]
-fn folder_that_becomes_a_hard_link_is_replaced() {
-    requires!(missing());
-    let volume = OnBtrfs::new();
-    fs::write(volume.source("file"), "content").unwrap();
-    fs::create_dir(volume.source("folder")).unwrap();
-    fs::write(volume.source("folder/in"), "content").unwrap();
-    volume.take();
-    fs::remove_dir_all(volume.source("folder")).unwrap();
-    fs::hard_link(volume.source("file"), volume.source("folder")).unwrap();
-    let second = volume.take();
-    assert!(second.record.complete, "{:?}", second.record);
-    assert_same(
-        &volume.bench.source(),
-        &volume.bench.in_snapshot(second.name),
-    );
-}
-
-#[test]
 fn what_no_longer_belongs_to_the_job_leaves_the_next_snapshot() {
     requires!(missing());
     let volume = OnBtrfs::new();

@@ -14,7 +14,7 @@ use sprat_store::{
     StoreFile,
 };
 use sprat_testkit::leftovers::LIMIT;
-use sprat_testkit::{needs, requires};
+use sprat_testkit::{agent_server, needs, requires};
 
 use crate::part::scripted::{
     EXTENDED, FSTAT, LSTAT, Next, OPEN, READ, READDIR, WRITE, attributes, connect_to, data, framed,
@@ -626,7 +626,7 @@ fn server_text_is_escaped_for_the_terminal() {
 fn connection_that_does_not_come_up_only_slows_the_session() {
     let folder = tempfile::tempdir().unwrap();
     requires!(needs::sftp_server_missing());
-    let server = needs::sftp_server(folder.path()).unwrap();
+    let server = agent_server::sftp_server(folder.path()).unwrap();
     let first = AtomicBool::new(true);
     let dial = move || {
         let (ours, theirs) = UnixStream::pair().unwrap();

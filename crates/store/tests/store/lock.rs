@@ -16,7 +16,7 @@ use sprat_store::{
     FileName, LocalStore, Lock, LockError, OwnerNote, SftpStore, Store, WriteJournal,
 };
 use sprat_testkit::memory::MemoryStore;
-use sprat_testkit::{needs, requires};
+use sprat_testkit::{agent_server, needs, requires};
 
 mod agent;
 mod garbled;
@@ -683,11 +683,8 @@ fn connection_that_outlives_its_session_keeps_the_journal_locked() {
     let (folder, state) = (tempfile::tempdir().unwrap(), host());
     let record = record(state.path());
     // Like an ssh that still has bytes to send: it ignores the end of its input.
-    let server = needs::sftp_server(folder.path())
-        .unwrap()
-        .display()
-        .to_string();
-    let script = format!("trap '' TERM; {server}; sleep 1");
+    let server = agent_server::sftp_server(folder.path()).unwrap();
+    let script = format!("trap '' TERM; {}; sleep 1", server.display());
     let mut options = crate::part::options(
         ["/bin/sh", "-c", script.as_str()].map(Into::into).to_vec(),
         folder.path(),

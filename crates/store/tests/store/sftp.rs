@@ -11,7 +11,7 @@ use sprat_store::{
 };
 use sprat_testkit::leftovers::LIMIT;
 use sprat_testkit::ssh_server::{OpenSshOptions, SshServer, openssh};
-use sprat_testkit::{needs, requires};
+use sprat_testkit::{agent_server, needs, requires};
 
 fn name(text: &str) -> FileName {
     FileName::new(text).unwrap()
@@ -311,7 +311,7 @@ fn folder_may_be_relative_to_the_home() {
     requires!(needs::sftp_server_missing());
     let home = tempfile::tempdir().unwrap();
     std::fs::create_dir(home.path().join("in side")).unwrap();
-    let server = needs::sftp_server(home.path()).unwrap();
+    let server = agent_server::sftp_server(home.path()).unwrap();
     let program: Vec<OsString> = vec![server.into(), "-d".into(), home.path().into()];
     for (folder, found) in [
         ("in side", "in side/x"),

@@ -13,7 +13,7 @@ use super::packet::{self, Fields};
 use super::{Act, Kind, Shared};
 use sprat_store::IgnorePoison;
 
-use crate::needs;
+use crate::agent_server;
 
 /// An answer that waits for the next one is sent alone after this time.
 const REORDER_LIMIT: Duration = Duration::from_millis(300);
@@ -67,7 +67,7 @@ impl Connection {
                 }
             },
         };
-        let program = needs::sftp_server(&shared.folder).ok_or(io::ErrorKind::NotFound)?;
+        let program = agent_server::sftp_server(&shared.folder).ok_or(io::ErrorKind::NotFound)?;
         let mut server = Command::new(program)
             .arg("-d")
             .arg(&shared.folder)

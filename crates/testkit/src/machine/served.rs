@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use super::{CONTAINER, Ran, TestMachine};
-use crate::needs;
+use crate::{agent_server, needs};
 
 const FORGETFUL: &str = include_str!("forgetful.py");
 
@@ -22,7 +22,7 @@ pub fn missing() -> Option<String> {
 
 /// Runs sprat with the system's own server; [`CONTAINER`] stands for the container there.
 pub fn served(machine: &TestMachine, arguments: &[&str]) -> Ran {
-    let server = needs::sftp_server(&machine.path("store")).unwrap();
+    let server = agent_server::sftp_server(&machine.path("store")).unwrap();
     served_by(machine, &format!("exec {}", server.display()), arguments)
 }
 
@@ -77,7 +77,7 @@ impl<'m> Forgetful<'m> {
             "exec python3 -S {} {} {} {name} {nth} {how} \"$@\"",
             script.display(),
             folder.display(),
-            needs::sftp_server(&self.machine.path("store"))
+            agent_server::sftp_server(&self.machine.path("store"))
                 .unwrap()
                 .display()
         );

@@ -13,9 +13,9 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{Ran, TestMachine};
+use crate::agent_server;
 use crate::client_and_server::FileSystem;
 use crate::dice::{self, Dice};
-use crate::needs;
 use crate::program::system;
 
 /// The program that strikes, in place of ssh.
@@ -104,7 +104,9 @@ impl TestMachine {
             "python3 -S {} {} {} {how} {when} {nth}",
             script.display(),
             folder.display(),
-            needs::sftp_server(&self.path("store")).unwrap().display()
+            agent_server::sftp_server(&self.path("store"))
+                .unwrap()
+                .display()
         );
         let patience = if matches!(how, "lose" | "leave") {
             "60"

@@ -38,7 +38,7 @@ const MARK: &str = "SPRAT_TEST_SSHD";
 pub struct OpenSshOptions {
     /// sshd's own `internal-sftp` instead of the program.
     pub internal_sftp: bool,
-    /// The only folder that the test uses there, see [`needs::sftp_server`].
+    /// The only folder that the test uses there, see [`agent_server::sftp_server`].
     pub serves: Option<PathBuf>,
     /// Arguments for sftp-server, such as `-R` or `-P fsync`.
     pub sftp_arguments: Vec<String>,
@@ -151,7 +151,7 @@ pub(super) fn session_mark(folder: &Path) -> String {
 
 fn config(server: &SshServer, options: &OpenSshOptions) -> String {
     let folder = options.serves.as_deref();
-    let found = folder.map_or_else(needs::plain_sftp_server, needs::sftp_server);
+    let found = folder.map_or_else(needs::plain_sftp_server, agent_server::sftp_server);
     let program = match (options.internal_sftp, found) {
         (false, Some(_)) if other_root().is_some() => "/usr/lib/openssh/sftp-server".to_owned(),
         (false, Some(program)) => program.display().to_string(),

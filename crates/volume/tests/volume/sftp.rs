@@ -15,7 +15,7 @@ use sprat_testkit::dice::Dice;
 use sprat_testkit::ssh_server::{SshServer, openssh};
 use sprat_testkit::watchdog::within;
 use sprat_testkit::wire::{Wire, WireOptions};
-use sprat_testkit::{needs, requires};
+use sprat_testkit::{agent_server, needs, requires};
 use sprat_volume::{Fenced, Flush, Geometry, ReconnectError, SessionHooks, Volume, VolumeOptions};
 
 const BLOCKS: usize = 4096;
@@ -142,7 +142,7 @@ struct SftpSession {
 impl SftpSession {
     /// Each server writes down its process id before it becomes sftp-server.
     fn program(&self) -> Vec<OsString> {
-        let server = needs::sftp_server(&self.folder).unwrap();
+        let server = agent_server::sftp_server(&self.folder).unwrap();
         let pids = self.folder.join("pids");
         let run = format!(
             "sh -c 'echo $$ >> {}; exec {}'",

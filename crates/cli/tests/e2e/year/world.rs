@@ -12,12 +12,12 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, civil};
 use serde_json::Value;
+use sprat_testkit::agent_server;
 use sprat_testkit::client_and_server::FileSystem;
 use sprat_testkit::dice::Dice;
 use sprat_testkit::fake_clock::FakeClock;
 use sprat_testkit::machine::{CHEAP, Ran, TestMachine};
 use sprat_testkit::manifest::Manifest;
-use sprat_testkit::needs;
 use sprat_testkit::notice_servers::{NoticeServer, Wire};
 use sprat_testkit::program::{children_cpu, system};
 
@@ -156,7 +156,7 @@ impl World {
              [ \"$last\" = sftp ] || exit 1\n\
              if [ -e {folder}/no-server ]; then echo 'No route to host' >&2; exit 255; fi\n\
              exec {}\n",
-            needs::sftp_server(&self.machine.path("store"))
+            agent_server::sftp_server(&self.machine.path("store"))
                 .unwrap()
                 .display()
         );

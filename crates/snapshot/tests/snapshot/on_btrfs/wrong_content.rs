@@ -221,3 +221,21 @@ fn subvolume_inside_of_work_is_refused() {
     let report = volume.take();
     assert!(volume.kept(&report, "folder/file").exists());
 }
+
+#[test]
+fn folder_that_becomes_a_hard_link_is_replaced() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    fs::write(volume.source("file"), "content").unwrap();
+    fs::create_dir(volume.source("folder")).unwrap();
+    fs::write(volume.source("folder/in"), "content").unwrap();
+    volume.take();
+    fs::remove_dir_all(volume.source("folder")).unwrap();
+    fs::hard_link(volume.source("file"), volume.source("folder")).unwrap();
+    let second = volume.take();
+    assert!(second.record.complete, "{:?}", second.record);
+    assert_same(
+        &volume.bench.source(),
+        &volume.bench.in_snapshot(second.name),
+    );
+}

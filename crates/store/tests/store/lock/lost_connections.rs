@@ -15,7 +15,7 @@ enum Line {
 /// A server over a socket; `at` decides about each request that is sent to it.
 fn behind(folder: &Path, at: impl Fn(&[u8]) -> Line + Send + Sync + 'static) -> SftpStore {
     let at = Arc::new(at);
-    let program = needs::sftp_server(folder).unwrap();
+    let program = agent_server::sftp_server(folder).unwrap();
     let dial = move || {
         let (here, mut there) = UnixStream::pair().unwrap();
         let mut server = Command::new(&program)

@@ -13,8 +13,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use sprat_store::SftpOptions;
+use sprat_testkit::agent_server;
 use sprat_testkit::leftovers::LIMIT;
-use sprat_testkit::needs;
 
 /// An SFTP server program's options, with time limits short enough for tests.
 pub fn options(program: Vec<OsString>, folder: &Path) -> SftpOptions {
@@ -25,7 +25,7 @@ pub fn options(program: Vec<OsString>, folder: &Path) -> SftpOptions {
 
 /// sftp-server itself, without ssh.
 pub fn piped(folder: &Path, arguments: &[&str]) -> SftpOptions {
-    let mut program: Vec<OsString> = vec![needs::sftp_server(folder).unwrap().into()];
+    let mut program: Vec<OsString> = vec![agent_server::sftp_server(folder).unwrap().into()];
     program.extend(arguments.iter().map(OsString::from));
     options(program, folder)
 }
