@@ -445,6 +445,7 @@ fn discard_reads_zeros_or_is_unsupported(subject: &Subject<'_>) {
         subject.store.create_new(&subject.name("holes"))
     }
     .unwrap();
+    file.resize(100_000).unwrap();
     file.write_at(0, &noise(3, 100_000)).unwrap();
     match file.discard(4096, 8192) {
         Ok(()) => {
