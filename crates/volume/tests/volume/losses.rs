@@ -542,9 +542,32 @@ fn volume_is_closed_and_compared_without_another_thread() {
     if lost == "yes" {
         disk.connect().write_at(at(3), &stamped(0)).unwrap();
     }
+    wait_until_other_threads_sleep();
     limit_memory_until_no_thread_begins();
     let closed = volume.close();
     assert_eq!(closed.is_err(), lost == "yes", "{closed:?}");
+}
+
+/// On a busy machine a thread that was begun may not have run yet. It still allocates a stack for signals, and aborts
+/// the process if it can't.
+fn wait_until_other_threads_sleep() {
+    let own = std::fs::read_link("/proc/thread-self").unwrap();
+    let sleeps = |task: &std::fs::DirEntry| {
+        // Its name, which is in parentheses, stands before the state. One that is gone needs nothing.
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit(") ")
+            .next()
+            .is_none_or(|state| state.is_empty() || state.starts_with('S'))
+    };
+    let all_sleep = || {
+        let mut tasks = std::fs::read_dir("/proc/self/task")
+            .unwrap()
+            .map(Result::unwrap);
+        tasks.all(|task| Some(&*task.file_name()) == own.file_name() || sleeps(&task))
+    };
+    while !all_sleep() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// A thread of the volume that ended leaves its stack to the next one, so threads are begun, and stay, until one is
