@@ -11,9 +11,11 @@ import argparse
 import os
 import random
 import shutil
+import signal
 import statistics
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -320,6 +322,7 @@ def main():
     parser.add_argument("--parts", default=",".join(PARTS))
     given = parser.parse_args()
     given.sprat, given.agent = given.sprat.resolve(), given.agent.resolve()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parts = given.parts.replace(",", " ").split()
     work = Path(tempfile.mkdtemp(prefix="sprat-bench-agent-", dir=given.work))
     sides, lines, table = [], [], []
