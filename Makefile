@@ -45,8 +45,8 @@ try: ## back up a real folder and restore it: [DIR=/usr/share/doc]; leaves nothi
 test: ## every test, those in the VM too (needs root or sudo; installs what is missing)
 	@scripts/test
 
-test-agent: ## the tests that need a server, with sprat-agent as the server
-	@SPRAT_TEST_SERVER=agent scripts/test -E '(package(sprat-store) | package(sprat-volume) | binary(/^(session|e2e|torture)$$/)) & not test(/^year::/)'
+test-agent: ## the tests of the store, of the lock and of the program with sprat-agent as their server
+	@SPRAT_TEST_SERVER=agent scripts/test -E '(package(sprat-store) & test(/^(contract|lock)::/)) | (binary(e2e) & test(/^(prune|lock|keys|restore|headers|line|reserve|trips|check|copy|commands)::/) & not test(/^copy::(copy_between_servers_keeps_holes|container_moved_from_usb_to_server_keeps_hard_links)$$/))'
 
 test-vm: ## only the tests in a VM, on a real kernel with dm-crypt
 	@scripts/test --no-capture -E 'binary(vm)'
