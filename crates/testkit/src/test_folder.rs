@@ -109,7 +109,7 @@ impl Drop for TestFolder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tmpfs::{Ext4Disk, Tmpfs};
+    use crate::tmpfs::{LoopDisk, Tmpfs};
     use crate::{leftovers, needs};
 
     /// What is left of a folder: processes, mounts and the folder itself.
@@ -129,7 +129,7 @@ mod tests {
         std::mem::forget(Tmpfs::mount(&mounted, 1));
         std::fs::write(mounted.join("file"), "").unwrap();
         let image = folder.path().join("image");
-        std::mem::forget(Ext4Disk::mount(&image, &disk, 8));
+        std::mem::forget(LoopDisk::mount(&image, &disk, 8));
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", "sleep 1000 > /dev/null 2>&1 &"]);
         shell.env("FOLDER", folder.path()).process_group(0);

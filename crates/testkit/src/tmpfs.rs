@@ -88,9 +88,9 @@ impl SmallDisk {
 /// A mounted ext4, without blocks that are kept for root; unmounted on drop. It needs mkfs.ext4 and loop
 /// devices.
 #[derive(Debug)]
-pub struct Ext4Disk(PathBuf);
+pub struct LoopDisk(PathBuf);
 
-impl Ext4Disk {
+impl LoopDisk {
     /// Makes one in `image`, and mounts it on `folder`.
     ///
     /// # Panics
@@ -114,7 +114,7 @@ impl Ext4Disk {
     }
 }
 
-impl Drop for Ext4Disk {
+impl Drop for LoopDisk {
     fn drop(&mut self) {
         unmount(&self.0);
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use sprat_testkit::dice;
 use sprat_testkit::test_folder::TestFolder;
-use sprat_testkit::tmpfs::{Ext4Disk, SmallDisk, fill};
+use sprat_testkit::tmpfs::{LoopDisk, SmallDisk, fill};
 use sprat_testkit::{needs, requires};
 
 use crate::client::{BLOCK, CREATE_NEW, Client, EAGER, READ_WRITE, Served, blocks, string};
@@ -39,27 +39,27 @@ impl Room for SmallDisk {
 }
 
 /// A mounted ext4.
-struct Ext4 {
+struct OnLoop {
     path: PathBuf,
     // Unmounted before the folder is removed.
-    _disk: Ext4Disk,
+    _disk: LoopDisk,
     _folder: TestFolder,
 }
 
-impl Ext4 {
+impl OnLoop {
     fn new() -> Self {
         let folder = TestFolder::new("sprat-ext4-");
         let path = folder.path().join("disk");
         fs::create_dir(&path).unwrap();
         Self {
-            _disk: Ext4Disk::mount(&folder.path().join("image"), &path, 16),
+            _disk: LoopDisk::mount(&folder.path().join("image"), &path, 16),
             path,
             _folder: folder,
         }
     }
 }
 
-impl Room for Ext4 {
+impl Room for OnLoop {
     fn leave(&self, blocks: u64) {
         fill(&self.path);
         let filler = fs::File::options()
@@ -305,11 +305,11 @@ fn what_another_connection_removes_is_no_part_of_the_quota_any_more() {
 
 /// With blocks for folders and extents, too. Each step waits for the disk: only in the long form.
 #[test]
-fn an_ext4_that_is_full_at_any_block_refuses_and_loses_nothing() {
+fn a_loop_disk_that_is_full_at_any_block_refuses_and_loses_nothing() {
     if dice::number("SPRAT_TORTURE_ROUNDS").is_none() {
         return;
     }
     requires!(needs::root(), needs::devices(), needs::program("mkfs.ext4"));
-    let disk = Ext4::new();
+    let disk = OnLoop::new();
     space_ends_at_every_block(Served::in_folder(&disk.path, EAGER), &disk);
 }

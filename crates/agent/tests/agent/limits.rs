@@ -7,7 +7,7 @@ use std::process::Command;
 
 use sprat_testkit::dice::Dice;
 use sprat_testkit::test_folder::TestFolder;
-use sprat_testkit::tmpfs::{Ext4Disk, fill};
+use sprat_testkit::tmpfs::{LoopDisk, fill};
 use sprat_testkit::{needs, requires};
 
 use crate::client::{BLOCK, CREATE_NEW, Client, EAGER, READ, READ_WRITE, Served, agent, blocks};
@@ -166,7 +166,7 @@ fn on_a_full_disk_the_past_is_read_and_written_back_and_a_lock_released() {
     let folder = TestFolder::new("sprat-ext4-");
     let at = folder.path().join("disk");
     fs::create_dir(&at).unwrap();
-    let _disk = Ext4Disk::mount(&folder.path().join("image"), &at, 64);
+    let _disk = LoopDisk::mount(&folder.path().join("image"), &at, 64);
     let served = Served::in_folder(&at, EAGER);
     let file = fs::File::create(served.path("x.luks")).unwrap();
     file.set_len(block(4000)).unwrap();

@@ -3,7 +3,7 @@
 use std::fs;
 
 use sprat_testkit::machine::{CONTAINER, Ran, TestMachine, noise};
-use sprat_testkit::tmpfs::{Ext4Disk, Tmpfs, fill};
+use sprat_testkit::tmpfs::{LoopDisk, Tmpfs, fill};
 use sprat_testkit::{needs, requires};
 
 fn run(machine: &TestMachine) -> Ran {
@@ -86,7 +86,7 @@ fn full_ext4_below_the_state_folder_stops_no_copy_and_no_notice() {
     requires!(needs::root(), needs::devices(), needs::program("mkfs.ext4"));
     let machine = TestMachine::new();
     fs::create_dir_all(machine.path("state")).unwrap();
-    let disk = Ext4Disk::mount(&machine.path("disk"), &machine.path("state"), 48);
+    let disk = LoopDisk::mount(&machine.path("disk"), &machine.path("state"), 48);
     full_after_a_copy(&machine);
     copies_go_on(&machine);
     drop(disk);

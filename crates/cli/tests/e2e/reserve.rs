@@ -5,7 +5,7 @@ use std::fs;
 use sprat_testkit::machine::remote::RemoteMachine;
 use sprat_testkit::machine::{CONTAINER, TestMachine, noise};
 use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
-use sprat_testkit::tmpfs::{Ext4Disk, Tmpfs, fill};
+use sprat_testkit::tmpfs::{LoopDisk, Tmpfs, fill};
 use sprat_testkit::{agent_server, needs, requires};
 
 /// With a small reserve: the disk is small, too.
@@ -37,7 +37,7 @@ fn full_ext4_disk_stops_backup_and_prune_frees_space() {
         needs::program("mkfs.ext4")
     );
     let machine = TestMachine::new();
-    let _disk = Ext4Disk::mount(&machine.path("disk"), &machine.path("store"), 100);
+    let _disk = LoopDisk::mount(&machine.path("disk"), &machine.path("store"), 100);
     gets_out_of_a_full_disk(
         machine,
         &OpenSshOptions::default(),

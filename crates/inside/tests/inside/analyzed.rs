@@ -14,7 +14,7 @@ use sprat_snapshot::{
 };
 use sprat_testkit::dice::{Dice, seed};
 use sprat_testkit::test_folder::TestFolder;
-use sprat_testkit::tmpfs::Ext4Disk;
+use sprat_testkit::tmpfs::LoopDisk;
 use sprat_testkit::{needs, requires};
 
 use crate::model;
@@ -246,7 +246,7 @@ fn thirty_days_of_changes_cost_what_a_count_of_every_inode_shows() {
     for name in ["volume", "source"] {
         fs::create_dir(dir.path().join(name)).unwrap();
     }
-    let disk = Ext4Disk::mount(&dir.path().join("image"), &dir.path().join("volume"), 128);
+    let disk = LoopDisk::mount(&dir.path().join("image"), &dir.path().join("volume"), 128);
     let mut machine = Machine {
         dir,
         now: Timestamp::now() - SignedDuration::from_hours(24 * 40),

@@ -13,7 +13,7 @@ use sprat_snapshot::{
 };
 use sprat_testkit::dice::{Dice, number, seed};
 use sprat_testkit::test_folder::TestFolder;
-use sprat_testkit::tmpfs::Ext4Disk;
+use sprat_testkit::tmpfs::LoopDisk;
 use sprat_testkit::{needs, requires};
 
 use crate::model;
@@ -82,7 +82,7 @@ fn removal_frees_exactly_what_was_computed_for_random_trees() {
         let (volume, source) = (dir.path().join("volume"), dir.path().join("source"));
         fs::create_dir(&volume).unwrap();
         fs::create_dir_all(source.join("tree")).unwrap();
-        let disk = Ext4Disk::mount(&dir.path().join("image"), &volume, 64);
+        let disk = LoopDisk::mount(&dir.path().join("image"), &volume, 64);
         let mut left: Vec<(&str, String)> = Vec::new();
         for day in 0..DAYS {
             model::live_a_day(&source.join("tree"), &mut dice);

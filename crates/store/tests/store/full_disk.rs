@@ -5,7 +5,7 @@ use std::path::Path;
 
 use sprat_store::WriteJournal;
 use sprat_testkit::test_folder::TestFolder;
-use sprat_testkit::tmpfs::{Ext4Disk, SmallDisk, fill};
+use sprat_testkit::tmpfs::{LoopDisk, SmallDisk, fill};
 use sprat_testkit::{needs, requires};
 
 /// A container that was used before, on a disk without a free byte: a session dies, and another ends in order.
@@ -39,7 +39,7 @@ fn journal_that_was_used_before_works_on_a_full_ext4() {
     let folder = TestFolder::new("sprat-full-");
     let (image, at) = (folder.path().join("image"), folder.path().join("at"));
     fs::create_dir(&at).unwrap();
-    let _disk = Ext4Disk::mount(&image, &at, 32);
+    let _disk = LoopDisk::mount(&image, &at, 32);
     journal_works(&at);
 }
 
