@@ -5,6 +5,11 @@
 //! Beside it `.sprat/NAME.begun.json` records how many of its bytes are durable: the length that the
 //! file had before a `syncfs`, written after that `syncfs` ([`crate::checkpoint`]).
 //!
+//! The rest must begin with a byte that is not zero. If it begins with zeros, rsync with `--append` and `--sparse`
+//! writes these zeros over the beginning of the file, and ends with an error (rsync's fileio.c, `write_sparse`:
+//! `sparse_past_write` is 0 before the first write). rsync does not write zeros before it knows what follows them, so
+//! the rest often begins with zeros. So the last byte that is not zero is copied again.
+//!
 //! The next run uses it if the source is unchanged: inode, size, time and change time are equal, and
 //! none of them is younger than the run that began to copy it. So the source had this content all the
 //! time. The run cuts the file to its durable length and lets rsync append the rest in a separate tree,
@@ -15,9 +20,10 @@
 //! it is whole, so no run takes it for unchanged.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -47,6 +53,8 @@ const NAME_BYTES_UNCUT: usize = 240;
 const FILE: &str = ".begun";
 const NOTE: &str = ".begun.json";
 const NOTE_BYTES_MAX: u64 = 64 << 10;
+/// rsync leaves out zeros of 1 KiB or more (rsync.h, `SPARSE_WRITE_SIZE`), so fewer are at the end of a begun file.
+const END_BYTES: u64 = 64 << 10;
 /// How long the source may take to answer: the end of the run waits for it.
 const SOURCE_PATIENCE: Duration = Duration::from_secs(3);
 /// How many begun files one run uses. Each needs an rsync of its own.
@@ -251,9 +259,16 @@ impl Begun {
         let (Some((inode, bytes)), Some(current)) = (written, current.as_mut()) else {
             return Ok(());
         };
-        if current.note.inode != inode || bytes < BIG_BYTES {
+        if current.note.inode != inode {
             return Ok(());
         }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = format!("{}{FILE}", current.slot);
+        let file = openat(&self.files, file, flags, Mode::empty())?;
+        let last = last_written(&file.into(), bytes)?;
+        let Some(bytes) = last.filter(|bytes| *bytes >= BIG_BYTES) else {
+            return Ok(());
+        };
         current.note.bytes = bytes;
         let text = serde_json::to_vec(&current.note)?;
         replace_file(&self.state, &format!("{}{NOTE}", current.slot), &text)
@@ -420,6 +435,17 @@ fn is_whole(in_tree: &Path, note: &Note) -> bool {
     })
 }
 
+/// Where the last byte is that is not zero, near the end of the first `bytes` of a file. `None` if there is none:
+/// rsync lengthens a file by zeros only when it is complete.
+fn last_written(file: &File, bytes: u64) -> io::Result<Option<u64>> {
+    let length = bytes.min(END_BYTES);
+    let from = bytes - length;
+    let mut end = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+    file.read_exact_at(&mut end, from)?;
+    let at = end.iter().rposition(|byte| *byte != 0);
+    Ok(at.map(|at| from + at as u64))
+}
+
 /// Removes the begun file of the run `name`, if it is in the state folder, and its note.
 pub(crate) fn forget(state: &OwnedFd, name: SnapshotName) {
     for ending in [NOTE, FILE] {
@@ -483,7 +509,7 @@ impl Begun {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = openat(&self.state, format!("{slot}{NOTE}"), flags, Mode::empty()).ok()?;
         let mut text = Vec::new();
-        let file = std::fs::File::from(file);
+        let file = File::from(file);
         file.take(NOTE_BYTES_MAX).read_to_end(&mut text).ok()?;
         let note: Note = serde_json::from_slice(&text).ok()?;
         let path = plain_path(&unescape_path(&note.path)).ok()?;

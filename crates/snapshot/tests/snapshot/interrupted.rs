@@ -375,13 +375,18 @@ pub(crate) fn files_ending(folder: &Path, ending: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// A large file that was not written just now.
+/// A large file that was not written just now. Each KiB ends with zeros: rsync does not write those before it knows
+/// what follows.
 pub(crate) fn large_source(bench: &Bench) -> PathBuf {
     let file = bench.source().join("folder/vm.img");
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     let mut content = Vec::new();
     for n in 0..BIG_BYTES / 8 {
-        content.extend_from_slice(&(n.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1).to_le_bytes());
+        let word = match n % 128 {
+            127 => 0,
+            _ => n.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
+        };
+        content.extend_from_slice(&word.to_le_bytes());
     }
     fs::write(&file, content).unwrap();
     set_mode(&file, 0o640).unwrap();
@@ -413,7 +418,8 @@ fn the_next_run_copies_only_the_rest_of_a_large_file() {
     assert!(report.record.complete, "{:?}", report.record);
     assert_same(&bench.source(), &bench.in_snapshot(report.name));
     let copied = report.record.stats.bytes_literal;
-    assert_eq!(copied, BIG_BYTES - again);
+    // The last byte that is not zero is copied again.
+    assert_eq!(copied, BIG_BYTES - (again - 1));
     assert!(files_ending(&state, ".begun").is_empty());
     assert!(
         files_ending(&state, ".json")
