@@ -119,11 +119,12 @@ pub fn notice_text(notice: &Notice) -> (String, bool) {
         Notice::VolumeSpaceLow {
             available_bytes,
             inodes,
+            metadata_bytes,
         } => (
             format!(
                 "the volume is nearly full: {} are left. Run `sprat prune` to free space, or `sprat \
                  grow` to enlarge the container",
-                free_text(*available_bytes, *inodes)
+                free_text(*available_bytes, *inodes, *metadata_bytes)
             ),
             true,
         ),

@@ -19,6 +19,7 @@
 //! subvolume, and rsync appends the rest in place. The time of such a file is that of the last write until
 //! it is whole, so no run takes it for unchanged.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -44,6 +45,7 @@ use crate::reflink;
 use crate::reread::copying;
 use crate::rsync::{Ended, Invocation, Outcome, Rsync, within, written_in};
 use crate::text::{escape_path, unescape_path};
+use crate::unresponsive;
 use crate::walk::{folder_of, leads_within, listed, names_in, open_folder_at};
 
 /// Smaller files are copied again from the beginning.
@@ -346,14 +348,9 @@ impl Begun {
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
     ) -> Result<(Option<Outcome>, bool), SnapshotError> {
-        let failed = |source| SnapshotError::Volume {
-            op: "use",
-            object: FILE.to_owned(),
-            source,
-        };
         let mut done: Option<Outcome> = None;
         let mut any = false;
-        for (slot, note) in self.usable(folder).map_err(failed)? {
+        for (slot, note) in self.usable(folder, progress, cancel)? {
             if cancel.is_cancelled() {
                 break;
             }
@@ -459,6 +456,14 @@ pub(crate) fn is_file_name(name: &OsStr) -> bool {
     slot.is_some_and(|slot| SnapshotName::parse(slot).is_ok())
 }
 
+fn failed(source: io::Error) -> SnapshotError {
+    SnapshotError::Volume {
+        op: "use",
+        object: FILE.to_owned(),
+        source,
+    }
+}
+
 fn below(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
@@ -488,11 +493,38 @@ fn slots(folder: &RunFolder, files: &OwnedFd) -> io::Result<Vec<(SnapshotName, b
 
 impl Begun {
     /// The begun files that can be used, longest first. All others are removed.
-    fn usable(&self, folder: &RunFolder) -> io::Result<Vec<(SnapshotName, Note)>> {
+    fn usable(
+        &self,
+        folder: &RunFolder,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<Vec<(SnapshotName, Note)>, SnapshotError> {
+        let slots = slots(folder, &self.files).map_err(failed)?;
+        let notes = slots.iter().map(|(slot, has_note)| {
+            let note = has_note.then(|| self.read_note(*slot)).flatten();
+            (*slot, note)
+        });
+        let notes: Vec<(SnapshotName, Option<(Note, PathBuf)>)> = notes.collect();
+        let paths: Vec<PathBuf> = notes
+            .iter()
+            .filter_map(|(_, note)| Some(note.as_ref()?.1.clone()))
+            .collect();
+        let sources: BTreeMap<PathBuf, Option<Identity>> =
+            unresponsive::ask(progress, cancel, move || {
+                let found = paths.into_iter().map(|path| {
+                    let identity = Identity::of(&path);
+                    (path, identity)
+                });
+                found.collect()
+            })?;
         let mut usable = Vec::new();
-        for (slot, has_note) in slots(folder, &self.files)? {
-            match has_note.then(|| self.check(folder, slot)).flatten() {
-                Some(note) => usable.push((slot, note)),
+        for (slot, note) in notes {
+            let note = note.filter(|(note, path)| {
+                let source = sources.get(path).and_then(Option::as_ref);
+                source == Some(&note.source) && self.check(folder, slot, note, path)
+            });
+            match note {
+                Some((note, _)) => usable.push((slot, note)),
                 None => self.forget(slot),
             }
         }
@@ -504,8 +536,8 @@ impl Begun {
         Ok(usable)
     }
 
-    /// Reads a note, and checks that it describes the present file and source.
-    fn check(&self, folder: &RunFolder, slot: SnapshotName) -> Option<Note> {
+    /// Reads a note. Returns also the path of the source.
+    fn read_note(&self, slot: SnapshotName) -> Option<(Note, PathBuf)> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = openat(&self.state, format!("{slot}{NOTE}"), flags, Mode::empty()).ok()?;
         let mut text = Vec::new();
@@ -513,25 +545,24 @@ impl Begun {
         file.take(NOTE_BYTES_MAX).read_to_end(&mut text).ok()?;
         let note: Note = serde_json::from_slice(&text).ok()?;
         let path = plain_path(&unescape_path(&note.path)).ok()?;
-        if Identity::of(&path)? != note.source || note.bytes < BIG_BYTES {
-            return None;
-        }
+        (note.bytes >= BIG_BYTES).then_some((note, path))
+    }
+
+    /// Whether a note describes the present file.
+    fn check(&self, folder: &RunFolder, slot: SnapshotName, note: &Note, path: &Path) -> bool {
         let about = || {
-            statat(
-                &self.files,
-                format!("{slot}{FILE}"),
-                AtFlags::SYMLINK_NOFOLLOW,
-            )
-            .ok()
+            let file = format!("{slot}{FILE}");
+            statat(&self.files, file, AtFlags::SYMLINK_NOFOLLOW)
         };
-        if about()?.st_nlink > 1 {
-            self.remove_other_names(folder, &path, &note).ok()?;
+        let has_others = about().is_ok_and(|about| about.st_nlink > 1);
+        if has_others && self.remove_other_names(folder, path, note).is_err() {
+            return false;
         }
-        let about = about()?;
-        let is_file = rustix::fs::FileType::from_raw_mode(about.st_mode).is_file();
-        let long_enough = u64::try_from(about.st_size).is_ok_and(|bytes| bytes >= note.bytes);
-        (is_file && about.st_ino == note.inode && about.st_nlink == 1 && long_enough)
-            .then_some(note)
+        about().is_ok_and(|about| {
+            let is_file = rustix::fs::FileType::from_raw_mode(about.st_mode).is_file();
+            let long_enough = u64::try_from(about.st_size).is_ok_and(|bytes| bytes >= note.bytes);
+            is_file && about.st_ino == note.inode && about.st_nlink == 1 && long_enough
+        })
     }
 
     /// After a crash the file may also have its name in the tree in which rsync appended to it. In `work` it may

@@ -29,3 +29,4 @@ pub(crate) use room::volume_full_or;
 pub(crate) use run::{Ended, ITEMS_MAX, Obstacle, Outcome, SeveralNames};
 pub(crate) use scope::ends_run;
 pub(crate) use stillness::{REPORT_AFTER, STILL_MAX, written_in};
+pub(crate) use waiting::file_of_thread;

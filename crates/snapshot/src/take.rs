@@ -46,6 +46,7 @@ use crate::suspects::Suspects;
 use crate::text::escape_path;
 use crate::unfit::Unfit;
 use crate::unlinked;
+use crate::unresponsive;
 use crate::work;
 pub use count::count;
 use count::{counted, disks_of};
@@ -142,7 +143,11 @@ fn take_or_fail(
         true => Reached::refused(spec, NO_MOUNTS_OF_HOSTS),
         false => pulled::reach(&rsync, spec, volume_root, progress, cancel)?,
     };
-    let mut sources = Sources::check_beside(spec, volume_root, pulled)?;
+    let mut sources = {
+        let (spec, volume_root) = (spec.clone(), volume_root.to_owned());
+        let check = move || Sources::check_beside(&spec, &volume_root, pulled);
+        unresponsive::ask(progress, cancel, check)??
+    };
     let folder = JobFolder::open_for_run(volume_root, &spec.job)?;
     // Opened before the first write: syncfs reports errors that occurred since then.
     let sync = File::open(&folder.job.path).map_err(|source| SnapshotError::Volume {
@@ -256,7 +261,14 @@ impl Run<'_> {
             .flatten();
         invocation.guarded = guard.is_some();
         let newest = self.linked_from.first().map(|(folder, _)| *folder);
-        let unfit = Unfit::find(&self.folder.job, newest, &self.sources, self.spec);
+        let unfit = Unfit::find(
+            &self.folder.job,
+            newest,
+            &self.sources,
+            self.spec,
+            progress,
+            cancel,
+        )?;
         unfit.leave_out_of(&mut invocation);
         let scout = self.scout();
         let mut followed = |now: Progress| {

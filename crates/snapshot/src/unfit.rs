@@ -11,14 +11,18 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT, linkat, utimensat};
 
+use crate::cancel::Cancel;
+use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder};
 use crate::long_path::lstat;
+use crate::progress::Progress;
 use crate::recent;
 use crate::record::{RunRecord, Warning};
 use crate::rsync::{Ended, Invocation, Outcome};
 use crate::sources::Sources;
 use crate::spec::SnapshotSpec;
 use crate::text::{escape_path, unescape_path};
+use crate::unresponsive;
 
 /// A file with more names gets no further one. The limit of ext4 is 65,000.
 const LINKS_MAX: u64 = 60_000;
@@ -43,41 +47,52 @@ impl Unfit {
         newest: Option<Folder>,
         sources: &Sources,
         spec: &SnapshotSpec,
-    ) -> Self {
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<Self, SnapshotError> {
         let Some(Folder::Named(name)) = newest else {
-            return Self::default();
+            return Ok(Self::default());
         };
         let Ok(record) = job.record(name) else {
-            return Self::default();
+            return Ok(Self::default());
         };
         let has = |wanted: fn(&Warning) -> bool| record.warnings.iter().any(wanted);
         let too_large = has(|warning| matches!(warning, Warning::AttributesTooLarge { .. }));
         let refused = has(|warning| matches!(warning, Warning::AttributesRefused { .. }));
         // Other patterns might exclude them.
         if !(too_large || refused) || spec.checksum || !is_same_job(&record, sources, spec) {
-            return Self::default();
+            return Ok(Self::default());
         }
         let from = PathBuf::from(Folder::Named(name).to_string());
-        let unchanged = |path: &PathBuf| {
-            let source = lstat(&Path::new("/").join(path));
+        let unchanged = |path: &Path, source: &Metadata| {
             let kept = lstat(&job.path.join(&from).join(path));
-            matches!((source, kept), (Ok(source), Ok(kept))
-                if is_same(&source, &kept) && source.ctime() < recent::from_s(record.started))
+            kept.is_ok_and(|kept| is_same(source, &kept))
+                && source.ctime() < recent::from_s(record.started)
         };
         let names = record.unread.names.iter().map(|name| unescape_path(name));
         let below = names.map(|path| path.strip_prefix("/").map(Path::to_owned).unwrap_or(path));
-        let paths: Vec<PathBuf> = below.filter(unchanged).collect();
+        let below: Vec<PathBuf> = below.collect();
+        let found = unresponsive::ask(progress, cancel, move || {
+            let found = below.into_iter().filter_map(|path| {
+                let about = lstat(&Path::new("/").join(&path)).ok()?;
+                Some((path, about))
+            });
+            found.collect::<Vec<_>>()
+        })?;
+        let found = found.into_iter();
+        let found = found.filter(|(path, source)| unchanged(path, source));
+        let paths: Vec<PathBuf> = found.map(|(path, _)| path).collect();
         let of_them = |message: &&String| {
             let mut names = paths.iter().map(|path| escape_path(path));
             names.any(|name| message.contains(&name))
         };
         let messages = record.messages.names.iter().filter(of_them);
-        Self {
+        Ok(Self {
             messages: messages.cloned().collect(),
             from,
             paths,
             too_large,
-        }
+        })
     }
 
     /// Excludes them from rsync's run.

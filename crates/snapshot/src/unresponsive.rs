@@ -1,15 +1,17 @@
 //! Accesses to a source that may not answer, such as a mount of a dead server. Each happens in a thread of its own.
 //! The thread that waits for it checks for a cancel, and gives up when rsync would be stopped, too.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use crate::cancel::Cancel;
 use crate::error::SnapshotError;
-use crate::rsync::{REPORT_AFTER, STILL_MAX};
+use crate::progress::{Phase, Progress};
+use crate::rsync::{REPORT_AFTER, STILL_MAX, file_of_thread};
 use crate::text::escape_path;
 
 const POLL: Duration = Duration::from_millis(100);
@@ -18,9 +20,24 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// How many chunks may wait.
 const CHUNKS_MAX: usize = 2;
 
-/// Waits for the source `path`.
+/// Asks the sources what is needed before or after rsync's run. As [`Waiting::ask`].
+pub(crate) fn ask<T: Send + 'static>(
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
+    ask: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, SnapshotError> {
+    let progress = RefCell::new(progress);
+    let report = |still_s| {
+        (progress.borrow_mut())(Progress {
+            still_s,
+            ..Progress::begin(Phase::Checking)
+        });
+    };
+    Waiting::new(cancel, &report).ask(ask)
+}
+
+/// Waits for a source.
 pub(crate) struct Waiting<'a> {
-    pub(crate) path: &'a Path,
     pub(crate) cancel: &'a Cancel,
     /// For how long there was no answer, if that is long enough to report.
     pub(crate) report: &'a dyn Fn(Option<u64>),
@@ -28,9 +45,8 @@ pub(crate) struct Waiting<'a> {
 }
 
 impl<'a> Waiting<'a> {
-    pub(crate) fn new(path: &'a Path, cancel: &'a Cancel, report: &'a dyn Fn(Option<u64>)) -> Self {
+    pub(crate) fn new(cancel: &'a Cancel, report: &'a dyn Fn(Option<u64>)) -> Self {
         Self {
-            path,
             cancel,
             report,
             still_max: STILL_MAX,
@@ -47,15 +63,18 @@ impl<'a> Waiting<'a> {
         ask: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, SnapshotError> {
         let (to, answer) = channel();
-        let thread = std::thread::Builder::new().spawn(move || {
-            // The receiver may be gone.
+        let (thread_to, thread) = channel();
+        let started = std::thread::Builder::new().spawn(move || {
+            // The receivers may be gone.
+            let _ = thread_to.send(own_thread());
             let _ = to.send(ask());
         });
-        thread.map_err(no_thread)?;
-        self.wait(&answer)
+        started.map_err(no_thread)?;
+        self.wait(&answer, &thread.recv().ok().flatten())
     }
 
-    fn wait<T>(&self, answer: &Receiver<T>) -> Result<T, SnapshotError> {
+    /// `thread`: that of the answer, in `/proc`.
+    fn wait<T>(&self, answer: &Receiver<T>, thread: &Option<PathBuf>) -> Result<T, SnapshotError> {
         let begun = Instant::now();
         let mut reported = false;
         loop {
@@ -77,7 +96,10 @@ impl<'a> Waiting<'a> {
                 Err(RecvTimeoutError::Timeout) if still >= self.still_max => {
                     return Err(SnapshotError::StoodStill {
                         still_s: still.as_secs(),
-                        at: Some(escape_path(self.path)),
+                        at: thread
+                            .as_deref()
+                            .and_then(file_of_thread)
+                            .map(|path| escape_path(&path)),
                     });
                 }
                 Err(RecvTimeoutError::Timeout) if still >= REPORT_AFTER => {
@@ -92,7 +114,9 @@ impl<'a> Waiting<'a> {
     /// Reads the file `from` from its beginning, at most `bytes_max` of it.
     pub(crate) fn read(self, from: File, bytes_max: u64) -> Result<Reading<'a>, SnapshotError> {
         let (to, chunks) = sync_channel(CHUNKS_MAX);
-        let thread = std::thread::Builder::new().spawn(move || {
+        let (thread_to, thread) = channel();
+        let started = std::thread::Builder::new().spawn(move || {
+            let _ = thread_to.send(own_thread());
             let mut from = from.take(bytes_max);
             loop {
                 let mut chunk = vec![0; CHUNK_BYTES];
@@ -106,9 +130,10 @@ impl<'a> Waiting<'a> {
                 }
             }
         });
-        thread.map_err(no_thread)?;
+        started.map_err(no_thread)?;
         Ok(Reading {
             waiting: self,
+            thread: thread.recv().ok().flatten(),
             chunks,
             chunk: Vec::new(),
             at: 0,
@@ -127,6 +152,11 @@ fn read(from: &mut dyn Read, chunk: &mut [u8]) -> io::Result<usize> {
     }
 }
 
+/// The folder of this thread in `/proc`.
+fn own_thread() -> Option<PathBuf> {
+    Some(PathBuf::from("/proc").join(std::fs::read_link("/proc/thread-self").ok()?))
+}
+
 fn no_thread(source: io::Error) -> SnapshotError {
     SnapshotError::System {
         op: "start a thread",
@@ -137,6 +167,7 @@ fn no_thread(source: io::Error) -> SnapshotError {
 /// A file that another thread reads.
 pub(crate) struct Reading<'a> {
     waiting: Waiting<'a>,
+    thread: Option<PathBuf>,
     chunks: Receiver<io::Result<Vec<u8>>>,
     chunk: Vec<u8>,
     at: usize,
@@ -148,7 +179,7 @@ pub(crate) struct Reading<'a> {
 impl Read for Reading<'_> {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
         if self.at == self.chunk.len() && !self.is_over {
-            match self.waiting.wait(&self.chunks) {
+            match self.waiting.wait(&self.chunks, &self.thread) {
                 Ok(chunk) => self.chunk = chunk?,
                 Err(failure) => {
                     self.failure = Some(failure);
@@ -187,7 +218,7 @@ mod tests {
             content.len(),
             content.len() + 9,
         ] {
-            let waiting = Waiting::new(&path, &cancel, &|_| {});
+            let waiting = Waiting::new(&cancel, &|_| {});
             let mut reading = waiting
                 .read(File::open(&path).unwrap(), limit as u64)
                 .unwrap();
@@ -206,7 +237,7 @@ mod tests {
         // It has a writer, so that the open succeeds and only the read blocks.
         let pipe = File::options().read(true).write(true).open(&path).unwrap();
         let cancel = Cancel::new();
-        let mut waiting = Waiting::new(&path, &cancel, &|_| {});
+        let mut waiting = Waiting::new(&cancel, &|_| {});
         waiting.still_max = Duration::from_millis(300);
         let mut reading = waiting.read(pipe.try_clone().unwrap(), 9).unwrap();
         reading.read(&mut [0; 9]).unwrap_err();
@@ -217,7 +248,7 @@ mod tests {
             reading.failure
         );
         cancel.cancel();
-        let waiting = Waiting::new(&path, &cancel, &|_| {});
+        let waiting = Waiting::new(&cancel, &|_| {});
         let asked = waiting.ask(move || (&pipe).read(&mut [0; 9]).is_ok());
         assert!(matches!(asked, Err(SnapshotError::Cancelled)), "{asked:?}");
     }

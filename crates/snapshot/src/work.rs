@@ -24,6 +24,7 @@ use crate::job::{Folder, JobFolder, RunFolder, STATE_FOLDER, WORK_PATH, on_volum
 use crate::large_files;
 use crate::long_path::{self, lstat};
 use crate::name::SnapshotName;
+use crate::progress::Progress;
 use crate::pulled_source::host_folder;
 use crate::recent;
 use crate::reflink;
@@ -33,6 +34,7 @@ use crate::subvolume_ops::Subvolumes;
 use crate::subvolumes;
 use crate::suspects::Suspects;
 use crate::text::{escape_path, unescape_path};
+use crate::unresponsive;
 use crate::walk::{
     folder_of, is_folder, leads_within, open_folder, open_folder_at, remove_content,
 };
@@ -180,15 +182,22 @@ impl<'a> Work<'a> {
     pub(crate) fn empty_mount_points(
         &self,
         all: &[PathBuf],
+        progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
     ) -> Result<(), SnapshotError> {
-        let is_kept = |path: &Path| lstat(&self.in_tree(path)).is_ok_and(|about| about.is_dir());
+        let is_kept = |tree: &Path, path: &Path| {
+            lstat(&in_tree(tree, path)).is_ok_and(|about| about.is_dir())
+        };
         for source in all {
             let below = source.strip_prefix("/").unwrap_or(source);
-            if !leads_within(&self.path, below) || !is_kept(source) {
+            if !leads_within(&self.path, below) || !is_kept(&self.path, source) {
                 continue;
             }
-            for (path, _) in subvolumes::on_other_devices(source, &is_kept) {
+            let (source, tree) = (source.clone(), self.path.clone());
+            let others = unresponsive::ask(progress, cancel, move || {
+                subvolumes::on_other_devices(&source, &|path| is_kept(&tree, path))
+            })?;
+            for (path, _) in others {
                 self.keep_only_below(path, all, cancel)?;
             }
         }
@@ -244,6 +253,7 @@ impl<'a> Work<'a> {
     pub(crate) fn separate_links(
         &self,
         suspects: &Suspects,
+        progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
     ) -> Result<(Vec<(PathBuf, Metadata)>, u64), SnapshotError> {
         let device = lstat(&self.path).map_err(on_volume("inspect", &WORK_PATH))?;
@@ -271,11 +281,20 @@ impl<'a> Work<'a> {
                 large.push((below, about));
             }
         }
-        for names in linked.values() {
+        let linked: Vec<Vec<PathBuf>> = linked.into_values().collect();
+        let sources: Vec<Vec<PathBuf>> = linked.iter().map(|all| self.sources_of(all)).collect();
+        let sources = unresponsive::ask(progress, cancel, move || {
+            let identity =
+                |path: &PathBuf| lstat(path).ok().map(|about| (about.dev(), about.ino()));
+            let all = sources.iter();
+            all.map(|paths| paths.iter().map(identity).collect())
+                .collect::<Vec<Vec<_>>>()
+        })?;
+        for (names, sources) in linked.iter().zip(&sources) {
             if cancel.is_cancelled() {
                 return Err(SnapshotError::Cancelled);
             }
-            for path in self.no_longer_linked(names) {
+            for path in no_longer_linked(names, sources) {
                 self.separate(path)
                     .map_err(on_volume("separate", &WORK_PATH))?;
             }
@@ -319,28 +338,15 @@ impl<'a> Work<'a> {
         Ok((paths, entries))
     }
 
-    /// The names of one file whose source is another file than that of the first name. Those on another host are
-    /// not known: rsync links them again.
-    fn no_longer_linked<'n>(&self, names: &'n [PathBuf]) -> Vec<&'n PathBuf> {
-        let below = |path: &PathBuf| path.strip_prefix(&self.path).ok().map(Path::to_owned);
-        let mut all = names.iter().filter_map(below);
-        if all.any(|below| self.is_of_host(&below)) {
-            return names.iter().skip(1).collect();
-        }
-        let source = |path: &PathBuf| {
-            let below = path.strip_prefix(&self.path).ok()?;
-            let about = lstat(&Path::new("/").join(below)).ok()?;
-            Some((about.dev(), about.ino()))
-        };
-        // rsync deletes a name whose source is gone.
-        let mut present = names.iter().filter_map(|path| Some((path, source(path)?)));
-        let Some((_, kept)) = present.next() else {
+    /// The sources of the names of one file. None if any of them is on another host: its files are not known here.
+    fn sources_of(&self, names: &[PathBuf]) -> Vec<PathBuf> {
+        let below = names
+            .iter()
+            .filter_map(|path| path.strip_prefix(&self.path).ok());
+        if below.clone().any(|below| self.is_of_host(below)) {
             return Vec::new();
-        };
-        present
-            .filter(|(_, source)| *source != kept)
-            .map(|(path, _)| path)
-            .collect()
+        }
+        below.map(|below| Path::new("/").join(below)).collect()
     }
 
     /// Gives `path` a file of its own. rsync makes anything but a regular file again.
@@ -357,13 +363,13 @@ impl<'a> Work<'a> {
 
     /// Takes back from older snapshots what the tree lacks of `wanted` (absolute paths): a disk that is
     /// there again, a source that is back in the job, a folder that can be read again. Otherwise rsync
-    /// would send all of it again. Never takes a file whose content is known to be wrong. `live` returns
+    /// would send all of it again. Never takes a file whose content is known to be wrong. `live` has
     /// what the source has there, if it is of this machine. Adds to `taken` the snapshots that it took from, and returns
     /// what it took from which one.
     pub(crate) fn take_back(
         &self,
         wanted: &[PathBuf],
-        live: &dyn Fn(&Path) -> Option<FileType>,
+        live: &BTreeMap<PathBuf, FileType>,
         suspects: &Suspects,
         taken: &mut BTreeSet<SnapshotName>,
         cancel: &Cancel,
@@ -381,8 +387,8 @@ impl<'a> Work<'a> {
             }
             let has = |snapshot: &Folder| {
                 let from = self.in_snapshot(*snapshot, below)?;
-                let live = live(path);
-                let same = |about: Metadata| live.is_none_or(|live| about.file_type() == live);
+                let live = live.get(path);
+                let same = |about: Metadata| live.is_none_or(|live| about.file_type() == *live);
                 let same = lstat(&from).is_ok_and(same);
                 (same && !lacks(&from)).then_some((snapshot.name(), from))
             };
@@ -512,11 +518,34 @@ impl<'a> Work<'a> {
     }
 
     pub(crate) fn in_tree(&self, path: &Path) -> PathBuf {
-        match path.strip_prefix("/") {
-            Ok(below) if !below.as_os_str().is_empty() => self.path.join(below),
-            _ => self.path.clone(),
-        }
+        in_tree(&self.path, path)
     }
+}
+
+/// The place of an absolute path of the source in the tree.
+fn in_tree(tree: &Path, path: &Path) -> PathBuf {
+    match path.strip_prefix("/") {
+        Ok(below) if !below.as_os_str().is_empty() => tree.join(below),
+        _ => tree.to_owned(),
+    }
+}
+
+/// The names of one file whose source is another file than that of the first name. `sources` identifies their sources.
+/// If it is empty, all but the first one: rsync links them again.
+fn no_longer_linked<'n>(names: &'n [PathBuf], sources: &[Option<(u64, u64)>]) -> Vec<&'n PathBuf> {
+    if sources.is_empty() {
+        return names.iter().skip(1).collect();
+    }
+    // rsync deletes a name whose source is gone.
+    let all = names.iter().zip(sources);
+    let mut present = all.filter_map(|(path, source)| Some((path, (*source)?)));
+    let Some((_, kept)) = present.next() else {
+        return Vec::new();
+    };
+    present
+        .filter(|(_, source)| *source != kept)
+        .map(|(path, _)| path)
+        .collect()
 }
 
 /// Whether one of the sources of a record (escaped paths) has `path` in it.

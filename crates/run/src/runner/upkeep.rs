@@ -387,6 +387,7 @@ mod tests {
             available_bytes: (1 << 40) - used,
             inodes: 1,
             free_inodes: 1,
+            metadata: None,
         };
         let days = |number: u32| DAY * number;
         for (used, period, bytes) in [

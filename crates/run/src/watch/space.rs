@@ -69,11 +69,15 @@ pub(super) fn finding(history: &History, min_free: u64, now: Timestamp) -> Optio
     }
     let room = history.room.as_ref()?;
     if room.room.is_low() {
-        let text = format!(
+        let mut text = format!(
             "{} of {} are free in the volume.",
             bytes(room.room.available_bytes),
             bytes(room.room.total_bytes)
         );
+        if let Some(metadata) = room.room.metadata {
+            let (left, all) = (metadata.available_bytes, metadata.total_bytes);
+            text += &format!(" For metadata: {} of {}.", bytes(left), bytes(all));
+        }
         let hint = "Run `sprat prune`, or enlarge the container with `sprat grow`.";
         return Some(Some(found("volume_low", text, hint)));
     }
@@ -109,6 +113,7 @@ mod tests {
                 available_bytes: free * GIB,
                 inodes: 100,
                 free_inodes: 100,
+                metadata: None,
             };
             history.saw_room(day(i64::try_from(number).unwrap()), room);
         }

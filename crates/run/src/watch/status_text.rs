@@ -276,10 +276,10 @@ fn volume(known: &LocalStatus, shown: &Shown) -> String {
         return "not seen by a session of this machine yet".to_owned();
     };
     let room = &seen.room;
-    let low = if room.is_low() {
-        "; NEARLY FULL: run `sprat prune` or `sprat grow`"
-    } else {
-        ""
+    let low = match (room.is_low(), room.metadata_is_low()) {
+        (false, _) => "",
+        (true, false) => "; NEARLY FULL: run `sprat prune` or `sprat grow`",
+        (true, true) => "; METADATA NEARLY FULL: run `sprat prune` or `sprat grow`",
     };
     let full = match space::full_on(&known.history, shown.now) {
         Some(full) => {
@@ -291,8 +291,16 @@ fn volume(known: &LocalStatus, shown: &Shown) -> String {
     let files = room.files_left();
     let files = files.map(|files| format!(" and {}", text::counted(files, "file", "files")));
     let files = files.unwrap_or_default();
+    let metadata = room.metadata.map(|metadata| {
+        format!(
+            ", for metadata {} of {}",
+            text::bytes(metadata.available_bytes),
+            text::bytes(metadata.total_bytes)
+        )
+    });
+    let metadata = metadata.unwrap_or_default();
     format!(
-        "{} of {}{files} free ({}){low}{full}",
+        "{} of {}{files} free{metadata} ({}){low}{full}",
         text::bytes(room.available_bytes),
         text::bytes(room.total_bytes),
         shown.when(seen.at)

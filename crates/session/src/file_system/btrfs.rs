@@ -28,7 +28,8 @@ use crate::Failure;
 use crate::file_system::ext4::crc32c;
 use crate::file_system::xxhash::xxhash64;
 use crate::file_system::{
-    FileSystemCheck, FileSystemKind, FileSystemState, STAMP_BLOCK_BYTES, Stamp, VolumeRoom,
+    FileSystemCheck, FileSystemKind, FileSystemState, MetadataSpace, STAMP_BLOCK_BYTES, Stamp,
+    VolumeRoom,
 };
 
 /// Where the super block lies (`BTRFS_SUPER_INFO_OFFSET`).
@@ -310,6 +311,16 @@ fn room_of(space: &BtrfsSpace) -> VolumeRoom {
         // It has no tables of inodes.
         inodes: 0,
         free_inodes: 0,
+        metadata: Some(metadata_of(space)),
+    }
+}
+
+/// The space for metadata: its chunks, and half of what belongs to no chunk yet, because it is kept twice.
+fn metadata_of(space: &BtrfsSpace) -> MetadataSpace {
+    let total_bytes = space.metadata.total_bytes + space.unallocated_bytes / 2;
+    MetadataSpace {
+        total_bytes,
+        available_bytes: total_bytes.saturating_sub(space.metadata.used_bytes),
     }
 }
 

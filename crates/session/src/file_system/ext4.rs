@@ -58,6 +58,7 @@ pub(super) fn room(root: &Path) -> Option<VolumeRoom> {
         available_bytes: found.f_bavail * found.f_frsize,
         inodes: found.f_files,
         free_inodes: found.f_ffree,
+        metadata: None,
     })
 }
 

@@ -26,7 +26,7 @@ use sprat_store::{ReadClass, StoreFile};
 
 use crate::{Exit, Failure, text};
 
-pub use room::{VolumeRoom, free_text};
+pub use room::{MetadataSpace, VolumeRoom, free_text};
 pub use stamp::{Age, Stamp};
 
 /// Reads the volume's plaintext: fills the buffer from an offset in bytes.

@@ -125,6 +125,8 @@ pub enum Notice {
         available_bytes: u64,
         /// For files, if their number is limited.
         inodes: Option<u64>,
+        /// For metadata, if it has space of its own.
+        metadata_bytes: Option<u64>,
     },
     /// The server's disk is full. The reserve file beside the container was removed to continue.
     ReserveGivenUp,

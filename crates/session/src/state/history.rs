@@ -233,6 +233,7 @@ mod tests {
             available_bytes: free,
             inodes: 10,
             free_inodes: 10,
+            metadata: None,
         };
         let at = |hour: i64| Timestamp::from_second(hour * 3600).unwrap();
         for hour in 0..40 * 24 {

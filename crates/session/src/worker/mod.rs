@@ -429,6 +429,7 @@ impl Worker {
             self.reply(&WorkerReply::Notice(Notice::VolumeSpaceLow {
                 available_bytes: room.available_bytes,
                 inodes: room.files_left(),
+                metadata_bytes: room.metadata.map(|metadata| metadata.available_bytes),
             }));
         }
     }

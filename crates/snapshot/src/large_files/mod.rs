@@ -47,7 +47,7 @@ use crate::source_scan::NOWHERE;
 use crate::sources::Sources;
 use crate::spec::SnapshotSpec;
 use crate::text::{escape_path, unescape_path};
-use crate::unresponsive::Waiting;
+use crate::unresponsive::{Waiting, ask};
 use crate::walk::{folder_of, leads_within, names_in, open_folder_at};
 use index::{Draft, Identity, Index, Key};
 use part::{Known, Part, Parts, Rest};
@@ -272,20 +272,10 @@ impl Updating<'_> {
             (path, wanted)
         });
         let found: Vec<_> = found.filter(|(path, _)| is_source(path)).collect();
-        let Some((first, _)) = found.first() else {
+        if found.is_empty() {
             return Ok(up_to_date);
-        };
-        let first = first.clone();
-        let mut files = {
-            let progress = RefCell::new(&mut *progress);
-            let report = |still_s| {
-                (progress.borrow_mut())(Progress {
-                    still_s,
-                    ..Progress::begin(Phase::Checking)
-                });
-            };
-            Waiting::new(&first, cancel, &report).ask(move || changed(found))?
-        };
+        }
+        let mut files = ask(progress, cancel, move || changed(found))?;
         files.sort_by_key(|file| std::cmp::Reverse(file.bytes));
         files.truncate(FILES_MAX);
         if files.is_empty() {
@@ -381,7 +371,7 @@ impl Updating<'_> {
         let failed = || on_volume("update", &object);
         let bytes_done = Cell::new(0);
         let report = |still_s| copied(bytes_done.get(), still_s);
-        let waiting = || Waiting::new(&file.path, cancel, &report);
+        let waiting = || Waiting::new(cancel, &report);
         let path = file.path.clone();
         let opened = waiting().ask(move || {
             let source = open_regular(&path).ok()?;

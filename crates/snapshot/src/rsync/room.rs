@@ -20,6 +20,16 @@ impl Full {
     pub(super) fn is_certain(&self) -> bool {
         self.kind == SpaceKind::Inodes || self.free_bytes < FULL_BELOW_BYTES
     }
+
+    /// `object`: the source file that did not fit.
+    pub(crate) fn error(self, object: Option<String>) -> SnapshotError {
+        SnapshotError::VolumeFull {
+            kind: self.kind,
+            free_bytes: self.free_bytes,
+            free_inodes: self.free_inodes,
+            object,
+        }
+    }
 }
 
 /// What the file system at `path` has run out of, after a call there reported that it is full.
@@ -46,12 +56,7 @@ pub(crate) fn volume_full_or(error: SnapshotError, volume_root: &Path) -> Snapsh
         .iter()
         .any(|errno| source.raw_os_error() == Some(errno.raw_os_error()));
     match room_at(volume_root).filter(|_| no_room) {
-        Some(full) => SnapshotError::VolumeFull {
-            kind: full.kind,
-            free_bytes: full.free_bytes,
-            free_inodes: full.free_inodes,
-            object: None,
-        },
+        Some(full) => full.error(None),
         None => error,
     }
 }

@@ -1,4 +1,4 @@
-//! Finds the file that a process waits for in a system call, from the kernel's tables.
+//! Finds the file that a process or thread waits for in a system call, from the kernel's tables.
 
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStringExt;
@@ -42,9 +42,9 @@ const CALLS: Calls = Calls {
 const CURRENT_FOLDER: i32 = -100;
 const PATH_BYTES_MAX: usize = 4096;
 
-/// A system call in which a process waits.
+/// A system call in which a process or thread waits.
 struct Call {
-    /// Its folder below /proc.
+    /// Its folder in /proc.
     process: PathBuf,
     number: u64,
     arguments: Vec<u64>,
@@ -53,8 +53,7 @@ struct Call {
 impl Call {
     /// Reads `NUMBER ARGUMENT…` of the call in which the process waits (proc.rst). The file contains
     /// `running` otherwise.
-    fn of(process: u32) -> Option<Self> {
-        let process = Path::new("/proc").join(process.to_string());
+    fn of(process: PathBuf) -> Option<Self> {
         let call = fs::read_to_string(process.join("syscall")).ok()?;
         let mut words = call.split_whitespace();
         let number: u64 = words.next()?.parse().ok()?;
@@ -111,13 +110,22 @@ impl Call {
 
 /// The file that `process` waits for in a call, absolute.
 pub(super) fn file_waited_for(process: u32) -> Option<PathBuf> {
-    Call::of(process)?.file()
+    Call::of(folder(process))?.file()
+}
+
+/// The same of the thread with this folder in /proc.
+pub(crate) fn file_of_thread(thread: &Path) -> Option<PathBuf> {
+    Call::of(thread.to_owned())?.file()
+}
+
+fn folder(process: u32) -> PathBuf {
+    Path::new("/proc").join(process.to_string())
 }
 
 /// The pipe that `process` is trying to open, absolute. Accesses the file system of what it is opening,
 /// which may not answer.
 pub(super) fn pipe_opened_by(process: u32) -> Option<PathBuf> {
-    let call = Call::of(process).filter(Call::opens)?;
+    let call = Call::of(folder(process)).filter(Call::opens)?;
     let path = call.file()?;
     let is_pipe = fs::symlink_metadata(&path).is_ok_and(|about| about.file_type().is_fifo());
     is_pipe.then_some(path)

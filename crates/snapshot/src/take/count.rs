@@ -15,6 +15,7 @@ use crate::source_scan;
 use crate::sources::Sources;
 use crate::spec::SnapshotSpec;
 use crate::text::unescape_path;
+use crate::unresponsive;
 
 /// Counts what [`take`](super::take) would count before it copies, and copies nothing. What comes from a
 /// command or from another host is not counted. `None`: the sources can't be walked.
@@ -38,7 +39,11 @@ pub fn count(
         ..spec.clone()
     };
     let rsync = Rsync::find(&spec.rsync)?;
-    let mut sources = Sources::check(&spec, volume_root)?;
+    let mut sources = {
+        let (spec, volume_root) = (spec.clone(), volume_root.to_owned());
+        let check = move || Sources::check(&spec, &volume_root);
+        unresponsive::ask(progress, cancel, check)??
+    };
     let job = JobFolder::open(volume_root, Path::new(spec.job.as_str()))?;
     source_scan::apply(&rsync, &mut sources, &spec, &job.path, progress, cancel)?;
     let disks = disks_of(&job, &sources, &spec, now)?;

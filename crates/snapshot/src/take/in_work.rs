@@ -1,7 +1,8 @@
 //! The run on a btrfs volume: prepares the subvolume `work`, runs rsync into it, and makes a snapshot of it.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::FileType;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -31,6 +32,7 @@ use crate::spec::SnapshotReport;
 use crate::subvolume_ops::Subvolumes;
 use crate::suspects::Suspects;
 use crate::text::{escape_path, unescape_path};
+use crate::unresponsive;
 use crate::walk::open_folder_at;
 use crate::work::{self, Work};
 
@@ -107,7 +109,7 @@ impl Run<'_> {
         let (mut outcome, plan) =
             outcome.and_then(|outcome| self.read_again(outcome, folder, progress, cancel))?;
         large.add_to(&mut outcome);
-        let dropped = self.drop_unread(&work, &outcome, &tree, cancel);
+        let dropped = self.drop_unread(&work, &outcome, &tree, progress, cancel);
         let pulled = match dropped.is_ok() {
             true => self.pull_all(&mut outcome, folder, Some(&work), progress, cancel)?,
             false => Pulled::default(),
@@ -211,13 +213,19 @@ impl Run<'_> {
         wanted.extend(left.lacking.clone());
         wanted.retain(|path| sources.iter().any(|source| path.starts_with(source)));
         let mut taken = BTreeSet::new();
-        let is_live = |path: &Path| lstat(path).ok().map(|about| about.file_type());
-        wanted.retain(|path| is_live(path).is_some());
+        let live: BTreeMap<PathBuf, FileType> = unresponsive::ask(progress, cancel, move || {
+            let live = wanted.into_iter().filter_map(|path| {
+                let kind = lstat(&path).ok()?.file_type();
+                Some((path, kind))
+            });
+            live.collect()
+        })?;
+        let mut wanted: Vec<PathBuf> = live.keys().cloned().collect();
         for source in pulled {
             work.take_back_pulled(source, suspects, &mut taken, cancel)?;
         }
         wanted.extend(of_hosts);
-        let back = work.take_back(&wanted, &is_live, suspects, &mut taken, cancel)?;
+        let back = work.take_back(&wanted, &live, suspects, &mut taken, cancel)?;
         // Not always from the latest one: a newer name may come from a clock that ran ahead.
         let lacking_from = left.lacking.as_ref().and_then(|lacking| {
             let (_, name) = back.iter().rfind(|(path, _)| lacking.starts_with(path))?;
@@ -232,9 +240,9 @@ impl Run<'_> {
         if self.last().is_none() {
             self.take_from_copy(work, suspects, cancel)?;
         }
-        self.empty_mount_points(work, cancel)?;
+        self.empty_mount_points(work, progress, cancel)?;
         progress(Progress::begin(Phase::Recovering));
-        let (large, entries) = work.separate_links(suspects, cancel)?;
+        let (large, entries) = work.separate_links(suspects, progress, cancel)?;
         if cancel.is_cancelled() {
             return Err(SnapshotError::Cancelled);
         }
@@ -292,13 +300,18 @@ impl Run<'_> {
     }
 
     /// Removes what is below a mount point that the job does not enter: rsync leaves it as an earlier run saved it.
-    fn empty_mount_points(&self, work: &Work<'_>, cancel: &Cancel) -> Result<(), SnapshotError> {
+    fn empty_mount_points(
+        &self,
+        work: &Work<'_>,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<(), SnapshotError> {
         if !self.spec.one_file_system {
             return Ok(());
         }
         let sources = self.sources.list.iter();
         let sources: Vec<PathBuf> = sources.map(|source| source.path.clone()).collect();
-        work.empty_mount_points(&sources, cancel)
+        work.empty_mount_points(&sources, progress, cancel)
     }
 
     /// A first run begins with an adopted copy, if there is one.
@@ -324,6 +337,7 @@ impl Run<'_> {
         work: &Work<'_>,
         outcome: &Outcome,
         tree: &Path,
+        progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
     ) -> Result<(), SnapshotError> {
         if !matches!(outcome.ended, Ended::Whole | Ended::WithUnread) {
@@ -354,7 +368,7 @@ impl Run<'_> {
         if outcome.vanished.count > outcome.vanished.names.len() as u64 {
             work.drop_vanished(cancel)?;
         }
-        self.empty_mount_points(work, cancel)
+        self.empty_mount_points(work, progress, cancel)
     }
 
     /// A write that failed is reported here, and only once. Then the tree has files with the right size and

@@ -19,12 +19,7 @@ impl Run<'_> {
             Ended::Whole | Ended::WithUnread => {}
             Ended::Cancelled => return Err(SnapshotError::Cancelled),
             Ended::Full(full) => {
-                return Err(SnapshotError::VolumeFull {
-                    kind: full.kind,
-                    free_bytes: full.free_bytes,
-                    free_inodes: full.free_inodes,
-                    object: self.made(outcome, inflight).file_that_did_not_fit(),
-                });
+                return Err(full.error(self.made(outcome, inflight).file_that_did_not_fit()));
             }
             Ended::Because(_) => {
                 return Err(SnapshotError::RsyncFailed {

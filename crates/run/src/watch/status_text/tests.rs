@@ -55,6 +55,7 @@ fn what_is_in_order_and_what_is_not_are_both_told() {
                 available_bytes: 1 << 30,
                 inodes: 1000,
                 free_inodes: 900,
+                metadata: None,
             },
         }),
         ..History::default()

@@ -83,12 +83,19 @@ fn volume_with_full_metadata_has_no_room() {
     let room = room_of(&space);
     assert_eq!(room.available_bytes, mib(900));
     assert!(!room.is_low() && room.files_left().is_none());
+    let metadata = room.metadata.unwrap();
+    assert_eq!(
+        [metadata.total_bytes, metadata.available_bytes],
+        [mib(400), mib(380)]
+    );
+    assert_eq!(room.free_text(), "900 MiB and 380 MiB for metadata");
     // 50 MiB are wanted, and 20 are free: 30 more take 60.
     space.metadata.used_bytes = mib(80);
     assert_eq!(room_of(&space).available_bytes, mib(840));
     space.unallocated_bytes = mib(10);
     space.metadata.used_bytes = mib(99);
     assert!(room_of(&space).is_full() && room_of(&space).is_low());
+    assert!(room_of(&space).metadata_is_low());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A FUSE file system with one large file, `large`, whose reads may wait.
+//! A FUSE file system with a large file, `large`, and one with two names, `one` and `other`. Its requests may wait.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -13,6 +13,9 @@ use fuser::{
 
 const BYTES: u64 = 33 << 20;
 const FILE: INodeNo = INodeNo(2);
+const LINKED: INodeNo = INodeNo(3);
+const LINKED_BYTES: u64 = 5;
+const NAMES: [(&str, INodeNo); 3] = [("large", FILE), ("one", LINKED), ("other", LINKED)];
 const TTL: Duration = Duration::ZERO;
 
 /// What the file system and the test share.
@@ -24,8 +27,14 @@ struct State {
     /// Each version has another time and other content.
     version: u8,
     silent: bool,
-    /// Reads that wait, with their length.
-    waiting: Vec<(ReplyData, u32)>,
+    /// How many requests of this process came before the first one of another.
+    asked_first: Option<usize>,
+    /// How many requests of this process have come.
+    asked: usize,
+    /// How many of them get an answer at once.
+    answered_max: Option<usize>,
+    /// What gives those that wait their answers.
+    waiting: Vec<Box<dyn FnOnce(&SlowSource) + Send>>,
 }
 
 impl SlowSource {
@@ -49,16 +58,54 @@ impl SlowSource {
 
     /// Whether reads get answers. Those that wait get theirs, too.
     pub fn answer_reads(&self, answer: bool) {
+        self.state().silent = !answer;
+        self.answer_waiting();
+    }
+
+    /// Answers only so many requests of this process. `None`: all, also those that wait.
+    pub fn answer_own(&self, most: Option<usize>) {
         let mut state = self.state();
-        state.silent = !answer;
-        let version = state.version;
-        for (reply, length) in state.waiting.drain(..) {
-            reply.data(&vec![version; length as usize]);
+        state.answered_max = most;
+        state.asked = 0;
+        state.asked_first = None;
+        drop(state);
+        self.answer_waiting();
+    }
+
+    /// How many requests of this process came before the first one of another.
+    pub fn own_before_others(&self) -> usize {
+        self.state().asked_first.unwrap()
+    }
+
+    fn answer_waiting(&self) {
+        let waiting = std::mem::take(&mut self.state().waiting);
+        for answer in waiting {
+            answer(self);
         }
     }
 
-    /// Returns when a read waits.
-    pub fn wait_for_read(&self) {
+    /// Calls `answer` now or later.
+    fn answer(&self, request: &Request, answer: impl FnOnce(&Self) + Send + 'static) {
+        // The kernel names the thread.
+        let thread = format!("/proc/self/task/{}", request.pid());
+        let mut state = self.state();
+        if !Path::new(&thread).exists() {
+            let asked = state.asked;
+            state.asked_first.get_or_insert(asked);
+        } else {
+            state.asked += 1;
+            if state.answered_max.is_some_and(|most| state.asked > most) {
+                state.waiting.push(Box::new(answer));
+                self.0.1.notify_all();
+                return;
+            }
+        }
+        drop(state);
+        answer(self);
+    }
+
+    /// Returns when a request waits.
+    pub fn wait_for_request(&self) {
         let waits = |state: &mut State| state.waiting.is_empty();
         drop(self.0.1.wait_while(self.state(), waits).unwrap());
     }
@@ -67,20 +114,33 @@ impl SlowSource {
         let folder = inode == INodeNo::ROOT;
         let time =
             UNIX_EPOCH + Duration::from_secs(1_500_000_000 + u64::from(self.state().version));
-        super::attributes(inode, folder, BYTES, time)
+        FileAttr {
+            nlink: if inode == FILE { 1 } else { 2 },
+            ..super::attributes(inode, folder, bytes(inode), time)
+        }
+    }
+}
+
+fn bytes(inode: INodeNo) -> u64 {
+    match inode {
+        FILE => BYTES,
+        LINKED => LINKED_BYTES,
+        _ => 0,
     }
 }
 
 impl Filesystem for SlowSource {
-    fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match name == "large" {
-            true => reply.entry(&TTL, &self.attr(FILE), Generation(0)),
-            false => reply.error(Errno::ENOENT),
-        }
+    fn lookup(&self, request: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = NAMES.iter().find(|(known, _)| name == *known);
+        let found = found.map(|(_, inode)| *inode);
+        self.answer(request, move |this| match found {
+            Some(inode) => reply.entry(&TTL, &this.attr(inode), Generation(0)),
+            None => reply.error(Errno::ENOENT),
+        });
     }
 
-    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&TTL, &self.attr(inode));
+    fn getattr(&self, request: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.answer(request, move |this| reply.attr(&TTL, &this.attr(inode)));
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -91,7 +151,7 @@ impl Filesystem for SlowSource {
     fn read(
         &self,
         _: &Request,
-        _: INodeNo,
+        inode: INodeNo,
         _: FileHandle,
         offset: u64,
         length: u32,
@@ -99,28 +159,37 @@ impl Filesystem for SlowSource {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let left = u32::try_from(BYTES.saturating_sub(offset)).unwrap();
-        let length = length.min(left);
+        let left = u32::try_from(bytes(inode).saturating_sub(offset)).unwrap();
+        let length = length.min(left) as usize;
+        let answer = move |this: &Self| {
+            let version = this.state().version;
+            reply.data(&vec![version; length]);
+        };
         let mut state = self.state();
         if state.silent {
-            state.waiting.push((reply, length));
+            state.waiting.push(Box::new(answer));
             self.0.1.notify_all();
             return;
         }
-        reply.data(&vec![state.version; length as usize]);
+        drop(state);
+        answer(self);
     }
 
     fn readdir(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        if offset == 0 {
-            let _ = reply.add(FILE, 1, FileType::RegularFile, "large");
-        }
-        reply.ok();
+        self.answer(request, move |_| {
+            if offset == 0 {
+                for (number, (name, inode)) in (1..).zip(NAMES) {
+                    let _ = reply.add(inode, number, FileType::RegularFile, name);
+                }
+            }
+            reply.ok();
+        });
     }
 }

@@ -166,7 +166,7 @@ fn source_that_does_not_answer_can_be_cancelled() {
         let cancel = &cancel;
         let source = &source;
         scope.spawn(move || {
-            source.wait_for_read();
+            source.wait_for_request();
             cancel.cancel();
         });
         let root = volume.bench.volume();
@@ -197,4 +197,43 @@ fn file_that_is_taken_back_from_a_misdated_snapshot_has_not_the_index_of_the_lat
     large.change(9_000..9_010, 3);
     large.die(16 << 20);
     large.take();
+}
+
+#[test]
+fn source_that_answers_no_question_before_rsync_starts_can_be_cancelled() {
+    requires!(missing(), sprat_testkit::needs::devices());
+    let volume = OnBtrfs::new();
+    let folder = volume.source("mounted");
+    fs::create_dir(&folder).unwrap();
+    let (source, mounted) = SlowSource::mount(&folder);
+    let mut spec = volume.bench.spec();
+    spec.sources = vec![folder.clone()];
+    spec.one_file_system = true;
+    volume.try_take(&spec).unwrap();
+    source.answer_own(None);
+    volume.try_take(&spec).unwrap();
+    let questions = source.own_before_others();
+    assert!(questions > 5, "{questions}");
+    for answered in 0..questions {
+        source.answer_own(Some(answered));
+        let cancel = Cancel::new();
+        let error = std::thread::scope(|scope| {
+            let (cancel, source) = (&cancel, &source);
+            scope.spawn(move || {
+                source.wait_for_request();
+                cancel.cancel();
+            });
+            let root = volume.bench.volume();
+            sprat_snapshot::take_into_subvolume(&root, &spec, now(), &ByProgs, &mut |_| {}, cancel)
+        });
+        assert!(
+            matches!(error, Err(SnapshotError::Cancelled)),
+            "{answered} of {questions}: {error:?}"
+        );
+        source.answer_own(None);
+    }
+    let report = volume.try_take(&spec).unwrap();
+    let kept = fs::read(volume.kept(&report, "mounted/large")).unwrap();
+    assert!(kept == fs::read(folder.join("large")).unwrap());
+    drop(mounted);
 }
