@@ -5,6 +5,7 @@
 //! belongs to the container alone. A file that is missing, torn or not understood counts as not
 //! known: the copy is due then.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
@@ -143,7 +144,7 @@ pub struct SilentChange {
     pub since: Timestamp,
     /// What the snapshots have: at most [`SILENT_FILES_MAX`] files.
     pub files: Vec<OldContent>,
-    /// How many files there are.
+    /// How many files there are; one more than `files` has if some are not in it.
     pub count: u64,
 }
 
@@ -155,7 +156,12 @@ impl SilentChange {
     #[must_use]
     pub fn reason(&self) -> String {
         const NAMED: usize = 5;
-        let files = sprat_session::text::counted(self.count, "source file", "source files");
+        let known = self.files.len() as u64;
+        let files = sprat_session::text::counted(known, "source file", "source files");
+        let files = match self.has_unnamed() {
+            true => format!("more than {files}"),
+            false => files,
+        };
         let names = self.files.iter().take(NAMED);
         let mut names: Vec<&str> = names.map(|file| &*file.path).collect();
         if self.count > names.len() as u64 {
@@ -165,6 +171,11 @@ impl SilentChange {
             "{files} changed although nobody has written to them: {}",
             names.join(", ")
         )
+    }
+
+    /// Whether there are more files than it names.
+    fn has_unnamed(&self) -> bool {
+        self.count > self.files.len() as u64
     }
 }
 
@@ -180,6 +191,8 @@ pub struct SourceCheckState {
     pub found: Vec<FoundChange>,
     /// What was found twice, and reported.
     pub reported: Vec<FoundChange>,
+    /// By container: reported changes of which it is not known yet which snapshots there have the old content.
+    pub unanswered: BTreeMap<String, Vec<FoundChange>>,
 }
 
 /// A run did not try a copy.
@@ -316,14 +329,28 @@ impl CopyState {
             files: Vec::new(),
             count: 0,
         });
+        let mut unnamed = silent.has_unnamed();
         for file in files {
             // A later version of a file may change silently, too.
-            if !silent.files.contains(&file) {
-                silent.count += 1;
-                silent.files.push(file);
+            if silent.files.contains(&file) {
+                continue;
+            }
+            match silent.files.len() < SILENT_FILES_MAX {
+                true => silent.files.push(file),
+                false => unnamed = true,
             }
         }
-        silent.files.truncate(SILENT_FILES_MAX);
+        silent.count = silent.files.len() as u64 + u64::from(unnamed);
+    }
+
+    /// Snapshots from before this moment are kept until a person accepts what was found.
+    #[must_use]
+    pub fn kept_before(&self) -> Option<Timestamp> {
+        let silent = self.silent.as_ref();
+        // It is not known which ones have the old content of a file without a name.
+        let all = silent.is_some_and(SilentChange::has_unnamed);
+        let changed = self.changed.as_ref().map(|changed| changed.kept_before);
+        all.then_some(Timestamp::MAX).or(changed)
     }
 
     /// These files have the right content again.
@@ -331,11 +358,9 @@ impl CopyState {
         let Some(silent) = &mut self.silent else {
             return;
         };
-        let before = silent.files.len();
+        let unnamed = u64::from(silent.has_unnamed());
         silent.files.retain(|file| !is_right(&file.path));
-        silent.count = silent
-            .count
-            .saturating_sub((before - silent.files.len()) as u64);
+        silent.count = silent.files.len() as u64 + unnamed;
         if silent.count == 0 {
             self.silent = None;
         }

@@ -4,13 +4,13 @@
 //!
 //! | line | has |
 //! | --- | --- |
-//! | first | `format`, `job`, `snapshot`, `since`: the snapshot that was compared with; `null`: there is none; `complete`: whether the snapshot has all that was to be backed up, once it is finished; `folded`: the lists of several runs are in it |
+//! | first | `format`, `job`, `snapshot`, `since`: the snapshot that was compared with; `null`: there is none; `complete`: whether the snapshot has all that was to be backed up, once it is finished; `folded`: the lists of several runs are in it; `compared`: when the snapshots were compared, if that was not at the end of the run; `written`: when the run wrote it |
 //! | one for each path | `path`, escaped; `change`; `before` and `after`: the attributes; of a new file also its [`Content`]; `read_by`: the run that read that from the source |
 //! | last | `finished`: false if not all paths are listed; how many are `new`, `content`, `kind`, `attributes`, `gone` |
 //!
 //! No snapshot relies on a list. It may be missing or torn. Checks and drills compare with its digests. In the list of an interrupted run no path is gone: the run may
 //! not have come to it; it goes with its tree. The list of a removed snapshot stays until it is folded into another
-//! one ([`folding`]).
+//! one ([`folding`]). A run also makes the lists of older snapshots that can't be used ([`rebuilding`]).
 //!
 //! The copies of this machine answer what the snapshots hold, too ([`chain`]).
 
@@ -20,6 +20,7 @@ mod folding;
 mod listed_files;
 mod merging;
 mod reading;
+mod rebuilding;
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -52,6 +53,7 @@ use folding::Folding;
 pub(crate) use listed_files::{ListedFile, listed_files};
 pub(crate) use merging::order;
 pub(crate) use reading::read as read_list;
+use rebuilding::Older;
 
 const FORMAT: u32 = 1;
 /// The list that those of removed snapshots are folded into.
@@ -72,6 +74,10 @@ struct First<'a> {
     complete: Option<bool>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     folded: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compared: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    written: Option<Timestamp>,
 }
 
 impl<'a> First<'a> {
@@ -83,6 +89,8 @@ impl<'a> First<'a> {
             since,
             complete: None,
             folded: false,
+            compared: None,
+            written: None,
         }
     }
 }
@@ -153,6 +161,8 @@ pub(crate) struct ChangeList<'a> {
     pub(crate) local: Option<&'a Path>,
     /// The trees are subvolumes.
     pub(crate) subvolumes: Option<&'a dyn Subvolumes>,
+    /// See [`crate::Lists::edited`].
+    pub(crate) edited: Option<Timestamp>,
 }
 
 impl ChangeList<'_> {
@@ -161,7 +171,17 @@ impl ChangeList<'_> {
     pub(crate) fn write(&self, cancel: &Cancel) -> Result<(), SnapshotError> {
         let name = name_of(self.tree.name());
         let checked = self.checked();
-        let fill = |file: &mut File| self.fill(file, &checked, cancel);
+        let since = self.since.map(Folder::name);
+        let first = First {
+            complete: (!self.interrupted).then_some(self.complete),
+            written: Some(Timestamp::now()),
+            ..First::new(&self.folder.job.job, Some(self.tree.name()), since)
+        };
+        let mut digests = Digests::Written(
+            Contents::new(self.page_cache, self.tree.name()),
+            checked.contents.clone(),
+        );
+        let fill = |file: &mut File| self.fill(file, &first, &mut digests, cancel).map(drop);
         let failed = |error| on_volume("write", &name)(error);
         let mut file = replace_with(&self.folder.state, &name, fill, failed)?;
         if let Some(local) = self.local
@@ -173,6 +193,11 @@ impl ChangeList<'_> {
             && let Err(error) = self.fold()
         {
             tracing::warn!(%error, "the lists of removed snapshots stay as they are");
+        }
+        if let Some(local) = self.local.filter(|_| !self.interrupted)
+            && let Err(error) = self.rebuild(local, cancel)
+        {
+            tracing::warn!(%error, "the changes of older snapshots can't be listed again");
         }
         Ok(())
     }
@@ -191,9 +216,10 @@ impl ChangeList<'_> {
     fn fill(
         &self,
         file: &mut File,
-        checked: &Checked,
+        first: &First<'_>,
+        digests: &mut Digests,
         cancel: &Cancel,
-    ) -> Result<(), SnapshotError> {
+    ) -> Result<Last, SnapshotError> {
         let name = name_of(self.tree.name());
         let failed = |error| on_volume("write", &name)(error);
         let part = |folder| Part {
@@ -203,12 +229,7 @@ impl ChangeList<'_> {
         let (before, after) = (self.since.map(part), part(self.tree));
         let shared = self.shared_inodes(cancel);
         let mut lines = Lines::begin(file).map_err(failed)?;
-        let (name, since) = (self.tree.name(), self.since.map(Folder::name));
-        let first = First {
-            complete: (!self.interrupted).then_some(self.complete),
-            ..First::new(&self.folder.job.job, Some(name), since)
-        };
-        lines.write(&first).map_err(failed)?;
+        lines.write(first).map_err(failed)?;
         let begun = Instant::now();
         let mut last = Last::default();
         let is_late = || self.interrupted && begun.elapsed() > INTERRUPTED_MAX;
@@ -216,13 +237,13 @@ impl ChangeList<'_> {
             true => Err(SnapshotError::ReadCancelled),
             false => Ok(()),
         };
-        let mut contents = Contents::new(self.page_cache, name);
         let mut listed = |one: Changed<'_>| {
             if self.interrupted && one.change == Change::Gone {
                 return Ok(());
             }
             last.count(one.change);
-            let (content, read_by) = contents.of(&one, &|| go_on().is_err()).unzip();
+            let known = digests.of(&one, &|| go_on().is_err());
+            let (content, read_by) = known.map_err(failed)?.unzip();
             let line = Line {
                 path: Some(escape_path(&one.path)),
                 change: Some(one.change),
@@ -245,9 +266,12 @@ impl ChangeList<'_> {
             Err(SnapshotError::ReadCancelled) => false,
             Err(error) => return Err(error),
         };
-        checked.add_to(&mut lines).map_err(failed)?;
+        for content in digests.without_path().map_err(failed)? {
+            lines.write(&Line::of(content)).map_err(failed)?;
+        }
         lines.write(&last).map_err(failed)?;
-        lines.end().map_err(failed)
+        lines.end().map_err(failed)?;
+        Ok(last)
     }
 
     /// Those of the last snapshot. Without them more files are examined. An interrupted run has no time for them.
@@ -285,6 +309,30 @@ impl ChangeList<'_> {
             checked.sent(local, &self.folder.job.job, self.tree.name())?;
         }
         Ok(())
+    }
+}
+
+/// Where the digests of a list come from.
+enum Digests {
+    /// From what the run has just written. Some more have no path in it.
+    Written(Contents, Vec<Content>),
+    /// From other lists.
+    Listed(Older),
+}
+
+impl Digests {
+    fn of(&mut self, one: &Changed<'_>, is_over: &dyn Fn() -> bool) -> io::Result<Option<Known>> {
+        match self {
+            Self::Written(contents, _) => Ok(contents.of(one, is_over)),
+            Self::Listed(older) => older.of(&one.path, one.after.as_ref()),
+        }
+    }
+
+    fn without_path(&mut self) -> io::Result<Vec<Content>> {
+        match self {
+            Self::Written(_, others) => Ok(std::mem::take(others)),
+            Self::Listed(older) => older.rest(),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
+use crate::change_list::chain::forget_copy;
 use crate::change_list::read_list;
 use crate::check::Key;
 use crate::content::{Content, Digest, MaybeContent, Sums};
@@ -39,7 +40,15 @@ impl Listed {
             };
             for name in names.filter(is_list).collect::<BTreeSet<_>>() {
                 let mut places = folders.clone().map(|folder| folder.join(&name));
-                let read = places.find_map(|place| contents(&place).ok());
+                let read = places.find_map(|place| {
+                    let read = contents(&place);
+                    if let (Err(error), Some(local)) = (&read, &local)
+                        && place.starts_with(local)
+                    {
+                        forget_copy(&place, error);
+                    }
+                    read.ok()
+                });
                 if read.is_none() {
                     tracing::warn!(list = %name.display(), "a list of changes can't be used");
                 }

@@ -46,16 +46,19 @@ pub(crate) fn finish(part: NamedTempFile, path: &Path) -> io::Result<()> {
 /// file has, if they suffice. A crash while that is done may leave a part of it: only for text that counts as
 /// not known then.
 pub fn replace_even_if_full(path: &Path, text: &[u8]) -> io::Result<()> {
-    let is_full = |error: &io::Error| {
-        matches!(
-            error.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-        )
-    };
     match replace(path, |file| file.write_all(text)) {
         Err(error) if is_full(&error) => overwrite(path, text).map_err(|_| error),
         replaced => replaced,
     }
+}
+
+/// Whether the disk has no space left.
+#[must_use]
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// Overwrites a file without new blocks.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::census::{Census, CensusSpec};
@@ -50,6 +51,9 @@ pub struct SnapshotSpec {
     /// Where this machine keeps copies of the lists of what the runs of this job changed; `None`: nowhere.
     #[serde(default, with = "path_text_option")]
     pub change_lists: Option<PathBuf>,
+    /// Until then a person could change files in snapshots, see [`crate::Lists::edited`].
+    #[serde(default)]
+    pub edited: Option<Timestamp>,
     /// Where this machine keeps the hashes of the blocks of the large files of this job; `None`: nowhere.
     #[serde(default, with = "path_text_option")]
     pub blocks: Option<PathBuf>,
@@ -117,6 +121,7 @@ impl SnapshotSpec {
             scan: ScanRules::default(),
             census: None,
             change_lists: None,
+            edited: None,
             blocks: None,
             parts_every: None,
             page_cache: PageCache::default(),

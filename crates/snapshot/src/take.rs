@@ -450,6 +450,7 @@ impl Run<'_> {
             page_cache: self.spec.page_cache,
             local: self.spec.change_lists.as_deref(),
             subvolumes,
+            edited: self.spec.edited,
         };
         if let Err(error) = list.write(cancel) {
             record.warnings.push(Warning::ChangesNotListed {

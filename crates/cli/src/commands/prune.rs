@@ -146,8 +146,7 @@ impl CommandArgs for PruneArgs {
             .as_ref()
             .map(CopyState::old_content)
             .unwrap_or_default();
-        let changed = state.and_then(|state| state.changed);
-        spec.changed_at = changed.map(|changed| changed.kept_before);
+        spec.changed_at = state.as_ref().and_then(CopyState::kept_before);
         spec.drop_interrupted = self.drop_interrupted;
         spec.dry_run = self.dry_run;
         let (report, closed) =

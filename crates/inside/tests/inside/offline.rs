@@ -401,6 +401,29 @@ fn change_by_hand_is_not_forgotten_with_the_snapshot_that_was_changed() {
         let refused = answer.expect_err("the lists still have it").to_string();
         assert!(refused.contains("--rw"), "{refused}");
     }
+    // A run that knows of it lists the snapshots again.
+    let again = SnapshotSpec {
+        edited,
+        ..machine.spec(&machine.folder())
+    };
+    machine.take_with(&again);
+    let mut lists = machine.lists();
+    lists.edited = edited;
+    for name in ["secret", "always"] {
+        let spec = VersionsSpec {
+            place: Place::new(
+                job(),
+                SnapshotChoice::Latest,
+                Some(&machine.source().join(name)),
+            ),
+        };
+        let cancel = Cancel::new();
+        let answers = [
+            versions(&machine.volume(), &spec, &cancel),
+            versions_in_lists(&lists, &spec, &cancel),
+        ];
+        assert!(same(answers, &name).is_some());
+    }
 }
 
 #[test]

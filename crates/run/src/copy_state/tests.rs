@@ -140,3 +140,36 @@ fn each_version_of_a_file_that_changed_silently_is_kept() {
     assert_eq!(state.old_content(), [first, second]);
     assert_eq!(state.silent.as_ref().unwrap().count, 2);
 }
+
+#[test]
+fn files_beyond_those_with_a_name_are_counted_once_and_keep_all_snapshots() {
+    let file = |number: usize| -> OldContent {
+        let json = serde_json::json!({
+            "path": format!("/{number:05}"), "bytes": 1, "modified": "2026-11-28T10:00:00Z",
+            "file": format!("{number:016x}"),
+        });
+        serde_json::from_value(json).unwrap()
+    };
+    let now = Timestamp::UNIX_EPOCH;
+    let mut state = CopyState::default();
+    state.changed_silently(now, (0..SILENT_FILES_MAX).map(file).collect());
+    assert_eq!(state.kept_before(), None);
+    // Found again and again.
+    for _ in 0..3 {
+        state.changed_silently(
+            now,
+            vec![file(SILENT_FILES_MAX), file(SILENT_FILES_MAX + 1)],
+        );
+        let silent = state.silent.as_ref().unwrap();
+        assert_eq!(silent.count, SILENT_FILES_MAX as u64 + 1);
+        assert!(silent.reason().starts_with("more than 1,000 source files"));
+        assert_eq!(state.kept_before(), Some(Timestamp::MAX));
+    }
+    // Those with a name are right again. Nothing is known of the others.
+    state.right_again(|_| true);
+    assert_eq!(state.kept_before(), Some(Timestamp::MAX));
+    state.changed_silently(now, vec![file(7)]);
+    assert_eq!(state.kept_before(), Some(Timestamp::MAX));
+    state.accept(now);
+    assert_eq!(state.kept_before(), None);
+}

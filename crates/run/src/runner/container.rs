@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use sprat_session::interrupt::Interrupt;
 use sprat_session::state::paths::StatePaths;
+use sprat_session::state::snapshots;
 use sprat_session::{
     ClosedReport, Exit, Failure, Notice, Observer, Phase, Session, SessionProgress, text,
 };
@@ -378,6 +379,7 @@ impl<'a> Runner<'a> {
         let paths = StatePaths::new(&self.state_dir, &session.facts().uuid, &work.target);
         spec.census = self.census_spec(copy, work, &paths);
         spec.change_lists = Some(paths.change_lists().join(&copy.name.job));
+        spec.edited = snapshots::edited(&paths);
         let about = hooks::Context {
             job: Some(copy.name.job.clone()),
             container: copy.name.container.clone(),

@@ -174,7 +174,7 @@ impl Runner<'_> {
         spec.time_zone.clone_from(&policy.time_zone);
         spec.sources = Some(job.kept_sources());
         spec.old_content = state.old_content();
-        spec.changed_at = state.changed.as_ref().map(|changed| changed.kept_before);
+        spec.changed_at = state.kept_before();
         let observer = front.observer(&format!("{}: ", job.name));
         if state.pruned_by.as_ref() != Some(policy) {
             let dry = PruneSpec {

@@ -1,5 +1,6 @@
 //! After a copy, once a day: some unchanged files of its sources are read again and compared with their backup.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -163,14 +164,22 @@ impl Runner<'_> {
         now: Timestamp,
     ) -> SourceSlice {
         let job = copy.job.name.as_str();
+        let state = file.read();
         let Found {
             confirmed,
             in_doubt,
-        } = Found::of(&file.read(), &report);
+        } = Found::of(&state, &report);
+        let right = |path: &str| report.right_again.contains(path);
+        let mut unanswered = BTreeMap::new();
         // The copies first: what a kill leaves undone here is found again.
         for other in self.copies_of(job) {
-            let right = |path: &str| report.right_again.contains(path);
-            let files = self.old_content_of(other, &confirmed, lists);
+            let container = &other.container.name;
+            let asked = asked_of(&state, container, &confirmed, &right);
+            let files = self.old_content_of(other, &asked, lists);
+            if files.is_none() {
+                unanswered.insert(container.clone(), asked);
+            }
+            let files = files.unwrap_or_default();
             let has_changed = !report.right_again.is_empty() || !files.is_empty();
             if has_changed {
                 self.change(&other.name(), |state| {
@@ -181,7 +190,10 @@ impl Runner<'_> {
                 });
             }
         }
-        file.change(|state| state.read_slice(now, &report, &confirmed, &in_doubt));
+        file.change(|state| {
+            state.read_slice(now, &report, &confirmed, &in_doubt);
+            state.unanswered = unanswered;
+        });
         let names = confirmed.iter().map(|one| one.old.path.clone());
         SourceSlice {
             job: job.to_owned(),
@@ -193,37 +205,33 @@ impl Runner<'_> {
         }
     }
 
-    /// What a copy has of files that changed silently. `compared`: the lists with which the files were compared.
+    /// What a copy has of files that changed silently. `compared`: the lists with which the files were compared. `None`:
+    /// its own lists are not on this machine. The next slice asks again.
     fn old_content_of(
         &self,
         copy: Copy<'_>,
         files: &[FoundChange],
         compared: &Path,
-    ) -> Vec<OldContent> {
+    ) -> Option<Vec<OldContent>> {
         if files.is_empty() {
-            return Vec::new();
+            return Some(Vec::new());
         }
         let job = copy.job.name.as_str();
-        let Some(lists) = self.lists(copy.container, job) else {
-            return Vec::new();
-        };
+        let lists = self.lists(copy.container, job)?;
         if lists == compared {
-            return files.iter().map(|one| one.old.clone()).collect();
+            return Some(files.iter().map(|one| one.old.clone()).collect());
         }
-        let newest = self.known(copy.container).and_then(|known| {
-            let made = known.history.jobs.get(job)?.last_snapshot.as_ref()?;
-            SnapshotName::parse(&made.name).ok()
-        });
-        let Some(newest) = newest else {
-            return Vec::new();
-        };
-        old_content_in(&lists, newest, files).unwrap_or_else(|error| {
+        let known = self.known(copy.container)?;
+        let newest = known.history.jobs.get(job)?.last_snapshot.as_ref()?;
+        let newest = SnapshotName::parse(&newest.name).ok()?;
+        let found = old_content_in(&lists, newest, files);
+        if let Err(error) = &found {
             self.report_problems(vec![format!(
                 "{}: can't find out which snapshot has the content from before: {error}",
                 copy.name()
             )]);
-            Vec::new()
-        })
+        }
+        found.ok()
     }
 
     /// This machine's copies of the lists of a job.
@@ -237,6 +245,20 @@ impl Runner<'_> {
         let copies = self.config.copies();
         copies.filter(move |copy| copy.job.name.as_str() == job)
     }
+}
+
+/// The changes whose old content a container is asked for.
+fn asked_of(
+    state: &SourceCheckState,
+    container: &str,
+    confirmed: &[FoundChange],
+    is_right: &dyn Fn(&str) -> bool,
+) -> Vec<FoundChange> {
+    let before = state.unanswered.get(container).into_iter().flatten();
+    let before = before.filter(|one| !is_right(&one.old.path));
+    let mut asked: Vec<FoundChange> = confirmed.iter().chain(before).cloned().collect();
+    asked.truncate(SILENT_FILES_MAX);
+    asked
 }
 
 /// What a slice found, beside what was reported before.
@@ -383,6 +405,19 @@ mod tests {
         assert_eq!(slice(&[&other], &[], true), texts("", "a2"));
         assert_eq!(slice(&[], &[], true), texts("", ""));
         assert_eq!(slice(&[&other], &[], true), texts("", "a2"));
+    }
+
+    #[test]
+    fn container_is_asked_again_for_what_it_has_not_answered() {
+        let (a, b, c) = (found("a", "1"), found("b", "1"), found("c", "1"));
+        let state = SourceCheckState {
+            unanswered: BTreeMap::from([("nas".to_owned(), vec![a.clone(), b.clone()])]),
+            ..SourceCheckState::default()
+        };
+        let is_right = |path: &str| path == "b";
+        let asked = |container| asked_of(&state, container, std::slice::from_ref(&c), &is_right);
+        assert_eq!(asked("nas"), [c.clone(), a]);
+        assert_eq!(asked("usb"), std::slice::from_ref(&c));
     }
 
     #[test]

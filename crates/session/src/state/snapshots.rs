@@ -3,12 +3,14 @@
 //! The file is beside the lists, and counts only for the state of the container that this machine knows. If it is
 //! missing or torn, nothing is known.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use sprat_snapshot::Lists;
+use sprat_snapshot::{Lists, local_file};
 
 use crate::Failure;
 use crate::address::Target;
@@ -16,12 +18,14 @@ use crate::file_system::Stamp;
 use crate::files;
 use crate::protocol::reports::Finished;
 use crate::settings::IdentityPolicy;
-use crate::state::paths::StatePaths;
+use crate::state::paths::{KNOWN, StatePaths};
 use crate::state::{KnownState, identity};
 
 const FORMAT: u32 = 1;
 /// No job's name begins with a dot.
 const FILE: &str = ".snapshots.json";
+/// Its time counts as [`Noted::edited`]. Made only if the disk is full: see [`mark`].
+const MARK: &str = ".edited";
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Noted {
@@ -36,9 +40,11 @@ struct Noted {
 
 impl Noted {
     fn load(paths: &StatePaths) -> Self {
-        files::read_json(&path(paths))
-            .filter(|noted: &Self| noted.format == FORMAT)
-            .unwrap_or_default()
+        let noted = files::read_json(&path(paths));
+        let noted = noted.filter(|noted: &Self| noted.format == FORMAT);
+        let mut noted = noted.unwrap_or_default();
+        noted.edited = noted.edited.max(read_mark(paths));
+        noted
     }
 
     fn store(mut self, paths: &StatePaths) -> io::Result<()> {
@@ -63,12 +69,39 @@ pub(crate) fn note_edited(paths: &StatePaths) -> io::Result<()> {
     let noted = Noted::load(paths);
     let newest = noted.snapshots.values().filter_map(|names| names.last());
     let newest = newest.map(|name| name.moment()).max();
-    Noted {
-        // A clock may have run ahead.
-        edited: newest.max(Some(Timestamp::now())),
+    // A clock may have run ahead.
+    let edited = newest.max(noted.edited).max(Some(Timestamp::now()));
+    let stored = Noted {
+        edited,
         ..Noted::default()
     }
-    .store(paths)
+    .store(paths);
+    match (stored, edited) {
+        // A full disk must not keep a user from mounting.
+        (Err(error), Some(edited)) if local_file::is_full(&error) => {
+            mark(paths, edited).map_err(|_| error)
+        }
+        (stored, _) => stored,
+    }
+}
+
+/// Notes the time as that of an empty file: it needs no space on a full disk.
+fn mark(paths: &StatePaths, edited: Timestamp) -> io::Result<()> {
+    let file = File::create(paths.file(KNOWN, MARK))?;
+    let since = edited.duration_since(Timestamp::UNIX_EPOCH).unsigned_abs();
+    file.set_modified(SystemTime::UNIX_EPOCH + since)?;
+    file.sync_all()
+}
+
+fn read_mark(paths: &StatePaths) -> Option<Timestamp> {
+    let about = paths.file(KNOWN, MARK).symlink_metadata().ok()?;
+    Timestamp::try_from(about.modified().ok()?).ok()
+}
+
+/// Until when a user could change files in snapshots, if that was ever possible.
+#[must_use]
+pub fn edited(paths: &StatePaths) -> Option<Timestamp> {
+    Noted::load(paths).edited
 }
 
 /// What the lists of this machine can be asked about, and when it was noted.
@@ -117,6 +150,8 @@ mod tests {
     use crate::file_system::{FileSystemState, stamp_block as block};
     use crate::state::paths::tests::paths;
     use sprat_snapshot::SnapshotName;
+    use sprat_testkit::tmpfs::{SmallDisk, fill};
+    use sprat_testkit::{needs, requires};
 
     fn stamp(counter: u64) -> Stamp {
         FileSystemState::read(&block(counter, 1, 0), 4096)
@@ -144,6 +179,22 @@ mod tests {
         note_edited(&paths).unwrap();
         let edited = Noted::load(&paths).edited.unwrap();
         assert_eq!(edited, "2900-01-01T00:00:00Z".parse().unwrap());
+        paths.make_way().unwrap();
+        assert_eq!(Noted::load(&paths).edited, None);
+    }
+
+    #[test]
+    fn mount_for_writing_is_noted_on_a_full_disk() {
+        requires!(needs::root());
+        let disk = SmallDisk::new("size=64k");
+        let paths = paths(disk.path(), "h:x.luks");
+        std::fs::create_dir(disk.path().join(KNOWN)).unwrap();
+        fill(disk.path());
+        note_edited(&paths).unwrap();
+        let edited = Noted::load(&paths).edited.unwrap();
+        std::fs::remove_file(disk.path().join("somebody-else's")).unwrap();
+        note(&paths, stamp(5), snapshots("2026-01-01T00-00-00Z")).unwrap();
+        assert_eq!(Noted::load(&paths).edited, Some(edited));
         paths.make_way().unwrap();
         assert_eq!(Noted::load(&paths).edited, None);
     }

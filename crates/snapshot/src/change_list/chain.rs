@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::merging::order;
-use super::reading::ListLines;
-use super::{BASE, SUFFIX, name_of};
+use super::reading::{ListHead, ListLines};
+use super::{BASE, name_of};
 use crate::choice::{self, SnapshotChoice};
 use crate::error::SnapshotError;
 use crate::name::{JobName, SnapshotName};
@@ -43,13 +43,15 @@ pub struct ListChain {
 
 /// What leads from one snapshot to the next.
 #[derive(Debug)]
-struct Step {
+pub(super) struct Step {
     snapshot: SnapshotName,
     complete: bool,
     /// Oldest first. Those of removed snapshots come before that of this one.
-    lists: Vec<PathBuf>,
+    pub(super) lists: Vec<PathBuf>,
     /// All of it was found by one comparison of the two snapshots.
     is_exact: bool,
+    /// When the oldest of the lists was made. `None`: that is not known.
+    made: Option<Timestamp>,
 }
 
 /// A path that a run found changed.
@@ -98,12 +100,12 @@ impl Lists {
         let chain = ListChain::open(&self.folder.join(job.as_str()), job, finished)?;
         if self
             .edited
-            .is_some_and(|edited| !chain.begins_after(edited))
+            .is_some_and(|edited| !chain.is_made_after(edited))
         {
             return Err(SnapshotError::NotInLists {
                 what: format!(
                     "the container was mounted with --rw, so files in snapshots of job {job} may have been changed \
-                     by hand"
+                     by hand. The next backup lists them again"
                 ),
             });
         }
@@ -118,67 +120,11 @@ impl ListChain {
         job: &JobName,
         finished: &[SnapshotName],
     ) -> Result<Self, SnapshotError> {
-        let refused = |list: &str, why: &'static str| SnapshotError::ListUnusable {
-            job: job.to_string(),
-            list: list.to_owned(),
-            why,
-        };
-        let head = |name: &str| {
-            let lines = File::open(folder.join(name)).and_then(ListLines::begin);
-            lines
-                .map(|lines| lines.head)
-                .map_err(|error| match error.kind() {
-                    io::ErrorKind::NotFound => refused(name, MISSING),
-                    _ => refused(name, DAMAGED),
-                })
-        };
-        let base = match folder.join(BASE).exists() {
-            true => Some(head(BASE)?),
-            false => None,
-        };
+        let heads = Heads::open(folder, job.as_str())?;
         let mut steps = Vec::new();
         let mut waiting = finished.iter().rev().copied().peekable();
-        let mut since = waiting.peek().copied();
         while let Some(snapshot) = waiting.next() {
-            let name = name_of(snapshot);
-            let before = waiting.peek().copied();
-            let mut lists = Vec::new();
-            let mut step = None;
-            // Back to the snapshot before, over the lists of those that were removed.
-            while let Some(at) = since.filter(|at| Some(*at) != before) {
-                let base = base.as_ref().filter(|base| base.snapshot == Some(at));
-                if let Some(base) = base.filter(|_| at != snapshot) {
-                    if base.since.is_some_and(|since| since >= at) {
-                        return Err(refused(BASE, BROKEN));
-                    }
-                    lists.push(folder.join(BASE));
-                    since = base.since;
-                    continue;
-                }
-                let its = name_of(at);
-                let head = head(&its)?;
-                let leads_back = head.since.is_none_or(|since| since < at);
-                if head.snapshot != Some(at) || !leads_back {
-                    return Err(refused(&its, BROKEN));
-                }
-                lists.push(folder.join(&its));
-                since = head.since;
-                step.get_or_insert((head.complete, head.folded));
-            }
-            let (complete, folded) = step.ok_or_else(|| refused(&name, BROKEN))?;
-            if since != before {
-                return Err(refused(&name, BROKEN));
-            }
-            let Some(complete) = complete else {
-                return Err(refused(&name, UNFINISHED));
-            };
-            lists.reverse();
-            steps.push(Step {
-                snapshot,
-                complete,
-                is_exact: lists.len() == 1 && !folded,
-                lists,
-            });
+            steps.push(heads.step(snapshot, waiting.peek().copied())?);
         }
         steps.reverse();
         Ok(Self {
@@ -187,14 +133,10 @@ impl ListChain {
         })
     }
 
-    /// Whether all runs began after `edited`. If not, a run may have been compared with a snapshot that was changed by
-    /// hand since its list was made. Its own list does not show that, also when that snapshot is gone.
-    fn begins_after(&self, edited: Timestamp) -> bool {
-        let oldest = self.steps.first().and_then(|step| step.lists.first());
-        let name = oldest.and_then(|list| list.file_name()?.to_str()?.strip_suffix(SUFFIX));
-        // The base has runs of any age.
-        let run = name.and_then(|name| SnapshotName::parse(name).ok());
-        run.is_some_and(|run| run.moment() > edited)
+    /// Whether all lists were made after `edited`. If not, one may be of a snapshot that was changed by hand since, also
+    /// when that snapshot is gone.
+    fn is_made_after(&self, edited: Timestamp) -> bool {
+        self.steps.iter().all(|step| step.is_made_after(edited))
     }
 
     /// How many snapshots there are.
@@ -260,9 +202,13 @@ impl ListChain {
                 list: name.display().to_string(),
                 why,
             };
+            let damaged = |error: io::Error| {
+                forget_copy(list, &error);
+                refused(DAMAGED)
+            };
             let lines = File::open(list).and_then(ListLines::begin);
-            let mut lines = lines.map_err(|_| refused(DAMAGED))?;
-            while let Some(line) = lines.next::<PathLine>().map_err(|_| refused(DAMAGED))? {
+            let mut lines = lines.map_err(damaged)?;
+            while let Some(line) = lines.next::<PathLine>().map_err(damaged)? {
                 let (Some(path), Some(change)) = (line.path, line.change) else {
                     continue;
                 };
@@ -274,6 +220,7 @@ impl ListChain {
                 })?;
             }
             if lines.finished != Some(true) {
+                forget_copy(list, &io::ErrorKind::InvalidData.into());
                 return Err(refused(UNFINISHED));
             }
         }
@@ -288,6 +235,110 @@ impl ListChain {
             list: name_of(self.steps[number].snapshot),
             why: "contradicts those before it",
         }
+    }
+}
+
+impl Step {
+    pub(super) fn is_made_after(&self, edited: Timestamp) -> bool {
+        self.made.is_some_and(|made| made > edited)
+    }
+}
+
+/// The lists of a job on this machine, by their first lines.
+pub(super) struct Heads<'f> {
+    folder: &'f Path,
+    job: &'f str,
+    base: Option<ListHead>,
+}
+
+impl<'f> Heads<'f> {
+    pub(super) fn open(folder: &'f Path, job: &'f str) -> Result<Self, SnapshotError> {
+        let mut heads = Self {
+            folder,
+            job,
+            base: None,
+        };
+        if folder.join(BASE).exists() {
+            heads.base = Some(heads.head(BASE)?);
+        }
+        Ok(heads)
+    }
+
+    fn refused(&self, list: &str, why: &'static str) -> SnapshotError {
+        SnapshotError::ListUnusable {
+            job: self.job.to_owned(),
+            list: list.to_owned(),
+            why,
+        }
+    }
+
+    fn head(&self, name: &str) -> Result<ListHead, SnapshotError> {
+        let lines = File::open(self.folder.join(name)).and_then(ListLines::begin);
+        let head = lines.map(|lines| lines.head);
+        head.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => self.refused(name, MISSING),
+            _ => self.refused(name, DAMAGED),
+        })
+    }
+
+    /// What leads to `snapshot` from `before`, over the lists of snapshots between them that were removed.
+    pub(super) fn step(
+        &self,
+        snapshot: SnapshotName,
+        before: Option<SnapshotName>,
+    ) -> Result<Step, SnapshotError> {
+        let name = name_of(snapshot);
+        let mut lists = Vec::new();
+        let mut newest = None;
+        let mut made = Some(Timestamp::MAX);
+        let mut since = Some(snapshot);
+        while let Some(at) = since.filter(|at| Some(*at) != before) {
+            let base = self.base.as_ref().filter(|base| base.snapshot == Some(at));
+            if let Some(base) = base.filter(|_| at != snapshot) {
+                if base.since.is_some_and(|since| since >= at) {
+                    return Err(self.refused(BASE, BROKEN));
+                }
+                lists.push(self.folder.join(BASE));
+                made = made.min(base.made());
+                since = base.since;
+                continue;
+            }
+            let its = name_of(at);
+            let head = self.head(&its)?;
+            let leads_back = head.since.is_none_or(|since| since < at);
+            if head.snapshot != Some(at) || !leads_back {
+                return Err(self.refused(&its, BROKEN));
+            }
+            lists.push(self.folder.join(&its));
+            made = made.min(head.made());
+            since = head.since;
+            newest.get_or_insert((head.complete, head.folded));
+        }
+        let (complete, folded) = newest.ok_or_else(|| self.refused(&name, BROKEN))?;
+        if since != before {
+            return Err(self.refused(&name, BROKEN));
+        }
+        let Some(complete) = complete else {
+            return Err(self.refused(&name, UNFINISHED));
+        };
+        lists.reverse();
+        Ok(Step {
+            snapshot,
+            complete,
+            is_exact: lists.len() == 1 && !folded,
+            lists,
+            made,
+        })
+    }
+}
+
+/// Empties this machine's copy of a list that is damaged: the next run makes the list again. `error`: why it can't be
+/// used.
+pub(crate) fn forget_copy(list: &Path, error: &io::Error) {
+    // The disk may be able to read it later.
+    let is_content = error.raw_os_error().is_none() && error.kind() != io::ErrorKind::Unsupported;
+    if is_content {
+        let _ = File::options().write(true).truncate(true).open(list);
     }
 }
 

@@ -190,6 +190,8 @@ impl Folding<'_> {
             lines.write(&First {
                 complete: merging.complete().filter(|_| target.is_some()),
                 folded: true,
+                compared: merging.compared(),
+                written: merging.written(),
                 ..First::new(&self.folder.job.job, covers, since)
             })?;
             let last = merging.run(&mut |line| lines.write(line))?;

@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
+
 use super::reading::{self, ListLines};
 use super::{Last, Line};
 use crate::check::Key;
@@ -25,9 +27,9 @@ pub(super) struct Merging {
 }
 
 /// A list, and the path that comes next in it.
-struct Ahead {
+pub(super) struct Ahead {
     lines: ListLines,
-    next: Option<(PathBuf, Line)>,
+    pub(super) next: Option<(PathBuf, Line)>,
 }
 
 impl Merging {
@@ -40,11 +42,21 @@ impl Merging {
         };
         for file in open()? {
             let lines = ListLines::begin(file)?;
-            let mut list = Ahead { lines, next: None };
-            list.advance(&mut merging.without_path)?;
+            let list = Ahead::begin(lines, &mut merging.without_path)?;
             merging.lists.push(list);
         }
         Ok(merging)
+    }
+
+    /// When the last list was written.
+    pub(super) fn written(&self) -> Option<Timestamp> {
+        self.lists.last()?.lines.head.written
+    }
+
+    /// When the oldest of the comparisons was made. `None`: that is not known.
+    pub(super) fn compared(&self) -> Option<Timestamp> {
+        let made = self.lists.iter().map(|list| list.lines.head.made());
+        made.min().flatten()
     }
 
     /// Whether the snapshot of the last list is complete.
@@ -68,13 +80,12 @@ impl Merging {
                 if list.next.as_ref().is_none_or(|(next, _)| *next != path) {
                     continue;
                 }
-                if let Some((_, line)) = list.next.take() {
+                if let Some(line) = list.advance(&mut self.without_path)? {
                     merged = Some(match merged {
                         Some(older) => older.then(line),
                         None => line,
                     });
                 }
-                list.advance(&mut self.without_path)?;
             }
             let Some(mut line) = merged else { continue };
             let Some(change) = line.change else { continue };
@@ -111,12 +122,18 @@ impl Merging {
 }
 
 impl Ahead {
-    /// Reads the next path.
-    fn advance(&mut self, without_path: &mut Vec<Content>) -> io::Result<()> {
-        let before = self.next.take().map(|(path, _)| path);
-        while let Some(line) = self.lines.next::<Line>()? {
-            let Some(path) = &line.path else {
-                without_path.extend(line.content);
+    pub(super) fn begin(lines: ListLines, without_path: &mut Vec<Content>) -> io::Result<Self> {
+        let mut list = Self { lines, next: None };
+        list.advance(without_path)?;
+        Ok(list)
+    }
+
+    /// Returns the line of the next path, and reads the one after it.
+    pub(super) fn advance(&mut self, without_path: &mut Vec<Content>) -> io::Result<Option<Line>> {
+        let (before, line) = self.next.take().unzip();
+        while let Some(line_after) = self.lines.next::<Line>()? {
+            let Some(path) = &line_after.path else {
+                without_path.extend(line_after.content);
                 continue;
             };
             let path = unescape_path(path);
@@ -124,15 +141,21 @@ impl Ahead {
                 let what = "the paths of the list are in no order";
                 return Err(io::Error::new(io::ErrorKind::InvalidData, what));
             }
-            self.next = Some((path, line));
-            return Ok(());
+            self.next = Some((path, line_after));
+            break;
         }
-        Ok(())
+        Ok(line)
     }
 }
 
 impl Line {
-    fn of(content: Content) -> Self {
+    /// Separates the content from it.
+    pub(super) fn with_content(mut self) -> Option<(Self, Content)> {
+        let content = self.content.take()?;
+        Some((self, content))
+    }
+
+    pub(super) fn of(content: Content) -> Self {
         Self {
             path: None,
             change: None,

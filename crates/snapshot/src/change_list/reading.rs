@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -26,6 +27,20 @@ pub(crate) struct ListHead {
     /// The lists of several runs are in it.
     #[serde(default)]
     pub(crate) folded: bool,
+    /// When the snapshots were compared; of a folded list, the earliest time. `None`: see [`Self::made`].
+    #[serde(default)]
+    compared: Option<Timestamp>,
+    /// When the run wrote it, by the clock of its machine.
+    #[serde(default)]
+    pub(crate) written: Option<Timestamp>,
+}
+
+impl ListHead {
+    /// A time that is not later than that of the comparison. `None`: that is not known.
+    pub(crate) fn made(&self) -> Option<Timestamp> {
+        let by_its_run = self.snapshot.filter(|_| !self.folded);
+        self.compared.or(by_its_run.map(SnapshotName::moment))
+    }
 }
 
 /// The last line.

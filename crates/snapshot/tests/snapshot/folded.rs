@@ -21,6 +21,8 @@ use crate::source_checked;
 struct Years {
     bench: Bench,
     now: Timestamp,
+    /// See [`sprat_snapshot::Lists::edited`].
+    edited: Option<Timestamp>,
 }
 
 impl Years {
@@ -28,6 +30,7 @@ impl Years {
         Self {
             bench: Bench::new(),
             now: "2026-11-01T00:00:00Z".parse().unwrap(),
+            edited: None,
         }
     }
 
@@ -40,6 +43,7 @@ impl Years {
         self.now += SignedDuration::from_hours(1);
         let mut spec = self.bench.spec();
         spec.change_lists = Some(self.bench.path("lists/home"));
+        spec.edited = self.edited;
         if is_cached {
             spec.page_cache.ask(|_, _| Ok(true));
         }
@@ -60,11 +64,21 @@ impl Years {
 
     /// Nothing can read the list of a snapshot any more, neither on the volume nor on this machine.
     fn tear_list(&self, name: SnapshotName) {
-        for place in [
-            list_of(&self.bench.job(), name),
-            self.bench.path(&format!("lists/home/{name}.changes.zst")),
-        ] {
+        for place in [list_of(&self.bench.job(), name), self.copy(name)] {
             fs::write(place, "torn").unwrap();
+        }
+    }
+
+    /// This machine's copy of a list.
+    fn copy(&self, name: SnapshotName) -> PathBuf {
+        self.bench.path(&format!("lists/home/{name}.changes.zst"))
+    }
+
+    fn lists_show_what_is_there(&self, names: &[SnapshotName]) {
+        for name in names {
+            assert_eq!(self.replayed(*name), self.kept(*name), "{name}");
+            let list = list_of(&self.bench.job(), name);
+            assert!(fs::read(list).unwrap() == fs::read(self.copy(*name)).unwrap());
         }
     }
 
@@ -388,4 +402,63 @@ fn digests_that_came_later_are_folded_to_the_paths_of_their_files() {
         assert!(!without_path(&base), "once is enough");
     }
     assert_eq!(years.listed(), years.files(&[newest, last]));
+}
+
+#[test]
+fn list_that_is_missing_or_torn_is_made_again() {
+    for damage in ["missing", "torn", "torn here"] {
+        let mut years = Years::new();
+        let mut names = years.take_with_new_files(4);
+        let places = [list_of(&years.bench.job(), names[2]), years.copy(names[2])];
+        let good = fs::read(&places[0]).unwrap();
+        for place in &places {
+            match damage {
+                "missing" => fs::remove_file(place).unwrap(),
+                "torn" => fs::write(place, &good[..good.len() / 2]).unwrap(),
+                // A check finds the copy of this machine torn.
+                _ if place.starts_with(years.bench.path("lists")) => {
+                    fs::write(place, &good[..good.len() - 1]).unwrap();
+                    years.check(Some(years.bench.path("lists")));
+                }
+                _ => {}
+            }
+        }
+        names.push(years.take());
+        years.lists_show_what_is_there(&names);
+        // Nothing else has the digest of the file that this list had.
+        let lost = u64::from(damage != "torn here");
+        assert_eq!(years.listed(), 4 - lost, "{damage}");
+        // Once is enough.
+        let made = fs::metadata(&places[1]).unwrap().ino();
+        years.take();
+        assert_eq!(fs::metadata(&places[1]).unwrap().ino(), made, "{damage}");
+    }
+}
+
+#[test]
+fn lists_from_before_a_change_by_hand_are_made_again_with_all_digests() {
+    for is_folded in [false, true] {
+        let mut years = Years::new();
+        let mut names = years.take_with_new_files(5);
+        years.remove(&[names[0], names[2]]);
+        names = vec![names[1], names[3], names[4]];
+        if is_folded {
+            names.push(years.take());
+            assert!(list_of(&years.bench.job(), "base").exists());
+        }
+        let tree = years.bench.job().join(names[1].to_string());
+        let below = years.bench.source().join("1");
+        fs::remove_file(tree.join(below.strip_prefix("/").unwrap())).unwrap();
+        years.edited = Some(years.now + SignedDuration::from_secs(1));
+        names.push(years.take());
+        years.lists_show_what_is_there(&names);
+        assert_eq!(years.listed(), years.files(&names));
+        assert!(!list_of(&years.bench.job(), "base").exists());
+        for (_, list) in years.lists() {
+            let compared = list[0]["compared"].as_str();
+            let compared = compared.map(|text| text.parse::<Timestamp>().unwrap());
+            let is_newest = list[0]["snapshot"] == names[names.len() - 1].to_string();
+            assert_eq!(compared > years.edited, !is_newest, "{}", list[0]);
+        }
+    }
 }

@@ -58,32 +58,6 @@ fn volume_full_of_metadata_takes_a_smaller_source_again() {
 }
 
 #[test]
-fn run_stops_before_the_metadata_is_full() {
-    requires!(missing());
-    let volume = OnBtrfs::small();
-    fs::write(volume.source("stays"), "content").unwrap();
-    volume.is_exact();
-    // The kernel counts what is committed.
-    let at = volume.bench.volume();
-    run("mount", &["-o", "remount,commit=1", at.to_str().unwrap()]);
-    volume.write_many("many", TOO_MANY, 1);
-    let mut spec = volume.bench.spec();
-    spec.rsync = volume.bench.rsync_script("", "rsync --bwlimit=5000");
-    let error = volume.try_take(&spec).unwrap_err();
-    let SnapshotError::VolumeFull {
-        kind: SpaceKind::Metadata,
-        free_bytes: 1..,
-        ..
-    } = error
-    else {
-        panic!("{error:?}");
-    };
-    assert!(error.to_string().contains("metadata"), "{error}");
-    fs::remove_dir_all(volume.source("many")).unwrap();
-    volume.is_exact();
-}
-
-#[test]
 fn prune_works_on_a_volume_full_of_metadata() {
     requires!(missing());
     let volume = OnBtrfs::small();
