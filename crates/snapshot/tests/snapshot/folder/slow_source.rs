@@ -22,6 +22,8 @@ const TTL: Duration = Duration::ZERO;
 #[derive(Clone, Default)]
 pub struct SlowSource(Arc<(Mutex<State>, Condvar)>);
 
+type Answer = Box<dyn FnOnce(&SlowSource) + Send>;
+
 #[derive(Default)]
 struct State {
     /// Each version has another time and other content.
@@ -34,7 +36,7 @@ struct State {
     /// How many of them get an answer at once.
     answered_max: Option<usize>,
     /// What gives those that wait their answers.
-    waiting: Vec<Box<dyn FnOnce(&SlowSource) + Send>>,
+    waiting: Vec<Answer>,
 }
 
 impl SlowSource {
