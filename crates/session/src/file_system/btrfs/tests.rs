@@ -95,6 +95,8 @@ fn volume_with_full_metadata_has_no_room() {
     space.unallocated_bytes = mib(10);
     space.metadata.used_bytes = mib(99);
     assert!(room_of(&space).is_full() && room_of(&space).is_low());
+    assert!(!room_of(&space).metadata_is_low());
+    space.unallocated_bytes = mib(2);
     assert!(room_of(&space).metadata_is_low());
 }
 
