@@ -1,6 +1,7 @@
 //! Answers from the lists of changes on this machine: without a server, and of no state but the last one known.
 
 use std::fs;
+use std::path::PathBuf;
 
 use serde_json::Value;
 use sprat_testkit::machine::{CONTAINER, Ran, TestMachine};
@@ -189,12 +190,25 @@ fn state_that_this_machine_did_not_note_is_not_answered_about() {
     fs::create_dir(machine.path("mnt")).unwrap();
     machine.ok(&["mount", CONTAINER, "mnt", "--rw"]);
     offline("file").failed_with(1);
+    let snapshots = fs::read_dir(machine.path("mnt/home")).unwrap().flatten();
+    let is_snapshot = |path: &PathBuf| path.to_string_lossy().ends_with('Z');
+    let oldest = snapshots.map(|one| one.path()).filter(is_snapshot).min();
+    let file = machine.path("tree/file");
+    fs::remove_file(oldest.unwrap().join(file.strip_prefix("/").unwrap())).unwrap();
     machine.ok(&["umount", "mnt"]);
-    backup(&machine);
     let ran = offline("file");
     ran.failed_with(1);
-    assert!(ran.stderr.contains("--rw"), "{}", ran.whole());
-    machine.sprat(&["find", CONTAINER, "file"]).succeeded();
+    assert!(
+        ran.stderr.contains("which snapshots it has"),
+        "{}",
+        ran.whole()
+    );
+    // The next backup lists the snapshots again.
+    backup(&machine);
+    let online = answer(&machine.sprat(&versions));
+    let listed = answer(&machine.sprat(&[&versions[..], &["--offline"]].concat()));
+    assert_eq!(online, listed);
+    assert_eq!(online["paths"][0]["versions"].as_array().unwrap().len(), 2);
     machine.nothing_is_left();
 }
 
