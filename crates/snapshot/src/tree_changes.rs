@@ -1,7 +1,7 @@
 //! Compares two trees on the volume by names, inode numbers and attributes. No content is read.
 //!
 //! Files that both trees share are not examined: the lists of the folders show the number of their inode. On a btrfs
-//! volume see [`SharedInodes`].
+//! volume the inodes of one tree are known at once (`shared_inodes`).
 
 use std::collections::BTreeMap;
 use std::io;
