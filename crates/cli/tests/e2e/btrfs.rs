@@ -141,7 +141,7 @@ fn whole_life_of_a_container_with_btrfs() {
     let status = ["--ssh-command", &ssh.join(" "), "status", target];
     let status = pair.machine.ok(&status).stdout;
     assert!(
-        status.contains(" free (") && !status.contains("0 files"),
+        status.contains(" free, for metadata ") && !status.contains("0 files"),
         "{status}"
     );
     pair.assert_nothing_is_left();
