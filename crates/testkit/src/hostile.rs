@@ -112,6 +112,8 @@ pub struct Fault {
     pub times: usize,
     /// What it does.
     pub act: Act,
+    /// Only requests that name an open handle of the server's file are counted.
+    pub of_file: bool,
 }
 
 impl Fault {
@@ -124,7 +126,15 @@ impl Fault {
             nth,
             times,
             act,
+            of_file: false,
         }
+    }
+
+    /// Counts only requests to the open file of the server.
+    #[must_use]
+    pub fn of_file(self) -> Self {
+        let of_file = true;
+        Self { of_file, ..self }
     }
 
     /// So often.
@@ -274,11 +284,12 @@ impl Drop for Hostile {
 
 impl Shared {
     /// Counts a request, and says what is to be done with it.
-    fn due(&self, kind: Kind) -> Option<Act> {
+    /// `of_file`: it names an open handle of the server's file.
+    fn due(&self, kind: Kind, of_file: bool) -> Option<Act> {
         let mut script = self.script.lock().ignore_poison();
         *script.seen.entry(kind).or_default() += 1;
         let fault = *script.faults.front()?;
-        if fault.on.is_some_and(|on| on != kind) {
+        if fault.on.is_some_and(|on| on != kind) || (fault.of_file && !of_file) {
             return None;
         }
         script.counted += 1;

@@ -20,16 +20,17 @@ pub(crate) mod space_monitor;
 #[cfg(test)]
 pub(crate) mod tests;
 mod trim;
+mod watch;
 
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, SystemTime};
 
 use sprat_attach::{CryptMapping, ServeOptions, Serving};
 use sprat_luks::{Secret, VolumeKey};
-use sprat_store::LockError;
+use sprat_store::{IgnorePoison, LockError};
 use sprat_volume::{ClosedCache, Flush, Volume};
 
 use crate::protocol::frames::{Receiver, Sender};
@@ -48,10 +49,8 @@ use crate::volume_process::knowledge::Knowledge;
 use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::open::{Decryption, Opened};
 use crate::volume_process::shutdown::{EventSender, StopFlag};
+use crate::volume_process::watch::ConnectionReport;
 use crate::{Exit, Failure};
-
-/// How often a failure below is checked for.
-const FAILURE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Runs V. Its standard input is the control socket.
 pub fn run() -> Exit {
@@ -246,6 +245,7 @@ struct Served {
     new_container: Option<NewContainer>,
     stop: Arc<StopFlag>,
     events: EventSender,
+    connection: Arc<Mutex<ConnectionReport>>,
     serving: Option<Serving>,
 }
 
@@ -267,6 +267,7 @@ impl Served {
             opened.flush,
             opened.facts.file_system,
         ));
+        let connection = ConnectionReport::new(opened.lease.quiet_time());
         Self {
             access: start.settings.access,
             reserve_bytes: start.settings.reserve_bytes,
@@ -286,6 +287,7 @@ impl Served {
             new_container,
             stop,
             events,
+            connection: Arc::new(Mutex::new(connection)),
             serving: None,
         }
     }
@@ -300,7 +302,13 @@ impl Served {
         // A request that arrived before also comes as an order.
         let _ = self.stop.begin_cleanup_duty();
         self.events.reply(&VolumeReply::Ready(self.facts.clone()));
-        watch(&self.volume, &self.lease, &self.events, stats_interval)?;
+        watch::watch(
+            &self.volume,
+            &self.lease,
+            &self.connection,
+            &self.events,
+            stats_interval,
+        )?;
         while let Ok(order) = orders.recv() {
             let reply = match order {
                 VolumeOrder::Start(_) | VolumeOrder::MakeReserve => continue,
@@ -457,9 +465,11 @@ impl Served {
         if std::mem::replace(&mut self.volume_closed, true) {
             return Ok(None);
         }
-        self.volume
-            .close_without_cache()
-            .map_err(|error| self.lease.lost().unwrap_or_else(|| Failure::from(&error)))
+        let closed = self.volume.close_without_cache();
+        // A loss at the end, which the watching thread may have missed.
+        let mut connection = self.connection.lock().ignore_poison();
+        connection.report(&self.volume, &self.events);
+        closed.map_err(|error| self.lease.lost().unwrap_or_else(|| Failure::from(&error)))
     }
 
     fn failure(&self) -> Option<Failure> {
@@ -538,103 +548,6 @@ fn failure_of(volume: &Volume, lease: &ContainerLease) -> Option<Failure> {
     let failed = volume.failure()?;
     // Why the lease was lost says more than that the volume was stopped because of it.
     Some(lease.lost().unwrap_or_else(|| Failure::from(&*failed)))
-}
-
-/// Reports figures now and then, a lost connection, and once the volume's failure.
-fn watch(
-    volume: &Arc<Volume>,
-    lease: &Arc<ContainerLease>,
-    events: &EventSender,
-    stats_interval: Duration,
-) -> Result<(), Failure> {
-    let quiet_time = lease.quiet_time();
-    let (volume, lease, events) = (
-        Arc::downgrade(volume),
-        Arc::downgrade(lease),
-        events.clone(),
-    );
-    std::thread::Builder::new()
-        .name("watch".to_owned())
-        .spawn(move || {
-            let mut reported_at = Instant::now();
-            let mut last = VolumeStats::default();
-            let mut line = ConnectionReport::new(quiet_time);
-            while let (Some(volume), Some(lease)) = (volume.upgrade(), lease.upgrade()) {
-                if let Some(failure) = failure_of(&volume, &lease) {
-                    events.reply(&VolumeReply::Failed(failure));
-                    return;
-                }
-                line.tell(&volume, &events);
-                if reported_at.elapsed() >= stats_interval {
-                    reported_at = Instant::now();
-                    let now = figures(&volume);
-                    if now != last {
-                        events.reply(&VolumeReply::Figures(now));
-                        last = now;
-                    }
-                }
-                drop((volume, lease));
-                std::thread::sleep(FAILURE_INTERVAL.min(stats_interval));
-            }
-        })
-        .map(drop)
-        .map_err(|error| Failure::failed("can't start a thread").caused_by(&error))
-}
-
-/// What was last reported about the connection.
-struct ConnectionReport {
-    quiet_time: Duration,
-    losses: u64,
-    lost_since: Option<Instant>,
-    /// The reasons that were reported for this loss.
-    reasons: Vec<String>,
-}
-
-/// The most reasons that are reported for one loss.
-const REASONS_MAX: usize = 5;
-
-impl ConnectionReport {
-    fn new(quiet_time: Duration) -> Self {
-        Self {
-            quiet_time,
-            losses: 0,
-            lost_since: None,
-            reasons: Vec::new(),
-        }
-    }
-
-    /// Reports each loss, however short, and what is waited for.
-    fn tell(&mut self, volume: &Volume, events: &EventSender) {
-        let stats = volume.stats();
-        if stats.losses > self.losses {
-            self.losses = stats.losses;
-            self.lost_since.get_or_insert_with(Instant::now);
-            self.reasons.clear();
-            if stats.lost_because.is_none() {
-                let reason = "it is back already".to_owned();
-                events.notice(Notice::LineLost { reason });
-            }
-        }
-        if let Some(reason) = stats.lost_because
-            && self.reasons.len() < REASONS_MAX
-            && !self.reasons.contains(&reason)
-        {
-            self.reasons.push(reason.clone());
-            events.notice(Notice::LineLost { reason });
-        }
-        if stats.reconnecting_since.is_none()
-            && let Some(since) = self.lost_since.take()
-        {
-            events.notice(Notice::LineBack {
-                away_s: since.elapsed().as_secs(),
-            });
-            if stats.in_doubt_blocks > 0 && !self.quiet_time.is_zero() {
-                events.notice(Notice::LateWrites {
-                    wait_s: self.quiet_time.as_secs(),
-                });
-            }
-        }
-    }
 }
 
 fn figures(volume: &Volume) -> VolumeStats {

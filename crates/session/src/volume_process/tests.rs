@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use sprat_luks::{Extent, FormatOptions, Header, HeaderWrite, OpenedBy, SlotKind, format};
 use sprat_store::lock::LateUntil;

@@ -56,7 +56,7 @@ impl Connection {
         socket.set_read_timeout(None)?;
         let act = match wish[0] == b'h' && !shared.stalled() {
             false => None,
-            true => match shared.due(Kind::Shell) {
+            true => match shared.due(Kind::Shell, false) {
                 Some(Act::Drop | Act::DropAfter | Act::Status(_)) => return Ok(()),
                 Some(act @ (Act::Never | Act::Silence | Act::Stall)) => Some(act),
                 act => {
@@ -117,7 +117,22 @@ impl Connection {
                 continue;
             }
             let (kind, id) = (packet::kind(&body), packet::id(&body));
-            let act = shared.due(kind);
+            let mut fields = Fields(body.get(5..).unwrap_or_default());
+            let name = match kind {
+                Kind::Open | Kind::Close | Kind::Read | Kind::Write => {
+                    fields.string().unwrap_or_default().to_vec()
+                }
+                _ => Vec::new(),
+            };
+            let offset = fields.long().filter(|_| kind == Kind::Read);
+            let mut state = self.state.lock().ignore_poison();
+            let of_file = state.handles.contains(&name);
+            if kind == Kind::Close {
+                // The server gives a closed handle to another file.
+                state.handles.retain(|handle| *handle != name);
+            }
+            drop(state);
+            let act = shared.due(kind, of_file);
             match act {
                 Some(Act::Drop) => return,
                 Some(Act::Silence | Act::Stall) => {
@@ -147,14 +162,7 @@ impl Connection {
                 Some(Act::Slow(every)) => self.state.lock().ignore_poison().slow = Some(every),
                 _ => {}
             }
-            let mut fields = Fields(body.get(5..).unwrap_or_default());
-            let name = match kind {
-                Kind::Open | Kind::Read => fields.string().unwrap_or_default().to_vec(),
-                _ => Vec::new(),
-            };
-            let offset = fields.long().filter(|_| kind == Kind::Read);
             let mut state = self.state.lock().ignore_poison();
-            let of_file = state.handles.contains(&name);
             let owed = Owed {
                 act,
                 opens_file: kind == Kind::Open && name.ends_with(shared.file.as_bytes()),
