@@ -13,7 +13,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use sprat_testkit::client_and_server::{self, ClientAndServer, FileSystem, HEADER_BYTES};
@@ -36,8 +36,7 @@ const COPY_OF_SUPER_BLOCK: u64 = HEADER_BYTES + (64 << 20);
 /// A little more than the size from which on a changed file is updated by blocks.
 const LARGE_BYTES: u64 = (32 << 20) + 5;
 const LIMIT: Duration = Duration::from_secs(240);
-/// Ends of names in the client's state: the hashes of an update of a large file, and what an interrupted one had done.
-const DRAFT: &str = ".draft";
+/// In the client's state: the end of the name of what an interrupted update of a large file had done.
 const PART: &str = ".part";
 const UPDATES_MAX: u64 = 20;
 
@@ -241,38 +240,52 @@ impl Recorded {
 
     /// On a btrfs, one that is interrupted while it updates the large file. The next one continues that update.
     fn interrupted_update(&mut self) {
-        if self.large.is_none() {
+        let Some(large) = self.large.clone() else {
             return;
-        }
-        let state = self.pair.path("state");
-        let count = |ending: &str| {
-            let files = files_below(&state).into_iter();
-            files
-                .filter(|path| path.to_string_lossy().ends_with(ending))
-                .count()
         };
-        // The update may have ended, or may have done nothing.
+        let state = self.pair.path("state");
+        let is_part = |path: &PathBuf| path.to_string_lossy().ends_with(PART);
         for round in 0..UPDATES_MAX {
             self.change(100 + round);
             self.begin_stage();
-            let before = count(DRAFT);
             let mut running = self.begin_backup();
-            running.until(Duration::from_secs(60), "it works", |seen| {
-                seen.phase == "working"
-            });
-            let until = Instant::now() + Duration::from_secs(60);
-            while count(DRAFT) <= before && Instant::now() < until {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            let pid = Pid::from_child(&running.child);
-            let _ = kill_process(pid, Signal::INT);
-            let exit = running.end(LIMIT);
-            if exit == Some(130) && count(PART) > 0 {
+            running.until(LIMIT, "it works", |seen| seen.phase == "working");
+            self.interrupt_within(&mut running, &large);
+            // It may have ended before.
+            let is_interrupted = running.end(LIMIT) == Some(130);
+            if is_interrupted && files_below(&state).iter().any(is_part) {
                 return;
             }
         }
-        // On a busy machine none may have been. Then this run has no cut in a continued update.
-        println!("no update of the large file was interrupted");
+        panic!("no update of the large file was interrupted");
+    }
+
+    /// Interrupts a backup when it has read some of the large file.
+    fn interrupt_within(&self, running: &mut Running, large: &Path) {
+        let all = self.pair.processes().into_iter();
+        let all: Vec<Pid> = all.filter_map(|one| Pid::from_raw(one.pid)).collect();
+        let send = |to: &mut dyn Iterator<Item = &Pid>, signal| {
+            for pid in to {
+                let _ = kill_process(*pid, signal);
+            }
+        };
+        let some = (4 << 20)..LARGE_BYTES / 2;
+        // On a busy machine it would be over before anybody looks: it runs in steps.
+        while running.child.try_wait().unwrap().is_none() {
+            send(&mut all.iter(), Signal::STOP);
+            let has_some =
+                |pid: &&Pid| read_so_far(**pid, large).is_some_and(|at| some.contains(&at));
+            if let Some(reader) = all.iter().find(has_some) {
+                send(&mut [Pid::from_child(&running.child)].iter(), Signal::INT);
+                send(&mut all.iter().filter(|pid| *pid != reader), Signal::CONT);
+                // Until the others have passed it on.
+                std::thread::sleep(Duration::from_millis(300));
+                send(&mut [*reader].iter(), Signal::CONT);
+                return;
+            }
+            send(&mut all.iter(), Signal::CONT);
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn newest(&self) -> String {
@@ -404,6 +417,25 @@ impl Recorded {
             assert!(wrong.is_empty(), "{what}: work has wrong {wrong:?}");
         }
     }
+}
+
+/// How far a process has read a file that it has open.
+fn read_so_far(pid: Pid, file: &Path) -> Option<u64> {
+    let process = PathBuf::from(format!("/proc/{}", pid.as_raw_pid()));
+    let open = fs::read_dir(process.join("fd")).ok()?.flatten();
+    let mut at = open
+        .filter(|one| fs::read_link(one.path()).is_ok_and(|path| path == file))
+        .filter_map(|one| {
+            let about = fs::read_to_string(process.join("fdinfo").join(one.file_name())).ok()?;
+            about
+                .lines()
+                .next()?
+                .strip_prefix("pos:")?
+                .trim()
+                .parse()
+                .ok()
+        });
+    at.next()
 }
 
 /// All files below a folder.
