@@ -568,7 +568,11 @@ pub fn index_of(container: &OwnedFd, number: u32) -> io::Result<Index> {
 
 /// Whether a generation takes nothing any more, or was removed: it is sealed before that.
 pub fn has_ended(container: &OwnedFd, number: u32) -> io::Result<bool> {
-    Ok(disk::if_there(is_sealed(container, number))?.unwrap_or(true))
+    match disk::if_there(is_sealed(container, number))? {
+        // It may have been removed while this looked for the index.
+        Some(false) => Ok(!disk::exists_in(container, &format!("g.{number}"))?),
+        other => Ok(other.unwrap_or(true)),
+    }
 }
 
 /// Whether a generation is sealed.

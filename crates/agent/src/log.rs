@@ -27,6 +27,8 @@ pub const ENTRIES_MAX: usize = 200;
 const BLOCK_BYTES: usize = 4096;
 const ENTRIES_AT: usize = 32;
 const ENTRY_BYTES: usize = 16;
+/// From one block to the next one that is read with it.
+const GAP_MAX: u32 = 16;
 
 /// Where a block's old content lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -245,18 +247,36 @@ pub fn read(
     })
 }
 
-/// The contents that entries lead to, whose places follow each other.
-pub fn contents(log: &File, entries: &[Entry], bytes: &mut [u8]) -> io::Result<()> {
-    match entries.first() {
-        Some(first) if first.place != 0 => {
-            log.read_exact_at(bytes, u64::from(first.place) * BLOCK)?;
-        }
-        _ => bytes.fill(0),
+/// How many of some entries are read in one call. They are sorted by log and place. Of what is read, at least the half
+/// is needed: between two records are two headers.
+pub fn near(entries: &[Entry]) -> usize {
+    let first = entries[0];
+    let is_apart = |n: &usize| {
+        let (before, entry) = (entries[*n - 1], entries[*n]);
+        let span = u64::from(entry.place.wrapping_sub(first.place)) + 1;
+        let gap = entry.place.wrapping_sub(before.place);
+        entry.log != first.log || gap > GAP_MAX || span > 2 * (*n as u64 + 1)
+    };
+    (1..entries.len()).find(is_apart).unwrap_or(entries.len())
+}
+
+/// The contents that entries lead to, which are near each other.
+pub fn contents(
+    log: &File,
+    entries: &[Entry],
+    found: &mut dyn FnMut(u64, &[u8]),
+) -> io::Result<()> {
+    let (first, last) = (entries[0].place, entries[entries.len() - 1].place);
+    let mut bytes = vec![0; (last - first + 1) as usize * BLOCK_BYTES];
+    if first != 0 {
+        log.read_exact_at(&mut bytes, u64::from(first) * BLOCK)?;
     }
-    for (entry, block) in entries.iter().zip(bytes.chunks_exact(BLOCK_BYTES)) {
-        if crc32fast::hash(block) != entry.crc {
+    for entry in entries {
+        let content = &bytes[(entry.place - first) as usize * BLOCK_BYTES..][..BLOCK_BYTES];
+        if crc32fast::hash(content) != entry.crc {
             return Err(bad(format!("log {} is damaged", entry.log)));
         }
+        found(entry.block, content);
     }
     Ok(())
 }
@@ -309,10 +329,11 @@ mod tests {
             [0, 10, 20, 30, 40, 50, 60, 70, 80]
         );
         assert_eq!(end, (6 + 8) * BLOCK);
-        let mut data = [0; BLOCK_BYTES];
         for (n, entry) in entries.iter().enumerate() {
-            contents(file.as_file(), &[*entry], &mut data).unwrap();
-            assert_eq!(usize::from(data[9]), n * 7);
+            contents(file.as_file(), &[*entry], &mut |block, data| {
+                assert_eq!((block, usize::from(data[9])), (n as u64 * 10, n * 7));
+            })
+            .unwrap();
         }
         // Another log's number does not fit: a client that writes a copy of a record changes nothing.
         let other = LogId { secret: 1, ..ID };
@@ -329,7 +350,6 @@ mod tests {
     #[test]
     fn a_flipped_bit_is_healed_or_reported() {
         let (file, entries, end) = sample();
-        let mut data = [0; BLOCK_BYTES];
         for at in 0..end {
             // In the unused end of a header one byte in 64 is enough.
             if at % BLOCK > 400 && at % 61 != 0 {
@@ -351,9 +371,9 @@ mod tests {
                 );
                 for entry in seen {
                     assert!(entries.contains(&entry), "byte {at}");
-                    if contents(file.as_file(), &[entry], &mut data).is_ok() {
-                        assert_eq!(u64::from(data[9]), entry.block / 10 * 7, "byte {at}");
-                    }
+                    let _ = contents(file.as_file(), &[entry], &mut |block, data| {
+                        assert_eq!(u64::from(data[9]), block / 10 * 7, "byte {at}");
+                    });
                 }
             }
             file.as_file().write_all_at(&byte, at).unwrap();

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{Ordering, fence};
 
@@ -20,10 +21,14 @@ use crate::log::{self, Entry};
 use crate::ranges::{self, BLOCK, Blocks};
 use crate::state::{Locks, changed_outside};
 
-/// Logs that are open at once.
-const LOGS_MAX: usize = 16;
+/// Logs that are open at once, if nobody wants fewer.
+const LOGS_MAX: usize = 64;
 /// Generations in memory; when more were begun meanwhile, the view is made again.
 const LAYERS_MAX: usize = 4;
+/// A client that reads on gets its next bytes from what was read at once: 1 MiB.
+const AHEAD_BLOCKS: u64 = 256;
+/// Of the container, so many blocks that are not needed are read rather than with two calls.
+const GAP_BLOCKS: u64 = 16;
 
 /// A past state, for reading.
 #[derive(Debug)]
@@ -39,6 +44,9 @@ pub struct Past {
     /// The generations behind the view, the oldest first. The last one takes old contents.
     layers: Vec<Layer>,
     logs: VecDeque<(u32, File)>,
+    logs_max: usize,
+    /// What was read last, from this block on. It never changes.
+    ahead: (u64, Vec<u8>),
     /// Expiry leaves a generation alone that is being read.
     _reading: File,
 }
@@ -153,6 +161,8 @@ impl Past {
             view,
             layers,
             logs: VecDeque::new(),
+            logs_max: LOGS_MAX,
+            ahead: (0, Vec::new()),
             _reading: reading,
         })
     }
@@ -177,30 +187,48 @@ impl Past {
     }
 
     /// Reads at most `len` bytes at `offset`; fewer at the end.
-    pub fn read(&mut self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    pub fn read(&mut self, offset: u64, len: usize) -> io::Result<&[u8]> {
+        let left = usize::try_from(self.head.length.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let len = len.min(left);
+        let blocks = ranges::touched(offset, len as u64);
+        let known = self.ahead.0..self.ahead.0 + self.ahead.1.len() as u64 / BLOCK;
+        if blocks.start < known.start || blocks.end > known.end {
+            let mut bytes = None;
+            if (known.start..=known.end).contains(&blocks.start) {
+                let end = self.head.length.div_ceil(BLOCK);
+                let end = blocks.end.max(end.min(blocks.start + AHEAD_BLOCKS));
+                // Damage behind what the client asked for is no error yet.
+                bytes = self.contents(blocks.start..end).ok();
+            }
+            let bytes = bytes.map_or_else(|| self.contents(blocks.clone()), Ok)?;
+            self.ahead = (blocks.start, bytes);
+        }
+        let at = offset.saturating_sub(self.ahead.0 * BLOCK);
+        let at = usize::try_from(at).unwrap_or(usize::MAX);
+        Ok(self.ahead.1.get(at..at.saturating_add(len)).unwrap_or(&[]))
+    }
+
+    /// The contents of some blocks.
+    fn contents(&mut self, blocks: Range<u64>) -> io::Result<Vec<u8>> {
         if self.layers.len() > LAYERS_MAX {
             self.reopen()?;
         }
-        let left = usize::try_from(self.head.length.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let len = len.min(left);
-        if len == 0 {
-            return Ok(Vec::new());
-        }
-        let blocks = ranges::touched(offset, len as u64);
         let first = blocks.start;
         let place = |block: u64| usize::try_from((block - first) * BLOCK).unwrap_or(usize::MAX);
         let mut bytes = vec![0; place(blocks.end)];
+        let mapped = ranges::both(&self.map, std::slice::from_ref(&blocks));
         let (mut saved, mut unsaved) = (Vec::new(), Blocks::new());
-        for block in ranges::both(&self.map, &[blocks]).into_iter().flatten() {
+        for block in mapped.iter().cloned().flatten() {
             match self.find(block)? {
                 Some(entry) => saved.push(entry),
                 None => unsaved.push(block..block + 1),
             }
         }
         let unsaved = ranges::normal(unsaved);
-        for range in &unsaved {
-            let part = &mut bytes[place(range.start)..place(range.end)];
-            disk::read_padded(&self.live, part, range.start * BLOCK)?;
+        for run in unsaved.chunk_by(|a, b| b.start - a.end <= GAP_BLOCKS) {
+            let (start, end) = (run[0].start, run[run.len() - 1].end);
+            let part = &mut bytes[place(start)..place(end)];
+            disk::read_padded(&self.live, part, start * BLOCK)?;
         }
         // The writer saves first and overwrites then. So what is not saved now was not overwritten.
         fence(Ordering::SeqCst);
@@ -209,22 +237,24 @@ impl Past {
                 saved.extend(self.find(block)?);
             }
         }
-        // Read at once where they follow each other. A block of zeros has no data, and its log may have gone.
-        let follows = |a: &Entry, b: &Entry| {
-            let data_follows = a.place != 0 && a.place.checked_add(1) == Some(b.place);
-            a.block + 1 == b.block && a.log == b.log && data_follows
-        };
-        for run in saved.chunk_by(follows) {
-            let at = place(run[0].block);
-            let part = &mut bytes[at..at + run.len() * 4096];
-            match run[0].place {
-                0 => part.fill(0),
-                _ => log::contents(self.log(run[0].log)?, run, part)?,
-            }
+        // Between them were holes, and what was saved.
+        for hole in ranges::without(std::slice::from_ref(&blocks), &mapped) {
+            bytes[place(hole.start)..place(hole.end)].fill(0);
         }
-        let skipped = usize::try_from(offset - first * BLOCK).unwrap_or(usize::MAX);
-        bytes.truncate(skipped + len);
-        Ok(bytes.split_off(skipped))
+        // A block of zeros has no data, and its log may have gone.
+        for zeros in saved.extract_if(.., |entry| entry.place == 0) {
+            bytes[place(zeros.block)..place(zeros.block + 1)].fill(0);
+        }
+        saved.sort_unstable_by_key(|entry| (entry.log, entry.place));
+        let mut rest = &saved[..];
+        while !rest.is_empty() {
+            let (run, later) = rest.split_at(log::near(rest));
+            log::contents(self.log(run[0].log)?, run, &mut |block, content| {
+                bytes[place(block)..place(block + 1)].copy_from_slice(content);
+            })?;
+            rest = later;
+        }
+        Ok(bytes)
     }
 
     /// The entry that counts for a block. Where a record is lost nobody knows: an error.
@@ -252,22 +282,25 @@ impl Past {
     /// Finds what was saved, and which generations were begun, since the last time. Returns whether there
     /// was anything.
     fn refresh(&mut self) -> io::Result<bool> {
-        if self.is_outdated()? {
+        let mut grown = self.refresh_layers()?;
+        if let Some(next) = disk::if_there(Layer::open(&self.container, self.newest()? + 1))? {
+            // Something may have been saved before that one was begun, and again in that one: the older one counts.
+            self.refresh_layers()?;
+            self.layers.push(next);
+            grown = true;
+        }
+        // All but the newest are sealed before any is merged or removed. So may the next one have been.
+        if generation::has_ended(&self.container, self.newest()?)? {
             self.reopen()?;
             return Ok(true);
         }
+        Ok(grown)
+    }
+
+    fn refresh_layers(&mut self) -> io::Result<bool> {
         let mut grown = false;
         for layer in &mut self.layers {
             grown |= layer.refresh(&self.container)?;
-        }
-        while let Some(layer) = disk::if_there(Layer::open(&self.container, self.newest()? + 1))? {
-            self.layers.push(layer);
-            grown = true;
-        }
-        // The next generation may have been begun, and removed again.
-        if self.is_outdated()? {
-            self.reopen()?;
-            return Ok(true);
         }
         Ok(grown)
     }
@@ -277,25 +310,25 @@ impl Past {
         newest.ok_or_else(|| bad("there is no newest generation"))
     }
 
-    /// Whether generations may have been merged or removed since this one was opened. All but the newest
-    /// are sealed before that.
-    fn is_outdated(&self) -> io::Result<bool> {
-        generation::has_ended(&self.container, self.newest()?)
-    }
-
     fn reopen(&mut self) -> io::Result<()> {
         let (container, live) = (self.container.try_clone()?, self.live.try_clone()?);
+        let logs_max = self.logs_max;
         *self = Self::open(&container, live, self.number)?;
+        self.logs_max = logs_max;
         Ok(())
+    }
+
+    /// At most so many logs stay open, at least one.
+    pub fn limit_logs(&mut self, most: usize) {
+        self.logs_max = most.clamp(1, LOGS_MAX);
+        self.logs.truncate(self.logs_max);
     }
 
     fn log(&mut self, number: u32) -> io::Result<&File> {
         if let Some(at) = self.logs.iter().position(|(open, _)| *open == number) {
             self.logs.swap(0, at);
         } else {
-            if self.logs.len() == LOGS_MAX {
-                self.logs.pop_back();
-            }
+            self.logs.truncate(self.logs_max - 1);
             self.logs
                 .push_front((number, generation::open_log(&self.container, number)?));
         }

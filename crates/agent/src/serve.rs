@@ -22,6 +22,8 @@ const HANDLES_MAX: usize = 256;
 /// than this, no further one is opened.
 const PAST_MAX: usize = 8;
 const PAST_RANGES_MAX: usize = 1 << 19;
+/// Logs that they have open together.
+const LOGS_MAX: usize = 128;
 /// Requests are read in pieces of this size, so that many small writes are one batch.
 const INPUT_BYTES: usize = 1 << 20;
 /// Answers are sent when they reach this.
@@ -149,7 +151,7 @@ impl Server {
                     continue;
                 }
                 self.write(std::mem::take(&mut batch), &mut answers);
-                answers.extend(self.answer(id, request));
+                self.answer(id, request, &mut answers);
                 if answers.len() >= OUTPUT_BYTES {
                     output.write_all(&answers)?;
                     answers.clear();
@@ -163,12 +165,24 @@ impl Server {
         }
     }
 
-    fn answer(&mut self, id: u32, request: Option<Request<'_>>) -> Vec<u8> {
-        let Some(request) = request else {
-            return wire::status(id, Status::BadMessage);
+    fn answer(&mut self, id: u32, request: Option<Request<'_>>, answers: &mut Vec<u8>) {
+        let before = answers.len();
+        let done = match request {
+            None => Err(Status::BadMessage),
+            // The data is not copied, and takes no new memory each time.
+            Some(Request::Read {
+                handle,
+                offset,
+                len,
+            }) => self.read(id, handle, offset, len, answers),
+            Some(request) => self
+                .carry_out(id, &request)
+                .map(|answer| answers.extend(answer)),
         };
-        self.carry_out(id, &request)
-            .unwrap_or_else(|status| wire::status(id, status))
+        if let Err(status) = done {
+            answers.truncate(before);
+            answers.extend(wire::status(id, status));
+        }
     }
 
     fn carry_out(&mut self, id: u32, request: &Request<'_>) -> Answered {
@@ -176,12 +190,7 @@ impl Server {
         match *request {
             Request::Open { path, flags } => self.open(id, path, flags),
             Request::Close { handle } => self.close(handle).map(done),
-            Request::Read {
-                handle,
-                offset,
-                len,
-            } => self.read(id, handle, offset, len),
-            Request::Write { .. } => Err(Status::Failure),
+            Request::Read { .. } | Request::Write { .. } => Err(Status::Failure),
             Request::Stat { path } => Ok(wire::attributes(id, &self.stat(self.resolve(path)?)?)),
             Request::Fstat { handle } => self.fstat(id, handle),
             Request::SetLen { handle, len } => self.set_len(handle, len).map(done),
@@ -289,7 +298,7 @@ impl Server {
         self.hand_out(id, handle)
     }
 
-    fn open_past(&self, container: &str, state: &str) -> Result<Past, Status> {
+    fn open_past(&mut self, container: &str, state: &str) -> Result<Past, Status> {
         // Each has its map and a part of the newest log in memory.
         let open = self.handles.values().filter_map(|handle| match handle {
             Handle::Past(past) => Some(past.map.len()),
@@ -306,7 +315,15 @@ impl Server {
             .iter()
             .find(|(_, name, _)| name == state)
             .ok_or(Status::NoSuchFile)?;
-        Ok(Past::open(&kept, live, *number)?)
+        let mut opened = Past::open(&kept, live, *number)?;
+        let logs_max = LOGS_MAX / (count + 1);
+        opened.limit_logs(logs_max);
+        for handle in self.handles.values_mut() {
+            if let Handle::Past(past) = handle {
+                past.limit_logs(logs_max);
+            }
+        }
+        Ok(opened)
     }
 
     fn create(&self, name: &Name) -> io::Result<File> {
@@ -430,24 +447,35 @@ impl Server {
 
 /// Reading.
 impl Server {
-    fn read(&mut self, id: u32, handle: &[u8], offset: u64, len: u32) -> Answered {
+    fn read(
+        &mut self,
+        id: u32,
+        handle: &[u8],
+        offset: u64,
+        len: u32,
+        answers: &mut Vec<u8>,
+    ) -> Result<(), Status> {
         let len = len.min(wire::TRANSFER_BYTES_MAX) as usize;
-        let bytes = match self.handle(handle)? {
+        let handle = self.handle(handle)?;
+        let head = answers.len();
+        let first = head + wire::DATA_HEAD_BYTES;
+        answers.resize(first, 0);
+        match handle {
             Handle::File { file, .. } => {
-                let mut bytes = vec![0; len];
                 i64::try_from(offset).map_err(|_| Status::Failure)?;
-                let got = file.read_at(&mut bytes, offset)?;
-                bytes.truncate(got);
-                bytes
+                answers.resize(first + len, 0);
+                let got = file.read_at(&mut answers[first..], offset)?;
+                answers.truncate(first + got);
             }
-            Handle::Past(past) => past.read(offset, len)?,
+            Handle::Past(past) => answers.extend_from_slice(past.read(offset, len)?),
             _ => return Err(Status::Failure),
-        };
-        if bytes.is_empty() && len > 0 {
-            Err(Status::Eof)
-        } else {
-            Ok(wire::data(id, &bytes))
         }
+        let got = answers.len() - first;
+        if got == 0 && len > 0 {
+            return Err(Status::Eof);
+        }
+        answers[head..first].copy_from_slice(&wire::data_head(id, got));
+        Ok(())
     }
 
     fn stat(&self, node: Node) -> Result<Attributes, Status> {

@@ -7,6 +7,7 @@
 pub const PACKET_BYTES_MAX: usize = 256 * 1024;
 /// The most data in one READ or WRITE, as in OpenSSH.
 pub const TRANSFER_BYTES_MAX: u32 = 256 * 1024 - 1024;
+pub const DATA_HEAD_BYTES: usize = 13;
 /// The longest path that is parsed; longer ones name nothing.
 const PATH_BYTES_MAX: usize = 4096;
 
@@ -334,10 +335,15 @@ pub fn handle(id: u32, number: u32) -> Vec<u8> {
     seal(out)
 }
 
-pub fn data(id: u32, data: &[u8]) -> Vec<u8> {
-    let mut out = begin(103, id);
-    string(&mut out, data);
-    seal(out)
+/// What comes before `len` bytes of data in an answer to READ.
+pub fn data_head(id: u32, len: usize) -> [u8; DATA_HEAD_BYTES] {
+    let mut head = [0; DATA_HEAD_BYTES];
+    let len = u32::try_from(len).unwrap_or(0);
+    head[..4].copy_from_slice(&(len + 9).to_be_bytes());
+    head[4] = 103;
+    head[5..9].copy_from_slice(&id.to_be_bytes());
+    head[9..].copy_from_slice(&len.to_be_bytes());
+    head
 }
 
 /// File names with their attributes; the long name is what `sftp` shows for `ls -l`.

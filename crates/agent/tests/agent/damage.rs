@@ -290,3 +290,27 @@ fn a_damaged_format_is_refused_and_repaired() {
     fs::write(&path, lines).unwrap();
     served.run(&["check"]);
 }
+
+/// A client that reads on gets what is before and behind the damage: nothing is read for it that it did not ask for.
+#[test]
+fn a_damaged_block_is_an_error_for_this_block_only() {
+    let (served, states) = history(EAGER, 6);
+    // The block that the third session overwrote; behind a header.
+    served.flip("logs/3", block(1) + 7);
+    let mut client = served.connect();
+    let past = client.open(&served.past_path(1), READ).unwrap();
+    for (number, content) in (0..).zip(states[0].chunks(BLOCK)) {
+        let found = client.read(&past, block(number), 4096);
+        let expected = if number == 3 {
+            Err(4)
+        } else {
+            Ok(content.to_vec())
+        };
+        assert!(
+            found == expected,
+            "block {number}: {:?}",
+            found.map(|found| found.len())
+        );
+    }
+    client.end();
+}

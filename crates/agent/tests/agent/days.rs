@@ -254,7 +254,7 @@ fn bytes_below(folder: &Path) -> u64 {
 }
 
 /// What the agent reads for a client that reads this whole file: calls, and bytes.
-fn cost_of_reading(served: &Served, path: &str) -> (u64, u64) {
+pub fn cost_of_reading(served: &Served, path: &str) -> (u64, u64) {
     let trace = served.path("trace");
     let mut command = Command::new("strace");
     command.args(["-f", "-qq", "-e", "trace=pread64,preadv,read", "-o"]);
@@ -263,7 +263,7 @@ fn cost_of_reading(served: &Served, path: &str) -> (u64, u64) {
     let mut client = Client::start(command);
     let handle = client.open(path, READ).unwrap();
     let len = 128 * 1024;
-    for at in (0..BLOCKS * BLOCK as u64).step_by(len) {
+    for at in (0..served.live().len() as u64).step_by(len) {
         let data = client.read(&handle, at, u32::try_from(len).unwrap());
         assert_eq!(data.unwrap().len(), len);
     }

@@ -215,3 +215,45 @@ fn a_block_of_zeros_is_read_after_its_log_has_gone() {
     assert!(served.past(1) == state);
     assert!(served.run(&["check", "--read-data"]).contains("0 findings"));
 }
+
+/// The reader has read what the first generation saved, and waits before it opens the second one. Meanwhile a block is
+/// saved in both. The older content counts.
+#[test]
+fn a_save_just_before_the_next_generation_begins_is_not_missed() {
+    requires!(needs::program("strace"));
+    let state = blocks(8, 1);
+    let served = Served::with_container(EAGER, &state);
+    let mut writer = served.connect();
+    let handle = writer.open("x.luks", READ_WRITE).unwrap();
+    assert_eq!(writer.write(&handle, 0, &[1; BLOCK]), 0);
+    let path = served.past_path(1);
+    let trace = served.path("trace");
+    let calls = ["-o", trace.to_str().unwrap(), "-e", "trace=openat"];
+    let opened = |arguments: &[&str]| {
+        let mut reader = traced(&served, arguments);
+        let past = reader.open(&path, READ).unwrap();
+        (reader, past)
+    };
+    let (mut reader, past) = opened(&calls);
+    reader.read(&past, block(5), 4096).unwrap();
+    reader.end();
+    let text = std::fs::read_to_string(&trace).unwrap();
+    let next = text.lines().position(|line| line.contains("\"g.2\""));
+    let slow = format!(
+        "inject=openat:delay_enter=2000000:when={}",
+        next.unwrap() + 1
+    );
+    let (mut reader, past) = opened(&[&calls[..], &["-e", &slow]].concat());
+    let found = std::thread::scope(|scope| {
+        let found = scope.spawn(|| reader.read(&past, block(5), 4096).unwrap());
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(writer.write(&handle, block(5), &[2; BLOCK]), 0);
+        is_due(&served);
+        assert_eq!(writer.write(&handle, block(5), &[3; BLOCK]), 0);
+        found.join().unwrap()
+    });
+    assert_eq!(served.numbers(), [1, 2]);
+    assert!(found == state[5 * BLOCK..6 * BLOCK]);
+    reader.end();
+    writer.end();
+}

@@ -11,6 +11,7 @@ use sprat_testkit::tmpfs::{LoopDisk, fill};
 use sprat_testkit::{needs, requires};
 
 use crate::client::{BLOCK, CREATE_NEW, Client, EAGER, READ, READ_WRITE, Served, agent, blocks};
+use crate::days::cost_of_reading;
 use crate::drops::other_boot;
 
 fn block(number: u64) -> u64 {
@@ -111,6 +112,27 @@ fn memory_is_bounded_with_many_past_states_that_are_open() {
     map.extend(crc32fast::hash(&map).to_le_bytes());
     fs::write(served.path(".sprat-agent/x.luks/g.1/map"), map).unwrap();
     assert!(open_all() >= 3);
+}
+
+/// The container is read in large pieces, and a log in one for each piece that was saved. What is the same in all
+/// generations is checked as seldom.
+#[test]
+fn a_past_state_is_read_with_few_calls() {
+    requires!(needs::program("strace"));
+    let served = Served::with_container(EAGER, &blocks(2048, 1));
+    let state = served.live();
+    for generation in 0..10 {
+        let pieces = (0..3).map(|n| (block(generation * 100 + n * 20), vec![7; 8 * BLOCK]));
+        served.overwrite(&pieces.collect::<Vec<_>>());
+    }
+    assert!(served.past(1) == state);
+    let live = cost_of_reading(&served, "x.luks");
+    let past = cost_of_reading(&served, &served.past_path(1));
+    println!("calls and bytes: {live:?} live, {past:?} of the oldest state");
+    assert!(
+        past.0 <= 2 * live.0 && past.1 <= 2 * live.1,
+        "{past:?} for {live:?}"
+    );
 }
 
 /// A block of zeros takes no space in a log, but memory in who reads it.
