@@ -160,6 +160,8 @@ pub struct SessionSettings {
     /// Most connections to the server, 1 to 8. All but the first begin only when more is queued
     /// than the first carries in one round trip.
     pub connections: usize,
+    /// Much will be read: the further connections begin at once.
+    pub expects_much: bool,
     /// How fast data may be sent to the server.
     pub upload_rates: UploadRates,
     /// Most bytes that may wait to be durable on the server.
@@ -209,6 +211,7 @@ impl SessionSettings {
             quiet_time: Duration::from_secs(60),
             stats_interval: Duration::from_millis(500),
             connections: CONNECTIONS,
+            expects_much: false,
             upload_rates: UploadRates::default(),
             write_buffer_bytes_max: 128 << 20,
             pins: IdentityPolicy::TrustOnce,

@@ -448,6 +448,10 @@ pub trait StoreFile: Send + Sync {
         })
     }
 
+    /// Announces that much will be read or written. The store may prepare for that, without waiting. Does nothing by
+    /// default.
+    fn expect_much(&self) {}
+
     /// Asks the system to drop its cache of the file, so that the next read comes from the disk, as
     /// far as this host can do that. Does nothing by default.
     fn forget_cached(&self) {}

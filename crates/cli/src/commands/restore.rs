@@ -82,11 +82,14 @@ impl CommandArgs for RestoreArgs {
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let wanted = context.wanted(&self.what, self.at.as_deref())?;
-        let prepared = context.prepare_reading(&self.target)?;
+        let mut prepared = context.prepare_reading(&self.target)?;
         let target = prepared.resolved.target.clone();
         let mut spec = RestoreSpec::new(wanted.job, context.environment.absolute(&self.to));
         spec.snapshot = wanted.snapshot.unwrap_or_default();
         spec.path = wanted.path;
+        // A login takes as long as opening the container.
+        prepared.options.expects_much =
+            spec.path.is_none() && self.pattern.is_empty() && !self.dry_run;
         spec.dry_run = self.dry_run;
         spec.delete = self.delete;
         spec.delete_excluded = self.delete_excluded;

@@ -236,6 +236,10 @@ impl StoreFile for SftpFile {
         })
     }
 
+    fn expect_much(&self) {
+        self.session.want_further(&self.file);
+    }
+
     fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
         self.read_parts_at(&mut [(offset, buf)], class)
     }

@@ -143,6 +143,16 @@ fn small_writes_and_flushes_make_one_login() {
 }
 
 #[test]
+fn logins_begin_before_much_is_read_if_that_is_expected() {
+    let server = server(Others::Work);
+    server.file.expect_much();
+    crate::part::eventually(|| (server.store.further_connections().0 == 3).then_some(()));
+    server.file.expect_much();
+    server.write_much();
+    assert_eq!(server.logins.load(Ordering::SeqCst), 4);
+}
+
+#[test]
 fn writes_do_not_wait_for_a_login_that_hangs() {
     for others in [Others::Hang, Others::NeverAnswer(LSTAT)] {
         let server = server(others);

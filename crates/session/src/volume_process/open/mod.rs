@@ -659,6 +659,9 @@ pub(crate) fn open_volume(
     };
     let reconnect_max = start.settings.reconnect_max;
     let session: Arc<dyn sprat_volume::SessionHooks> = Arc::clone(lease) as _;
+    if start.settings.expects_much {
+        file.expect_much();
+    }
     let volume = match start.settings.access {
         Access::ReadOnly => {
             // On a disk, not in memory: a journal may be large.
