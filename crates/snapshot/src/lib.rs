@@ -82,6 +82,7 @@ mod snapshot_path;
 mod source_check;
 mod source_scan;
 mod sources;
+mod sources_ahead;
 mod spec;
 mod split;
 mod staged;
@@ -144,6 +145,7 @@ pub use source_check::{
     FoundChange, SourceCheckReport, SourceCheckSpec, SourceCursor, check_sources, old_content_in,
 };
 pub use sources::{check_source, mistakes};
+pub use sources_ahead::SourcesAhead;
 pub use spec::{Existing, Planned, RestoreReport, RestoreSpec, SnapshotReport, SnapshotSpec};
 pub use staged::{stage, unstage};
 pub use staged_file::StagedFile;

@@ -24,6 +24,8 @@ use crate::walk::{Listed, is_folder, listed};
 /// How many folders are read at once. With 24 in parallel the waiting is short compared with rsync's own
 /// work.
 const WALKERS: usize = 24;
+/// How many folders of a source are read at once. Its disk is near.
+const SOURCE_WALKERS: usize = 4;
 /// How many threads request file content. A request waits only if the file's extent map is not in its
 /// inode.
 const READERS: usize = 8;
@@ -48,6 +50,9 @@ pub type KnownInodes = Arc<Mutex<HashSet<u64>>>;
 /// Receives each path and its attributes. What can't be examined or listed comes with its error. False ends the walk.
 type Meet = Box<dyn Fn(&Path, io::Result<&Stat>) -> bool + Send + Sync>;
 
+/// Whether the folder with this path and these attributes is entered.
+type IsEntered = Box<dyn Fn(&Path, &Stat) -> bool + Send + Sync>;
+
 /// Examines everything below `root`, many folders at once, in no order. `meet` gets paths relative to it. Returns how
 /// many entries there are.
 pub(crate) fn each_at_once(root: OwnedFd, meet: Meet) -> u64 {
@@ -63,6 +68,27 @@ pub(crate) fn each_at_once(root: OwnedFd, meet: Meet) -> u64 {
     let shared = Arc::clone(&scout.shared);
     drop(scout);
     shared.walked.load(Ordering::Relaxed)
+}
+
+/// Examines what is below `root` until `stopped` is set, in a few threads. `meet` can set it, too. `is_entered` chooses
+/// the folders.
+pub(crate) fn examine(root: OwnedFd, stopped: Arc<AtomicBool>, is_entered: IsEntered, meet: Meet) {
+    let shared = Shared {
+        stopped,
+        followed: AtomicU64::new(u64::MAX),
+        is_entered: Some(is_entered),
+        meet: Some(meet),
+        ..Shared::new(root, vec![PathBuf::from(".")])
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..SOURCE_WALKERS {
+            // Without it the others do its work.
+            let _ = std::thread::Builder::new()
+                .name("sources-ahead".to_owned())
+                .spawn_scoped(scope, || shared.walk());
+        }
+        shared.walk();
+    });
 }
 
 /// The scout's threads. They end when this is dropped, and have nothing open then.
@@ -83,7 +109,7 @@ pub(crate) struct Copied {
 
 struct Shared {
     root: OwnedFd,
-    stopped: AtomicBool,
+    stopped: Arc<AtomicBool>,
     /// How many entries the walk and rsync have processed.
     walked: AtomicU64,
     followed: AtomicU64,
@@ -93,6 +119,7 @@ struct Shared {
     copied: Option<Copied>,
     known: Option<KnownInodes>,
     meet: Option<Meet>,
+    is_entered: Option<IsEntered>,
     order: Mutex<Order>,
     lead: Mutex<Lead>,
 }
@@ -201,7 +228,7 @@ impl Shared {
     fn new(root: OwnedFd, todo: Vec<PathBuf>) -> Self {
         Self {
             root,
-            stopped: AtomicBool::new(false),
+            stopped: Arc::default(),
             walked: AtomicU64::new(0),
             followed: AtomicU64::new(0),
             order: Mutex::new(Order {
@@ -213,6 +240,7 @@ impl Shared {
             copied: None,
             known: None,
             meet: None,
+            is_entered: None,
             lead: Mutex::default(),
         }
     }
@@ -287,7 +315,11 @@ impl Shared {
             if is_below || self.meet.is_some() {
                 let path = folder.join(entry.name);
                 self.meet(&path, stat.as_ref().map_err(|error| (*error).into()));
-                below.extend(is_below.then_some(path));
+                let is_entered = || match (&self.is_entered, &stat) {
+                    (Some(is_entered), Ok(stat)) => is_entered(&path, stat),
+                    _ => true,
+                };
+                below.extend((is_below && is_entered()).then_some(path));
             }
         }
         below.sort_unstable_by(|a, b| b.cmp(a));

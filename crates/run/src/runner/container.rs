@@ -10,6 +10,7 @@ use sprat_session::state::snapshots;
 use sprat_session::{
     ClosedReport, Exit, Failure, Notice, Observer, Phase, Session, SessionProgress, text,
 };
+use sprat_snapshot::{SnapshotSpec, SourcesAhead};
 
 use super::around::Around;
 use super::checks::while_allowed;
@@ -199,7 +200,10 @@ impl<'a> Runner<'a> {
             end_all(drafts, &absent);
             return Seen::default();
         }
-        let mut session = match self.open(work, front) {
+        let ahead = SourcesAhead::begin(ready(work).cloned().collect());
+        let opened = self.open(work, front);
+        drop(ahead);
+        let mut session = match opened {
             Ok(session) => session,
             Err(failure) => {
                 end_all(drafts, &End::Failed(failure));
@@ -513,6 +517,13 @@ impl End {
             (Err(failure), _) => Self::Failed(failure),
         }
     }
+}
+
+/// The jobs whose sources are there before the container is opened. A hook may mount those of the others.
+fn ready<'w>(work: &'w ContainerWork<'_>) -> impl Iterator<Item = &'w SnapshotSpec> {
+    let has_hook = |copy: &CopyWork<'_>| copy.job.is_some_and(|job| !job.before.is_empty());
+    let copies = work.copies.iter().filter(move |copy| !has_hook(copy));
+    copies.map(|copy| &copy.spec)
 }
 
 /// The container was not opened: all its copies end so.

@@ -127,6 +127,14 @@ fn ends(done: &ContainerDone) -> Vec<&End> {
 }
 
 #[test]
+fn sources_that_a_hook_may_mount_are_not_read_ahead() {
+    let scene = Scene::new("");
+    let work = scene.work();
+    let ready: Vec<_> = ready(&work).map(|spec| spec.job.to_string()).collect();
+    assert_eq!(ready, ["b"]);
+}
+
+#[test]
 fn conditions_are_checked_again_before_each_container() {
     let scene = Scene::new("only_on_ac = true\n");
     let mut runner = scene.runner();
