@@ -138,8 +138,48 @@ fn folder_of(path: &Path) -> &Path {
     folder.unwrap_or(Path::new("."))
 }
 
+/// Who but root and this user can change what lies at `path`: the file itself, or a folder above it.
+/// `None`: nobody. In a folder with the sticky bit, such as `/tmp`, others can't replace a file.
+pub fn writable_by_others(path: &Path) -> io::Result<Option<String>> {
+    let me = rustix::process::geteuid().as_raw();
+    let real = path.canonicalize()?;
+    // A symbolic link can be replaced as well as what it leads to.
+    let named = path.ancestors().skip(1);
+    for (at, place) in std::iter::once(real.as_path())
+        .chain(real.ancestors().skip(1))
+        .chain(named)
+        .enumerate()
+        .filter(|(_, place)| !place.as_os_str().is_empty())
+    {
+        let about = place.metadata()?;
+        let what = if at == 0 { "it" } else { "the folder" };
+        let shown = if at == 0 {
+            String::new()
+        } else {
+            format!(" {}", place.display())
+        };
+        if about.uid() != 0 && about.uid() != me {
+            return Ok(Some(format!(
+                "{what}{shown} belongs to another user (UID {})",
+                about.uid()
+            )));
+        }
+        let sticky = about.is_dir() && about.mode() & 0o1000 != 0;
+        if about.mode() & 0o022 != 0 && !sticky {
+            return Ok(Some(format!(
+                "others can write to {what}{shown} (mode {:04o})",
+                about.mode() & 0o7777
+            )));
+        }
+    }
+    Ok(None)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -152,7 +192,7 @@ mod tests {
         }
         File::create(folder.path().join(".young1.part")).unwrap();
         replace(&folder.path().join("state"), |file| file.write_all(b"x")).unwrap();
-        let names = std::fs::read_dir(folder.path()).unwrap();
+        let names = fs::read_dir(folder.path()).unwrap();
         let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         let left = [
@@ -170,7 +210,7 @@ mod tests {
         sprat_testkit::requires!(sprat_testkit::needs::root());
         let disk = sprat_testkit::tmpfs::SmallDisk::new("size=1m");
         let path = disk.path().join("state");
-        let read = || std::fs::read_to_string(&path).unwrap();
+        let read = || fs::read_to_string(&path).unwrap();
         replace_even_if_full(&path, b"[1, 2, 3]").unwrap();
         sprat_testkit::tmpfs::fill(disk.path());
         replace_even_if_full(&path, b"[1]").unwrap();
@@ -202,5 +242,32 @@ mod tests {
         assert_eq!(first.0, io::ErrorKind::NotFound);
         assert!(!first.1.contains(PART_SUFFIX), "{}", first.1);
         assert_eq!(first, failed());
+    }
+
+    fn mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn file_and_every_folder_above_it_are_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        let file = inner.join("file");
+        fs::write(&file, "x").unwrap();
+        mode(&file, 0o600);
+        mode(&inner, 0o755);
+        assert_eq!(writable_by_others(&file).unwrap(), None);
+        mode(&inner, 0o1777);
+        assert_eq!(writable_by_others(&file).unwrap(), None);
+        mode(&inner, 0o777);
+        let why = writable_by_others(&file).unwrap().unwrap();
+        assert!(why.contains("inner"), "{why}");
+        mode(&inner, 0o700);
+        mode(&file, 0o620);
+        assert!(writable_by_others(&file).unwrap().is_some());
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert!(writable_by_others(&link).unwrap().is_some());
     }
 }

@@ -320,6 +320,7 @@ pub(crate) fn copying<'p>(
     arguments.extend(["--", "/", &format!("./{to}/")].map(OsString::from));
     let mut copying = run.clone();
     copying.arguments = arguments;
+    copying.no_links_on = None;
     copying.names_from(names);
     copying
 }

@@ -7,6 +7,7 @@ mod lines;
 mod listed;
 mod messages;
 mod met;
+mod no_links;
 mod output;
 mod pipe_search;
 mod program;

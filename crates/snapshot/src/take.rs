@@ -260,6 +260,8 @@ impl Run<'_> {
             .then(|| Guard::begin(self.volume_root, &tree))
             .flatten();
         invocation.guarded = guard.is_some();
+        // Only a symbolic link on the volume leads rsync to an adopted copy.
+        invocation.no_links_on = self.copy.is_none().then(|| self.volume_root.to_owned());
         let newest = self.linked_from.first().map(|(folder, _)| *folder);
         let unfit = Unfit::find(
             &self.folder.job,

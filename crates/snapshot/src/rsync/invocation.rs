@@ -63,6 +63,9 @@ pub(crate) struct Invocation {
     pub(crate) listener: FileListener,
     /// Whether a [`super::Guard`] watches the volume.
     pub(crate) guarded: bool,
+    /// The mount of the volume, if no link on it need be followed (see [`super::no_links`]). Not together with
+    /// `--files-from`.
+    pub(crate) no_links_on: Option<PathBuf>,
     /// rsync's standard input, for `--files-from=-` or `--exclude-from=-`.
     pub(crate) input: Option<Vec<u8>>,
     /// Whether source files with several names are listed in [`super::Outcome::several_names`].
@@ -96,6 +99,7 @@ impl Invocation {
             recent_from: None,
             listener: FileListener::default(),
             guarded: false,
+            no_links_on: None,
             input: None,
             lists_names: false,
             scan: None,

@@ -84,6 +84,13 @@ impl Rsync {
         self.numbers >= (3, 2, 4)
     }
 
+    /// Whether it knows an option.
+    pub(super) fn accepts(&self, option: &str) -> bool {
+        let mut command = self.command();
+        command.args([option, "--version"]).stdin(Stdio::null());
+        command.output().is_ok_and(|output| output.status.success())
+    }
+
     /// A command that is independent of the caller's environment: neither `RSYNC_*` nor popt's aliases
     /// in `HOME` have an effect, and the messages are not translated.
     pub(crate) fn command(&self) -> Command {

@@ -24,6 +24,7 @@ use super::lines::{ExpectPipe, Line, read_lines};
 use super::listed::Listed;
 use super::messages::{Message, classify, printable};
 use super::met::Met;
+use super::no_links::NoLinks;
 use super::output::{
     Item, Named, is_change, item_name, parse_entry, parse_item, parse_progress, take_stat,
 };
@@ -176,14 +177,13 @@ impl Rsync {
         {
             command.env("SSH_AUTH_SOCK", agent);
         }
+        let stdin = invocation.stdin();
+        let no_links = NoLinks::begin(self, invocation);
         let mut child = command
+            .args(no_links.as_ref().and_then(NoLinks::option))
             .args(&invocation.arguments)
             .current_dir(&invocation.folder)
-            .stdin(
-                invocation
-                    .stdin()
-                    .map_err(system("make a file in memory"))?,
-            )
+            .stdin(stdin.map_err(system("make a file in memory"))?)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -236,6 +236,7 @@ fn wait_for_group(child: &Child) {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+    let _ = kill_process_group(group, Signal::KILL);
 }
 
 /// Whether a process of `group` still runs. Zombies count as ended: they have left their folders

@@ -24,6 +24,7 @@ mod judged;
 mod listed;
 mod lives;
 mod mounted;
+mod no_links;
 mod on_btrfs;
 mod preserve;
 mod pruned;

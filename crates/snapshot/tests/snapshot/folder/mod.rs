@@ -86,7 +86,7 @@ impl Bench {
     pub fn rsync_script(&self, before: &str, rsync: &str) -> PathBuf {
         let path = self.path("rsync-script");
         let text = format!(
-            "#!/bin/sh\n[ \"$1\" = --version ] && exec rsync --version\n{before}\nexec {rsync} \"$@\"\n"
+            "#!/bin/sh\ncase \"$*\" in *--version) exec rsync \"$@\";; esac\n{before}\nexec {rsync} \"$@\"\n"
         );
         fs::write(&path, text).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
