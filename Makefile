@@ -48,8 +48,8 @@ test: ## every test, those in the VM too (needs root or sudo; installs what is m
 test-agent: ## the tests of the store, of the lock and of the program with sprat-agent as their server
 	@SPRAT_TEST_SERVER=agent scripts/test -E '(package(sprat-store) & test(/^(contract|lock)::/)) | (binary(e2e) & test(/^(prune|lock|keys|restore|headers|line|reserve|trips|check|copy|commands)::/) & not test(/^copy::(copy_between_servers_keeps_holes|container_moved_from_usb_to_server_keeps_hard_links)$$/))'
 
-test-vm: ## only the tests in a VM, on a real kernel with dm-crypt
-	@scripts/test --no-capture -E 'binary(vm)'
+test-vm: ## only the tests in a VM, on a real kernel with dm-crypt: [SUITE=bullseye for the kernel of that Debian]
+	@SPRAT_VM_SUITE="$(SUITE)" scripts/test --no-capture -E 'binary(vm)'
 
 vm-shell: ## a shell in a rescue system on a real kernel (a VM; needs no KVM): [WITH=folder to lay over its root]
 	@scripts/install vm
