@@ -129,7 +129,11 @@ impl ExportArgs {
         let refused = |what: String| Failure::usage(what).with_hint("nothing was started");
         let to = context.environment.absolute(&self.dir);
         if !to.is_dir() {
-            return Err(refused(format!("{} is not a folder", to.display())));
+            let failure = Failure::usage(format!("{} is not a folder", to.display()));
+            return Err(failure.with_hint(
+                "nothing was started. Create the folder first. sprat doesn't, because the disk that \
+                 belongs there may not be mounted",
+            ));
         }
         let mut spec = ExportSpec {
             snapshots: Vec::new(),

@@ -536,7 +536,12 @@ fn mount_points_that_are_in_use_or_nobodys() {
     }
     machine.ok(&["mount", CONTAINER, "mnt"]);
     let again = machine.sprat(&["mount", CONTAINER, "mnt"]);
+    let by_name = machine.sprat(&["umount", "x"]).failed_with(1);
     machine.ok(&["umount", "mnt"]);
+    assert!(
+        by_name.contains("Mounted: [DIR]/store/x.luks at [DIR]/mnt"),
+        "{by_name}"
+    );
     assert_snapshot!(again.failed_with(2), @r"
     exit 2
     --- stderr

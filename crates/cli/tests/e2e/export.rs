@@ -28,7 +28,7 @@ fn snapshots_are_exported_compared_and_moved_and_pins_are_respected() {
     assert!(
         export(&[&first, "to"])
             .failed_with(2)
-            .contains("is not a folder")
+            .contains("Create the folder first")
     );
     fs::create_dir(machine.path("to")).unwrap();
     let refused = export(&["home", "to"]).failed_with(2);

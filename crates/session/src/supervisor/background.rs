@@ -218,13 +218,20 @@ pub(crate) fn died() -> Failure {
     )
 }
 
-/// The mount of a container on this machine now, by the records.
-pub(crate) fn mount_of(runtime_dir: &Path, target: &str) -> Option<MountRecord> {
+/// The mounts on this machine now, by the records.
+pub(crate) fn mounts(runtime_dir: &Path) -> Vec<MountRecord> {
     record_files(runtime_dir)
-        .into_iter()
-        .filter_map(|path| OpenRecord::open(&path))
-        .find(|open| open.record.target == target && !open.has_ended())
+        .iter()
+        .filter_map(|path| OpenRecord::open(path))
+        .filter(|open| !open.has_ended())
         .map(|open| open.record)
+        .collect()
+}
+
+/// The mount of a container.
+pub(crate) fn mount_of(runtime_dir: &Path, target: &str) -> Option<MountRecord> {
+    let mut mounts = mounts(runtime_dir).into_iter();
+    mounts.find(|mount| mount.target == target)
 }
 
 /// Where a container is mounted on this machine now, by the records.

@@ -132,10 +132,21 @@ pub fn unmount(
     let volume = volume_id(&dir)?;
     let record = background::find(runtime_dir, &dir, volume.as_deref());
     if volume.is_none() && record.is_none() {
-        return Err(Failure::failed(format!(
-            "no container is mounted at {}",
-            dir.display()
-        )));
+        let failure = Failure::failed(format!("no container is mounted at {}", dir.display()));
+        let mounted = background::mounts(runtime_dir);
+        return Err(if mounted.is_empty() {
+            failure
+        } else {
+            let each = mounted.iter().map(|mount| {
+                let dir = text::quoted(Path::new(&mount.dir));
+                format!("{} at {dir}", mount.target)
+            });
+            let each: Vec<String> = each.collect();
+            failure.with_hint(format!(
+                "give the folder of the mount. Mounted: {}",
+                each.join(", ")
+            ))
+        });
     }
     // If its process runs, the device is not read: a read could wait for a lost connection, and would
     // keep the device in use.
