@@ -23,7 +23,7 @@ const LATEST_BEFORE: &str = "latest-before:";
 /// Which past state is meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// The newest one whose name begins so.
+    /// The one with this name, or else the newest one whose name begins so.
     Named(String),
     /// The newest one that was written last before this moment.
     LatestBefore(Timestamp),
@@ -43,6 +43,11 @@ impl Wanted {
 
     /// Chooses from `states`, oldest first.
     fn choose<'s>(&self, states: &'s [PastState]) -> Option<&'s PastState> {
+        if let Self::Named(text) = self
+            && let Some(exact) = states.iter().find(|state| shown_name(state) == text)
+        {
+            return Some(exact);
+        }
         let is_meant = |state: &&PastState| match self {
             Self::Named(text) => !text.is_empty() && state.name.as_str().starts_with(text),
             // The server's times are whole seconds: in the second of the moment itself it may be later.
@@ -226,6 +231,8 @@ mod tests {
             ("2026-11-27", Some("2026-11-27T02-05-11Z")),
             ("2026-11-28T02", Some("2026-11-28T02-05-11Z-2")),
             ("2026-11-28T02-05-11Z.luks", Some("2026-11-28T02-05-11Z")),
+            // Its name is the beginning of the next one's.
+            ("2026-11-28T02-05-11Z", Some("2026-11-28T02-05-11Z")),
             ("2026-11-26", None),
             ("", None),
             (

@@ -36,7 +36,7 @@ impl CommandArgs for AcceptArgs {
                 .iter()
                 .map(|copy| Subject::Copy(copy.name()))
                 .collect(),
-            None => vec![Subject::Container(context.resolve(&self.word)?.name)],
+            None => vec![Subject::Container(context.resolve(&self.word)?.config_name)],
         };
         let mut watch = Watch::new(context.watched(), context.environment.network());
         let accepted = watch.accept(&subjects, &Now::read(context.environment.trust_clock));

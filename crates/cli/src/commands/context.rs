@@ -83,6 +83,9 @@ pub(crate) struct Context {
 pub(crate) struct Resolved {
     /// Its name in the config, else the file's name without `.luks`.
     pub name: String,
+    /// Its name in the config; empty, if the config has no container at this location. Another one there may have
+    /// [`Self::name`]: jobs, states and events of this machine are never found by that.
+    pub config_name: String,
     pub target: Target,
     pub ssh: SshOptions,
     pub secret: SecretSource,
@@ -280,6 +283,7 @@ impl Context {
                 Some(limit) if target.ssh().is_some() => limit.rates(&self.config.time_zone),
                 _ => UploadRates::default(),
             },
+            config_name: container.map_or_else(String::new, |container| container.name.clone()),
             name,
             target,
             ssh: SshOptions {
@@ -517,7 +521,7 @@ impl Context {
         resolved: Resolved,
         access: Access,
     ) -> Result<Prepared, Failure> {
-        let _ = self.opened.set(resolved.name.clone());
+        let _ = self.opened.set(resolved.config_name.clone());
         let secret = self.secret(&resolved)?;
         let options = self.session_options(&resolved, access)?;
         Ok(Prepared {

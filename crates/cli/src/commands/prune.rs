@@ -110,7 +110,7 @@ impl CommandArgs for PruneArgs {
             .config
             .jobs
             .iter()
-            .find(|known| known.name == job && known.is_in(&resolved.name));
+            .find(|known| known.name == job && known.is_in(&resolved.config_name));
         // Without a rule here, those of the config count.
         let configured = in_config.and_then(|job| job.keep);
         let own = self
@@ -129,7 +129,7 @@ impl CommandArgs for PruneArgs {
             true => Access::ReadOnly,
             false => Access::ReadWrite,
         };
-        let copy = in_config.map(|job| CopyName::new(job.name.as_str(), &*resolved.name));
+        let copy = in_config.map(|job| CopyName::new(job.name.as_str(), &*resolved.config_name));
         let mut prepared = context.prepare_resolved(resolved, access)?;
         prepared.options.may_use_reserve = true;
         let target = prepared.resolved.target.clone();
@@ -137,7 +137,7 @@ impl CommandArgs for PruneArgs {
         let mut spec = PruneSpec::new(job, rules);
         spec.time_zone.clone_from(&context.config.time_zone);
         let known = context.config.job(&self.job).ok();
-        let known = known.filter(|job| job.is_in(&prepared.resolved.name));
+        let known = known.filter(|job| job.is_in(&prepared.resolved.config_name));
         spec.sources = known.map(Job::kept_sources);
         let state = copy
             .as_ref()

@@ -145,7 +145,7 @@ impl StatusArgs {
         {
             context.interrupt.check()?;
             let server = (!self.offline).then_some(&resolved.ssh);
-            let of_config = context.config.jobs_of(&resolved.name);
+            let of_config = context.config.jobs_of(&resolved.config_name);
             let mut status = ContainerStatus::read(&state_dir, &resolved.target, of_config, server);
             let mut copies = container.map_or_else(Vec::new, |container| {
                 CopyView::in_container(&watched, &container.name, now)
@@ -155,7 +155,7 @@ impl StatusArgs {
                 status.only(&jobs);
             }
             reports.push(ContainerReport {
-                events: ContainerView::events(&resolved.name, &events),
+                events: ContainerView::events(&resolved.config_name, &events),
                 name: resolved.name,
                 target: resolved.target,
                 status,
@@ -200,10 +200,10 @@ impl StatusArgs {
         let history = RunHistory::new(&context.state_dir());
         let mut all = Vec::new();
         for one in chosen {
-            let jobs = context.config.jobs_of(&one.resolved.name);
+            let jobs = context.config.jobs_of(&one.resolved.config_name);
             let is_meant = |job: &String| one.jobs.as_ref().is_none_or(|jobs| jobs.contains(job));
             for job in jobs.iter().filter(|job| is_meant(job)) {
-                let found = HistoryOfCopy::load(&history, job, &one.resolved.name);
+                let found = HistoryOfCopy::load(&history, job, &one.resolved.config_name);
                 all.push(found.map_err(|error| {
                     Failure::failed(format!("the history of job {job} can't be read"))
                         .caused_by(&error)

@@ -16,9 +16,18 @@ fn pruned_snapshots_are_gone_and_the_rest_comes_back() {
         let ran = machine.backup(&["--json"]).succeeded();
         names.push(ran.json()["jobs"][0]["name"].clone());
     }
+    // The config has another container with the name that this file has. Its rules are not for this one.
+    let other = format!(
+        "[container.x]\ntarget = \"{}\"\n[job.home]\ncontainer = \"x\"\nsources = [\"{}\"]\n\
+         every = \"1 day\"\nkeep_last = 1\n",
+        machine.path("other/x.luks").display(),
+        machine.path("src").display()
+    );
+    let config = machine.write("config/sprat.toml", other);
     let prune = ["prune", CONTAINER, "--job", "home"];
     let whole = machine.sprat(&prune).failed_with(2);
     assert!(whole.contains("no retention rule given"), "{whole}");
+    fs::remove_file(config).unwrap();
     let last = [&prune[..], &["--keep-last", "1"]].concat();
     let ran = machine.ok(&[&last[..], &["--dry-run"]].concat());
     assert!(
