@@ -36,6 +36,7 @@ pub(crate) struct Proof {
     /// Oldest first. An entry is outdated if its time differs from the digest's.
     order: VecDeque<(u64, Instant)>,
     supers: [Option<u64>; SUPER_BLOCKS.len()],
+    opened: Option<Sample>,
 }
 
 impl Proof {
@@ -83,8 +84,16 @@ impl Proof {
         }
     }
 
+    /// Records the stamp block of the store. With a cache it may be the only block that was read there before the
+    /// first write.
+    pub(crate) fn opened(&mut self, index: u64, block: &Block) {
+        let digest = self.digest(block);
+        self.opened = Some(Sample { index, digest });
+    }
+
     /// Drops discarded blocks: they hold zeros, or what they held before.
     pub(crate) fn forget(&mut self, gone: &impl Fn(&u64) -> bool) {
+        self.opened.take_if(|opened| gone(&opened.index));
         self.digests.retain(|index, _| !gone(index));
         for (slot, index) in self.supers.iter_mut().zip(SUPER_BLOCKS) {
             if gone(&index) {
@@ -94,9 +103,17 @@ impl Proof {
     }
 
     fn note_super(&mut self, index: u64, digest: u64) {
+        self.opened.take_if(|opened| opened.index == index);
         if let Some(at) = SUPER_BLOCKS.iter().position(|block| *block == index) {
             self.supers[at] = Some(digest);
         }
+    }
+
+    /// What to compare on a new connection: [`samples`](Self::samples), and the block of [`opened`](Self::opened). At
+    /// a close that one may be another session's, which got the lock. The release of the lock finds that.
+    pub(crate) fn samples_to_reconnect(&self, plan: &Plan) -> Vec<Sample> {
+        let opened = self.opened.filter(|opened| plan.rests(opened.index));
+        self.samples(plan).into_iter().chain(opened).collect()
     }
 
     /// What to compare now. It contains no block of which newer bytes may have been sent or may

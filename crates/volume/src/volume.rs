@@ -13,6 +13,7 @@ use crate::cache_keeper::ClosedCache;
 use crate::discard::Punch;
 use crate::engine::{Engine, spawn};
 use crate::overlay::Overlay;
+use crate::plan::Block;
 use crate::sample::first_that_differs;
 use crate::{
     BLOCK_BYTES, CacheOptions, Fenced, Flush, Geometry, ReadOnlyOptions, SessionHooks, VolumeError,
@@ -47,6 +48,7 @@ impl Volume {
         check_geometry(&*file, geometry, validator.as_ref())?;
         let senders = options.writers.max(1);
         let doubtful = !options.in_doubt.is_empty();
+        let stamp = stamp_block(options.cache.as_ref(), validator.as_ref());
         let cache = match &options.cache {
             Some(cache) => Cache::open(cache, validator, true, doubtful)?,
             None => None,
@@ -54,6 +56,9 @@ impl Volume {
         compare_sample(&*file, geometry, options.cache.as_ref(), cache.as_ref())?;
         let engine = Engine::new(file, geometry, session, options, false);
         engine.state().cache = cache;
+        if let Some((index, block)) = stamp {
+            engine.state().proof.opened(index, &block);
+        }
         let volume = Self::start(engine, None, senders)?;
         recover::recover_dead_session(&volume.engine)?;
         let mut state = volume.engine.state();
@@ -373,6 +378,15 @@ fn present_validator(
         Some(seen) => CacheValidator::of(&seen.stat, seen.stamp_block.clone(), geometry),
         None => CacheValidator::read(file, geometry, cache.stamp_offset_bytes),
     }
+}
+
+/// The stamp block and its number, as the store has it.
+fn stamp_block(
+    cache: Option<&CacheOptions>,
+    validator: Option<&CacheValidator>,
+) -> Option<(u64, Block)> {
+    let index = cache?.stamp_offset_bytes / BLOCK;
+    Some((index, Block::from(validator?.stamp_block.clone())))
 }
 
 /// Compares some blocks of the cache with the container, in one round trip. If one differs, the

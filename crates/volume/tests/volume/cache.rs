@@ -277,6 +277,28 @@ fn writes_of_others_outdate_the_cache_and_are_reported_once() {
     assert!(!writer.cache_was_outdated());
 }
 
+/// The server goes back to an older state while a session runs that has written nothing yet.
+#[test]
+fn reconnect_detects_an_older_state_behind_a_cache() {
+    let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
+    filled(&server, dir.path());
+    let volume = server.volume(dir.path(), BLOCKS * BLOCK * 4);
+    assert_eq!(read_all(&volume), server.present());
+    assert_eq!(volume.stats().wire_read_requests, 0);
+    for block in 0..BLOCKS / 2 {
+        server.put(block, 500);
+    }
+    server.lose_a_line.store(true, Ordering::SeqCst);
+    volume.write_at(BLOCK as u64, &stamped(7)).unwrap();
+    let Err(VolumeError::Failed(cause)) = volume.flush(Flush::Durable) else {
+        panic!("new blocks were mixed with old ones");
+    };
+    assert!(
+        matches!(*cause, VolumeError::LostDurable { .. }),
+        "{cause:?}"
+    );
+}
+
 #[test]
 fn session_without_the_cache_outdates_it() {
     let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
