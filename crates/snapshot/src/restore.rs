@@ -26,6 +26,7 @@ use crate::record::{EntryKind, ONE_FILE_SYSTEM, RunRecord, Warning};
 use crate::rsync::Rsync;
 use crate::scout::{Copied, Scout};
 use crate::spec::{Existing, RestoreReport, RestoreSpec};
+use crate::subvolumes::inline_bytes_max;
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{is_folder, names_in, open_folder};
 use crate::without_place;
@@ -175,6 +176,7 @@ impl What {
         let copied = Copied {
             to: to.to_owned(),
             base: self.base.clone(),
+            inline_bytes_max: inline_bytes_max(&job.path),
         };
         Some(Scout::begin(root, trees, (!spec.dry_run).then_some(copied)))
     }

@@ -105,6 +105,8 @@ pub(crate) struct Copied {
     pub(crate) to: PathBuf,
     /// The roots are relative to this.
     pub(crate) base: PathBuf,
+    /// Files of at most this size are stored beside their inode. The walk has read them.
+    pub(crate) inline_bytes_max: u64,
 }
 
 struct Shared {
@@ -358,7 +360,7 @@ impl Shared {
                 stat,
             };
             let wanted = FileType::from_raw_mode(asked.stat.st_mode) == FileType::RegularFile
-                && asked.bytes > 0
+                && asked.bytes > copied.inline_bytes_max
                 && !asked.is_copied();
             if wanted {
                 let bytes = asked.bytes;
@@ -615,12 +617,31 @@ mod tests {
     }
 
     #[test]
+    fn files_beside_their_inode_are_not_requested() {
+        let dir = tree();
+        for (inline_bytes_max, requested) in [(4999, 12), (5000, 0)] {
+            let to = tempfile::tempdir().unwrap();
+            let copied = Copied {
+                to: to.path().to_owned(),
+                base: "tree".into(),
+                inline_bytes_max,
+            };
+            let scout = begin(dir.path(), Some(copied));
+            wait_until("all ended", || {
+                scout.threads.iter().all(JoinHandle::is_finished)
+            });
+            assert_eq!(lock(&scout.shared.lead).files.len(), requested);
+        }
+    }
+
+    #[test]
     fn a_dropped_scout_ends_even_if_rsync_never_follows() {
         let dir = tree();
         let to = tempfile::tempdir().unwrap();
         let copied = Copied {
             to: to.path().to_owned(),
             base: "tree".into(),
+            inline_bytes_max: 0,
         };
         let scout = begin(dir.path(), Some(copied));
         scout

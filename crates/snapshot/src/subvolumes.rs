@@ -17,6 +17,17 @@ const BTRFS: i128 = 0x9123_683E;
 /// `BTRFS_FIRST_FREE_OBJECTID` (linux/btrfs_tree.h): the inode number of each subvolume's folder.
 const ROOT_INODE: u64 = 256;
 
+/// The default of `max_inline` (btrfs(5)): a file of at most this size is in the tree, beside its inode.
+const INLINE_BYTES_MAX: u64 = 2048;
+
+/// How long files may be that are read with their inodes, in the folder at `root`.
+pub(crate) fn inline_bytes_max(root: &Path) -> u64 {
+    match is_btrfs(root) {
+        true => INLINE_BYTES_MAX,
+        false => 0,
+    }
+}
+
 /// Whether the folder at `root` is on a btrfs.
 pub(crate) fn is_btrfs(root: &Path) -> bool {
     rustix::fs::statfs(root).is_ok_and(|about| i128::from(about.f_type) == BTRFS)
