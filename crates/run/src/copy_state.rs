@@ -5,6 +5,8 @@
 //! belongs to the container alone. A file that is missing, torn or not understood counts as not
 //! known: the copy is due then.
 
+mod place;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use sprat_session::Exit;
 use sprat_snapshot::{FileSystem, FoundChange, KeepPolicy, OldContent, SourceCursor};
 
+pub use self::place::Place;
 use crate::copy_name::CopyName;
 use crate::state_file::StateFile;
 use crate::times::is_ahead;
@@ -33,6 +36,8 @@ pub struct FoundOverdue {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CopyState {
+    /// The container into which it was made, or is to be made.
+    pub place: Option<Place>,
     /// When `sprat run` first saw the copy.
     pub first_seen: Option<Timestamp>,
     /// When a run first saw that its last success, or `first_seen`, lies ahead of the clock.

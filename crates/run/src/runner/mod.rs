@@ -43,7 +43,7 @@ use sprat_snapshot::{FileSystem, SnapshotSpec};
 use crate::conditions::Machine;
 use crate::config::{Config, Container, Copy, Job};
 use crate::copy_name::CopyName;
-use crate::copy_state::{CopyState, copy_file};
+use crate::copy_state::{CopyState, Place, copy_file};
 use crate::notify::By;
 use crate::state_file::StateFile;
 
@@ -269,7 +269,7 @@ impl<'a> Runner<'a> {
     fn disk_seen(&self, container: &str) -> Option<FileSystem> {
         let copies = self.config.copies();
         let of_it = copies.filter(|copy| copy.container.name == container);
-        let states = of_it.map(|copy| self.state(&copy.name()));
+        let states = of_it.map(|copy| self.state_of(&copy));
         let seen = states.filter(|state| state.file_system.is_some());
         seen.max_by_key(|state| state.last_success)?.file_system
     }
@@ -281,9 +281,17 @@ impl<'a> Runner<'a> {
         state
     }
 
+    /// What is known of a copy in the container that the config has now.
+    fn state_of(&self, copy: &Copy<'_>) -> CopyState {
+        let mut state = self.state(&copy.name());
+        let place = Place::of(&self.state_dir, &copy.container.target);
+        state.is_at(place, Timestamp::now());
+        state
+    }
+
     /// What is known of a copy, and the disk on which any copy last saw its container.
     fn state_with_disk(&self, copy: &Copy<'_>) -> CopyState {
-        let mut state = self.state(&copy.name());
+        let mut state = self.state_of(copy);
         if copy.container.target.local_path().is_some() {
             state.file_system = self.disk_seen(&copy.container.name);
         }

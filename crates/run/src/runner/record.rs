@@ -14,7 +14,7 @@ use super::selection::{digest, inputs};
 use super::{ContainerWork, Runner};
 use crate::config::{Copy, Mistake};
 use crate::copy_name::CopyName;
-use crate::copy_state::Attempt;
+use crate::copy_state::{Attempt, Place};
 use crate::due::Schedule;
 use crate::notify::By;
 use crate::run_history::{RunHistory, RunLine};
@@ -33,6 +33,8 @@ impl Runner<'_> {
 
     fn record_copy(&self, copy: Copy<'_>, outcome: &Outcome, now: Timestamp) {
         let name = &outcome.copy;
+        let place = Place::of(&self.state_dir, &copy.container.target);
+        self.change(name, |state| state.is_at(place, now));
         if let (Some(_), Some(rules)) = (outcome.pruned, copy.job.keep) {
             self.change(name, |state| {
                 state.last_prune = Some(now);

@@ -12,7 +12,7 @@ use super::{ContainerWork, CopyWork, Front, Runner};
 use crate::clock::{Moment, clock_file};
 use crate::config::{Container, Copy, Mistake};
 use crate::copy_name::CopyName;
-use crate::copy_state::known_copies;
+use crate::copy_state::{Place, known_copies};
 
 /// What a run does with each copy that it is about, in the order of the config.
 #[derive(Debug)]
@@ -57,7 +57,11 @@ impl<'a> Runner<'a> {
     pub fn begin(&mut self, moment: &Moment, synchronised: bool, trusted: bool) {
         let now = moment.wall;
         for copy in self.config.copies() {
-            self.change(&copy.name(), |state| state.seen(now));
+            let place = Place::of(&self.state_dir, &copy.container.target);
+            self.change(&copy.name(), |state| {
+                state.is_at(place, now);
+                state.seen(now);
+            });
         }
         let known = known_copies(&self.state_dir).unwrap_or_default();
         let times: Vec<Timestamp> = known

@@ -11,7 +11,7 @@ use crate::clock::clock_file;
 use crate::config::Watch as WatchOfFile;
 use crate::config::{Mistake, Stops};
 use crate::copy_name::CopyName;
-use crate::copy_state::{self, HeldWhat};
+use crate::copy_state::{self, HeldWhat, Place};
 use crate::notify::events::HOOK;
 use crate::notify::{
     Attempt, By, Cause, Event, Events, Finding, FoundBy, Key, Kind, Subject, Words,
@@ -58,7 +58,9 @@ impl Observed {
             let alert_after = copy.job.alert_after;
             let name = copy.name();
             let mut file = copy_state::copy_file(&watched.state_dir, &name);
+            let place = Place::of(&watched.state_dir, &copy.container.target);
             let verdict = file.change(|state| {
+                state.is_at(place, at);
                 state.seen(at);
                 let opens = overdue::opens(alert_after, state, &now.moment);
                 let last = state.last_success;

@@ -10,7 +10,7 @@ use sprat_session::status::{ContainerStatus, LocalStatus};
 use super::{WatchView, Watched};
 use crate::config::Copy;
 use crate::copy_name::CopyName;
-use crate::copy_state::{self, CopyState};
+use crate::copy_state::{self, CopyState, Place};
 use crate::due::{self, Decision};
 use crate::notify::{Event, Kind};
 use crate::overdue::{is_overdue, overdue_at};
@@ -125,7 +125,9 @@ pub fn worst(exits: impl Iterator<Item = Exit>) -> Exit {
 impl CopyView {
     fn read(copy: &Copy<'_>, watched: &Watched<'_>, now: Timestamp) -> Self {
         let name = copy.name();
-        let state = copy_state::copy_file(&watched.state_dir, &name).read();
+        let mut state = copy_state::copy_file(&watched.state_dir, &name).read();
+        // The config may have changed since the last run.
+        state.is_at(Place::of(&watched.state_dir, &copy.container.target), now);
         let alert_after = copy.job.alert_after;
         Self {
             is_overdue: is_overdue(alert_after, &state, now),

@@ -491,3 +491,24 @@ fn mistakes_are_new_once() {
     machine.configure("[job.home]\nevry = \"1 day\"", "");
     assert!(are_new());
 }
+
+#[test]
+fn copies_in_another_container_count_no_more_after_the_target_has_changed() {
+    let machine = Machine::new("");
+    machine.run(0, Exit::Done);
+    machine.check(1);
+    let last = |minutes| {
+        let read =
+            |watch: &mut Watch<'_>| CopyView::in_container(&watch.watched, "nas", at(minutes));
+        machine.watching(read)[0].state.last_success
+    };
+    assert_eq!(last(1), Some(at(0)));
+    let config = machine.path("sprat.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("laptop.luks", "other.luks")).unwrap();
+    assert_eq!(last(2), None);
+    machine.check(2);
+    let copy = CopyName::new("home", "nas");
+    let state = copy_state::copy_file(&machine.path("state"), &copy).read();
+    assert_eq!((state.last_success, state.first_seen), (None, Some(at(2))));
+}
