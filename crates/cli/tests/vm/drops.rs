@@ -2,7 +2,8 @@
 //! one boot, or after a power cut. What was not flushed is lost, in any order. Every state that was known then is what
 //! it was, and stock tools open those from before.
 //!
-//! Only `make torture` has the time for it; `ONLY=vm` does this.
+//! A round boots a guest, which takes minutes. So they are ignored, and only `make torture` runs them; `ONLY=vm` does
+//! this.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -378,12 +379,16 @@ impl Boot {
     }
 }
 
+/// Of a try by hand; `make torture` asks for more.
+fn rounds() -> u64 {
+    dice::number("SPRAT_TORTURE_ROUNDS").unwrap_or(2)
+}
+
 #[test]
+#[ignore = "boots guests for minutes: make torture ONLY=vm"]
 fn after_power_cuts_in_the_midst_of_garbage_every_known_state_is_exact() {
     sprat_testkit::requires!(crate::qemu::missing(), needs::built(&agent()));
-    let Some(wanted) = dice::number("SPRAT_TORTURE_ROUNDS") else {
-        return;
-    };
+    let wanted = rounds();
     let dice = &mut Dice::new(dice::seed());
     let mut disk = Disk::new();
     let (log, sure) = (disk.pair().path("log"), disk.pair().path("sure.img"));
@@ -438,10 +443,8 @@ fn open_with_stock_tools(disk: &Disk, drops: u64) {
 }
 
 #[test]
+#[ignore = "boots a guest for minutes: make torture ONLY=vm"]
 fn after_the_disk_dropped_out_and_came_back_every_known_state_is_exact() {
     sprat_testkit::requires!(crate::qemu::missing(), needs::built(&agent()));
-    let Some(rounds) = dice::number("SPRAT_TORTURE_ROUNDS") else {
-        return;
-    };
-    open_with_stock_tools(&Disk::new(), rounds * 2);
+    open_with_stock_tools(&Disk::new(), rounds() * 2);
 }
