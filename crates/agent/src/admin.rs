@@ -13,6 +13,7 @@ use crate::alarm;
 use crate::clock::Now;
 use crate::disk::{self, bad};
 use crate::generation::{self, Head};
+use crate::holes;
 use crate::keeper::{self, By, Keeper, mark};
 use crate::lease;
 use crate::log;
@@ -265,7 +266,7 @@ pub fn revert(root: &Root, container: &str, time: &str, discards: bool) -> io::R
     let mut past = open_past(root, container, &found.container, found.number)?;
     if !discards {
         // Before anything is begun: the present would be a past state, and its blocks could not be discarded.
-        let data = keeper::data_blocks(&file, file.metadata()?.size())?;
+        let data = holes::data_blocks(&file, file.metadata()?.size())?;
         let most = ranges::count(&ranges::both(&past.changed()?, &data)) * BLOCK;
         let free = disk::free_bytes(&root.folder)?;
         if free < most + REVERT_BYTES {

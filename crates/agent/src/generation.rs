@@ -33,7 +33,6 @@ const LOG_BYTES_MAX: u64 = 1 << 30;
 const LOG_ENTRIES_MAX: u64 = 1 << 18;
 /// A tail that is being written is read again.
 const TAIL_ATTEMPTS: u32 = 1000;
-const MAP_BYTES_MAX: u64 = 64 << 20;
 
 /// What the file `head` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +128,7 @@ pub fn read_head(folder: impl AsFd) -> io::Result<Head> {
 }
 
 pub fn read_map(folder: impl AsFd) -> io::Result<Blocks> {
-    ranges::from_bytes(&disk::read_all(folder, "map", MAP_BYTES_MAX)?)
+    ranges::from_bytes(&disk::read_all(folder, "map", ranges::MAP_BYTES_MAX)?)
 }
 
 /// Opens the log of any generation.
@@ -288,8 +287,11 @@ impl Newest {
                 return Ok(());
             }
             let mut contents = vec![0; numbers.len() * 4096];
-            for (number, content) in numbers.iter().zip(contents.chunks_exact_mut(4096)) {
-                read_padded(container, content, number * BLOCK)?;
+            let mut rest = &mut contents[..];
+            for run in numbers.chunk_by(|a, b| a + 1 == *b) {
+                let (part, later) = rest.split_at_mut(run.len() * 4096);
+                read_padded(container, part, run[0] * BLOCK)?;
+                rest = later;
             }
             let list: Vec<(u64, &[u8])> = numbers
                 .iter()

@@ -15,17 +15,18 @@ use std::rc::Rc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, SeekFrom};
-use rustix::io::Errno;
+use rustix::fs::FallocateFlags;
 
 use crate::clock::{Clock, Now};
 use crate::disk::{self, Locked, Slots, bad};
 use crate::generation::{self, Head, Newest};
+use crate::holes::data_blocks;
 use crate::journal::Journal;
+use crate::log;
 use crate::policy::{Header, Policy};
 use crate::ranges::{self, BLOCK, Blocks};
 use crate::space::Space;
-use crate::state::{CHANGED_OUTSIDE, FileId, Locks, State, read_state};
+use crate::state::{CHANGED_OUTSIDE, FileId, Left, Locks, State, read_state};
 use crate::time_text;
 use crate::writers::{self, Slot};
 
@@ -33,8 +34,9 @@ use crate::writers::{self, Slot};
 /// them to end.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PATIENCE_AFTER_KILL: Duration = Duration::from_secs(30);
-/// Blocks of one batch of punches or announced writes: others wait no longer than for these.
-const BATCH_BLOCKS: u64 = 1024;
+/// Blocks of one batch of punches or announced writes: others wait no longer than for these. Full records: the disk is
+/// waited for after each.
+const BATCH_BLOCKS: u64 = 4 * log::ENTRIES_MAX as u64;
 /// Blocks of one request.
 const REQUEST_BLOCKS: u64 = 16_384;
 /// A session that lasts longer than this gets a further generation.
@@ -77,6 +79,7 @@ pub struct Keeper {
     /// The next write begins a generation, whatever the policy allows.
     forced: Option<&'static str>,
     by: By,
+    left: Option<Left>,
     /// Counted seconds minus seconds since the boot, when the clock was last read.
     counted_ahead_s: i64,
 }
@@ -109,6 +112,7 @@ impl Keeper {
             says_clean: false,
             forced: None,
             by: By::Client,
+            left: None,
             counted_ahead_s: 0,
         })
     }
@@ -294,6 +298,7 @@ impl Keeper {
                 state.clean_s = crate::clock::reading("").wall_s;
             }
             file.sync_all()?;
+            state.left = Left::store(&self.folder, file)?;
             state.file = Some(FileId::of(file)?);
             state.writing = false;
             self.slots.write(&state.to_text())?;
@@ -416,9 +421,11 @@ impl Keeper {
             Some(_) => {}
         }
         self.refill(&mut state, now);
+        // From the first write of a session on nobody knows it.
+        let id = FileId::of(file)?;
+        self.left = state.left.take().filter(|_| state.file == Some(id));
         let unchanged = match &self.open {
             Some(open) => {
-                let id = FileId::of(file)?;
                 open.is_unused()?
                     && (open.head.length, (open.head.state_s, open.head.state_ns))
                         == (id.len, id.modified)
@@ -491,6 +498,9 @@ impl Keeper {
         self.locks.writers.shared()?.keep();
         if is_new {
             state.session += 1;
+            if state.writing {
+                state.left = None;
+            }
             if state.is_changed(FileId::of(file)?) {
                 let what = format!("{CHANGED_OUTSIDE}: was {:?}", state.file);
                 self.journal.note(state.session, &what)?;
@@ -542,7 +552,14 @@ impl Keeper {
         file.sync_all()?;
         let id = FileId::of(file)?;
         let everything = 0..id.len.div_ceil(BLOCK);
-        let mut map = data_blocks(file, id.len)?;
+        let left = match self.left.take() {
+            Some(left) => left.read(&self.folder, file)?,
+            None => None,
+        };
+        let mut map = match left {
+            Some(map) => map,
+            None => data_blocks(file, id.len)?,
+        };
         match &self.open {
             Some(open) => {
                 let still = open.still_mapped(&map)?;
@@ -672,24 +689,4 @@ fn free_name(container: &OwnedFd, state_s: i64) -> io::Result<String> {
         count += 1;
     }
     Ok(name)
-}
-
-/// The blocks that the file system does not know to be holes.
-pub fn data_blocks(file: &File, len: u64) -> io::Result<Blocks> {
-    let mut found = Vec::new();
-    let mut at = 0;
-    while at < len && found.len() <= ranges::RANGES_MAX * 2 {
-        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        at = rustix::fs::seek(file, SeekFrom::Hole(start))?;
-        found.push(start / BLOCK..at.div_ceil(BLOCK));
-    }
-    if at < len && found.len() > ranges::RANGES_MAX * 2 {
-        found.clear();
-        found.push(0..len.div_ceil(BLOCK));
-    }
-    Ok(ranges::normal(found))
 }

@@ -8,7 +8,7 @@
 //! | 0..8 | magic |
 //! | 8..16 | the log's own random number: no block of a client passes for a header |
 //! | 16..24 | the record's offset in the log |
-//! | 24..28 | number of entries, at most 200 |
+//! | 24..28 | number of entries, at most 250 |
 //! | 32.. | entries: `u64 block`, `u32 crc32 of the data`, `u32 place in the record` (0: all zeros, no data) |
 //! | 4092..4096 | crc32 of all before |
 //!
@@ -22,8 +22,8 @@ use crate::disk::{bad, read_padded};
 use crate::ranges::BLOCK;
 
 const MAGIC: &[u8; 8] = b"sprlog1\n";
-/// The most blocks of one record: one write of at most 808 KiB.
-pub const ENTRIES_MAX: usize = 200;
+/// The most blocks of one record: one write of at most 1,008 KiB.
+pub const ENTRIES_MAX: usize = 250;
 const BLOCK_BYTES: usize = 4096;
 const ENTRIES_AT: usize = 32;
 const ENTRY_BYTES: usize = 16;

@@ -14,6 +14,7 @@ mod cli;
 mod clock;
 mod disk;
 mod generation;
+mod holes;
 mod index;
 mod journal;
 mod keeper;

@@ -181,7 +181,7 @@ impl Past {
             layer.blocks(&mut add)?;
         }
         let found = ranges::both(&self.map, &ranges::normal(found));
-        let live = crate::keeper::data_blocks(&self.live, self.live.metadata()?.len())?;
+        let live = crate::holes::data_blocks(&self.live, self.live.metadata()?.len())?;
         let holes = ranges::without(&live, &self.map);
         Ok(ranges::normal([found, holes].concat()))
     }

@@ -10,6 +10,9 @@ pub const BLOCK: u64 = 4096;
 /// More ranges than this become one range over the whole file: a map may be too wide.
 pub const RANGES_MAX: usize = 262_144;
 
+/// The longest file of ranges that is read.
+pub const MAP_BYTES_MAX: u64 = 64 << 20;
+
 pub type Blocks = Vec<Range<u64>>;
 
 const NOTHING: Range<u64> = 0..0;
@@ -95,6 +98,11 @@ pub fn to_bytes(ranges: &[Range<u64>]) -> Vec<u8> {
     }
     bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
     bytes
+}
+
+/// The checksum at the end of such a file.
+pub fn crc_of(bytes: &[u8]) -> u32 {
+    bytes.last_chunk().map_or(0, |crc| u32::from_le_bytes(*crc))
 }
 
 pub fn from_bytes(bytes: &[u8]) -> io::Result<Blocks> {

@@ -29,6 +29,17 @@ pub struct State {
     pub clean: bool,
     /// When a client said so last, by the wall clock; 0: never.
     pub clean_s: i64,
+    /// The blocks that had data at the last orderly end, if there were many: the file `left`. Gone before the first
+    /// write of the next session.
+    pub left: Option<Left>,
+}
+
+/// What shows that the file `left` is the one of that end, and the container is as it was then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
+    pub crc: u32,
+    /// When the inode was changed.
+    pub changed: (i64, i64),
 }
 
 /// What shows that a file is the same and unchanged.
@@ -79,6 +90,10 @@ impl State {
                 file.inode, file.len
             );
         }
+        if let Some(left) = self.left {
+            let (s, ns) = left.changed;
+            text += &format!("left {}\nchanged {s}\nchanged-ns {ns}\n", left.crc);
+        }
         text
     }
 
@@ -89,6 +104,12 @@ impl State {
                 inode: number(text, "inode")?,
                 len: number(text, "len")?,
                 modified,
+            })
+        };
+        let left = || {
+            Some(Left {
+                crc: number(text, "left")?,
+                changed: (number(text, "changed")?, number(text, "changed-ns")?),
             })
         };
         Some(Self {
@@ -102,6 +123,7 @@ impl State {
             begun_s: number(text, "begun")?,
             clean: number(text, "clean").unwrap_or(false),
             clean_s: number(text, "clean-at").unwrap_or(0),
+            left: left(),
         })
     }
 }

@@ -7,7 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::OFlags;
 
 use super::{Answered, Handle, Server};
-use crate::keeper::{By, data_blocks};
+use crate::holes::data_blocks;
+use crate::keeper::By;
 use crate::names::{Kind, Name, Node};
 use crate::past;
 use crate::ranges::{self, BLOCK};

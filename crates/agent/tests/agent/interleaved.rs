@@ -122,12 +122,12 @@ fn a_reader_in_a_save_that_fails_half_way_finds_the_saves_after_it() {
         answer.unwrap_err();
     });
     // Others, as many as the first record has.
-    let fields = ranges(&handle, &[(block(500), block(200))]);
+    let fields = ranges(&handle, &[(block(500), block(250))]);
     writer.own("will-write@sprat", &fields).unwrap();
-    for number in (500..700).step_by(50) {
+    for number in (500..750).step_by(50) {
         assert_eq!(writer.write(&handle, block(number), &[9; 50 * BLOCK]), 0);
     }
-    for number in 500..700 {
+    for number in 500..750 {
         let at = usize::try_from(block(number)).unwrap();
         let found = reader.read(&past, block(number), 4096).unwrap();
         assert!(found == state[at..at + BLOCK], "block {number}");

@@ -5,9 +5,12 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use sprat_testkit::tmpfs::SmallDisk;
+use sprat_testkit::{needs, requires};
 
-use crate::client::{BLOCK, Client, EAGER, READ_WRITE, Served, blocks, string};
+use crate::client::{BLOCK, Client, EAGER, READ, READ_WRITE, Served, blocks, string};
 use crate::commands::code;
+use crate::slots;
 
 pub const DENIED: u32 = 3;
 
@@ -276,4 +279,108 @@ fn unlock_passes_on_what_the_lease_says_of_others() {
     let made = fs::read_to_string(name(1_000_006)).unwrap();
     assert!(made.contains("\"number\":1000005,"), "{made}");
     assert_eq!(served.past(1), blocks(8, 1));
+}
+
+/// A container in many pieces: what has data is known from the end of the session before. It is searched for where
+/// something else may have filled a hole since, of whatever session and program.
+#[test]
+fn what_has_data_is_known_when_a_session_begins_only_if_nothing_was_written_since() {
+    const PIECES: u64 = 4200;
+    // All that happens is in these blocks.
+    const BLOCKS: usize = 30;
+    requires!(needs::root());
+    let disk = SmallDisk::new("size=128m");
+    let served = Served::in_folder(disk.path(), EAGER);
+    fs::write(served.path("x.luks"), []).unwrap();
+    let mut options = fs::File::options();
+    options.read(true).write(true);
+    let file = options.open(served.path("x.luks")).unwrap();
+    file.set_len(block(2 * PIECES)).unwrap();
+    for number in 0..PIECES {
+        file.write_all_at(&[7; BLOCK], block(2 * number)).unwrap();
+    }
+    let live = || {
+        let mut bytes = vec![0; BLOCKS * BLOCK];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    };
+    let write = |client: &mut Client, number: u64| {
+        let handle = client.open("x.luks", READ_WRITE).unwrap();
+        assert_eq!(client.write(&handle, block(number), &[9; BLOCK]), 0);
+    };
+    // What was known at the end lacks the hole that was filled last: so it shows whether it is used.
+    let forge = || {
+        let path = served.path(".sprat-agent/x.luks/left");
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[8] -= 2;
+        let end = bytes.len() - 4;
+        let crc = crc32fast::hash(&bytes[..end]);
+        bytes[end..].copy_from_slice(&crc.to_le_bytes());
+        fs::write(&path, bytes).unwrap();
+        slots::set(&served, "x.luks/state", "left", crc.into());
+    };
+    let check = |before: Vec<u8>| {
+        let mut client = served.connect();
+        let path = served.past_path(*served.numbers().last().unwrap());
+        let past = client.open(&path, READ).unwrap();
+        let len = u32::try_from(before.len()).unwrap();
+        let found = client.read(&past, 0, len).unwrap();
+        let differ =
+            (0..BLOCKS).filter(|n| found[n * BLOCK..][..BLOCK] != before[n * BLOCK..][..BLOCK]);
+        assert_eq!(differ.collect::<Vec<_>>(), [0; 0], "{path}");
+        client.end();
+    };
+    // Overwrites what the last one wrote, then fills a hole.
+    let session = |hole: u64, is_known: bool| {
+        let mut before = live();
+        let mut client = served.connect();
+        begin(&mut client);
+        write(&mut client, hole - 2);
+        write(&mut client, hole);
+        client.end();
+        if is_known {
+            before[usize::try_from(hole - 2).unwrap() * BLOCK..][..BLOCK].fill(0);
+        }
+        check(before);
+    };
+    session(3, false);
+    session(5, false);
+    forge();
+    session(7, true);
+    forge();
+    // The first write of a session is not the one that begins a generation.
+    let [mut first, mut second] = [served.connect(), served.connect()];
+    let number = begin(&mut first);
+    join(&mut second, number).unwrap();
+    write(&mut second, 9);
+    assert!(!slots::text(&served, "x.luks/state").contains("left"));
+    let before = live();
+    write(&mut first, 9);
+    check(before);
+    first.end();
+    second.end();
+    forge();
+    // Killed before its first write.
+    let mut killed = served.connect();
+    begin(&mut killed);
+    killed.kill();
+    session(11, false);
+    forge();
+    let mut killed = served.connect();
+    begin(&mut killed);
+    write(&mut killed, 13);
+    killed.kill();
+    session(15, false);
+    forge();
+    // Something else fills a hole, and the time of the last write is what it was.
+    let modified = file.metadata().unwrap().modified().unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    file.write_all_at(&[5; BLOCK], block(17)).unwrap();
+    file.set_modified(modified).unwrap();
+    session(19, false);
+    forge();
+    served.flip("left", 100);
+    session(21, false);
+    forge();
+    session(23, true);
 }

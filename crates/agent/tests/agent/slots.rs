@@ -20,16 +20,27 @@ fn newer(bytes: &[u8]) -> (u64, String) {
     slots.max_by_key(|(sequence, _)| *sequence).unwrap()
 }
 
-/// Sets `key` in a record of the folder `.sprat-agent`, such as `clock` or `x.luks/state`. Nobody writes it meanwhile.
-pub fn set(served: &Served, name: &str, key: &str, value: i64) {
-    let file = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open(served.path(&format!(".sprat-agent/{name}")))
-        .unwrap();
+fn read(file: &std::fs::File) -> (u64, String) {
     let mut bytes = [0; 2 * SLOT];
     let len = file.read_at(&mut bytes, 0).unwrap();
-    let (sequence, text) = newer(&bytes[..len / SLOT * SLOT]);
+    newer(&bytes[..len / SLOT * SLOT])
+}
+
+fn open(served: &Served, name: &str) -> std::fs::File {
+    let mut options = std::fs::File::options();
+    let path = served.path(&format!(".sprat-agent/{name}"));
+    options.read(true).write(true).open(path).unwrap()
+}
+
+/// What a record says.
+pub fn text(served: &Served, name: &str) -> String {
+    read(&open(served, name)).1
+}
+
+/// Sets `key` in a record of the folder `.sprat-agent`, such as `clock` or `x.luks/state`. Nobody writes it meanwhile.
+pub fn set(served: &Served, name: &str, key: &str, value: i64) {
+    let file = open(served, name);
+    let (sequence, text) = read(&file);
     let line = |line: &str| match line.split_once(' ') {
         Some((name, _)) if name == key => format!("{key} {value}\n"),
         _ => format!("{line}\n"),

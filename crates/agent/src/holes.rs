@@ -1,0 +1,69 @@
+//! Which blocks of a container have data.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use crate::disk;
+use crate::ranges::{self, BLOCK, Blocks};
+use crate::state::Left;
+
+/// Fewer ranges are found in some milliseconds.
+const LEFT_RANGES_MIN: usize = 4096;
+const LEFT: &str = "left";
+
+/// The blocks that the file system does not know to be holes.
+pub fn data_blocks(file: &File, len: u64) -> io::Result<Blocks> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < len && found.len() <= ranges::RANGES_MAX * 2 {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        at = rustix::fs::seek(file, SeekFrom::Hole(start))?;
+        found.push(start / BLOCK..at.div_ceil(BLOCK));
+    }
+    if at < len && found.len() > ranges::RANGES_MAX * 2 {
+        found.clear();
+        found.push(0..len.div_ceil(BLOCK));
+    }
+    Ok(ranges::normal(found))
+}
+
+impl Left {
+    /// Writes the file `left` at the end of a session, if it saves time when the next one begins. Durable when it
+    /// returns.
+    pub fn store(container: &OwnedFd, file: &File) -> io::Result<Option<Self>> {
+        let found = file.metadata()?;
+        let blocks = data_blocks(file, found.size())?;
+        if blocks.len() < LEFT_RANGES_MIN {
+            disk::remove_in(container, LEFT)?;
+            return Ok(None);
+        }
+        let bytes = ranges::to_bytes(&blocks);
+        let stored = disk::unless_full(disk::replace_in(container, LEFT, &bytes))?;
+        Ok(stored.map(|()| Self {
+            crc: ranges::crc_of(&bytes),
+            changed: (found.ctime(), found.ctime_nsec()),
+        }))
+    }
+
+    /// What it says. `None`: it is not that file, or the container is not as it was.
+    pub fn read(self, container: &OwnedFd, file: &File) -> io::Result<Option<Blocks>> {
+        let found = file.metadata()?;
+        let bytes = disk::if_there(disk::read_all(container, LEFT, ranges::MAP_BYTES_MAX))?;
+        let is_same = |bytes: &Vec<u8>| {
+            ranges::crc_of(bytes) == self.crc && (found.ctime(), found.ctime_nsec()) == self.changed
+        };
+        match bytes.filter(is_same) {
+            Some(bytes) => disk::if_whole(ranges::from_bytes(&bytes)),
+            None => Ok(None),
+        }
+    }
+}
