@@ -84,7 +84,7 @@ pub(crate) struct Resolved {
     /// Its name in the config, else the file's name without `.luks`.
     pub name: String,
     /// Its name in the config; empty, if the config has no container at this location. Another one there may have
-    /// [`Self::name`]: jobs, states and events of this machine are never found by that.
+    /// [`Self::name`]: rules and events are never found by that, and no state is changed.
     pub config_name: String,
     pub target: Target,
     pub ssh: SshOptions,

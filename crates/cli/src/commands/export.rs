@@ -62,7 +62,7 @@ impl CommandArgs for ExportArgs {
         };
         let prepared = context.prepare(&self.target, access)?;
         let target = prepared.resolved.target.clone();
-        let here = |job: &&Job| job.is_in(&prepared.resolved.config_name);
+        let here = |job: &&Job| job.is_in(&prepared.resolved.name);
         let jobs = context.config.jobs.iter().filter(here);
         let sources = jobs.map(|job| (job.name.clone(), job.kept_sources()));
         let mut remove = RemoveSpec {
@@ -70,7 +70,7 @@ impl CommandArgs for ExportArgs {
             old_content: old_content(
                 &context.config,
                 &context.state_dir(),
-                &prepared.resolved.config_name,
+                &prepared.resolved.name,
             ),
             dry_run: true,
             ..RemoveSpec::new(Vec::new())

@@ -136,12 +136,14 @@ impl CommandArgs for PruneArgs {
         let mut reporter = Reporter::new(context.output, format!("{job}: "));
         let mut spec = PruneSpec::new(job, rules);
         spec.time_zone.clone_from(&context.config.time_zone);
+        // This keeps more, never less. So it counts for the container by another spelling of its location, too.
         let known = context.config.job(&self.job).ok();
-        let known = known.filter(|job| job.is_in(&prepared.resolved.config_name));
+        let known = known.filter(|job| job.is_in(&prepared.resolved.name));
         spec.sources = known.map(Job::kept_sources);
-        let state = copy
-            .as_ref()
-            .map(|copy| copy_file(&context.state_dir(), copy).read());
+        let state = known.map(|job| {
+            let copy = CopyName::new(job.name.as_str(), &*prepared.resolved.name);
+            copy_file(&context.state_dir(), &copy).read()
+        });
         spec.old_content = state
             .as_ref()
             .map(CopyState::old_content)

@@ -72,7 +72,7 @@ impl CommandArgs for RemoveArgs {
         let mut prepared = context.prepare(&self.target, Access::ReadWrite)?;
         prepared.options.may_use_reserve = true;
         let target = prepared.resolved.target.clone();
-        let here = |job: &&Job| job.is_in(&prepared.resolved.config_name);
+        let here = |job: &&Job| job.is_in(&prepared.resolved.name);
         let jobs = context.config.jobs.iter().filter(here);
         spec.sources = jobs
             .map(|job| (job.name.clone(), job.kept_sources()))
@@ -80,7 +80,7 @@ impl CommandArgs for RemoveArgs {
         spec.old_content = old_content(
             &context.config,
             &context.state_dir(),
-            &prepared.resolved.config_name,
+            &prepared.resolved.name,
         );
         let mut reporter = Reporter::new(context.output, "");
         let (report, closed) =
