@@ -27,6 +27,8 @@ use crate::walk::{is_folder, open_folder_at, open_folder_below};
 const ENTRIES_MAX: u64 = scout::LEAD_ENTRIES_MAX;
 /// File systems on disks.
 const KINDS: [&str; 6] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"];
+/// Block devices whose content is a file of another mount, or on another machine.
+const ELSEWHERE: [&str; 4] = ["loop", "nbd", "rbd", "drbd"];
 /// How long the end waits for the threads. They have a folder open, and a hook may want to unmount its file system.
 const END_MAX: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_millis(2);
@@ -155,11 +157,17 @@ fn is_awake(block: &Path) -> bool {
     let rotates = |block: &Path| std::fs::read_to_string(block.join("queue/rotational"));
     // A partition has what its disk has.
     let rotates = rotates(block).or_else(|_| rotates(block.parent().unwrap_or(block)));
-    let is_virtual = |part: Component<'_>| {
-        let part = part.as_os_str().as_encoded_bytes();
-        part.starts_with(b"virtio")
+    let is_in = |names: &[&str]| {
+        let begins = |part: Component<'_>| {
+            let part = part.as_os_str().to_string_lossy();
+            names.iter().any(|name| part.starts_with(name))
+        };
+        block.components().any(begins)
     };
-    if rotates.is_ok_and(|rotates| rotates.trim() == "0") || block.components().any(is_virtual) {
+    if is_in(&ELSEWHERE) {
+        return false;
+    }
+    if rotates.is_ok_and(|rotates| rotates.trim() == "0") || is_in(&["virtio"]) {
         return true;
     }
     // RAID, LVM and encryption have the disks below them.
@@ -255,6 +263,8 @@ mod tests {
             (raid, true),
             (mixed, false),
             (block("unknown", None), false),
+            (block("virtual/block/loop3", Some("0")), false),
+            (block("virtual/block/nbd0", Some("0")), false),
         ] {
             assert_eq!(is_awake(&block), awake, "{}", block.display());
         }
