@@ -47,6 +47,8 @@ pub struct Past {
     logs_max: usize,
     /// What was read last, from this block on. It never changes.
     ahead: (u64, Vec<u8>),
+    /// Where a client that reads on goes on.
+    next: u64,
     /// Expiry leaves a generation alone that is being read.
     _reading: File,
 }
@@ -163,6 +165,7 @@ impl Past {
             logs: VecDeque::new(),
             logs_max: LOGS_MAX,
             ahead: (0, Vec::new()),
+            next: 0,
             _reading: reading,
         })
     }
@@ -192,9 +195,11 @@ impl Past {
         let len = len.min(left);
         let blocks = ranges::touched(offset, len as u64);
         let known = self.ahead.0..self.ahead.0 + self.ahead.1.len() as u64 / BLOCK;
-        if blocks.start < known.start || blocks.end > known.end {
+        let goes_on = offset == self.next;
+        self.next = offset.saturating_add(len as u64);
+        if !goes_on || blocks.start < known.start || blocks.end > known.end {
             let mut bytes = None;
-            if (known.start..=known.end).contains(&blocks.start) {
+            if goes_on {
                 let end = self.head.length.div_ceil(BLOCK);
                 let end = blocks.end.max(end.min(blocks.start + AHEAD_BLOCKS));
                 // Damage behind what the client asked for is no error yet.
