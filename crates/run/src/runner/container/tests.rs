@@ -273,20 +273,22 @@ fn hooks_owed_by_a_job_that_left_the_config_are_reported_once_and_owed_until_it_
 #[test]
 fn hooks_owed_by_a_container_that_left_the_config_are_reported_once() {
     let scene = Scene::with_container_hooks();
+    // Before the lock of the hooks is acquired: each scene starts a process, which has a copy of the lock's file
+    // for a moment.
+    let mut without = Scene::with_container_hooks();
+    without.config.jobs.clear();
+    let mut empty = Scene::with_container_hooks();
+    empty.config.jobs.clear();
+    empty.config.containers.clear();
     let runner = scene.runner();
     let container = &scene.config.containers[0];
     let around = Around::of_container(&runner, container, Timestamp::now());
     assert!(around.as_ref().unwrap().as_ref().unwrap().before().is_ok());
-    let mut without = Scene::with_container_hooks();
-    without.config.jobs.clear();
     let without_jobs = Runner {
         config: &without.config,
         ..scene.runner()
     };
     assert_eq!(without_jobs.report_unknown_hooks().len(), 0);
-    let mut empty = Scene::with_container_hooks();
-    empty.config.jobs.clear();
-    empty.config.containers.clear();
     let later = Runner {
         config: &empty.config,
         ..scene.runner()
