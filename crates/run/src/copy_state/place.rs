@@ -8,7 +8,7 @@ use sprat_session::IdentityPolicy;
 use sprat_session::address::Target;
 use sprat_session::state::identity;
 
-use super::{CopyState, HeldWhat};
+use super::{CopyState, Held, HeldWhat};
 
 /// A container at a location.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,35 +44,35 @@ impl CopyState {
     pub fn is_at(&mut self, place: Place, now: Timestamp) {
         let known = self.place.as_ref();
         if known.is_some_and(|known| place.is_another_than(known)) {
-            self.first_seen = Some(now);
-            self.ahead_seen = None;
-            self.last_success = None;
-            self.last_complete = None;
-            self.snapshots = None;
-            self.file_system = None;
-            self.failures_since = 0;
-            self.failed_in_a_row = 0;
-            self.not_reached_since = None;
-            self.gave_way = false;
-            self.found_overdue = None;
-            self.last_prune = None;
-            self.pruned_by = None;
-            self.held.take_if(|held| held.what == HeldWhat::Prune);
-            self.released = None;
-        } else if let (Some(known), None) = (known, &place.uuid) {
-            // What this machine knew of the container may be lost for a while.
-            let uuid = known.uuid.clone();
-            self.place = Some(Place { uuid, ..place });
+            let of_container = |held: &Held| held.what == HeldWhat::Prune;
+            *self = Self {
+                place: Some(place),
+                first_seen: Some(now),
+                last_attempt: self.last_attempt.take(),
+                bytes_moved_at: self.bytes_moved_at,
+                held: self.held.take().filter(|held| !of_container(held)),
+                growth_accepted: self.growth_accepted,
+                changed: self.changed.take(),
+                change_accepted: self.change_accepted,
+                silent: self.silent.take(),
+                skipped: self.skipped.take(),
+                begun: self.begun.take(),
+                ..Self::default()
+            };
             return;
         }
-        self.place = Some(place);
+        let uuid = match (known, place.uuid) {
+            // What this machine knew of the container may be lost for a while.
+            (Some(known), None) => known.uuid.clone(),
+            (_, uuid) => uuid,
+        };
+        self.place = Some(Place { uuid, ..place });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::copy_state::Held;
 
     fn place(target: &str, uuid: Option<&str>) -> Place {
         Place {
