@@ -109,11 +109,10 @@ impl Proof {
         }
     }
 
-    /// What to compare on a new connection: [`samples`](Self::samples), and the block of [`opened`](Self::opened). At
-    /// a close that one may be another session's, which got the lock. The release of the lock finds that.
-    pub(crate) fn samples_to_reconnect(&self, plan: &Plan) -> Vec<Sample> {
-        let opened = self.opened.filter(|opened| plan.rests(opened.index));
-        self.samples(plan).into_iter().chain(opened).collect()
+    /// The block of [`opened`](Self::opened), to compare on a new connection. At a close it may be another session's,
+    /// which got the lock. The release of the lock finds that.
+    pub(crate) fn opened_sample(&self, plan: &Plan) -> Option<Sample> {
+        self.opened.filter(|opened| plan.rests(opened.index))
     }
 
     /// What to compare now. It contains no block of which newer bytes may have been sent or may

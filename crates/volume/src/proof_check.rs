@@ -13,10 +13,11 @@ impl Engine {
     /// What the server must prove on a new connection.
     pub(crate) fn samples(&self) -> Vec<Sample> {
         let state = self.state();
-        match self.read_only {
-            true => Vec::new(),
-            false => state.proof.samples_to_reconnect(&state.plan),
+        let mut samples = self.samples_of(&state);
+        if !self.read_only {
+            samples.extend(state.proof.opened_sample(&state.plan));
         }
+        samples
     }
 
     /// Empty for a read-only volume: other checks cover a container that another session may write.
