@@ -64,9 +64,10 @@ impl SourcesAhead {
         let started = std::thread::Builder::new()
             .name("sources-ahead".to_owned())
             .spawn(move || {
+                let Ok(table) = mounts() else { return };
                 for spec in specs {
                     for source in &spec.sources {
-                        read(source, &spec, &ahead, &meet);
+                        read(source, &spec, &table, &ahead, &meet);
                     }
                 }
             });
@@ -91,14 +92,20 @@ impl Drop for SourcesAhead {
     }
 }
 
-fn read(source: &Path, spec: &SnapshotSpec, stopped: &Arc<AtomicBool>, meet: &Meet) {
+fn read(
+    source: &Path,
+    spec: &SnapshotSpec,
+    table: &[Mount],
+    stopped: &Arc<AtomicBool>,
+    meet: &Meet,
+) {
     if stopped.load(Ordering::SeqCst) {
         return;
     }
-    let (Ok(source), Ok(table)) = (plain_path(source), mounts()) else {
+    let Ok(source) = plain_path(source) else {
         return;
     };
-    let mount = holding(&table, &source);
+    let mount = holding(table, &source);
     if !mount.is_some_and(|mount| {
         is_on_disk(mount) && block_device(mount).is_some_and(|block| is_awake(&block))
     }) {

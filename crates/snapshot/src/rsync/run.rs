@@ -221,8 +221,8 @@ fn signal_group(child: &Child, signal: Signal) {
 }
 
 /// Waits until rsync's other processes have ended, too, so that the file systems that they use can be
-/// unmounted. They close their pipes shortly before they leave their folders. If the caller is the first
-/// process of its pid namespace, they are its children now, and it must reap them.
+/// unmounted. They close their pipes shortly before they leave their folders. What goes on is killed. If the
+/// caller is the first process of its pid namespace, they are its children now, and it must reap them.
 fn wait_for_group(child: &Child) {
     let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else {
         return;
