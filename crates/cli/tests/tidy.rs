@@ -241,18 +241,10 @@ fn the_agent_stands_alone_with_at_most_eight_crates() {
     assert!(crates.len() <= 8, "{crates:?}");
 }
 
-/// Without a short form, such a test would pass in CI and check nothing. Only what boots guests for minutes has none.
 #[test]
 fn no_test_is_switched_off() {
     let switch = concat!("#[", "ignore");
-    let off = |path: &PathBuf| {
-        let is_long = |line: &str| {
-            path.starts_with("crates/cli/tests/vm") && line.contains(": make torture ")
-        };
-        let text = text(path);
-        text.lines()
-            .any(|line| line.contains(switch) && !is_long(line))
-    };
+    let off = |path: &PathBuf| text(path).contains(switch);
     let findings: Vec<_> = files_ending(".rs")
         .into_iter()
         .filter(off)
@@ -262,7 +254,6 @@ fn no_test_is_switched_off() {
         &findings,
         "long forms are asked for by an environment variable",
     );
-    assert!(text("Makefile").contains("scripts/test --no-capture --run-ignored all"));
 }
 
 #[test]
