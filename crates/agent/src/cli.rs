@@ -6,9 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use rustix::process::{Resource, Rlimit};
-
 use crate::admin;
+use crate::confine;
 use crate::disk::{self, bad};
 use crate::lease;
 use crate::notify;
@@ -55,6 +54,7 @@ Options:
   --root DIR      The folder of one client
   --policy FILE   The policy; default: ROOT/.sprat-agent/policy
   --read-only     serve: refuse every change
+  --landlock      serve: the kernel lets this process reach nothing but ROOT (needs setpriv of util-linux 2.40)
   --read-data     check: read every saved block
   --for TIME      allow-header: how long; default: 10m
   --json          status: as JSON
@@ -72,6 +72,7 @@ pub struct Arguments {
     pub root: Option<PathBuf>,
     pub policy: Option<PathBuf>,
     pub read_only: bool,
+    landlock: bool,
     read_data: bool,
     json: bool,
     prometheus: bool,
@@ -108,6 +109,7 @@ impl Arguments {
                 Some("--html") => arguments.html = Some(path("--html")?),
                 Some("--all") => arguments.all = Some(path("--all")?),
                 Some("--read-only") => arguments.read_only = true,
+                Some("--landlock") => arguments.landlock = true,
                 Some("--read-data") => arguments.read_data = true,
                 Some("--json") => arguments.json = true,
                 Some("--prometheus") => arguments.prometheus = true,
@@ -289,28 +291,19 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
     if wanted.is_ok_and(|wanted| !wanted.contains("sftp")) {
         return Err(bad("this account serves SFTP only"));
     }
-    confine();
-    let mut server = Server::new(arguments.root()?, arguments.read_only);
-    server.run(&mut io::stdin().lock(), &mut io::stdout().lock())
-}
-
-/// Takes away what serving does not need, in case the parser has a fault.
-fn confine() {
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let _ = rustix::thread::set_no_new_privs(true);
-    for (resource, limit) in [
-        (Resource::Nofile, 512),
-        (Resource::Core, 0),
-        (Resource::As, 1 << 30),
-    ] {
-        let _ = rustix::process::setrlimit(
-            resource,
-            Rlimit {
-                current: Some(limit),
-                maximum: Some(limit),
-            },
-        );
+    if arguments.landlock {
+        let (root, policy) = (arguments.root_path()?, arguments.policy.as_deref());
+        return confine::serve(root, policy, arguments.read_only);
     }
+    confine::limit();
+    let confined = confine::is_confined();
+    let root = arguments.root()?;
+    if !arguments.read_only && !root.is_newer {
+        // It is for `status` only. On a full disk, and beside another process that does the same, the client is served.
+        let _ = root.note_confined(confined);
+    }
+    let mut server = Server::new(root, arguments.read_only);
+    server.run(&mut io::stdin().lock(), &mut io::stdout().lock())
 }
 
 /// What is left to do as root, ready to be copied.
@@ -319,7 +312,7 @@ Write this into /etc/ssh/sshd_config, the key of the client into /etc/sprat-agen
 
 Match User ACCOUNT
     AuthorizedKeysFile /etc/sprat-agent/%u.keys
-    ForceCommand AGENT serve --root ROOT
+    ForceCommand AGENT serveOPTIONS --root ROOT
     DisableForwarding yes
     PermitTTY no
 
@@ -341,8 +334,13 @@ fn adopt(arguments: &Arguments) -> io::Result<()> {
     let path = path.canonicalize()?;
     let owner = path.metadata()?.uid();
     let root = path.display().to_string();
+    let options = match confine::can_confine()? {
+        true => " --landlock",
+        false => "",
+    };
     let steps = NEXT_STEPS
         .replace("ACCOUNT", &account(owner)?)
+        .replace("OPTIONS", options)
         .replace("AGENT", &std::env::current_exe()?.display().to_string())
         .replace("ROOT", &root);
     let note = match owner {

@@ -18,6 +18,7 @@ pub const DAY_S: i64 = 86_400;
 const UPTIME_MIN_S: i64 = 1800;
 /// The record is written at most this often.
 const WRITE_INTERVAL_S: i64 = 60;
+pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The machine's clocks at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,7 +165,7 @@ pub fn reading(boot: &str) -> Reading {
 
 /// The id of this boot, 32 hex digits.
 pub fn boot_id() -> io::Result<String> {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let id = std::fs::read_to_string(BOOT_ID)?;
     Ok(id.chars().filter(char::is_ascii_hexdigit).collect())
 }
 

@@ -12,6 +12,7 @@ mod admin;
 mod alarm;
 mod cli;
 mod clock;
+mod confine;
 mod disk;
 mod generation;
 mod holes;

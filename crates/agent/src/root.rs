@@ -20,6 +20,8 @@ use crate::space::Space;
 pub const AGENT: &str = ".sprat-agent";
 /// When `tidy` was done last, by the counted clock.
 pub const TIDIED: &str = "tidied";
+/// The last connection was confined by Landlock.
+const CONFINED: &str = "confined";
 /// The layout that this program writes. A higher one is served without changing anything.
 const FORMAT: u32 = 1;
 
@@ -175,6 +177,19 @@ impl Root {
             &self.policy,
             &self.space,
         )
+    }
+
+    /// Whether the last connection was confined by Landlock.
+    pub fn is_confined(&self) -> io::Result<bool> {
+        disk::exists_in(&self.agent, CONFINED)
+    }
+
+    pub fn note_confined(&self, confined: bool) -> io::Result<()> {
+        match (confined, self.is_confined()?) {
+            (true, false) => disk::replace_in(&self.agent, CONFINED, b""),
+            (false, true) => disk::remove_in(&self.agent, CONFINED),
+            _ => Ok(()),
+        }
     }
 
     /// The files that the client may see.

@@ -16,9 +16,8 @@ pub const ALARM: u8 = 3;
 pub const OVERDUE: u8 = 4;
 pub const QUOTA: u8 = 5;
 
-/// The crate `landlock` brings ten others with it. At most eight may be in this program.
-const UNCONFINED: &str =
-    "note: not confined by Landlock; a fault of this program reaches all files of its account\n";
+const UNCONFINED: &str = "note: the last connection was not confined by Landlock; a fault of this program reaches all \
+                          files of its account; adopt prints how to confine it\n";
 /// `tidy` should run every hour.
 const TIDY_MAX_S: i64 = 2 * DAY_S;
 
@@ -46,6 +45,7 @@ pub struct Status {
     clock_apart: bool,
     tidy_is_overdue: bool,
     quota_is_full: bool,
+    confined: bool,
     pub containers: Vec<Report>,
 }
 
@@ -111,6 +111,7 @@ impl Status {
             total,
             clock_apart: now.apart,
             tidy_is_overdue: now.counted_s - tidied_s > TIDY_MAX_S,
+            confined: root.is_confined()?,
             quota_is_full: root.policy.quota.is_some_and(|quota| used > quota / 10 * 9),
             containers: reports.collect::<io::Result<_>>()?,
         })
@@ -187,7 +188,7 @@ impl Status {
         for problem in self.problems() {
             text += &format!("{problem}\n");
         }
-        text + UNCONFINED
+        text + if self.confined { "" } else { UNCONFINED }
     }
 
     pub fn json(&self) -> String {

@@ -11,6 +11,7 @@
 mod accounts;
 mod client;
 mod commands;
+mod confined;
 mod damage;
 mod days;
 mod drops;
