@@ -38,6 +38,7 @@ use crate::cancel::Cancel;
 use crate::content::Content;
 use crate::error::SnapshotError;
 use crate::job::{Folder, LIST_SUFFIX as SUFFIX, RunFolder, on_volume, replace_with};
+use crate::large_files::UpToDate;
 use crate::local_file;
 use crate::name::SnapshotName;
 use crate::page_cache::PageCache;
@@ -157,6 +158,8 @@ pub(crate) struct ChangeList<'a> {
     pub(crate) complete: bool,
     /// The digests are computed from what it has.
     pub(crate) page_cache: PageCache,
+    /// Gets the content of large files. `None`: on a volume that needs no indexes of them.
+    pub(crate) large: Option<&'a UpToDate>,
     /// Where this machine keeps its copies of the lists of this job.
     pub(crate) local: Option<&'a Path>,
     /// The trees are subvolumes.
@@ -178,7 +181,7 @@ impl ChangeList<'_> {
             ..First::new(&self.folder.job.job, Some(self.tree.name()), since)
         };
         let mut digests = Digests::Written(
-            Contents::new(self.page_cache, self.tree.name()),
+            Contents::new(self.page_cache, self.large, self.tree.name()),
             checked.contents.clone(),
         );
         let fill = |file: &mut File| self.fill(file, &first, &mut digests, cancel).map(drop);
@@ -217,7 +220,7 @@ impl ChangeList<'_> {
         &self,
         file: &mut File,
         first: &First<'_>,
-        digests: &mut Digests,
+        digests: &mut Digests<'_>,
         cancel: &Cancel,
     ) -> Result<Last, SnapshotError> {
         let name = name_of(self.tree.name());
@@ -313,14 +316,14 @@ impl ChangeList<'_> {
 }
 
 /// Where the digests of a list come from.
-enum Digests {
+enum Digests<'a> {
     /// From what the run has just written. Some more have no path in it.
-    Written(Contents, Vec<Content>),
+    Written(Contents<'a>, Vec<Content>),
     /// From other lists.
     Listed(Older),
 }
 
-impl Digests {
+impl Digests<'_> {
     fn of(&mut self, one: &Changed<'_>, is_over: &dyn Fn() -> bool) -> io::Result<Option<Known>> {
         match self {
             Self::Written(contents, _) => Ok(contents.of(one, is_over)),
@@ -337,8 +340,9 @@ impl Digests {
 }
 
 /// The contents of the files that a list names.
-struct Contents {
+struct Contents<'a> {
     page_cache: PageCache,
+    large: Option<&'a UpToDate>,
     run: SnapshotName,
     /// Those of files with several names, which are read once.
     several: HashMap<u64, Known>,
@@ -347,10 +351,11 @@ struct Contents {
 /// The content of a file, and the run that read it from its source.
 type Known = (Content, Option<SnapshotName>);
 
-impl Contents {
-    fn new(page_cache: PageCache, run: SnapshotName) -> Self {
+impl<'a> Contents<'a> {
+    fn new(page_cache: PageCache, large: Option<&'a UpToDate>, run: SnapshotName) -> Self {
         Self {
             page_cache,
+            large,
             run,
             several: HashMap::new(),
         }
@@ -368,7 +373,18 @@ impl Contents {
         if let Some(known) = self.several.get(&about.ino()) {
             return Some(known.clone());
         }
-        let content = Content::cached(&file, &about, self.page_cache, is_over).ok()?;
+        let mut index = self
+            .large
+            .and_then(|large| large.begin_index(&one.path, &about));
+        let mut each = |at: u64, bytes: &[u8]| {
+            if let Some(index) = &mut index {
+                index.push(at, bytes);
+            }
+        };
+        let content = Content::cached(&file, &about, self.page_cache, is_over, &mut each).ok()?;
+        if let (Some(large), Some(index)) = (self.large, index) {
+            large.end_index(index, &file);
+        }
         let known = (content, self.read_by(one.change, &about));
         if about.nlink() > 1 {
             self.several.insert(about.ino(), known.clone());

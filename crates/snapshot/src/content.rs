@@ -5,6 +5,7 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use openssl::sha::Sha256;
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,8 @@ use crate::page_cache::PageCache;
 
 /// The length of the pieces of a large file.
 pub(crate) const PIECE_BYTES: u64 = 64 << 20;
+/// The holes of a file are hashed, too. If they are longer, that takes too much time.
+const HOLES_BYTES_MAX: u64 = 64 << 30;
 /// A longer file is a large one.
 const WHOLE_BYTES_MAX: u64 = 1 << 30;
 const BUFFER_BYTES: usize = 1 << 20;
@@ -115,7 +118,8 @@ impl Content {
         }
     }
 
-    /// The digests of an open file, as far as `cache` has its content. `is_over`: no further piece is read.
+    /// The digests of an open file, as far as `cache` has its content. `is_over`: no further piece is read. `each` gets
+    /// what is read, and its place in the file. Of a file whose content is not all there, that can be some of it.
     ///
     /// # Errors
     /// The file can't be read.
@@ -124,8 +128,10 @@ impl Content {
         about: &Metadata,
         cache: PageCache,
         is_over: &dyn Fn() -> bool,
+        each: &mut dyn FnMut(u64, &[u8]),
     ) -> io::Result<Self> {
         let len = about.len();
+        let has_small_holes = len.saturating_sub(about.blocks() * 512) <= HOLES_BYTES_MAX;
         let is_large = len > WHOLE_BYTES_MAX;
         let mut content = Self {
             file: Key::of(about),
@@ -137,9 +143,9 @@ impl Content {
         let mut at = 0;
         while at < len {
             let end = len.min(at + PIECE_BYTES);
-            let is_there = !is_over() && cache.has(file, at..end);
+            let is_there = has_small_holes && !is_over() && cache.has(file, at..end);
             let piece = match is_there {
-                true => hash_cached(file, at..end, is_large, &mut whole, &mut buffer)?,
+                true => hash_cached(file, at..end, is_large, &mut whole, &mut buffer, each)?,
                 false => None,
             };
             if piece.is_none() {
@@ -165,6 +171,7 @@ fn hash_cached(
     is_large: bool,
     whole: &mut Option<Sha256>,
     buffer: &mut Vec<u8>,
+    each: &mut dyn FnMut(u64, &[u8]),
 ) -> io::Result<Option<Digest>> {
     let mut piece = Sha256::new();
     let mut at = range.start;
@@ -177,6 +184,7 @@ fn hash_cached(
         let Some(some) = PageCache::read(file, at, &mut buffer[..most])? else {
             return Ok(None);
         };
+        each(at, &buffer[..some]);
         if let Some(whole) = whole {
             whole.update(&buffer[..some]);
         }
@@ -265,30 +273,31 @@ mod tests {
             Ok(true)
         }
         fn none_of_the_second_piece(_: &File, range: std::ops::Range<u64>) -> io::Result<bool> {
-            Ok(range.start != PIECE_BYTES)
+            Ok(!(PIECE_BYTES..2 * PIECE_BYTES).contains(&range.start))
         }
         let file = tempfile::tempfile_in("/var/tmp").unwrap();
         let text = vec![7; 3_000_000];
         file.write_all_at(&text, 0).unwrap();
         let about = file.metadata().unwrap();
         let mut cache = PageCache::default();
-        let none = Content::cached(&file, &about, cache, &|| false).unwrap();
+        let none = Content::cached(&file, &about, cache, &|| false, &mut |_, _| {}).unwrap();
         assert_eq!(none.sha256, None);
         cache.ask(all);
         let mut hash = ContentHash::new(about.len());
         hash.update(&text);
-        let found = Content::cached(&file, &about, cache, &|| false).unwrap();
+        let found = Content::cached(&file, &about, cache, &|| false, &mut |_, _| {}).unwrap();
         assert_eq!(found, Content::read(found.file, &hash.finish()));
         // The time is over.
-        let late = Content::cached(&file, &about, cache, &|| true).unwrap();
+        let late = Content::cached(&file, &about, cache, &|| true, &mut |_, _| {}).unwrap();
         assert_eq!(late.sha256, None);
 
         let large = tempfile::tempfile_in("/var/tmp").unwrap();
         large.set_len(WHOLE_BYTES_MAX + 5).unwrap();
         large.write_all_at(&text, 0).unwrap();
+        large.write_all_at(&text, PIECE_BYTES + 4096).unwrap();
         let about = large.metadata().unwrap();
         cache.ask(none_of_the_second_piece);
-        let found = Content::cached(&large, &about, cache, &|| false).unwrap();
+        let found = Content::cached(&large, &about, cache, &|| false, &mut |_, _| {}).unwrap();
         assert_eq!((found.sha256, found.pieces.len()), (None, 17));
         assert_eq!(found.pieces[1], None);
     }

@@ -25,6 +25,7 @@ use crate::checkpoint::{self, Checkpoints};
 use crate::disks::Disks;
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder, WORK_PATH};
+use crate::large_files::UpToDate;
 use crate::name::{SnapshotName, choose_name};
 use crate::name_list::NameList;
 use crate::recent::{self, Recent};
@@ -435,7 +436,7 @@ impl Run<'_> {
         &self,
         tree: Folder,
         stopped: Option<&SnapshotError>,
-        subvolumes: Option<&dyn Subvolumes>,
+        work: Option<(&dyn Subvolumes, &UpToDate)>,
         cancel: &Cancel,
         record: &mut RunRecord,
     ) {
@@ -450,8 +451,9 @@ impl Run<'_> {
             interrupted: stopped.is_some(),
             complete: record.complete,
             page_cache: self.spec.page_cache,
+            large: work.map(|(_, large)| large),
             local: self.spec.change_lists.as_deref(),
-            subvolumes,
+            subvolumes: work.map(|(subvolumes, _)| subvolumes),
             edited: self.spec.edited,
         };
         if let Err(error) = list.write(cancel) {

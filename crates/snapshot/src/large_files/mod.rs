@@ -11,7 +11,8 @@
 //! 4. The file gets the attributes of the source, the time that the source had before it was read, and its name back.
 //! 5. rsync's run neither sees nor deletes it. If the source has changed meanwhile, as that of a running virtual
 //!    machine does, its time differs, and the next run begins at 1.
-//! 6. After the snapshot, the new index replaces the old one.
+//! 6. After the snapshot, the new index replaces the old one. A large file that rsync sent whole gets one, too
+//!    ([`whole`]).
 //!
 //! An interrupted run leaves no file at the path. The next one removes the file with the other name, and takes the file
 //! of a snapshot back, which shares its content. What the interrupted run had sent is not sent again
@@ -21,6 +22,7 @@ mod attributes;
 mod index;
 mod part;
 mod update;
+mod whole;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -52,6 +54,7 @@ use crate::walk::{folder_of, leads_within, names_in, open_folder_at};
 use index::{Draft, Identity, Index, Key};
 use part::{Known, Part, Parts, Rest};
 use update::{Old, Stopped, Update, Updated};
+use whole::{Making, NewIndex};
 
 /// Smaller files are left to rsync. The dry run and the index cost less than such a file from this size on.
 pub(crate) const BYTES_MIN: u64 = 32 << 20;
@@ -171,17 +174,34 @@ struct Done {
 }
 
 /// The files that are up to date.
-#[derive(Default)]
-pub(crate) struct UpToDate(Vec<Done>);
+pub(crate) struct UpToDate {
+    files: Vec<Done>,
+    /// The indexes of other files. `None`: this machine keeps none.
+    whole: Option<Making>,
+}
 
 impl UpToDate {
     pub(crate) fn has(&self, path: &Path) -> bool {
-        self.0.iter().any(|done| done.path == path)
+        self.files.iter().any(|done| done.path == path)
+    }
+
+    /// Begins the index of a file that rsync sent, if it is a large one. `about`: the file in `work`, of which the index
+    /// then gets all content.
+    pub(crate) fn begin_index(&self, path: &Path, about: &Metadata) -> Option<NewIndex> {
+        let is_new = is_large(about) && !self.has(path);
+        self.whole.as_ref().filter(|_| is_new)?.begin(path, about)
+    }
+
+    /// `file` is the file in `work`.
+    pub(crate) fn end_index(&self, index: NewIndex, file: &File) {
+        if let Some(making) = &self.whole {
+            making.end(index, file);
+        }
     }
 
     /// Makes rsync neither see nor delete them.
     pub(crate) fn leave_alone(&self, invocation: &mut Invocation) {
-        for done in &self.0 {
+        for done in &self.files {
             for rule in ["--filter=H ", "--filter=P "] {
                 let mut filter = OsString::from(rule);
                 filter.push(pattern_for(&done.path, false));
@@ -193,7 +213,7 @@ impl UpToDate {
 
     /// Adds them to what rsync reported.
     pub(crate) fn add_to(&self, outcome: &mut Outcome) {
-        for done in &self.0 {
+        for done in &self.files {
             let (bytes, written) = (done.updated.bytes, done.updated.written);
             let stats = &mut outcome.stats;
             stats.files += 1;
@@ -220,12 +240,19 @@ impl UpToDate {
             let below = path.strip_prefix("/").unwrap_or(path);
             Some(Identity::of(&lstat(&work.join(below)).ok()?))
         };
-        for done in self.0 {
-            let (Some(draft), Some(file)) = (done.draft, file(&done.path)) else {
-                continue;
-            };
-            if let Err(error) = draft.finish(indexes, &done.path, file, done.pieces) {
+        let kept = |finished: io::Result<()>| {
+            if let Err(error) = finished {
                 tracing::warn!(%error, "this machine can't keep the hashes of a large file");
+            }
+        };
+        for done in self.files {
+            if let (Some(draft), Some(file)) = (done.draft, file(&done.path)) {
+                kept(draft.finish(indexes, &done.path, file, done.pieces));
+            }
+        }
+        for made in self.whole.map(Making::made).unwrap_or_default() {
+            if file(&made.path).as_ref() == Some(&made.file) {
+                kept(made.index.put(indexes, &made.path));
             }
         }
         index::remove_others(indexes, &|path| file(&unescape_path(path)));
@@ -261,11 +288,18 @@ impl Updating<'_> {
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
     ) -> Result<UpToDate, SnapshotError> {
-        let mut up_to_date = UpToDate::default();
-        let is_source = |path: &Path| {
-            let mut sources = self.sources.list.iter();
-            sources.any(|one| path.starts_with(&one.path))
+        let sources: Vec<PathBuf> = self
+            .sources
+            .list
+            .iter()
+            .map(|one| one.path.clone())
+            .collect();
+        let making = |indexes| Making::new(indexes, sources.clone());
+        let mut up_to_date = UpToDate {
+            files: Vec::new(),
+            whole: self.spec.blocks.clone().map(making),
         };
+        let is_source = |path: &Path| sources.iter().any(|one| path.starts_with(one));
         let found = found.iter().map(|(below, kept)| {
             let path = Path::new("/").join(below);
             let wanted = (!must_compare(below)).then(|| size_and_time(kept));
@@ -295,7 +329,7 @@ impl Updating<'_> {
             };
             let done = self.update(file, &copied, cancel)?;
             bytes_before += file.bytes;
-            up_to_date.0.extend(done);
+            up_to_date.files.extend(done);
         }
         Ok(up_to_date)
     }
@@ -424,7 +458,7 @@ impl Updating<'_> {
         let mut update = Update {
             to: &to,
             old: known.old,
-            key: known.key,
+            hasher: known.key.hasher().map_err(no_key())?,
             draft: self.draft(&file.path, slot, known.key),
         };
         let mut parts = self.spec.blocks.as_deref().map(|indexes| Parts {
@@ -546,10 +580,7 @@ impl Updating<'_> {
         }
         let key = match &index {
             Some(index) => index.key(),
-            None => Key::random().map_err(|source| SnapshotError::System {
-                op: "make a random key",
-                source,
-            })?,
+            None => Key::random().map_err(no_key())?,
         };
         let (old, rest) = match index {
             _ if as_new => (Old::New, Rest::None),
@@ -647,6 +678,13 @@ fn changed(found: Vec<Found>) -> Vec<Large> {
         (unchanged != Some(size_and_time(&source))).then_some(Large { path, bytes })
     };
     found.into_iter().filter_map(changed).collect()
+}
+
+fn no_key() -> impl Fn(io::Error) -> SnapshotError {
+    |source| SnapshotError::System {
+        op: "make a random key",
+        source,
+    }
 }
 
 /// The modification time.

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::index::{BLOCK_BYTES, Draft, Hash, Hashes, Index, Key};
+use super::index::{BLOCK_BYTES, Draft, Hash, Hasher, Hashes, Index};
 use crate::cancel::Cancel;
 
 /// How much is read at once.
@@ -78,8 +78,8 @@ pub(super) enum Stopped {
 pub(super) struct Update<'a> {
     pub(super) to: &'a File,
     pub(super) old: Old,
-    /// The key of the index, old or new.
-    pub(super) key: Key,
+    /// With the key of the index, old or new.
+    pub(super) hasher: Hasher,
     /// The new index. `None` if it can't be written.
     pub(super) draft: Option<Draft>,
 }
@@ -158,16 +158,23 @@ impl Update<'_> {
 
     /// Whether the next block of the old content is `block`. `old`: that block, as far as it was read.
     fn is_same(&mut self, block: &[u8], old: Option<&[u8]>) -> bool {
-        let hash = self.key.hash(block);
-        if let Some(draft) = &mut self.draft
-            && let Err(error) = draft.push(&hash)
-        {
-            tracing::warn!(%error, "this machine can't keep the hashes of a large file");
-            self.draft = None;
+        let hash = self.hasher.hash(block);
+        if let Some(draft) = &mut self.draft {
+            let pushed = match &hash {
+                Ok(hash) => draft.push(hash),
+                Err(error) => Err(io::Error::other(error.to_string())),
+            };
+            if let Err(error) = pushed {
+                tracing::warn!(%error, "this machine can't keep the hashes of a large file");
+                self.draft = None;
+            }
         }
         match self.old.is_file() {
             true => old == Some(block),
-            false => self.old.next() == Some(hash),
+            false => {
+                let before = self.old.next();
+                hash.is_ok_and(|hash| before == Some(hash))
+            }
         }
     }
 
@@ -231,7 +238,8 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::index::Identity;
+    use super::super::index::{Identity, Key};
+    use super::super::whole::Making;
     use super::*;
 
     /// A source that is written to while it is read. Keeps what was read.
@@ -283,7 +291,7 @@ mod tests {
         let mut update = Update {
             to: &to,
             old: index.map_or(Old::File, |index| Old::Index(Box::new(index))),
-            key,
+            hasher: key.hasher().unwrap(),
             draft: Some(Draft::begin(folder.join("draft"), key).unwrap()),
         };
         let done = update
@@ -295,6 +303,23 @@ mod tests {
         done
     }
 
+    /// The index of a file that rsync wrote, of which so much is read at once.
+    fn index_of_whole(folder: &Path, file: &Path, at_once: usize) {
+        let path = Path::new("/vm.img");
+        let making = Making::new(folder.to_owned(), vec!["/".into()]);
+        let open = File::open(file).unwrap();
+        let mut new = making.begin(path, &open.metadata().unwrap()).unwrap();
+        let mut at = 0;
+        for content in std::fs::read(file).unwrap().chunks(at_once) {
+            new.push(at, content);
+            at += content.len() as u64;
+        }
+        making.end(new, &open);
+        for made in making.made() {
+            made.index.put(folder, path).unwrap();
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
         /// The file has what was read, with and without an index, whatever is written to the source meanwhile. The
@@ -302,6 +327,7 @@ mod tests {
         #[test]
         fn file_has_what_was_read_from_a_source_that_changes(
             old in content(),
+            at_once in prop::option::of(1000..200_000_usize),
             sources in prop::collection::vec(
                 (content(), prop::collection::vec((any::<usize>(), any::<u8>()), 0..40), any::<bool>()),
                 1..4,
@@ -310,6 +336,9 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let file = folder.path().join("file");
             std::fs::write(&file, &old).unwrap();
+            if let Some(at_once) = at_once {
+                index_of_whole(folder.path(), &file, at_once);
+            }
             for (content, writes, with_index) in sources {
                 let mut source = Changing { content, at: 0, writes, read: Vec::new(), most: 100_000 };
                 let done = update(folder.path(), &file, &mut source, with_index);

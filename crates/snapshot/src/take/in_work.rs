@@ -147,7 +147,7 @@ impl Run<'_> {
             self.list_changes(
                 folder,
                 Some(&stopped),
-                Some(subvolumes),
+                Some((subvolumes, &large)),
                 cancel,
                 &mut record,
             );
@@ -161,8 +161,10 @@ impl Run<'_> {
         self.made(&outcome, folder).check(&mut record)?;
         let wrote = self.place_staged(&tree, &mut record)?;
         self.note_recent(&outcome)?;
-        self.list_changes(folder, None, Some(subvolumes), cancel, &mut record);
+        // Before the list: these names are not in the snapshot, and each changes the time of its file.
         begun.forget_all(&self.folder);
+        let work_list = Some((subvolumes, &large));
+        self.list_changes(folder, None, work_list, cancel, &mut record);
         checkpoint::forget(&self.folder.state, self.name);
         if wrote || !copied_nothing(&outcome) {
             self.sync_or_distrust(&work)?;

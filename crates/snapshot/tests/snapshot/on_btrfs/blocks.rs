@@ -1,6 +1,7 @@
 //! Large files of which only the blocks that differ are sent.
 
 mod parts;
+mod whole;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
