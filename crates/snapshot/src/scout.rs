@@ -32,6 +32,8 @@ const READERS: usize = 8;
 /// How many entries the walk may be ahead of rsync. What the kernel caches of them (about 1.3 KiB each)
 /// must still be there when rsync comes.
 pub(crate) const LEAD_ENTRIES_MAX: u64 = 200_000;
+/// What the kernel caches of an entry of the volume and of the same one in the source, with the blocks that both are in.
+const ENTRY_BYTES: u64 = 4 << 10;
 /// How many bytes of file content are requested ahead of rsync: the connection's rate times some round
 /// trips, and little compared with any machine's memory.
 const LEAD_BYTES_MAX: u64 = 64 << 20;
@@ -52,6 +54,22 @@ type Meet = Box<dyn Fn(&Path, io::Result<&Stat>) -> bool + Send + Sync>;
 
 /// Whether the folder with this path and these attributes is entered.
 type IsEntered = Box<dyn Fn(&Path, &Stat) -> bool + Send + Sync>;
+
+/// How many entries, of those that were just examined, are still in the kernel's caches when rsync comes to them: as many
+/// as half of the memory that programs may use has room for.
+pub(crate) fn entries_in_memory() -> u64 {
+    let about = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    (available_in(&about) / 2 / ENTRY_BYTES).max(LEAD_ENTRIES_MAX)
+}
+
+/// `MemAvailable` in `/proc/meminfo` (Documentation/filesystems/proc.rst), in bytes.
+fn available_in(meminfo: &str) -> u64 {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
+    kib.unwrap_or(0_u64).saturating_mul(1024)
+}
 
 /// Examines everything below `root`, many folders at once, in no order. `meet` gets paths relative to it. Returns how
 /// many entries there are.
@@ -498,6 +516,14 @@ mod tests {
             assert!(begun.elapsed() < Duration::from_secs(60), "never: {what}");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    #[test]
+    fn memory_that_is_available_is_read_in_bytes() {
+        let about =
+            "MemTotal:  100 kB\nMemFree:    1 kB\nMemAvailable:    2048000 kB\nBuffers: 3 kB\n";
+        assert_eq!(available_in(about), 2_048_000 << 10);
+        assert_eq!(available_in(""), 0);
     }
 
     #[test]

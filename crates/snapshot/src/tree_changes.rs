@@ -4,6 +4,7 @@
 //! volume the inodes of one tree are known at once (`shared_inodes`).
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -163,15 +164,17 @@ impl Walk<'_> {
                 .then_some(shared),
             _ => None,
         };
-        let mut names: BTreeMap<&Path, [Option<&Listed>; 2]> = BTreeMap::new();
+        // By their bytes, because paths are compared part by part.
+        let mut names: BTreeMap<&OsStr, [Option<&Listed>; 2]> = BTreeMap::new();
         for (side, listed) in [&before, &after].into_iter().enumerate() {
             for entry in listed.iter().flat_map(|(_, entries)| entries) {
-                names.entry(&entry.name).or_default()[side] = Some(entry);
+                names.entry(entry.name.as_os_str()).or_default()[side] = Some(entry);
             }
         }
         // What is below a folder comes after all names of the folder, and in their order.
         let first = self.waiting.len();
         for (name, listed) in names {
+            let name = Path::new(name);
             if let ([Some(old), Some(new)], Some((folder, _))) = (listed, &after) {
                 let is_one = match shared {
                     Some(shared) => shared

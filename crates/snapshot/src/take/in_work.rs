@@ -93,8 +93,8 @@ impl Run<'_> {
         large.leave_alone(&mut invocation);
         let need = checkpoint::Need::ForLargeFiles;
         let (begun, checkpoints) = self.begin_checkpoints(folder, checkpoint::INTERVAL, need)?;
-        // Of a small tree, the preparation has left everything in the kernel's caches.
-        let scout = match entries > scout::LEAD_ENTRIES_MAX {
+        // The preparation has left everything in the kernel's caches, unless the tree is too large for them.
+        let scout = match entries > scout::entries_in_memory() {
             true => self.scout(),
             false => None,
         };
