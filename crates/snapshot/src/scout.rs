@@ -56,7 +56,7 @@ type Meet = Box<dyn Fn(&Path, io::Result<&Stat>) -> bool + Send + Sync>;
 type IsEntered = Box<dyn Fn(&Path, &Stat) -> bool + Send + Sync>;
 
 /// How many entries, of those that were just examined, are still in the kernel's caches when rsync comes to them: as many
-/// as half of the memory that programs may use has room for.
+/// as fit into half of the memory that programs may use.
 pub(crate) fn entries_in_memory() -> u64 {
     let about = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     (available_in(&about) / 2 / ENTRY_BYTES).max(LEAD_ENTRIES_MAX)

@@ -23,8 +23,6 @@ use crate::scout;
 use crate::spec::SnapshotSpec;
 use crate::walk::{is_folder, open_folder_at, open_folder_below};
 
-/// How many files are examined at most. See [`scout::LEAD_ENTRIES_MAX`].
-const ENTRIES_MAX: u64 = scout::LEAD_ENTRIES_MAX;
 /// File systems on disks.
 const KINDS: [&str; 6] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"];
 /// Block devices whose content is a file of another mount, or on another machine.
@@ -47,7 +45,7 @@ impl SourcesAhead {
     /// Begins with the first source of the first job.
     #[must_use]
     pub fn begin(specs: Vec<SnapshotSpec>) -> Self {
-        let left = AtomicU64::new(ENTRIES_MAX);
+        let left = AtomicU64::new(scout::entries_in_memory());
         Self::begin_with(
             specs,
             Arc::new(move |_: &Path| {

@@ -2,7 +2,9 @@
 //! reading the old file over the connection.
 //!
 //! An index counts only for the file that it was made for: inode, size, time and change time must be equal. It becomes
-//! durable after the snapshot, and in one step. A missing, damaged or older index is the same as none.
+//! durable after the snapshot, and in one step. A missing, damaged or older index is the same as none. That of a file that
+//! rsync sent whole may be lost in a crash, or lose some hashes: it has a key of its own, so no block has the hash of
+//! anything else that is in their place.
 //!
 //! | part | has |
 //! | --- | --- |
@@ -284,21 +286,31 @@ impl Draft {
         self.file.write_all(&json_bytes.to_le_bytes())?;
         self.file.write_all(MAGIC)?;
         self.file.flush()?;
-        self.file.get_ref().sync_all()?;
-        Ok(Ready { draft: self.path })
+        if !whole {
+            self.file.get_ref().sync_all()?;
+        }
+        Ok(Ready {
+            draft: self.path,
+            whole,
+        })
     }
 }
 
-/// A complete and durable index that is not in its place.
+/// A complete index that is not in its place. It is durable, unless rsync sent the file whole: a sync would wait for all
+/// that this machine's disk has to write then.
 pub(super) struct Ready {
     draft: PathBuf,
+    whole: bool,
 }
 
 impl Ready {
     /// Puts it where the index of the source file `path` is.
     pub(super) fn put(self, folder: &Path, path: &Path) -> io::Result<()> {
         std::fs::rename(&self.draft, place(folder, path, ENDING))?;
-        File::open(folder)?.sync_all()
+        match self.whole {
+            true => Ok(()),
+            false => File::open(folder)?.sync_all(),
+        }
     }
 }
 
