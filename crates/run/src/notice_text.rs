@@ -68,6 +68,7 @@ pub fn notice_text(notice: &Notice) -> (String, bool) {
                 .to_owned(),
             false,
         ),
+        Notice::SnapshotsGone { snapshots } => (gone(snapshots), true),
         Notice::OlderStateAccepted => (
             "the container is older than the state that this machine saw last; the older state is \
              accepted from now on"
@@ -247,6 +248,21 @@ fn slots_differ(gone: &[u32], differ: &[u32], kept: &Path, newest: &Path) -> Str
         parts.join(", and "),
         newest.display(),
         kept.display()
+    )
+}
+
+fn gone(snapshots: &[String]) -> String {
+    format!(
+        "this machine has seen {} in the container, and {} there any more: {}. Either another machine \
+         removed what is missing, or the container was replaced by another copy of it. If nobody removed \
+         it, search the server for that copy, and for the right one",
+        text::counted(snapshots.len() as u64, "snapshot", "snapshots"),
+        if snapshots.len() == 1 {
+            "it is not"
+        } else {
+            "they are not"
+        },
+        snapshots.join(", ")
     )
 }
 

@@ -617,6 +617,7 @@ pub(crate) fn mount_privately(
         browse: false,
         grow: purpose == MountFor::Growing,
         expected: supervisor.expected.clone(),
+        remembered: supervisor.remembered.clone(),
     };
     supervisor.call::<()>(&order, watch)?;
     supervisor.order(&VolumeOrder::MaySend);

@@ -149,11 +149,13 @@ impl ContainerStatus {
                 .chain(&known.checks.drill)
                 .any(|check| check.exit != Exit::Done)
                 .then_some(Exit::Damaged);
+            let gone = known.history.gone.as_ref().map(|_| Exit::Damaged);
             let jobs = known.history.jobs.iter();
             let jobs = jobs.filter(|(job, _)| self.in_config(job) && !others(job));
             let jobs = jobs.filter_map(|(_, history)| job_exit(history));
             full.into_iter()
                 .chain(damaged)
+                .chain(gone)
                 .chain(jobs)
                 .collect::<Vec<_>>()
         });

@@ -116,7 +116,7 @@ pub use file_listener::FileListener;
 pub use file_system::FileSystem;
 pub use keep::{Candidate, KeepBy, KeepDecision, KeepReason, decide, is_held};
 pub use keep_rules::{KeepCount, KeepPolicy, KeepRules};
-pub use list::{finished, has_only_finished, list, missing, newest};
+pub use list::{finished, gone_without_trace, has_only_finished, list, missing, newest};
 pub use moment::{MomentError, parse_moment};
 pub use name::{JobName, NameError, SnapshotName};
 pub use name_list::NameList;

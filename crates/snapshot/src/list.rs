@@ -15,6 +15,7 @@ use crate::record::{EntryKind, SnapshotEntry};
 use crate::text::escape_path;
 use crate::walk::{entry_is_folder, is_folder, names_in, open_folder_at};
 use crate::work;
+use crate::wrong_dates::finished_records;
 
 /// Lists all folders of all jobs on the volume mounted at `volume_root`: jobs by name, and within a job
 /// by time, newest last. Foreign folders come before ours. An adopted copy at the top is listed under
@@ -127,6 +128,27 @@ pub fn missing(volume_root: &Path, expected: &BTreeMap<String, String>) -> Vec<S
             .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     });
     gone.map(|(job, name)| format!("{job}/{name}")).collect()
+}
+
+/// The snapshots of `remembered` that are not on the volume, without those that a later run of their job found
+/// there: these were removed in order.
+#[must_use]
+pub fn gone_without_trace(
+    volume_root: &Path,
+    remembered: &BTreeMap<String, String>,
+) -> Vec<String> {
+    let was_found = |name: &str| {
+        let (job, snapshot) = name.split_once('/').unwrap_or_default();
+        let job = JobFolder::open(volume_root, Path::new(job));
+        let records = job
+            .and_then(|job| finished_records(&job))
+            .unwrap_or_default();
+        let mut linked = records.iter().flat_map(|record| &record.linked_from);
+        linked.any(|linked| linked.folder == snapshot)
+    };
+    let mut gone = missing(volume_root, remembered);
+    gone.retain(|name| !was_found(name));
+    gone
 }
 
 fn copy_at_the_top(name: &Path) -> SnapshotEntry {

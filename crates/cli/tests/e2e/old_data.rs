@@ -74,6 +74,72 @@ fn yesterdays_container_is_refused_until_it_is_accepted() {
     machine.restores_whole(&[]);
 }
 
+/// Another machine with the same key backs up what is in `src`.
+fn backup_elsewhere(machine: &TestMachine) {
+    let mut command = machine.command();
+    command.args(["backup", CONTAINER, "--name", "home", "src"]);
+    command.env("SPRAT_STATE_DIR", machine.path("state-elsewhere"));
+    command.env("SPRAT_CACHE_DIR", machine.path("cache-elsewhere"));
+    machine.run(&mut command).succeeded();
+}
+
+fn newest(machine: &TestMachine) -> String {
+    let listed = machine.sprat(&["snapshots", CONTAINER, "--json"]).json();
+    let listed = listed["snapshots"].as_array().unwrap();
+    listed.last().unwrap()["folder"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+#[test]
+fn snapshot_that_a_copy_with_more_backups_lacks_is_named_until_that_is_accepted() {
+    requires!(needs::root());
+    let machine = with_a_yesterday();
+    let gone = newest(&machine);
+    // A copy of yesterday's container gets more backups than this machine made, and replaces it.
+    roll_back(&machine);
+    for number in 0..3 {
+        machine.write("src/elsewhere", vec![number; 300_000]);
+        backup_elsewhere(&machine);
+    }
+    // A command that does not look into the volume leaves it to the next one.
+    machine.ok(&[
+        "key",
+        "rehearse",
+        CONTAINER,
+        "--key-file",
+        "config/keys/x.key",
+    ]);
+    let said = machine.sprat(&["check", CONTAINER]).succeeded().whole();
+    assert!(said.contains(&gone), "{said}");
+    let status = ["status", CONTAINER, "--json"];
+    for _ in 0..2 {
+        let ran = machine.sprat(&status);
+        assert_eq!(ran.code, 13);
+        let known = &ran.json()["containers"][0]["snapshots_gone"]["snapshots"];
+        assert_eq!(known[0], format!("home/{gone}"));
+        machine.backup(&[]).succeeded();
+    }
+    let accepted = machine.ok(&["accept", CONTAINER]).whole();
+    assert!(accepted.contains(&gone), "{accepted}");
+    assert_eq!(machine.sprat(&status).code, 0);
+    // What another machine removed in order is not reported.
+    let removed = newest(&machine);
+    backup_elsewhere(&machine);
+    machine.ok(&["snapshots", CONTAINER]);
+    backup_elsewhere(&machine);
+    let mut command = machine.command();
+    let name = format!("home/{removed}");
+    command.args(["remove", CONTAINER, &name, "--yes"]);
+    command.env("SPRAT_STATE_DIR", machine.path("state-elsewhere"));
+    command.env("SPRAT_CACHE_DIR", machine.path("cache-elsewhere"));
+    machine.run(&mut command).succeeded();
+    let said = machine.backup(&[]).succeeded().whole();
+    assert!(!said.contains(&removed), "{said}");
+    assert_eq!(machine.sprat(&status).code, 0);
+}
+
 /// A command of each kind that opens the container.
 fn commands() -> Vec<Vec<&'static str>> {
     let lines = [

@@ -346,7 +346,7 @@ impl Events {
         let found = match found_by {
             FoundBy::Check => [FoundBy::Check, FoundBy::Command].as_slice(),
             FoundBy::Drill => &[FoundBy::Drill],
-            FoundBy::Command | FoundBy::Source => &[],
+            FoundBy::Command | FoundBy::Session | FoundBy::Source => &[],
         };
         for found_by in found {
             let key = Key::damage(Subject::Container(container.to_owned()), *found_by);

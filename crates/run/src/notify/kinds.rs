@@ -300,6 +300,8 @@ pub enum FoundBy {
     Check,
     /// A drill.
     Drill,
+    /// A session that missed snapshots.
+    Session,
     /// The re-hash of source files whose size and time stayed.
     Source,
 }
@@ -312,6 +314,7 @@ impl FoundBy {
             Self::Command => "command",
             Self::Check => "check",
             Self::Drill => "drill",
+            Self::Session => "session",
             Self::Source => "source",
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use sprat_session::Exit;
-use sprat_session::state::history::MissingPlace;
+use sprat_session::state::history::{MissingPlace, SeenGone};
 
 use super::{ContainerView, Ended, Now, Overview, WatchState, Watched, space};
 use crate::clock::clock_file;
@@ -221,6 +221,9 @@ impl Observed {
                 .filter(|(_, check)| check.exit != Exit::Done);
             let bad = bad.max_by_key(|(_, check)| check.at);
             self.drill(events, at, view);
+            let key = Key::damage(subject.clone(), FoundBy::Session);
+            let gone = known.history.gone.as_ref();
+            events.observe(at, &key, gone.map(gone_finding).as_ref());
             let key = Key::damage(subject.clone(), FoundBy::Check);
             match bad {
                 Some((kind, check)) => {
@@ -273,6 +276,20 @@ impl Observed {
             };
             events.observe(at, &key, Some(&found));
         }
+    }
+}
+
+fn gone_finding(gone: &SeenGone) -> Finding {
+    let names: Vec<&str> = gone.snapshots.iter().map(String::as_str).collect();
+    Finding {
+        cause: Cause::new(Exit::Damaged.code(), "gone"),
+        text: format!(
+            "Snapshots that this machine saw are not in the container any more: {}. Another machine removed \
+             them, or the container was replaced by another copy of it.",
+            names.join(", ")
+        ),
+        hint: "If nobody removed them, search the server for another copy of the container file."
+            .to_owned(),
     }
 }
 

@@ -172,6 +172,7 @@ impl ContainerView {
             .chain(&known.checks.drill)
             .chain(&known.checks.recovery)
             .any(|check| check.exit != Exit::Done)
+            || known.history.gone.is_some()
         {
             return Exit::Damaged;
         }

@@ -60,6 +60,7 @@ impl ContainerReport {
             "failure": self.status.failure().as_ref().map(failure_json),
             "volume": history.and_then(|history| history.room.as_ref()),
             "full_on": full,
+            "snapshots_gone": history.and_then(|history| history.gone.as_ref()),
             "written_bytes": known.and_then(|known| known.written_bytes),
             "jobs": self.jobs_json(),
             "jobs_never_run": self.status.never_run().collect::<Vec<_>>(),

@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use sprat_session::address::Target;
 use sprat_session::state::checks::KeptCheck;
-use sprat_session::state::history::JobHistory;
+use sprat_session::state::history::{JobHistory, SeenGone};
 use sprat_session::status::{LocalStatus, ServerStatus};
 use sprat_session::{Exit, text};
 
 use super::status::ContainerReport;
 use super::{CopyView, WatchView, space};
 use crate::due::Why;
-use crate::notify::Kind;
+use crate::notify::{FoundBy, Kind};
 
 /// From this amount on `status` warns: 2^36 blocks of 16 bytes (IEEE P1619/D12, for XTS).
 const WRITTEN_MANY_BYTES: u64 = 1 << 40;
@@ -55,6 +56,9 @@ impl ContainerReport {
                 row("checks", checks(known, shown.now));
                 row("drill", drill(known, shown.now));
                 row("keys", keys(known, shown));
+                if let Some(gone) = &known.history.gone {
+                    row("GONE", gone_text(gone, &self.target, shown));
+                }
                 if let Some(bytes) = known.written_bytes
                     && bytes >= WRITTEN_MANY_BYTES
                 {
@@ -70,8 +74,8 @@ impl ContainerReport {
             .iter()
             .filter(|event| event.key.kind.is_acceptable())
         {
-            // It stands in the row of its copy.
-            if event.key.kind != Kind::Held {
+            // It stands in the row of its copy, or in one of its own.
+            if event.key.kind != Kind::Held && event.key.part != FoundBy::Session.name() {
                 let subject = &event.key.subject;
                 let since = shown.time(event.opened);
                 let text = event.text.lines().next().unwrap_or_default();
@@ -346,6 +350,16 @@ fn keys(known: &LocalStatus, shown: &Shown) -> String {
         Some(at) => format!("a key on paper was last tested {}", shown.when(at)),
         None => "never tested here: `sprat key rehearse` tests the recovery sheet".to_owned(),
     }
+}
+
+fn gone_text(gone: &SeenGone, target: &Target, shown: &Shown) -> String {
+    let names: Vec<&str> = gone.snapshots.iter().map(String::as_str).collect();
+    format!(
+        "{}, since {}: removed by another machine, or the container was replaced by another copy of it. \
+         `sprat accept {target}` ends this warning",
+        names.join(", "),
+        shown.time(gone.at)
+    )
 }
 
 fn written_many(bytes: u64) -> String {

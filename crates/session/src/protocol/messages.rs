@@ -212,6 +212,8 @@ pub(crate) enum WorkerOrder {
         grow: bool,
         /// Snapshots, by job, that must be there.
         expected: BTreeMap<String, String>,
+        /// Snapshots whose absence is reported.
+        remembered: BTreeMap<String, String>,
     },
     /// Lets other commands of this machine read the mounted volume. The socket that they connect to is on the
     /// descriptor socket.

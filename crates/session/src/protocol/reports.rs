@@ -84,6 +84,11 @@ pub enum Notice {
     CacheOutdated,
     /// Another machine wrote to the container since this machine last closed it.
     WrittenElsewhere,
+    /// The newest snapshots that this machine saw are not in the container any more.
+    SnapshotsGone {
+        /// `JOB/SNAPSHOT`.
+        snapshots: Vec<String>,
+    },
     /// The container is older than this machine knows it, and the user accepts that.
     OlderStateAccepted,
     /// Writes of a session may have been overwritten late, and can't be compared.
@@ -273,6 +278,9 @@ pub struct ContainerFacts {
     /// The newest snapshot of each job that must be there, as far as this machine knows the state
     /// that was found.
     pub newest_known: Newest,
+    /// The newest snapshot of each job in any state that this machine saw.
+    #[serde(default)]
+    pub newest_remembered: Newest,
     /// What `analyze` found in earlier sessions of this machine still holds.
     #[serde(default)]
     pub costs_hold: bool,

@@ -152,7 +152,9 @@ fn check_in(
         spec
     });
     let overwritten = !session.facts.overwritten.is_empty();
-    if spec.is_none() && !overwritten {
+    // The volume is mounted to look for the snapshots that this machine knows.
+    let looks = !session.facts.newest_remembered.is_empty();
+    if spec.is_none() && !overwritten && !looks {
         return Ok((file_system, None, None));
     }
     interrupt.check()?;

@@ -33,6 +33,9 @@ pub struct KnownState {
     /// The newest snapshots in the state of `stamp`. `None`: not known.
     #[serde(default)]
     newest: Option<Newest>,
+    /// The newest snapshots in an earlier state. No session has looked for them in a later one.
+    #[serde(default)]
+    sought: Newest,
     /// The key slots, as this machine last accepted them.
     #[serde(default)]
     slots: Option<Slots>,
@@ -120,11 +123,13 @@ impl KnownState {
         let found = FileSystemState::read(stamp_block, file_bytes);
         let stamp = found.as_ref().map(|found| found.stamp.clone());
         let finding = self.compare(stamp.as_ref(), false);
+        let (newest, sought) = match finding {
+            Finding::Same => (self.newest.clone(), self.sought.clone()),
+            _ => (None, self.remembered()),
+        };
         let mut copy = Self {
-            newest: match finding {
-                Finding::Same => self.newest.clone(),
-                _ => None,
-            },
+            newest,
+            sought,
             slots: Some(slots),
             overwritten: self.overwritten.clone(),
             new_key: found.and_then(|found| {
@@ -207,6 +212,23 @@ impl KnownState {
         }
     }
 
+    /// The newest snapshots that this machine saw. If one of them is not in [`Self::expected`], another machine
+    /// may have removed it.
+    pub fn remembered(&self) -> Newest {
+        let mut all = self.sought.clone();
+        all.extend(self.newest.clone().unwrap_or_default());
+        all
+    }
+
+    /// `looked`: the session has looked for all that are remembered.
+    fn note_newest(&mut self, newest: Option<Newest>, looked: bool) {
+        self.sought = match looked {
+            true => Newest::new(),
+            false => self.remembered(),
+        };
+        self.newest = newest;
+    }
+
     /// Notes that this machine is about to write. Durable when it returns.
     pub fn begin_writing(&mut self, paths: &StatePaths) -> Result<(), Failure> {
         self.writing = true;
@@ -224,35 +246,42 @@ impl KnownState {
 
     /// From now on a user writes, and may remove any snapshot. Durable when it returns.
     pub fn forget_newest(&mut self, paths: &StatePaths) -> Result<(), Failure> {
-        self.newest = None;
+        self.note_newest(None, true);
         self.store(paths)
     }
 
-    /// Notes the state in which a session that wrote has left the container.
+    /// Notes the state in which a session that wrote has left the container. `looked`: it has looked for the
+    /// snapshots that are remembered.
     pub fn end_writing(
         &mut self,
         paths: &StatePaths,
         stamp: Option<Stamp>,
         newest: Option<Newest>,
+        looked: bool,
     ) -> Result<(), Failure> {
         self.writing = false;
         self.stamp = stamp;
-        self.newest = newest;
+        self.note_newest(newest, looked);
         self.store(paths)
     }
 
-    /// Notes the state that a session which only read has seen.
+    /// Notes the state that a session which only read has seen. `looked` as in [`Self::end_writing`].
     pub fn end_reading(
         &mut self,
         paths: &StatePaths,
         finding: &Finding,
         stamp: Option<Stamp>,
+        looked: bool,
     ) -> Result<(), Failure> {
         match finding {
             Finding::Unknown | Finding::WrittenElsewhere | Finding::Older { .. } => {
                 self.writing = false;
                 self.stamp = stamp;
-                self.newest = None;
+                self.note_newest(None, looked);
+                self.store(paths)
+            }
+            Finding::Same if looked && !self.sought.is_empty() => {
+                self.sought.clear();
                 self.store(paths)
             }
             // The session that writes next ends the note.
@@ -367,7 +396,7 @@ mod tests {
         assert_eq!(known.compare(stamp(5).as_ref(), true), Finding::Unknown);
         let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
         known
-            .end_writing(&paths, stamp(5), Some(newest.clone()))
+            .end_writing(&paths, stamp(5), Some(newest.clone()), true)
             .unwrap();
         let mut known = KnownState::load(&paths);
         assert_eq!(known.compare(stamp(5).as_ref(), true), Finding::Same);
@@ -397,13 +426,41 @@ mod tests {
             known.compare(stamp(4).as_ref(), true),
             Finding::Older { .. }
         ));
-        known.end_reading(&paths, &older, stamp(4)).unwrap();
+        known.end_reading(&paths, &older, stamp(4), true).unwrap();
         let known = KnownState::load(&paths);
         assert_eq!(known.compare(stamp(4).as_ref(), true), Finding::Same);
         // Which snapshots are in that state was not seen, and no writing of ours is open any more.
         assert!(known.expected(&Finding::Same).is_empty());
         let newer = known.compare(stamp(5).as_ref(), true);
         assert_eq!(newer, Finding::WrittenElsewhere);
+    }
+
+    #[test]
+    fn newest_snapshots_are_remembered_until_a_session_has_looked_for_them() {
+        let state = tempfile::tempdir().unwrap();
+        let paths = paths(state.path(), "h:x.luks");
+        let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
+        let mut known = KnownState::default();
+        let noted = known.end_writing(&paths, stamp(5), Some(newest.clone()), true);
+        noted.unwrap();
+        let elsewhere = Finding::WrittenElsewhere;
+        for counter in [6, 7] {
+            let noted = known.end_reading(&paths, &elsewhere, stamp(counter), false);
+            noted.unwrap();
+            known = KnownState::load(&paths);
+            assert!(known.expected(&Finding::Same).is_empty());
+            assert_eq!(known.remembered(), newest);
+        }
+        let mut writes = known.clone();
+        writes.end_writing(&paths, stamp(8), None, false).unwrap();
+        assert_eq!(KnownState::load(&paths).remembered(), newest);
+        let noted = known.end_reading(&paths, &Finding::Same, stamp(7), true);
+        noted.unwrap();
+        assert!(KnownState::load(&paths).remembered().is_empty());
+        let noted = known.end_writing(&paths, stamp(9), Some(newest), true);
+        noted.unwrap();
+        known.forget_newest(&paths).unwrap();
+        assert!(KnownState::load(&paths).remembered().is_empty());
     }
 
     #[test]
@@ -416,7 +473,7 @@ mod tests {
         let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
         let mut known = KnownState::default();
         known
-            .end_writing(&source, stamp(5000), Some(newest.clone()))
+            .end_writing(&source, stamp(5000), Some(newest.clone()), true)
             .unwrap();
         known.name_overwritten(&source, &[7]).unwrap();
         let slots = Slots::from([(0, "new".to_owned())]);
@@ -432,7 +489,7 @@ mod tests {
         assert!(of_copy.check_slots(&slots, "y").is_ok());
         assert!(of_copy.knows_overwritten(&[7]));
         assert_eq!(of_copy.written_bytes(), Some(600 * 1024));
-        of_copy.end_writing(&copy, stamp(5100), None).unwrap();
+        of_copy.end_writing(&copy, stamp(5100), None, true).unwrap();
         let bytes = KnownState::load(&copy).written_bytes();
         assert_eq!(bytes, Some((600 + 100) * 1024));
         assert_eq!(KnownState::load(&source).written_bytes(), Some(5000 * 1024));
@@ -447,7 +504,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let paths = paths(state.path(), "h:x.luks");
         let mut known = KnownState::default();
-        known.end_writing(&paths, stamp(5), None).unwrap();
+        known.end_writing(&paths, stamp(5), None, true).unwrap();
         let text = std::fs::read(path(&paths)).unwrap();
         let mut content: serde_json::Value = serde_json::from_slice(&text).unwrap();
         content["format"] = (FORMAT + 1).into();
@@ -460,7 +517,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let paths = paths(state.path(), "h:x.luks");
         let mut known = KnownState::default();
-        known.end_writing(&paths, stamp(5), None).unwrap();
+        known.end_writing(&paths, stamp(5), None, true).unwrap();
         let whole = std::fs::read(path(&paths)).unwrap();
         for end in 0..whole.len() - 2 {
             std::fs::write(path(&paths), &whole[..end]).unwrap();

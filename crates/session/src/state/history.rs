@@ -3,7 +3,7 @@
 //!
 //! In the state folder, `status/UUID-TARGET.json` ([`StatePaths`]): the server never learns it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,9 @@ pub struct History {
     /// Free space on the server when it was last asked.
     #[serde(default)]
     pub server: Option<SeenServer>,
+    /// Snapshots that this machine remembered and did not find, until a person accepts that.
+    #[serde(default)]
+    pub gone: Option<SeenGone>,
     /// By their names.
     pub jobs: BTreeMap<String, JobHistory>,
 }
@@ -42,6 +45,15 @@ pub struct SeenRoom {
     #[serde(flatten)]
     /// How much.
     pub room: VolumeRoom,
+}
+
+/// Snapshots that were the newest when this machine last saw them, and that are not in the container any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenGone {
+    /// When the last of them was missed.
+    pub at: Timestamp,
+    /// `JOB/SNAPSHOT`.
+    pub snapshots: BTreeSet<String>,
 }
 
 /// What a server reported.
@@ -165,6 +177,17 @@ impl History {
         self.server = Some(SeenServer {
             at,
             available_bytes,
+        });
+    }
+
+    /// Records at `at` which snapshots are gone.
+    pub fn saw_gone(&mut self, at: Timestamp, snapshots: &[String]) {
+        let before = self.gone.take();
+        let before = before.map(|gone| gone.snapshots).unwrap_or_default();
+        let snapshots = before.into_iter().chain(snapshots.iter().cloned());
+        self.gone = Some(SeenGone {
+            at,
+            snapshots: snapshots.collect(),
         });
     }
 

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use sprat_luks::{OpenedBy, Secret};
 
 use crate::file_system::FileSystemKind;
@@ -26,12 +27,14 @@ use crate::protocol::messages::{
     WorkerReply,
 };
 use crate::protocol::reports::{
-    ClosedReport, ContainerFacts, Finished, HeaderChanged, Newest, Observer, Phase,
+    ClosedReport, ContainerFacts, Finished, HeaderChanged, Newest, Notice, Observer, Phase,
     SessionProgress, VolumeRoom,
 };
 use crate::protocol::spawn::{Child, Role};
 use crate::settings::{Access, SessionSettings};
+use crate::state::history::History;
 use crate::state::journal::journal_id;
+use crate::state::paths::StatePaths;
 use crate::supervisor::calls::{Answer, OnInterrupt, Order, Reply};
 use crate::{Exit, Failure};
 
@@ -111,6 +114,10 @@ pub(crate) struct Supervisor {
     reserve_missing: bool,
     /// The snapshots that must be there when the volume is mounted.
     pub(crate) expected: Newest,
+    /// The snapshots whose absence is reported when the volume is mounted.
+    pub(crate) remembered: Newest,
+    /// This machine's state about the container.
+    state: Option<StatePaths>,
     /// The kind of file system in the volume.
     pub(crate) file_system: FileSystemKind,
 }
@@ -136,6 +143,12 @@ impl Supervisor {
         let mut supervisor = Self::launch(settings, shape, secrets, watch)?;
         let facts: ContainerFacts = supervisor.wait(watch, OnInterrupt::GiveUp)?;
         supervisor.expected.clone_from(&facts.newest_known);
+        supervisor.remembered.clone_from(&facts.newest_remembered);
+        supervisor.state = Some(StatePaths::new(
+            &settings.state_dir,
+            &facts.uuid,
+            &settings.target,
+        ));
         supervisor.file_system = facts.file_system;
         Ok((supervisor, facts))
     }
@@ -187,6 +200,8 @@ impl Supervisor {
             unmounted: (None, None),
             reserve_missing: false,
             expected: Newest::new(),
+            remembered: Newest::new(),
+            state: None,
             file_system: FileSystemKind::DEFAULT,
         };
         // A failure drops `supervisor`, which ends V.
@@ -370,6 +385,7 @@ impl Supervisor {
                     continue;
                 }
                 Event::Worker(_, Some(WorkerReply::Notice(notice))) => {
+                    self.note(&notice);
                     watch.observer.notice(notice);
                     continue;
                 }
@@ -378,6 +394,19 @@ impl Supervisor {
             if let Some(answer) = T::of(reply) {
                 return Ok(answer);
             }
+        }
+    }
+
+    /// Notes for `sprat status` what must be known after this session, too.
+    fn note(&self, notice: &Notice) {
+        let (Some(state), Notice::SnapshotsGone { snapshots }) = (&self.state, notice) else {
+            return;
+        };
+        let noted = History::update(state, |history| {
+            history.saw_gone(Timestamp::now(), snapshots);
+        });
+        if let Err(error) = noted {
+            tracing::warn!(%error, "this machine can't note which snapshots are gone");
         }
     }
 

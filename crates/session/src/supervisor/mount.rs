@@ -50,6 +50,7 @@ pub fn mount(
         browse: true,
         grow: false,
         expected: supervisor.expected.clone(),
+        remembered: supervisor.remembered.clone(),
     };
     supervisor.call::<()>(&order, &mut watch)?;
     supervisor.order(&VolumeOrder::MaySend);

@@ -33,6 +33,8 @@ pub(crate) struct Knowledge {
     /// No other machine has had the lease since this machine had it last.
     own: bool,
     costs_hold: bool,
+    /// The session has looked for the snapshots that this machine remembers.
+    looked: bool,
 }
 
 impl Knowledge {
@@ -62,6 +64,7 @@ impl Knowledge {
             unsure: start.settings.ignore_lock || lease.left_by_dead_session(),
             own: lease.follows_own(),
             costs_hold: false,
+            looked: false,
         })
     }
 
@@ -86,6 +89,7 @@ impl Knowledge {
             unsure: false,
             own: true,
             costs_hold: false,
+            looked: false,
         }
     }
 
@@ -159,6 +163,16 @@ impl Knowledge {
         }
     }
 
+    /// The newest snapshots that this machine saw.
+    pub(super) fn remembered(&self) -> BTreeMap<String, String> {
+        self.known.remembered()
+    }
+
+    /// The volume is mounted, and the snapshots that this machine remembers were looked for.
+    pub(super) fn has_looked(&mut self) {
+        self.looked = true;
+    }
+
     /// Records that this session is about to write. Must be called before anything is sent.
     pub(super) fn begin_writing(&mut self) -> Result<(), Failure> {
         self.known.begin_writing(&self.paths)
@@ -201,7 +215,9 @@ impl Knowledge {
                 .filter_map(|(job, names)| Some((job.clone(), names.last()?.to_string())))
                 .collect()
         });
-        let noted = self.known.end_writing(&self.paths, stamp.clone(), newest);
+        let noted = self
+            .known
+            .end_writing(&self.paths, stamp.clone(), newest, self.looked);
         report_unrecorded(noted.and_then(|()| self.accept_slots()), events);
         if let (Some(stamp), Some(finished)) = (stamp, finished)
             && let Err(error) = snapshots::note(&self.paths, stamp, finished)
@@ -226,7 +242,9 @@ impl Knowledge {
             return;
         }
         let stamp = self.found.as_ref().map(|found| found.stamp.clone());
-        let noted = self.known.end_reading(&self.paths, &self.finding, stamp);
+        let noted = self
+            .known
+            .end_reading(&self.paths, &self.finding, stamp, self.looked);
         let _ = noted.and_then(|()| self.accept_slots());
     }
 

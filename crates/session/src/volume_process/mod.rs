@@ -335,6 +335,7 @@ impl Served {
                     Err(failure) => Err(failure),
                 },
                 VolumeOrder::MaySend => {
+                    self.knowledge.has_looked();
                     self.volume.may_send();
                     continue;
                 }

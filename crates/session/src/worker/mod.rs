@@ -229,6 +229,7 @@ impl Worker {
                 browse,
                 grow,
                 expected,
+                remembered,
             } => {
                 let dir = PathBuf::from(at);
                 let mut options = MountOptions::default();
@@ -238,11 +239,15 @@ impl Worker {
                 sprat_attach::keep_only(&[&dir])?;
                 file_system.mount(self.attachment()?, &dir, &options)?;
                 let gone = sprat_snapshot::missing(&dir, &expected);
-                self.mounted = Some(dir);
+                self.mounted = Some(dir.clone());
                 self.file_system = file_system;
                 self.writes = !read_only;
                 if !gone.is_empty() {
                     return Err(newest_gone(&gone));
+                }
+                let snapshots = sprat_snapshot::gone_without_trace(&dir, &remembered);
+                if !snapshots.is_empty() {
+                    self.reply(&WorkerReply::Notice(Notice::SnapshotsGone { snapshots }));
                 }
                 WorkerReply::Done
             }

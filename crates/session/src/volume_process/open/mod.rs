@@ -484,6 +484,7 @@ fn unlock(
         decryption,
         facts: ContainerFacts {
             newest_known: knowledge.expected(start),
+            newest_remembered: knowledge.remembered(),
             costs_hold: knowledge.costs_hold(),
             file_system_errors: knowledge.errors(),
             overwritten: late.overwritten,
@@ -574,6 +575,7 @@ pub(crate) fn facts(
         file_bytes,
         volume_bytes: payload.len_bytes,
         newest_known: std::collections::BTreeMap::new(),
+        newest_remembered: std::collections::BTreeMap::new(),
         costs_hold: false,
         file_system_errors: None,
         overwritten: Vec::new(),
