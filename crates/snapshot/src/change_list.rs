@@ -46,8 +46,8 @@ use crate::seen::{Change, Found, Kind};
 use crate::shared_inodes::SharedInodes;
 use crate::subvolume_ops::Subvolumes;
 use crate::text::escape_path;
-use crate::tree::Tree;
-use crate::tree_changes::{Changed, Part, changes};
+use crate::tree::{Tree, TreeFolder};
+use crate::tree_changes::{Changed, Part, changes_completing};
 
 pub(crate) use checked::Checked;
 use folding::Folding;
@@ -257,11 +257,12 @@ impl ChangeList<'_> {
             };
             lines.write(&line).map_err(failed)
         };
-        let compared = changes(
+        let compared = changes_completing(
             before.as_ref(),
             &after,
             shared.as_ref(),
             &go_on,
+            &complete_from_source,
             &mut listed,
         );
         last.finished = match compared {
@@ -312,6 +313,20 @@ impl ChangeList<'_> {
             checked.sent(local, &self.folder.job.job, self.tree.name())?;
         }
         Ok(())
+    }
+}
+
+/// Completes the ACL of a folder of the new tree from its source on this machine.
+fn complete_from_source(path: &Path, folder: &TreeFolder, name: &Path) {
+    let (Some(parent), Some(its_name)) = (path.parent(), path.file_name()) else {
+        return;
+    };
+    let completed = TreeFolder::of_machine(parent).and_then(|source| match source {
+        Some(source) => source.complete_acl(Path::new(its_name), folder, name),
+        None => Ok(()),
+    });
+    if let Err(error) = completed {
+        tracing::warn!(path = escape_path(path), %error, "the ACL of a folder can't be completed");
     }
 }
 

@@ -30,6 +30,7 @@ use crate::restore::judge;
 use crate::rsync::{Ended, Invocation, Rsync, Side};
 use crate::seen::{Kind, Seen};
 use crate::sources::argument;
+use crate::sticky_acl;
 use crate::text::escape_path;
 use crate::tree::{Tree, TreeFolder};
 use crate::walk::{each_file, open_folder_at};
@@ -458,6 +459,10 @@ impl Job<'_> {
             found.different.push(escape_path(path));
             return Ok(false);
         };
+        if kept.found.kind == Kind::Folder && sticky_acl::is_concerned(kept.found.mode) {
+            let completed = here.complete_acl(name, there, name);
+            completed.map_err(|error| self.refused(&error))?;
+        }
         let equal_xattrs = || here.has_equal_xattrs(name, there, name);
         if kept.change(&copy, equal_xattrs).map_err(failed)?.is_some() {
             found.different.push(escape_path(path));

@@ -87,6 +87,7 @@ mod spec;
 mod split;
 mod staged;
 mod staged_file;
+mod sticky_acl;
 mod subvolume_ops;
 mod subvolumes;
 mod suspects;

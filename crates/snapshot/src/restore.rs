@@ -26,6 +26,7 @@ use crate::record::{EntryKind, ONE_FILE_SYSTEM, RunRecord, Warning};
 use crate::rsync::Rsync;
 use crate::scout::{Copied, Scout};
 use crate::spec::{Existing, RestoreReport, RestoreSpec};
+use crate::sticky_acl;
 use crate::subvolumes::inline_bytes_max;
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{is_folder, names_in, open_folder};
@@ -132,6 +133,14 @@ pub fn restore(
         judge(&outcome, &to)?;
     }
     if !spec.dry_run {
+        let from = folder.path.join(&what.base);
+        for path in parents.iter().filter(|path| !what.paths.contains(path)) {
+            sticky_acl::complete_one(&from, &to, path).map_err(|e| refused(&to, e.to_string()))?;
+        }
+        for path in &what.paths {
+            sticky_acl::complete_below(&from, &to, path)
+                .map_err(|e| refused(&to, e.to_string()))?;
+        }
         what.restore_folder_times(&folder, &to, &parents);
     }
     let verified = if spec.verify && !spec.dry_run {

@@ -24,6 +24,7 @@ use crate::record::EntryKind;
 use crate::restore;
 pub use crate::scout::KnownInodes;
 use crate::scout::Scout;
+use crate::sticky_acl;
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{Listed, is_folder, listed, open_folder_at, open_folder_below};
 
@@ -367,6 +368,16 @@ impl TreeFolder {
     /// The volume can't be read.
     pub fn has_equal_xattrs(&self, name: &Path, other: &Self, its_name: &Path) -> io::Result<bool> {
         Ok(self.xattrs(name)? == other.xattrs(its_name)?)
+    }
+
+    /// Completes the ACL of the folder `its_name` in `other`, which rsync made from `name` in this one.
+    pub(crate) fn complete_acl(
+        &self,
+        name: &Path,
+        other: &Self,
+        its_name: &Path,
+    ) -> io::Result<()> {
+        sticky_acl::complete((self.fd.as_fd(), name), (other.fd.as_fd(), its_name))
     }
 
     /// Names and values, sorted.

@@ -13,6 +13,7 @@ use rustix::fs::FileType;
 use crate::error::SnapshotError;
 use crate::seen::{Change, Found, Kind, Seen};
 use crate::shared_inodes::SharedInodes;
+use crate::sticky_acl;
 use crate::tree::{Tree, TreeFolder};
 use crate::walk::Listed;
 
@@ -55,10 +56,26 @@ pub fn changes(
     go_on: &dyn Fn() -> Result<(), SnapshotError>,
     on_change: &mut OnChange<'_>,
 ) -> Result<(), SnapshotError> {
+    changes_completing(before, after, shared, go_on, &|_, _, _| {}, on_change)
+}
+
+/// Completes the ACL of a folder: its path, the folder that it is in, and its name there.
+pub(crate) type Complete<'c> = dyn Fn(&Path, &TreeFolder, &Path) + 'c;
+
+/// As [`changes`]. `complete` is called before a folder of the newer side is compared whose ACL may be incomplete.
+pub(crate) fn changes_completing(
+    before: Option<&Part>,
+    after: &Part,
+    shared: Option<&SharedInodes>,
+    go_on: &dyn Fn() -> Result<(), SnapshotError>,
+    complete: &Complete<'_>,
+    on_change: &mut OnChange<'_>,
+) -> Result<(), SnapshotError> {
     let mut walk = Walk {
         before,
         after,
         shared,
+        complete,
         waiting: Vec::new(),
         on_change,
     };
@@ -114,6 +131,7 @@ struct Walk<'a> {
     after: &'a Part,
     shared: Option<&'a SharedInodes>,
     waiting: Vec<Folders>,
+    complete: &'a Complete<'a>,
     on_change: &'a mut OnChange<'a>,
 }
 
@@ -212,6 +230,12 @@ impl Walk<'_> {
         let new = new
             .map_err(|error| self.failed_after(below, error))?
             .flatten();
+        if let (Some(new), Some(after)) = (&new, after)
+            && new.found.kind == Kind::Folder
+            && sticky_acl::is_concerned(new.found.mode)
+        {
+            (self.complete)(&self.after.at(below), after.folder, after.name);
+        }
         let change = match (&old, &new, before, after) {
             (None, None, ..) => return Ok(false),
             (None, Some(_), ..) => Some(Change::New),

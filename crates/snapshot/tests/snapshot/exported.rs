@@ -12,6 +12,7 @@ use sprat_testkit::compare::assert_same;
 use sprat_testkit::tree::set_xattr;
 
 use crate::folder::{Bench, below, inode, job_name, now};
+use crate::preserve::make_sticky_folder;
 
 /// Three daily snapshots, in which `same` is one file.
 fn three_days() -> (Bench, Vec<SnapshotName>) {
@@ -268,4 +269,18 @@ fn other_snapshot_of_the_same_name_and_bad_destinations_are_refused() {
         "{refused:?}"
     );
     assert_eq!(names_at(&bench.path("to")), ["home"]);
+}
+
+#[test]
+fn sticky_folder_with_an_acl_is_equal_at_the_destination() {
+    let bench = Bench::new();
+    if !make_sticky_folder(&bench.source().join("shared")) {
+        eprintln!("skipped: no ACLs here");
+        return;
+    }
+    let taken = bench.take();
+    fs::create_dir(bench.path("to")).unwrap();
+    run(&bench, &spec(&bench, &[taken.name])).unwrap();
+    let exported = below(&exported(&bench, taken.name), &bench.source());
+    assert_same(&bench.source(), &exported);
 }

@@ -13,7 +13,7 @@ use sprat_snapshot::{RestoreSpec, SnapshotReport};
 use sprat_testkit::compare::assert_same;
 use sprat_testkit::dice::Dice;
 use sprat_testkit::requires;
-use sprat_testkit::tree::{PlainTree, make_odd_tree};
+use sprat_testkit::tree::{PlainTree, acl, make_odd_tree, set_mode, set_time, set_xattr};
 
 #[test]
 fn an_unusual_tree_is_equal_in_the_snapshot_and_after_a_restore() {
@@ -505,4 +505,48 @@ fn attributes_that_rsync_uses_itself_are_preserved() {
         .restore(&RestoreSpec::new(job_name(), to.clone()))
         .unwrap();
     assert_eq!(of(&below(&to, &bench.source()).join("file")), value);
+}
+
+#[test]
+fn owning_group_of_a_sticky_folder_with_an_acl_keeps_its_rights() {
+    let bench = Bench::new();
+    if !make_sticky_folder(&bench.source().join("shared/inner")) {
+        eprintln!("skipped: no ACLs here");
+        return;
+    }
+    for _ in 0..2 {
+        let report = bench.take();
+        assert!(report.record.warnings.is_empty());
+        assert_same(&bench.source(), &bench.in_snapshot(report.name));
+    }
+    let mut whole = RestoreSpec::new(job_name(), bench.path("whole"));
+    bench.restore(&whole).unwrap();
+    assert_same(&bench.source(), &below(&whole.to, &bench.source()));
+    whole.to = bench.path("part");
+    whole.path = Some(bench.source().join("shared"));
+    bench.restore(&whole).unwrap();
+    assert_same(&bench.source().join("shared"), &whole.to.join("shared"));
+    // Its parents are created like those of the snapshot.
+    whole.path = None;
+    whole.to = bench.path("several");
+    whole.paths = vec![bench.source().join("shared/inner/file")];
+    bench.restore(&whole).unwrap();
+    let restored = below(&whole.to, &bench.source());
+    assert_same(&bench.source().join("shared"), &restored.join("shared"));
+}
+
+/// A folder with the sticky bit and an ACL in which the owning group has all rights of the mask, and a file in it. Returns
+/// false if there are no ACLs.
+pub(crate) fn make_sticky_folder(path: &Path) -> bool {
+    fs::create_dir_all(path).unwrap();
+    fs::write(path.join("file"), "x").unwrap();
+    let mut acl = acl(1234, 5);
+    // The third entry is that of the owning group.
+    acl[4 + 2 * 8 + 2] = 7;
+    if set_xattr(path, "system.posix_acl_access", &acl).is_err() {
+        return false;
+    }
+    set_mode(path, 0o1770).unwrap();
+    set_time(path, 1_700_000_000, 0).unwrap();
+    true
 }

@@ -1,0 +1,172 @@
+//! Completes the ACL of a folder that has the sticky bit, as in `chmod 1770`.
+//!
+//! rsync sends the entry of the owning group only if it differs from the mask. On a new folder it sets the ACL before
+//! the sticky bit, and until then without rights for group and others. It then completes the mask, and not that entry, so
+//! the owning group has no rights (rsync 3.5, `change_sacl_perms`). The entry is copied here.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Stat, XattrFlags, lgetxattr, lsetxattr, statat};
+use rustix::io::Errno;
+
+use crate::walk::{is_folder, listed, open_folder_at, open_folder_below};
+
+const ACL: &str = "system.posix_acl_access";
+/// linux/limits.h, `XATTR_SIZE_MAX`.
+const XATTR_BYTES_MAX: usize = 64 << 10;
+const STICKY: u32 = 0o1000;
+/// linux/posix_acl_xattr.h: a version, then entries of a tag, the rights and an id.
+const VERSION_BYTES: usize = 4;
+const ENTRY_BYTES: usize = 8;
+/// `ACL_GROUP_OBJ`.
+const OWNING_GROUP: [u8; 2] = [4, 0];
+
+/// Whether rsync may have left the ACL of a folder with this mode incomplete.
+pub(crate) fn is_concerned(mode: u32) -> bool {
+    mode & STICKY != 0
+}
+
+/// Completes the ACL of `copy`, which rsync made from `source`. Each is a name in a folder. Nothing is done if more than
+/// the owning group's entry differs.
+pub(crate) fn complete(
+    source: (BorrowedFd<'_>, &Path),
+    copy: (BorrowedFd<'_>, &Path),
+) -> io::Result<()> {
+    let (Some(right), Some(found)) = (acl(source)?, acl(copy)?) else {
+        return Ok(());
+    };
+    if lacks_owning_group(&found, &right) {
+        lsetxattr(path(copy), ACL, &right, XattrFlags::REPLACE)?;
+    }
+    Ok(())
+}
+
+/// Completes the ACL of the folder `path` below `to`, which was made from that of `from`. Returns whether `from` has such a
+/// folder. What can't be read is left out.
+pub(crate) fn complete_one(from: &Path, to: &Path, path: &Path) -> io::Result<bool> {
+    complete_in(
+        &open_folder_at(from)?,
+        &OwnedFd::from(File::open(to)?),
+        path,
+    )
+}
+
+/// The same, and for all folders in it.
+pub(crate) fn complete_below(from: &Path, to: &Path, path: &Path) -> io::Result<()> {
+    // The user may have named the destination by a symbolic link.
+    let (from, to) = (open_folder_at(from)?, OwnedFd::from(File::open(to)?));
+    let mut waiting = Vec::new();
+    if complete_in(&from, &to, path)? {
+        waiting.push(path.to_owned());
+    }
+    while let Some(path) = waiting.pop() {
+        let Ok(folder) = open_folder_below(from.as_fd(), &path) else {
+            continue;
+        };
+        for entry in listed(folder.as_fd()).unwrap_or_default() {
+            if !matches!(entry.kind, FileType::Directory | FileType::Unknown) {
+                continue;
+            }
+            let Some(stat) = folder_named(&folder, &entry.name) else {
+                continue;
+            };
+            if is_concerned(stat.st_mode)
+                && let Ok(copy) = open_folder_below(to.as_fd(), &path)
+            {
+                complete((folder.as_fd(), &entry.name), (copy.as_fd(), &entry.name))?;
+            }
+            waiting.push(path.join(entry.name));
+        }
+    }
+    Ok(())
+}
+
+fn folder_named(folder: &OwnedFd, name: &Path) -> Option<Stat> {
+    let stat = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW);
+    stat.ok().filter(is_folder)
+}
+
+fn complete_in(from: &OwnedFd, to: &OwnedFd, path: &Path) -> io::Result<bool> {
+    let name = path.file_name().map_or(Path::new("."), Path::new);
+    let parent = path.parent().unwrap_or(Path::new(""));
+    let Ok(source) = open_folder_below(from.as_fd(), parent) else {
+        return Ok(false);
+    };
+    let Some(stat) = folder_named(&source, name) else {
+        return Ok(false);
+    };
+    if is_concerned(stat.st_mode)
+        && let Ok(copy) = open_folder_below(to.as_fd(), parent)
+    {
+        complete((source.as_fd(), name), (copy.as_fd(), name))?;
+    }
+    Ok(true)
+}
+
+/// There is no call for a name in an open folder: the path leads through that descriptor.
+fn path((folder, name): (BorrowedFd<'_>, &Path)) -> PathBuf {
+    let folder = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
+    folder.join(name)
+}
+
+fn acl(of: (BorrowedFd<'_>, &Path)) -> io::Result<Option<Vec<u8>>> {
+    let mut buffer = vec![0_u8; XATTR_BYTES_MAX];
+    match lgetxattr(path(of), ACL, &mut buffer[..]) {
+        Ok(length) => Ok(Some(buffer[..length].to_vec())),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the owning group has no rights in `found`, has some in `right`, and nothing else differs.
+fn lacks_owning_group(found: &[u8], right: &[u8]) -> bool {
+    let mut lacks = false;
+    let (found, right) = (
+        found.split_at_checked(VERSION_BYTES),
+        right.split_at_checked(VERSION_BYTES),
+    );
+    let (Some((version, found)), Some((its_version, right))) = (found, right) else {
+        return false;
+    };
+    if version != its_version || found.len() != right.len() {
+        return false;
+    }
+    for (one, other) in found.chunks(ENTRY_BYTES).zip(right.chunks(ENTRY_BYTES)) {
+        if one == other {
+            continue;
+        }
+        let is_group = one.starts_with(&OWNING_GROUP) && other.starts_with(&OWNING_GROUP);
+        if !is_group || one.get(2..4) != Some(&[0, 0]) || one.get(4..) != other.get(4..) {
+            return false;
+        }
+        lacks = true;
+    }
+    lacks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acl(entries: &[(u8, u8)]) -> Vec<u8> {
+        let entries = entries.iter();
+        let entries = entries.flat_map(|(tag, rights)| [*tag, 0, *rights, 0, 255, 255, 255, 255]);
+        [2, 0, 0, 0].into_iter().chain(entries).collect()
+    }
+
+    #[test]
+    fn only_rights_of_the_owning_group_that_are_gone_are_completed() {
+        let right = acl(&[(1, 7), (2, 7), (4, 7), (16, 7), (32, 0)]);
+        let lacks = |entries: &[(u8, u8)]| lacks_owning_group(&acl(entries), &right);
+        assert!(lacks(&[(1, 7), (2, 7), (4, 0), (16, 7), (32, 0)]));
+        assert!(!lacks(&[(1, 7), (2, 7), (4, 7), (16, 7), (32, 0)]));
+        assert!(!lacks(&[(1, 7), (2, 7), (4, 1), (16, 7), (32, 0)]));
+        assert!(!lacks(&[(1, 7), (2, 5), (4, 0), (16, 7), (32, 0)]));
+        assert!(!lacks(&[(1, 7), (2, 7), (4, 0), (16, 5), (32, 0)]));
+        assert!(!lacks(&[(1, 7), (4, 0), (32, 0)]));
+        assert!(!lacks_owning_group(&[], &right));
+    }
+}
