@@ -79,6 +79,12 @@ impl Event {
         self.closed.is_none()
     }
 
+    /// Whether it is about a hook that failed.
+    #[must_use]
+    pub fn is_of_hook(&self) -> bool {
+        self.cause.class == HOOK
+    }
+
     /// What the channels delivered of it last.
     pub fn delivered(&self) -> impl Iterator<Item = (&Channel, Timestamp)> {
         self.delivered

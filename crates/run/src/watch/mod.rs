@@ -241,8 +241,13 @@ impl<'w> Watch<'w> {
         }
         self.ping_ends(ended, at);
         let events = self.notifier.events.read();
-        let status =
-            worst([observed.overview.exit(at), overview::damage(events.open())].into_iter());
+        let status = worst(
+            [
+                observed.overview.exit(at),
+                overview::of_events(events.open()),
+            ]
+            .into_iter(),
+        );
         let unpublished = publish::write(
             &observed.overview,
             &events,

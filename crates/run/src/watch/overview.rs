@@ -99,12 +99,13 @@ impl Overview {
     }
 }
 
-/// The code of open events: of damage that is not accepted yet.
-pub(super) fn damage<'e>(mut open: impl Iterator<Item = &'e Event>) -> Exit {
-    match open.any(|event| event.key.kind == Kind::Damage) {
-        true => Exit::Damaged,
-        false => Exit::Done,
-    }
+/// The code of open events: of damage that is not accepted yet, and of a hook that failed, which no attempt shows.
+pub(super) fn of_events<'e>(open: impl Iterator<Item = &'e Event>) -> Exit {
+    worst(open.map(|event| match event.key.kind {
+        Kind::Damage => Exit::Damaged,
+        Kind::Failure if event.is_of_hook() => Exit::Failed,
+        _ => Exit::Done,
+    }))
 }
 
 /// Of several things: the one that `status` reports first.

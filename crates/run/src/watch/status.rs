@@ -42,8 +42,8 @@ impl ContainerReport {
             space::finding(&known.history, self.min_free, now)?.map(|_| Exit::Failed)
         });
         let others = self.status.exits(has_state);
-        let damage = super::overview::damage(self.events.iter());
-        super::overview::worst(copies.chain(space).chain(others).chain([damage]))
+        let events = super::overview::of_events(self.events.iter());
+        super::overview::worst(copies.chain(space).chain(others).chain([events]))
     }
 
     /// As JSON. Fields are added, never renamed or removed.

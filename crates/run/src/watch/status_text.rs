@@ -69,6 +69,11 @@ impl ContainerReport {
         for (job, state) in self.jobs(shown) {
             row(&format!("job {job}"), state);
         }
+        for event in self.events.iter().filter(|event| event.is_of_hook()) {
+            let (subject, since) = (&event.key.subject, shown.time(event.opened));
+            let text = event.text.lines().next().unwrap_or_default();
+            row("hook", format!("FAILED since {since}: {subject}: {text}"));
+        }
         for event in self
             .events
             .iter()

@@ -468,10 +468,16 @@ fn owed_hook_that_fails_is_reported_until_the_next_success() {
         };
         watch.ended(&ended, &now(15))
     });
-    machine.check(30);
+    // The copy itself succeeded.
+    let status = |minutes| {
+        let read = |watch: &mut Watch<'_>| watch.ended(&Ended::default(), &now(minutes)).status;
+        machine.watching(read)
+    };
+    assert_eq!(status(30), Exit::Failed);
     assert_eq!(machine.taken(), ["failure opened home@nas"]);
     machine.run(DAY, Exit::Done);
     assert_eq!(machine.taken(), ["recovered closed home@nas"]);
+    assert_eq!(status(DAY + 1), Exit::Done);
 }
 
 #[test]

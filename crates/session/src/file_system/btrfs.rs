@@ -45,6 +45,9 @@ pub(super) const VOLUME_BYTES_MAX: u64 = 1 << 62;
 /// btrfs needs about 110 MiB, and more for the first snapshot to fit.
 pub(super) const CONTAINER_BYTES_MIN: u64 = 256 << 20;
 
+/// The kernel makes no device of a btrfs smaller than this (`btrfs_ioctl_resize`).
+pub(super) const SHRUNK_VOLUME_BYTES_MIN: u64 = 256 << 20;
+
 const MAGIC: &[u8; 8] = b"_BHRfS_M";
 /// The checksum's place, before everything that it covers.
 const CHECKSUM_BYTES: usize = 32;

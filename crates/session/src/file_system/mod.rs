@@ -128,6 +128,15 @@ impl FileSystemKind {
         }
     }
 
+    /// The smallest volume that one of this kind can be shrunk to, in bytes.
+    pub(crate) const fn shrunk_volume_bytes_min(self) -> u64 {
+        match self {
+            // It can't be shrunk.
+            Self::Ext4 => u64::MAX,
+            Self::Btrfs => btrfs::SHRUNK_VOLUME_BYTES_MIN,
+        }
+    }
+
     /// Fails if a server without fsync could destroy volumes of this kind by a crash, whatever the user
     /// accepts.
     pub(crate) fn check_order(self, durable_flush: bool) -> Result<(), Failure> {

@@ -78,7 +78,8 @@ pub fn shrink(
 /// The new length of the volume. Nothing was changed so far.
 fn check_may_shrink(facts: &ContainerFacts, file_bytes: u64) -> Result<u64, Failure> {
     facts.file_system.check_may_shrink()?;
-    let least_bytes = facts.file_system.container_bytes_min();
+    let least_bytes = facts.file_system.shrunk_volume_bytes_min();
+    let least_bytes = least_bytes.saturating_add(facts.pins.payload_offset_bytes);
     if file_bytes > facts.file_bytes || file_bytes < least_bytes {
         return Err(Failure::usage(format!(
             "the new size must be at most that of the container, which is {}, and at least {}",

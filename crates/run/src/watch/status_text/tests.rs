@@ -13,6 +13,7 @@ use super::*;
 use crate::copy_name::CopyName;
 use crate::copy_state::{Attempt, CopyState, Held, HeldWhat, Skipped};
 use crate::due::Decision;
+use crate::notify::events::HOOK;
 use crate::notify::{Cause, Events, Finding, FoundBy, Key, Subject};
 use crate::watch::ContainerView;
 
@@ -252,8 +253,29 @@ fn what_waits_for_a_person_is_shown_with_its_command() {
     );
     let mut report = found(None, None);
     report.events = ContainerView::events("nas", &events);
+    assert_eq!(report.exit(at(7200)), Exit::Damaged);
     let text = report.text(&shown(7200));
     let line = "waits       damage since 2026-11-25 09:46: The check (quick) found damage. `sprat accept nas`";
     assert!(text.contains(line), "{text}");
     assert!(ContainerView::events("usb", &events).is_empty());
+}
+
+#[test]
+fn hook_that_failed_is_shown_although_the_copy_succeeded() {
+    let mut events = Events::default();
+    let failed = Finding {
+        cause: Cause::new(1, HOOK),
+        text: "the after hook failed\nmore".to_owned(),
+        hint: String::new(),
+    };
+    let copy = Subject::Copy(CopyName::new("home", "nas"));
+    let key = Key::new(Kind::Failure, copy);
+    events.observe(at(0), &key, Some(&failed));
+    let mut report = found(None, None);
+    assert_eq!(report.exit(at(7200)), Exit::Done);
+    report.events = ContainerView::events("nas", &events);
+    assert_eq!(report.exit(at(7200)), Exit::Failed);
+    let text = report.text(&shown(7200));
+    let line = "hook        FAILED since 2026-11-25 09:46: home@nas: the after hook failed\n";
+    assert!(text.contains(line), "{text}");
 }
