@@ -36,6 +36,7 @@ mod error;
 mod export;
 mod file_listener;
 mod file_system;
+mod file_times;
 mod foreign;
 mod found;
 mod job;

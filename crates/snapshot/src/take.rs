@@ -24,6 +24,7 @@ use crate::census::FileList;
 use crate::checkpoint::{self, Checkpoints};
 use crate::disks::Disks;
 use crate::error::SnapshotError;
+use crate::file_times;
 use crate::job::{Folder, JobFolder, RunFolder, WORK_PATH};
 use crate::large_files::UpToDate;
 use crate::name::{SnapshotName, choose_name};
@@ -288,6 +289,7 @@ impl Run<'_> {
         }
         let outcome = outcome.and_then(|mut outcome| {
             unfit.link(&self.folder.job, &tree, &mut outcome);
+            file_times::report(&tree, &mut outcome);
             let (mut outcome, plan) = self.read_again(outcome, inflight, progress, cancel)?;
             let pulled = self.pull_all(&mut outcome, inflight, None, progress, cancel)?;
             Ok((outcome, plan, pulled))

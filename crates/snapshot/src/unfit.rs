@@ -1,4 +1,4 @@
-//! Files whose attributes the volume can't store, because they are too large or refused.
+//! Files whose attributes the volume can't store, because they are too large or refused, or whose times it can't store.
 //!
 //! rsync compares such a file with the one in the previous snapshot, finds a difference that it can't
 //! fix, and stores the content again in each run. If the source is unchanged since that snapshot, the
@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT, linkat, utimens
 
 use crate::cancel::Cancel;
 use crate::error::SnapshotError;
+use crate::file_times;
 use crate::job::{Folder, JobFolder};
 use crate::long_path::lstat;
 use crate::progress::Progress;
@@ -168,18 +169,10 @@ fn is_same_job(record: &RunRecord, sources: &Sources, spec: &SnapshotSpec) -> bo
 
 /// Whether everything but the lost attributes is equal. A file with hard links is left to rsync.
 fn is_same(source: &Metadata, kept: &Metadata) -> bool {
-    let facts = |about: &Metadata| {
-        (
-            about.len(),
-            about.mtime(),
-            about.mtime_nsec(),
-            about.mode(),
-            about.uid(),
-            about.gid(),
-        )
-    };
+    let facts = |about: &Metadata| (about.len(), about.mode(), about.uid(), about.gid());
     source.is_file()
         && source.nlink() == 1
         && kept.nlink() < LINKS_MAX
         && facts(source) == facts(kept)
+        && file_times::is_same(source, kept)
 }

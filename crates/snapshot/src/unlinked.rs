@@ -6,6 +6,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::file_times;
 use crate::name_list::NameList;
 use crate::text::unescape_path;
 
@@ -53,6 +54,8 @@ fn could_be_linked(new: &Metadata, old: &Metadata) -> bool {
         && new.ino() != old.ino()
         && facts(new) == facts(old)
         && old.nlink() < NAMES_MAX
+        // rsync copies it, because the source has another time.
+        && !file_times::is_limit(new)
 }
 
 /// The extended attributes, ACLs included. `None` where they can't be read, which is equal to nothing.

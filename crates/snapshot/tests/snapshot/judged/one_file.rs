@@ -572,6 +572,55 @@ impl Drop for Memory {
 }
 
 #[test]
+fn files_with_times_that_ext4_has_not_are_stored_once_and_reported_each_time() {
+    requires!(loop_missing());
+    let bench = Bench::new();
+    let disk = SmallExt4::new(&bench, "64M", &["-b", "4096"]);
+    // tmpfs has these times.
+    let memory = Memory::mounted(bench.path("large"));
+    // The beginning of Windows' time, and the last second of ext4 and half a second more.
+    let times = [
+        (-11_644_473_600, 0),
+        (15_032_385_535, 500_000_000),
+        (40_000_000_000, 7),
+    ];
+    let mut files = Vec::new();
+    for (number, (seconds, nanoseconds)) in times.into_iter().enumerate() {
+        let file = memory.0.join(format!("file {number}"));
+        fs::write(&file, "content").unwrap();
+        sprat_testkit::tree::set_time(&file, seconds, nanoseconds).unwrap();
+        files.push(file);
+    }
+    fs::write(memory.0.join("other"), "other").unwrap();
+    // Their changes must be older than the run.
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    let spec = SnapshotSpec::new(crate::folder::job_name(), vec![memory.0.clone()]);
+    let named: Vec<String> = files
+        .iter()
+        .map(|file| file.display().to_string())
+        .collect();
+    let mut inodes = Vec::new();
+    for copied in [4, 0, 0] {
+        let report = take_into(&disk.at, &spec).unwrap();
+        let tree = disk.at.join("home").join(report.name.to_string());
+        let of = |file: &PathBuf| inode(&crate::folder::below(&tree, file));
+        inodes.push(files.iter().map(of).collect::<Vec<_>>());
+        let record = report.record;
+        assert!(!record.complete);
+        let mut unread = record.unread.names.clone();
+        unread.sort();
+        assert_eq!(unread, named);
+        let why = record.reason_unread(&named[0]).unwrap();
+        assert_eq!(why, "the file system of the volume has no such time");
+        let clock = |warning: &&Warning| matches!(warning, Warning::ClockBehind { .. });
+        let warnings = record.warnings.iter().filter(|warning| !clock(warning));
+        assert!(warnings.eq([&Warning::AttributesRefused { files: 3 }]));
+        assert_eq!(record.stats.transferred, copied);
+    }
+    assert!(inodes[0] == inodes[1] && inodes[1] == inodes[2]);
+}
+
+#[test]
 fn a_file_whose_attributes_do_not_fit_is_stored_once_and_reported_each_time() {
     requires!(loop_missing());
     let bench = Bench::new();

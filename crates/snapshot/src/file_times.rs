@@ -1,0 +1,57 @@
+//! Times of files that ext4 can't store: those before 1901-12-13 20:45:52 and after 2446-05-10 22:38:54 UTC.
+//!
+//! The kernel replaces them by the nearest time that it can store, without an error. rsync then finds another time in
+//! each run, and copies the file again.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::long_path::lstat;
+use crate::rsync::{Ended, Outcome};
+use crate::text::{escape_path, unescape_path};
+
+/// linux/fs/ext4/ext4.h: `EXT4_TIMESTAMP_MIN` and `EXT4_EXTRA_TIMESTAMP_MAX`.
+const FIRST_S: i64 = i32::MIN as i64;
+const LAST_S: i64 = (1 << 34) - 1 + FIRST_S;
+
+/// Whether it may be another time that could not be stored.
+pub(crate) fn is_limit(kept: &Metadata) -> bool {
+    matches!(kept.mtime(), FIRST_S | LAST_S) && kept.mtime_nsec() == 0
+}
+
+/// Whether a file of ext4 has the time of its source, or the nearest one that can be stored.
+pub(crate) fn is_same(source: &Metadata, kept: &Metadata) -> bool {
+    let (seconds, nanoseconds) = (source.mtime(), source.mtime_nsec());
+    let stored = match seconds {
+        ..=FIRST_S => (FIRST_S, 0),
+        LAST_S.. => (LAST_S, 0),
+        _ => (seconds, nanoseconds),
+    };
+    (kept.mtime(), kept.mtime_nsec()) == stored
+}
+
+/// Reports the copied files in `tree` whose times could not be stored. An older list of copied files is shortened, so
+/// that not all are named if they are many.
+pub(crate) fn report(tree: &Path, outcome: &mut Outcome) {
+    let mut found = Vec::new();
+    for name in &outcome.copied.names {
+        let path = unescape_path(name);
+        let Some(kept) = lstat(&tree.join(&path)).ok().filter(is_limit) else {
+            continue;
+        };
+        let source = Path::new("/").join(&path);
+        let Ok(about) = lstat(&source) else { continue };
+        if (about.mtime(), about.mtime_nsec()) != (kept.mtime(), kept.mtime_nsec()) {
+            found.push((escape_path(&source), escape_path(&tree.join(&path))));
+        }
+    }
+    for (source, kept) in found {
+        let why = format!("{source}, time: the file system of the volume has no such time");
+        outcome.messages.push(why);
+        outcome.attributes_refused.push(kept);
+        if outcome.ended == Ended::Whole {
+            outcome.ended = Ended::WithUnread;
+        }
+    }
+}
