@@ -5,11 +5,6 @@
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-
-use crate::long_path::lstat;
-use crate::rsync::{Ended, Outcome};
-use crate::text::{escape_path, unescape_path};
 
 /// linux/fs/ext4/ext4.h: `EXT4_TIMESTAMP_MIN` and `EXT4_EXTRA_TIMESTAMP_MAX`.
 const FIRST_S: i64 = i32::MIN as i64;
@@ -29,29 +24,4 @@ pub(crate) fn is_same(source: &Metadata, kept: &Metadata) -> bool {
         _ => (seconds, nanoseconds),
     };
     (kept.mtime(), kept.mtime_nsec()) == stored
-}
-
-/// Reports the copied files in `tree` whose times could not be stored. An older list of copied files is shortened, so
-/// that not all are named if they are many.
-pub(crate) fn report(tree: &Path, outcome: &mut Outcome) {
-    let mut found = Vec::new();
-    for name in &outcome.copied.names {
-        let path = unescape_path(name);
-        let Some(kept) = lstat(&tree.join(&path)).ok().filter(is_limit) else {
-            continue;
-        };
-        let source = Path::new("/").join(&path);
-        let Ok(about) = lstat(&source) else { continue };
-        if (about.mtime(), about.mtime_nsec()) != (kept.mtime(), kept.mtime_nsec()) {
-            found.push((escape_path(&source), escape_path(&tree.join(&path))));
-        }
-    }
-    for (source, kept) in found {
-        let why = format!("{source}, time: the file system of the volume has no such time");
-        outcome.messages.push(why);
-        outcome.attributes_refused.push(kept);
-        if outcome.ended == Ended::Whole {
-            outcome.ended = Ended::WithUnread;
-        }
-    }
 }

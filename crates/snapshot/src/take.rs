@@ -24,7 +24,6 @@ use crate::census::FileList;
 use crate::checkpoint::{self, Checkpoints};
 use crate::disks::Disks;
 use crate::error::SnapshotError;
-use crate::file_times;
 use crate::job::{Folder, JobFolder, RunFolder, WORK_PATH};
 use crate::large_files::UpToDate;
 use crate::name::{SnapshotName, choose_name};
@@ -46,7 +45,7 @@ use crate::staged::Placing;
 use crate::subvolume_ops::Subvolumes;
 use crate::suspects::Suspects;
 use crate::text::escape_path;
-use crate::unfit::Unfit;
+use crate::unfit::{self, Unfit};
 use crate::unlinked;
 use crate::unresponsive;
 use crate::work;
@@ -289,7 +288,7 @@ impl Run<'_> {
         }
         let outcome = outcome.and_then(|mut outcome| {
             unfit.link(&self.folder.job, &tree, &mut outcome);
-            file_times::report(&tree, &mut outcome);
+            unfit::report_times(&tree, &mut outcome);
             let (mut outcome, plan) = self.read_again(outcome, inflight, progress, cancel)?;
             let pulled = self.pull_all(&mut outcome, inflight, None, progress, cancel)?;
             Ok((outcome, plan, pulled))

@@ -157,6 +157,31 @@ impl Unfit {
     }
 }
 
+/// Reports the copied files in `tree` whose times could not be stored. An older list of copied files is shortened, so
+/// that not all are named if they are many.
+pub(crate) fn report_times(tree: &Path, outcome: &mut Outcome) {
+    let mut found = Vec::new();
+    for name in &outcome.copied.names {
+        let path = unescape_path(name);
+        let Some(kept) = lstat(&tree.join(&path)).ok().filter(file_times::is_limit) else {
+            continue;
+        };
+        let source = Path::new("/").join(&path);
+        let Ok(about) = lstat(&source) else { continue };
+        if (about.mtime(), about.mtime_nsec()) != (kept.mtime(), kept.mtime_nsec()) {
+            found.push((escape_path(&source), escape_path(&tree.join(&path))));
+        }
+    }
+    for (source, kept) in found {
+        let why = format!("{source}, time: the file system of the volume has no such time");
+        outcome.messages.push(why);
+        outcome.attributes_refused.push(kept);
+        if outcome.ended == Ended::Whole {
+            outcome.ended = Ended::WithUnread;
+        }
+    }
+}
+
 fn is_same_job(record: &RunRecord, sources: &Sources, spec: &SnapshotSpec) -> bool {
     let now = sources.list.iter().map(|source| escape_path(&source.path));
     record.excludes == spec.excludes

@@ -153,7 +153,8 @@ fn check_in(
     });
     let overwritten = !session.facts.overwritten.is_empty();
     // The volume is mounted to look for the snapshots that this machine knows.
-    let looks = !session.facts.newest_remembered.is_empty();
+    let may_mount = file_system.as_ref().is_none_or(|found| found.clean);
+    let looks = may_mount && !session.facts.newest_remembered.is_empty();
     if spec.is_none() && !overwritten && !looks {
         return Ok((file_system, None, None));
     }

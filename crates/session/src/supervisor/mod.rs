@@ -144,11 +144,9 @@ impl Supervisor {
         let facts: ContainerFacts = supervisor.wait(watch, OnInterrupt::GiveUp)?;
         supervisor.expected.clone_from(&facts.newest_known);
         supervisor.remembered.clone_from(&facts.newest_remembered);
-        supervisor.state = Some(StatePaths::new(
-            &settings.state_dir,
-            &facts.uuid,
-            &settings.target,
-        ));
+        // What a person accepts is not noted.
+        supervisor.state = (!settings.accept_older_state)
+            .then(|| StatePaths::new(&settings.state_dir, &facts.uuid, &settings.target));
         supervisor.file_system = facts.file_system;
         Ok((supervisor, facts))
     }
