@@ -75,8 +75,10 @@ pub fn list(root: &Root) -> io::Result<String> {
         for (number, name, head) in past::shown(&folder, &root.live(&container)?)? {
             let saved = alarm::overwritten(&folder, &[number])? * BLOCK;
             let mut notes = vec![head.reason.clone()];
-            if head.clean {
-                notes.push("clean".to_owned());
+            for (is, what) in [(head.clean, "clean"), (head.clone, "clone")] {
+                if is {
+                    notes.push(what.to_owned());
+                }
             }
             for what in ["pinned", "expire"] {
                 if has_mark(&folder, number, what)? {
@@ -165,7 +167,14 @@ pub fn expire(root: &Root, container: &str, time: &str) -> io::Result<String> {
             "this past state is pinned; run sprat-agent unpin first",
         ));
     }
-    if generation::numbers(&found.container)?.last() == Some(&found.number) {
+    let numbers = generation::numbers(&found.container)?;
+    let older = numbers.iter().rfind(|number| **number < found.number);
+    if tidy::needs(&found.container, older.copied(), found.number)? {
+        return Err(bad(
+            "this past state is a clone, and older ones that are none are read from it; remove those first",
+        ));
+    }
+    if numbers.last() == Some(&found.number) {
         return Err(bad(
             "the newest past state can't be removed: what is overwritten now is saved for it",
         ));
@@ -366,7 +375,7 @@ pub fn check(root: &Root, read_data: bool) -> io::Result<(Vec<String>, usize)> {
         if changed_outside(&folder, &root.live(&container)?)? {
             damaged.push(format!(
                 "{container}: changed by something else than sprat-agent since the last session; all past states \
-                 may have lost blocks"
+                 that are no clones may have lost blocks"
             ));
         }
         for (number, head) in past::list(&folder)? {
@@ -401,6 +410,12 @@ pub fn check(root: &Root, read_data: bool) -> io::Result<(Vec<String>, usize)> {
 
 fn check_entries(folder: &OwnedFd, number: u32, read_data: bool) -> io::Result<()> {
     let index = generation::index_of(folder, number)?;
+    if let Some(image) = generation::open_image(folder, number)? {
+        let mut piece = vec![0; PIECE];
+        let data = holes::data_blocks(&image, image.metadata()?.size())?;
+        return pieces(if read_data { &data } else { &[] })
+            .try_for_each(|blocks| disk::read_padded(&image, &mut piece, blocks.start * BLOCK));
+    }
     let mut open: Option<(u32, File)> = None;
     for entry in index.iter() {
         let entry = entry?;
@@ -449,6 +464,16 @@ pub fn policy_check(root: &Root) -> io::Result<String> {
             show_bytes(used)
         );
     }
+    text += match (policy.clones, disk::can_clone(&root.agent)?) {
+        (true, true) => "keeper: clone\n",
+        (true, false) => {
+            return Err(bad(
+                "keeper = clone, but this file system can't clone files: nobody can write. Say keeper = log",
+            ));
+        }
+        (false, true) => "keeper: log; this file system can clone files, too\n",
+        (false, false) => "keeper: log; this file system can't clone files\n",
+    };
     if policy.quota.is_none() {
         text += "no quota: a client can fill the disk but for free_min\n";
     }

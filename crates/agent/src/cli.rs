@@ -12,7 +12,7 @@ use crate::disk::{self, bad};
 use crate::lease;
 use crate::notify;
 use crate::page;
-use crate::root::Root;
+use crate::root::{AGENT, Root};
 use crate::serve::Server;
 use crate::status::Status;
 use crate::time_text::duration_s;
@@ -349,7 +349,14 @@ fn adopt(arguments: &Arguments) -> io::Result<()> {
         }
         _ => &steps,
     };
-    print(&format!("{root} is adopted; its id is {id}\n\n{note}"))
+    let agent = disk::folder_in(disk::open_folder(&path)?, AGENT)?;
+    let can = match disk::can_clone(agent) {
+        Ok(true) => "Files can be cloned there; the policy may say keeper = clone\n",
+        Ok(false) => "The file system can't clone files; past states are in logs\n",
+        // A full disk.
+        Err(_) => "",
+    };
+    print(&format!("{root} is adopted; its id is {id}\n{can}\n{note}"))
 }
 
 /// The name of an account, or its number.

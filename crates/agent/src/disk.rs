@@ -29,11 +29,15 @@ pub fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T
     }
 }
 
+pub fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    [StorageFull, QuotaExceeded].contains(&error.kind())
+}
+
 /// `None` where the disk is full.
 pub fn unless_full<T>(done: io::Result<T>) -> io::Result<Option<T>> {
-    use io::ErrorKind::{QuotaExceeded, StorageFull};
     match done {
-        Err(error) if [StorageFull, QuotaExceeded].contains(&error.kind()) => Ok(None),
+        Err(error) if is_full(&error) => Ok(None),
         other => other.map(Some),
     }
 }
@@ -132,6 +136,26 @@ pub fn remove_folder_in(folder: impl AsFd, name: &str) -> io::Result<()> {
     }
     rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR)?;
     Ok(())
+}
+
+/// Makes a file that shares its data with another one until one of them is written. Durable when it returns.
+pub fn clone_in(folder: impl AsFd, name: &str, from: &File) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
+    let made = open_in(&folder, name, flags)?;
+    retry(|| rustix::fs::ioctl_ficlone(&made, from))?;
+    made.sync_all()
+}
+
+/// Whether files in this folder can be cloned: tries it.
+pub fn can_clone(folder: impl AsFd) -> io::Result<bool> {
+    let trial = || {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC;
+        let file = open_in(&folder, "trial", flags)?;
+        remove_in(&folder, "trial")?;
+        io::Result::Ok(file)
+    };
+    let (from, to) = (trial()?, trial()?);
+    Ok(retry(|| rustix::fs::ioctl_ficlone(&to, &from)).is_ok())
 }
 
 /// Renames without replacing anything.

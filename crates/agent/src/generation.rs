@@ -7,7 +7,11 @@
 //! | `g.N/bits` | a bit a block: its old content is saved. In the page cache only, never synced |
 //! | `g.N/tail` | boot id, the log's durable length and its entries, for all processes of this boot; never synced |
 //! | `g.N/index` | after sealing: the entries, sorted |
+//! | `g.N/image` | of a clone: the container as it was; its log stays empty |
 //! | `logs/N` | the blocks' old contents |
+//!
+//! A generation with an image is a clone. States are read through logs up to the first image. Of a clone, bits and index
+//! only say what was overwritten while it was the newest: for the quota and the alarm.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -24,6 +28,7 @@ use crate::disk::{
 use crate::index::{self, Index, Writer};
 use crate::log::{self, Entry, LogId};
 use crate::ranges::{self, BLOCK, Blocks};
+use crate::state::Locks;
 
 const TAIL_BYTES: usize = 32;
 /// Behind the tail is the number of entries in the log. It may be lost with the tail: it only says when to stop.
@@ -33,6 +38,14 @@ const LOG_BYTES_MAX: u64 = 1 << 30;
 const LOG_ENTRIES_MAX: u64 = 1 << 18;
 /// A tail that is being written is read again.
 const TAIL_ATTEMPTS: u32 = 1000;
+pub const IMAGE: &str = "image";
+/// A folder with an image of the container as the last session left it: for a generation that begins with that state.
+/// Gone, durably, before the first write of the next session.
+pub const LEFT_CLONE: &str = "left.clone";
+/// Where an entry of a clone's index lies. What it leads to by mistake can't be read.
+const NOWHERE: u32 = u32::MAX;
+/// So many blocks of a clone are looked up at once.
+const BITS_AT_ONCE: usize = 1 << 16;
 
 /// What the file `head` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +67,8 @@ pub struct Head {
     pub stood_s: i64,
     /// The client said so at the end of its session: a file system in it needs no repair.
     pub clean: bool,
+    /// It has an image.
+    pub clone: bool,
     /// `first`, `session`, `secret`, `day`, `size`, `restart` or `written-past`.
     pub reason: String,
     /// The name of the past state, as the client sees it.
@@ -64,7 +79,7 @@ impl Head {
     pub fn to_text(&self) -> String {
         let text = format!(
             "secret {:016x}\nlength {}\nstate {}\nstate-ns {}\nbegun {}\ncounted {}\nbucket {}\nstood {}\n\
-             clean {}\nreason {}\nname {}\nversion {}\n",
+             clean {}\nclone {}\nreason {}\nname {}\nversion {}\n",
             self.secret,
             self.length,
             self.state_s,
@@ -74,6 +89,7 @@ impl Head {
             self.bucket_s,
             self.stood_s,
             self.clean,
+            self.clone,
             self.reason,
             self.name,
             env!("CARGO_PKG_VERSION"),
@@ -99,6 +115,7 @@ impl Head {
             bucket_s: number(text, "bucket")?,
             stood_s: number(text, "stood")?,
             clean: number(text, "clean").unwrap_or(false),
+            clone: number(text, "clone").unwrap_or(false),
             reason: field(text, "reason")?.to_owned(),
             name: name.to_owned(),
         })
@@ -131,6 +148,24 @@ pub fn read_map(folder: impl AsFd) -> io::Result<Blocks> {
     ranges::from_bytes(&disk::read_all(folder, "map", ranges::MAP_BYTES_MAX)?)
 }
 
+/// The image of a generation. `None`: it has a log.
+pub fn open_image(container: impl AsFd, number: u32) -> io::Result<Option<File>> {
+    disk::if_there(open_in(folder(container, number)?, IMAGE, OFlags::RDONLY))
+}
+
+pub fn is_clone(container: impl AsFd, number: u32) -> io::Result<bool> {
+    disk::exists_in(container, &format!("g.{number}/{IMAGE}"))
+}
+
+/// How many blocks were overwritten while the clone in this folder was the newest.
+pub fn blocks_of_clone(folder: impl AsFd) -> io::Result<u64> {
+    if let Some(index) = disk::if_there(open_in(&folder, "index", OFlags::RDONLY))? {
+        return Ok(disk::if_whole(Index::open(index))?.map_or(0, |index| index.entries));
+    }
+    let tail = disk::if_there(open_in(&folder, "tail", OFlags::RDONLY))?;
+    tail.map_or(Ok(0), |tail| entries_in(&tail))
+}
+
 /// Opens the log of any generation.
 pub fn open_log(container: impl AsFd, number: u32) -> io::Result<File> {
     open_in(
@@ -140,16 +175,25 @@ pub fn open_log(container: impl AsFd, number: u32) -> io::Result<File> {
     )
 }
 
-/// Makes the generation `number` of the state that the container has now. It is whole or not there.
+/// Makes the generation `number` of the state that the container has now. It is whole or not there. A clone has the
+/// image that the last session left, or a new one of `clones`.
 pub fn make(
     container: &OwnedFd,
     number: u32,
     head: &Head,
     map: &Blocks,
     boot: &str,
+    clones: &File,
 ) -> io::Result<()> {
     disk::remove_folder_in(container, "new")?;
+    if head.clone {
+        let left = rustix::fs::renameat(container, LEFT_CLONE, container, "new");
+        disk::if_there(left.map_err(io::Error::from))?;
+    }
     let new = disk::make_folder_in(container, "new")?;
+    if head.clone && !disk::exists_in(&new, IMAGE)? {
+        disk::clone_in(&new, IMAGE, clones)?;
+    }
     let write = |name: &str, bytes: &[u8]| {
         let file = open_in(&new, name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
         file.write_all_at(bytes, 0)?;
@@ -241,22 +285,22 @@ impl Newest {
         Ok(None)
     }
 
-    fn entries(&self) -> io::Result<u64> {
-        let mut bytes = [0; 8];
-        read_padded(&self.tail, &mut bytes, ENTRIES_AT)?;
-        Ok(u64::from_le_bytes(bytes))
+    fn add_entries(&self, more: u64) -> io::Result<()> {
+        let entries = entries_in(&self.tail)? + more;
+        self.tail.write_all_at(&entries.to_le_bytes(), ENTRIES_AT)
     }
 
     /// Whether the log is so long that the next generation begins.
     pub fn is_full(&self) -> io::Result<bool> {
         let is_long = self.tail()?.is_some_and(|tail| tail >= LOG_BYTES_MAX);
-        Ok(is_long || self.entries()? >= LOG_ENTRIES_MAX)
+        Ok(!self.head.clone && (is_long || entries_in(&self.tail)? >= LOG_ENTRIES_MAX))
     }
 
     /// Whether nothing was ever saved here. A disk that dropped out may have lost the tail, and the time of the
-    /// container's last write, but no record.
+    /// container's last write, but no record. Of a clone nobody knows.
     pub fn is_unused(&self) -> io::Result<bool> {
-        Ok(self.tail()? == Some(0) && self.log.metadata()?.size() == 0)
+        let is_empty = self.tail()? == Some(0) && self.log.metadata()?.size() == 0;
+        Ok(is_empty && !self.head.clone)
     }
 
     /// The blocks of `wanted` that had data when the generation began and are not saved yet.
@@ -275,11 +319,15 @@ impl Newest {
     }
 
     /// Saves the content of `blocks` of the container. Durable when it returns. Only under the lock
-    /// `save`, and only for blocks that [`Newest::unsaved`] found under it.
+    /// `save`, and only for blocks that [`Newest::unsaved`] found under it. A clone has them already, and counts them.
     pub fn save(&self, container: &File, blocks: &[Range<u64>]) -> io::Result<()> {
         let Some(mut tail) = self.tail()? else {
             return Err(bad("this generation takes nothing any more"));
         };
+        if self.head.clone {
+            self.add_entries(ranges::count(blocks))?;
+            return blocks.iter().try_for_each(|run| self.set_bits(run));
+        }
         let mut pending = blocks.iter().cloned().flatten();
         loop {
             let numbers: Vec<u64> = pending.by_ref().take(log::ENTRIES_MAX).collect();
@@ -323,8 +371,7 @@ impl Newest {
             }
             return Err(error);
         }
-        let entries = self.entries()? + more_entries as u64;
-        self.tail.write_all_at(&entries.to_le_bytes(), ENTRIES_AT)?;
+        self.add_entries(more_entries as u64)?;
         self.tail.write_all_at(&tail_bytes(&self.boot, tail), 0)
     }
 
@@ -399,6 +446,13 @@ impl Newest {
         }
         self.bits.write_all_at(&bytes, first)
     }
+}
+
+/// The number of entries behind a tail.
+fn entries_in(tail: &File) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    read_padded(tail, &mut bytes, ENTRIES_AT)?;
+    Ok(u64::from_le_bytes(bytes))
 }
 
 fn unsaved_in(bits: &File, wanted: &[Range<u64>]) -> io::Result<Blocks> {
@@ -541,13 +595,58 @@ fn run_of(entries: &HashMap<u64, Entry>, file: File, damaged: bool) -> io::Resul
 
 /// Writes the index of a generation that takes nothing any more. Durable when it returns.
 pub fn seal(container: &OwnedFd, number: u32) -> io::Result<()> {
-    let layer = Layer::open(container, number)?;
     let folder = folder(container, number)?;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC;
     let file = open_in(&folder, "index.tmp", flags)?;
-    layer.index(container, file)?.sync()?;
+    make_index(container, number, file)?.sync()?;
     rustix::fs::renameat(&folder, "index.tmp", &folder, "index")?;
     sync_folder(&folder)
+}
+
+/// Seals all generations but the newest, if nobody else does so.
+pub fn seal_all(container: &OwnedFd, locks: &Locks) -> io::Result<()> {
+    let Some(_tidy) = locks.tidy.try_exclusive()? else {
+        return Ok(());
+    };
+    seal_all_locked(container)
+}
+
+/// The same for a caller that has the lock `tidy`.
+pub fn seal_all_locked(container: &OwnedFd) -> io::Result<()> {
+    let mut older = numbers(container)?;
+    older.pop();
+    for number in older {
+        if !is_sealed(container, number)? {
+            seal(container, number)?;
+        }
+    }
+    Ok(())
+}
+
+fn make_index(container: &OwnedFd, number: u32, file: File) -> io::Result<Index> {
+    if !is_clone(container, number)? {
+        return Layer::open(container, number)?.index(container, file);
+    }
+    let folder = folder(container, number)?;
+    let map = disk::if_whole(read_map(&folder))?.unwrap_or_default();
+    let bits = open_in(&folder, "bits", OFlags::RDONLY)?;
+    let mut writer = Writer::new(file);
+    for range in map {
+        for start in range.clone().step_by(BITS_AT_ONCE) {
+            let piece = start..range.end.min(start + BITS_AT_ONCE as u64);
+            let piece = std::slice::from_ref(&piece);
+            let saved = ranges::without(piece, &unsaved_in(&bits, piece)?);
+            for block in saved.into_iter().flatten() {
+                writer.push(Entry {
+                    block,
+                    log: number,
+                    place: NOWHERE,
+                    crc: 0,
+                })?;
+            }
+        }
+    }
+    writer.finish(false)
 }
 
 /// The index of a sealed generation.
@@ -564,7 +663,7 @@ pub fn index_of(container: &OwnedFd, number: u32) -> io::Result<Index> {
     if is_sealed(container, number)? {
         open_index(container, number)
     } else {
-        Layer::open(container, number)?.index(container, index::scratch(container)?)
+        make_index(container, number, index::scratch(container)?)
     }
 }
 

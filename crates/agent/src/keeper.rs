@@ -4,7 +4,9 @@
 //! `gate` is shared for one batch of writes and exclusive to begin a generation. `save` is exclusive
 //! while old contents are saved. The kernel releases both when a process ends, however it ends.
 //!
-//! Always true: the old content of a block is durable in the log before the block can be overwritten.
+//! Always true: the old content of a block is durable, in the log or in a clone, before the block can be overwritten.
+
+mod left;
 
 use std::fs::File;
 use std::io;
@@ -19,7 +21,7 @@ use rustix::fs::FallocateFlags;
 
 use crate::clock::{Clock, Now};
 use crate::disk::{self, Locked, Slots, bad};
-use crate::generation::{self, Head, Newest};
+use crate::generation::{self, Head, Newest, seal_all};
 use crate::holes::data_blocks;
 use crate::journal::Journal;
 use crate::log;
@@ -283,11 +285,16 @@ impl Keeper {
         let Some(session) = self.session.take() else {
             return Ok(());
         };
-        self.slot = None;
+        // The next session looks again which one is the newest.
+        (self.slot, self.open) = (None, None);
         let locks = Rc::clone(&self.locks);
         let _gate = locks.gate.exclusive()?;
         self.journal.flush(session)?;
         let mut state = read_state(&self.slots)?;
+        let id = FileId::of(file)?;
+        if state.file != Some(id) {
+            self.drop_left_clone()?;
+        }
         // Both operations replace the shared lock that this process has.
         let Some(_alone) = locks.writers.try_exclusive()? else {
             return Ok(());
@@ -459,6 +466,9 @@ impl Keeper {
         };
         let may_be_spared = ["secret", "day", "session"].contains(&reason);
         let begins = !reason.is_empty() && (!unchanged || !may_be_spared);
+        if !begins || !self.policy.clones || state.file != Some(id) {
+            self.drop_left_clone()?;
+        }
         if begins {
             let number = newest.map_or(1, |newest| newest + 1);
             let is_clean = old.clean && reason == "session";
@@ -584,13 +594,20 @@ impl Keeper {
             state_ns: id.modified.1,
             begun_s: now.wall_s,
             clean: is_clean,
+            clone: self.policy.clones,
             counted_s: now.counted_s,
             bucket_s: now.bucket_s - ago.min(since_last),
             stood_s: ago.min(since_last),
             reason: reason.to_owned(),
             name: free_name(&self.folder, id.modified.0)?,
         };
-        generation::make(&self.folder, number, &head, &map, self.clock.boot())?;
+        let made = generation::make(&self.folder, number, &head, &map, self.clock.boot(), file);
+        if let Err(error) = made {
+            if head.clone && !disk::is_full(&error) {
+                self.raise_alarm(&format!("keeper = clone, and nobody can write: {error}"))?;
+            }
+            return Err(error);
+        }
         self.open = Some(Newest::open(&self.folder, number, self.clock.boot())?);
         Ok(())
     }
@@ -647,26 +664,6 @@ pub fn mark(container: &OwnedFd, number: u32, what: &str, note: &str) -> io::Res
         what,
         note.as_bytes(),
     )
-}
-
-/// Seals all generations but the newest, if nobody else does so.
-pub fn seal_all(container: &OwnedFd, locks: &Locks) -> io::Result<()> {
-    let Some(_tidy) = locks.tidy.try_exclusive()? else {
-        return Ok(());
-    };
-    seal_all_locked(container)
-}
-
-/// The same for a caller that has the lock `tidy`.
-pub fn seal_all_locked(container: &OwnedFd) -> io::Result<()> {
-    let mut numbers = generation::numbers(container)?;
-    numbers.pop();
-    for number in numbers {
-        if !generation::is_sealed(container, number)? {
-            generation::seal(container, number)?;
-        }
-    }
-    Ok(())
 }
 
 /// A name for a state of that time that no generation has.

@@ -1,4 +1,5 @@
-//! Reads a past state of a container: its generation, the later ones, then the container itself.
+//! Reads a past state of a container: its generation, the later ones, then the container itself. The image of a
+//! clone takes the container's place for its own state, and for those before it.
 //!
 //! A block's old content lies in the first of the generations, from this one on, that saved it. What none
 //! of them saved is unchanged. A generation may begin, and blocks may be saved, at any moment of a read:
@@ -14,9 +15,8 @@ use std::sync::atomic::{Ordering, fence};
 use rustix::fs::OFlags;
 
 use crate::disk::{self, bad, open_in};
-use crate::generation::{self, Head, Layer};
+use crate::generation::{self, Head, Layer, seal_all};
 use crate::index::{self, Index};
-use crate::keeper::seal_all;
 use crate::log::{self, Entry};
 use crate::ranges::{self, BLOCK, Blocks};
 use crate::state::{Locks, changed_outside};
@@ -29,6 +29,8 @@ const LAYERS_MAX: usize = 4;
 const AHEAD_BLOCKS: u64 = 256;
 /// Of the container, so many blocks that are not needed are read rather than with two calls.
 const GAP_BLOCKS: u64 = 16;
+/// Blocks that are compared at once.
+const COMPARED: usize = 256;
 
 /// A past state, for reading.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub struct Past {
     number: u32,
     /// The container as it is now.
     live: File,
+    /// The image that takes its place, of the first clone from this generation on.
+    image: Option<File>,
     pub head: Head,
     pub map: Blocks,
     /// The entries of all sealed generations from this one on.
@@ -71,27 +75,25 @@ pub fn list(container: &OwnedFd) -> io::Result<Vec<(u32, Option<Head>)>> {
 /// one. What was overwritten then is lost, for all states up to this one: their names say so.
 pub fn shown(container: &OwnedFd, live: &File) -> io::Result<Vec<(u32, String, Head)>> {
     let all = list(container)?;
-    let mut marked = changed_outside(container, live)?.then_some(u32::MAX);
-    for (number, _) in &all {
-        if has_mark(container, *number, "written-past")? {
-            marked = marked.max(Some(*number));
-        }
+    let mut suspect = changed_outside(container, live)?;
+    let mut found = Vec::new();
+    for (number, head) in all.into_iter().rev() {
+        suspect |= has_mark(container, number, "written-past")?;
+        // What is written to the container does not reach a clone, nor the states that are read from it.
+        suspect = suspect && !generation::is_clone(container, number)?;
+        let Some(head) = head else {
+            continue;
+        };
+        let stem = head.name.trim_end_matches(".luks");
+        let name = if suspect {
+            format!("{stem}-suspect.luks")
+        } else {
+            head.name.clone()
+        };
+        found.push((number, name, head));
     }
-    let heads = all
-        .into_iter()
-        .filter_map(|(number, head)| Some((number, head?)));
-    Ok(heads
-        .map(|(number, head)| {
-            let suspect = marked.is_some_and(|marked| number <= marked);
-            let stem = head.name.trim_end_matches(".luks");
-            let name = if suspect {
-                format!("{stem}-suspect.luks")
-            } else {
-                head.name.clone()
-            };
-            (number, name, head)
-        })
-        .collect())
+    found.reverse();
+    Ok(found)
 }
 
 /// Whether a generation has this mark.
@@ -102,10 +104,13 @@ pub fn has_mark(container: &OwnedFd, number: u32, what: &str) -> io::Result<bool
     }
 }
 
+/// What a [`Past`] reads from: the view, the generations behind it, the image behind those.
+type Loaded = (Index, Vec<Layer>, Option<File>);
+
 /// The view, and the generations behind it. Nothing waits for expiry, which may merge generations meanwhile:
 /// an index never changes in place, and an older one leads to the same contents. Only if a generation has
 /// gone, the index that took its entries over may have been read before that: then once more.
-fn load(container: &OwnedFd, number: u32, map: &Blocks) -> io::Result<(Index, Vec<Layer>)> {
+fn load(container: &OwnedFd, number: u32, map: &Blocks) -> io::Result<Loaded> {
     loop {
         let mut numbers = generation::numbers(container)?;
         numbers.retain(|n| *n >= number);
@@ -124,7 +129,16 @@ fn load(container: &OwnedFd, number: u32, map: &Blocks) -> io::Result<(Index, Ve
     }
 }
 
-fn load_of(container: &OwnedFd, numbers: &[u32], map: &Blocks) -> io::Result<(Index, Vec<Layer>)> {
+fn load_of(container: &OwnedFd, numbers: &[u32], map: &Blocks) -> io::Result<Loaded> {
+    let mut logs = 0;
+    while logs < numbers.len() && !generation::is_clone(container, numbers[logs])? {
+        logs += 1;
+    }
+    let image = match numbers.get(logs) {
+        Some(clone) => generation::open_image(container, *clone)?,
+        None => None,
+    };
+    let numbers = &numbers[..logs];
     let mut sealed = 0;
     while sealed < numbers.len() && generation::is_sealed(container, numbers[sealed])? {
         sealed += 1;
@@ -137,7 +151,7 @@ fn load_of(container: &OwnedFd, numbers: &[u32], map: &Blocks) -> io::Result<(In
         .iter()
         .map(|n| Layer::open(container, *n))
         .collect::<io::Result<_>>()?;
-    Ok((view, layers))
+    Ok((view, layers, image))
 }
 
 impl Past {
@@ -152,12 +166,19 @@ impl Past {
             generation::read_head(&folder)?,
             generation::read_map(&folder)?,
         );
-        let (view, layers) = load(container, number, &map)?;
+        let (view, layers, image) = load(container, number, &map)?;
+        // A container never becomes shorter.
+        let image_len = image.as_ref().map(File::metadata).transpose()?;
+        let image_len = image_len.map_or(u64::MAX, |found| found.len());
+        if head.clone && !generation::is_clone(container, number)? || image_len < head.length {
+            return Err(bad("its image is missing, or too short"));
+        }
         let container = container.try_clone()?;
         Ok(Self {
             container,
             number,
             live,
+            image,
             head,
             map,
             view,
@@ -183,10 +204,31 @@ impl Past {
         for layer in &self.layers {
             layer.blocks(&mut add)?;
         }
+        if let Some(image) = &self.image {
+            self.differing(image, &mut add)?;
+        }
         let found = ranges::both(&self.map, &ranges::normal(found));
         let live = crate::holes::data_blocks(&self.live, self.live.metadata()?.len())?;
         let holes = ranges::without(&live, &self.map);
         Ok(ranges::normal([found, holes].concat()))
+    }
+
+    /// Finds the blocks of the map that an image and the container don't have in common.
+    fn differing(&self, image: &File, found: &mut dyn FnMut(u64)) -> io::Result<()> {
+        let mut buffers = [vec![0; COMPARED * 4096], vec![0; COMPARED * 4096]];
+        for range in &self.map {
+            for start in (range.start..range.end).step_by(COMPARED) {
+                for (file, buffer) in [image, &self.live].into_iter().zip(&mut buffers) {
+                    disk::read_padded(file, buffer, start * BLOCK)?;
+                }
+                let pairs = buffers[0].chunks(4096).zip(buffers[1].chunks(4096));
+                (start..range.end.min(start + COMPARED as u64))
+                    .zip(pairs)
+                    .filter(|(_, (old, new))| old != new)
+                    .for_each(|(block, _)| found(block));
+            }
+        }
+        Ok(())
     }
 
     /// Reads at most `len` bytes at `offset`; fewer at the end.
@@ -233,7 +275,11 @@ impl Past {
         for run in unsaved.chunk_by(|a, b| b.start - a.end <= GAP_BLOCKS) {
             let (start, end) = (run[0].start, run[run.len() - 1].end);
             let part = &mut bytes[place(start)..place(end)];
-            disk::read_padded(&self.live, part, start * BLOCK)?;
+            disk::read_padded(
+                self.image.as_ref().unwrap_or(&self.live),
+                part,
+                start * BLOCK,
+            )?;
         }
         // The writer saves first and overwrites then. So what is not saved now was not overwritten.
         fence(Ordering::SeqCst);
@@ -287,7 +333,15 @@ impl Past {
     /// Finds what was saved, and which generations were begun, since the last time. Returns whether there
     /// was anything.
     fn refresh(&mut self) -> io::Result<bool> {
+        // Nothing changes where the container is not read.
+        if self.image.is_some() {
+            return Ok(false);
+        }
         let mut grown = self.refresh_layers()?;
+        if generation::is_clone(&self.container, self.newest()? + 1)? {
+            self.reopen()?;
+            return Ok(true);
+        }
         if let Some(next) = disk::if_there(Layer::open(&self.container, self.newest()? + 1))? {
             // Something may have been saved before that one was begun, and again in that one: the older one counts.
             self.refresh_layers()?;

@@ -58,6 +58,8 @@ pub struct Policy {
     /// The longest container.
     pub size_max: u64,
     pub containers_max: usize,
+    /// New generations are clones (reflinks), not logs.
+    pub clones: bool,
     /// Share of a container's data that may be overwritten in one, 7 or 30 days without an alarm.
     pub alarm_percent: u64,
     /// How many times the usual day may be overwritten in one day without an alarm.
@@ -94,6 +96,7 @@ impl Default for Policy {
             free_min_percent: 5,
             size_max: 8 << 40,
             containers_max: 4,
+            clones: false,
             alarm_percent: 30,
             alarm_times: Some(5),
             hold_on_alarm: true,
@@ -141,6 +144,13 @@ impl Policy {
             "free_min" => self.free_min_percent = percent(value)?,
             "size_max" => self.size_max = bytes(value)?,
             "containers_max" => self.containers_max = value.parse().ok()?,
+            "keeper" => {
+                self.clones = match value {
+                    "auto" | "log" => false,
+                    "clone" => true,
+                    _ => return None,
+                }
+            }
             "alarm" => {
                 let (share, times) = match value.split_once(" or ") {
                     Some((share, times)) => (share, Some(times.strip_suffix('x')?.parse().ok()?)),
@@ -248,13 +258,19 @@ mod tests {
     fn a_policy_is_read_and_an_unknown_key_is_an_error() {
         let text = "# mine\nkeep = all 7d, daily 30d, weekly 12w, monthly 12m\nat_least = 3\n\
                     new = burst 12, then 1 per 1h\nsecret = 1h\nalarm = 30% or 5x   # of used blocks\nfree_min = 5%\n\
-                    on_alarm = hold\nheader = alarm\nheader_bytes = 16M\nsize_max = 8T\ncontainers_max = 4\n";
+                    on_alarm = hold\nheader = alarm\nheader_bytes = 16M\nsize_max = 8T\ncontainers_max = 4\nkeeper = auto\n";
         assert_eq!(Policy::parse(text).unwrap(), Policy::default());
         let other = Policy::parse("quota = 2T\nexpect = 26h\non_alarm = note\n").unwrap();
         assert_eq!(
             (other.quota, other.expect_s, other.hold_on_alarm),
             (Some(2 << 40), Some(93_600), false)
         );
+        let clones = |keeper: &str| {
+            Policy::parse(&format!("keeper = {keeper}\n"))
+                .unwrap()
+                .clones
+        };
+        assert_eq!(["auto", "log", "clone"].map(clones), [false, false, true]);
         for wrong in [
             "quota 2T",
             "quto = 2T",
@@ -269,6 +285,7 @@ mod tests {
             "on_alarm = maybe",
             "notify = mail",
             "header = no",
+            "keeper = clones",
             "at_least = -1",
             "keep =",
         ] {

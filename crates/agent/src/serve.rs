@@ -400,7 +400,14 @@ impl Server {
         let ended = containers
             .iter()
             .map(|container| self.end_session(container));
-        ended.fold(Ok(()), io::Result::and)
+        let ended = ended.fold(Ok(()), io::Result::and);
+        for (container, keeper) in &self.keepers {
+            // What fails is done when the next session begins.
+            if let Ok(file) = self.root.live(container) {
+                let _ = keeper.clone_left(&file);
+            }
+        }
+        ended
     }
 
     fn remove(&self, path: &[u8]) -> Result<(), Status> {

@@ -9,7 +9,9 @@ use rustix::fs::{AtFlags, FileType};
 
 use crate::clock::reading;
 use crate::disk::{folder_in, if_there, list_in};
+use crate::generation::{IMAGE, blocks_of_clone};
 use crate::policy::Policy;
+use crate::ranges::BLOCK;
 
 /// The root is counted again after so long, or after so many bytes.
 const RECOUNT_S: i64 = 30;
@@ -98,9 +100,14 @@ impl Space {
     }
 }
 
+/// A clone shares its blocks with others. It needs those that were overwritten after it was made.
 fn bytes_in(folder: impl AsFd) -> io::Result<u64> {
     let mut bytes = 0;
     for name in list_in(&folder)? {
+        if name == IMAGE {
+            bytes += blocks_of_clone(&folder)? * BLOCK;
+            continue;
+        }
         match rustix::fs::statat(&folder, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) if FileType::from_raw_mode(found.st_mode).is_dir() => {
                 if let Some(inner) = if_there(folder_in(&folder, &name))? {

@@ -14,9 +14,9 @@ use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use crate::alarm;
 use crate::clock::{DAY_S, Now};
 use crate::disk::{self, number, open_in, sync_folder};
-use crate::generation;
+use crate::generation::{self, seal_all_locked};
 use crate::index;
-use crate::keeper::{mark, seal_all_locked};
+use crate::keeper::mark;
 use crate::past::{self, has_mark};
 use crate::policy::Policy;
 use crate::ranges::{self, BLOCK};
@@ -105,12 +105,9 @@ pub fn run(container: &OwnedFd, policy: &Policy, now: Now, overdue: bool) -> io:
         expired.extend(damaged_due(container, policy, now)?);
         expired.sort_unstable();
     }
-    remove(container, &expired)?;
+    let removed = remove(container, &expired)?;
     sweep_logs(container)?;
-    Ok(Done {
-        removed: expired,
-        held,
-    })
+    Ok(Done { removed, held })
 }
 
 /// Whether nobody reads the generation, or somebody has read it for a day already.
@@ -130,23 +127,36 @@ fn may_go(container: &OwnedFd, generation: u32, now: Now) -> io::Result<bool> {
     mark(container, generation, "due", &due).map(|()| false)
 }
 
-/// Removes generations; what older ones need of them is merged into those.
-pub fn remove(container: &OwnedFd, expired: &[u32]) -> io::Result<()> {
+/// Whether the generation `older` is read from the image of `number`, the next one that stays.
+pub fn needs(container: &OwnedFd, older: Option<u32>, number: u32) -> io::Result<bool> {
+    let Some(older) = older else {
+        return Ok(false);
+    };
+    Ok(generation::is_clone(container, number)? && !generation::is_clone(container, older)?)
+}
+
+/// Removes generations; what older ones need of them is merged into those. An image can't be: a clone stays as long as
+/// the generation before it has a log. Returns those that were removed.
+pub fn remove(container: &OwnedFd, expired: &[u32]) -> io::Result<Vec<u32>> {
     let all = generation::numbers(container)?;
+    let mut removed = Vec::new();
     let mut older = None;
     let mut at = 0;
     while at < all.len() {
-        if !expired.contains(&all[at]) {
+        let mut run = Vec::new();
+        for number in &all[at..] {
+            if !expired.contains(number) || needs(container, older, *number)? {
+                break;
+            }
+            run.push(*number);
+        }
+        if run.is_empty() {
             older = Some(all[at]);
             at += 1;
             continue;
         }
-        let run: Vec<u32> = all[at..]
-            .iter()
-            .copied()
-            .take_while(|number| expired.contains(number))
-            .collect();
         at += run.len();
+        removed.extend(&run);
         if let Some(older) = older {
             merge_into(container, older, &run)?;
         }
@@ -160,7 +170,8 @@ pub fn remove(container: &OwnedFd, expired: &[u32]) -> io::Result<()> {
         }
         sync_folder(container)?;
     }
-    remove_dead(container)
+    remove_dead(container)?;
+    Ok(removed)
 }
 
 fn merge_into(container: &OwnedFd, older: u32, run: &[u32]) -> io::Result<()> {
@@ -207,7 +218,9 @@ fn sweep_logs(container: &OwnedFd) -> io::Result<()> {
     // A bit for each place: a long log has hundreds of thousands.
     let mut used: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
     for number in &generations {
-        if !generation::is_sealed(container, *number)? {
+        // The entries of a clone lead nowhere.
+        if !generation::is_sealed(container, *number)? || generation::is_clone(container, *number)?
+        {
             continue;
         }
         for entry in generation::open_index(container, *number)?.iter() {

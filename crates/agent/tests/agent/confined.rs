@@ -34,7 +34,7 @@ fn with_setpriv(file: &PathBuf, served: &Served, words: &[&str]) -> Command {
     command
 }
 
-fn confined(served: &Served, words: &[&str]) -> Client {
+pub fn confined(served: &Served, words: &[&str]) -> Client {
     let words = [&["serve", "--landlock"], words].concat();
     Client::start(with_setpriv(&setpriv(), served, &words))
 }

@@ -21,8 +21,13 @@ fn block(number: u64) -> u64 {
 
 /// A container with holes, and its states by generation.
 fn history(policy: &str, sessions: u32, seed: u64) -> (Served, BTreeMap<u32, Vec<u8>>) {
-    let mut dice = Dice::new(seed);
     let served = Served::new(policy);
+    let states = make_history(&served, sessions, seed);
+    (served, states)
+}
+
+pub fn make_history(served: &Served, sessions: u32, seed: u64) -> BTreeMap<u32, Vec<u8>> {
+    let mut dice = Dice::new(seed);
     let file = fs::File::create(served.path("x.luks")).unwrap();
     file.set_len(block(BLOCKS)).unwrap();
     file.write_all_at(&blocks(20, seed), 0).unwrap();
@@ -37,11 +42,11 @@ fn history(policy: &str, sessions: u32, seed: u64) -> (Served, BTreeMap<u32, Vec
         }
         client.end();
     }
-    (served, states)
+    states
 }
 
 #[track_caller]
-fn check(served: &Served, states: &BTreeMap<u32, Vec<u8>>) {
+pub fn check(served: &Served, states: &BTreeMap<u32, Vec<u8>>) {
     let mut client = served.connect();
     for number in served.numbers() {
         let content = client.content(&served.past_path(number));
@@ -112,7 +117,12 @@ fn any_states_can_go_in_any_order() {
 fn killed_at_each_step_expiry_loses_nothing_and_ends_the_next_time() {
     requires!(needs::program("strace"));
     let calls = "pwrite64,fsync,rename,renameat,unlinkat,fallocate";
-    let (served, mut states) = history(EAGER, 4, 3);
+    assert!(killed_at_each_step(&Served::new(EAGER), calls) > 20);
+}
+
+/// Returns how often it was killed.
+pub fn killed_at_each_step(served: &Served, calls: &str) -> u32 {
+    let mut states = make_history(served, 4, 3);
     let mut killed = 0;
     for call in calls.split(',') {
         for step in 1.. {
@@ -147,7 +157,7 @@ fn killed_at_each_step_expiry_loses_nothing_and_ends_the_next_time() {
                 .arg(served.path(""))
                 .output()
                 .unwrap();
-            check(&served, &states);
+            check(served, &states);
             if output.status.success() {
                 break;
             }
@@ -157,9 +167,10 @@ fn killed_at_each_step_expiry_loses_nothing_and_ends_the_next_time() {
             assert_eq!(served.numbers().len(), 2);
         }
     }
-    assert!(killed > 20, "only {killed} steps");
+    println!("{killed} steps");
     assert_eq!(served.numbers().len(), 2);
-    check(&served, &states);
+    check(served, &states);
+    killed
 }
 
 #[test]

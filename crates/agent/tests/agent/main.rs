@@ -10,6 +10,7 @@
 
 mod accounts;
 mod client;
+mod clones;
 mod commands;
 mod confined;
 mod damage;

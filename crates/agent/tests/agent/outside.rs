@@ -113,7 +113,7 @@ const PLACES: [(u64, u64); 10] = [
     (10 * 4096, 4096),
 ];
 
-fn code(served: &Served, words: &[&str]) -> (Option<i32>, String) {
+pub fn code(served: &Served, words: &[&str]) -> (Option<i32>, String) {
     let output = served.command(words).output().unwrap();
     (
         output.status.code(),
@@ -121,7 +121,7 @@ fn code(served: &Served, words: &[&str]) -> (Option<i32>, String) {
     )
 }
 
-fn past_names(served: &Served) -> Vec<String> {
+pub fn past_names(served: &Served) -> Vec<String> {
     let mut client = served.connect();
     let names = client.list(".generations/x.luks");
     client.end();
@@ -132,7 +132,7 @@ fn past_names(served: &Served) -> Vec<String> {
 }
 
 /// The kernel's times are those of its last tick.
-fn next_tick() {
+pub fn next_tick() {
     std::thread::sleep(Duration::from_millis(12));
 }
 

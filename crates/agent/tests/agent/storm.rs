@@ -305,10 +305,14 @@ pub fn make_container(served: &Served) {
 
 #[test]
 fn past_states_stay_exact_while_writers_are_killed_and_others_begin_and_expire() {
-    let served = Served::new(RESTLESS);
-    make_container(&served);
-    let storm = Storm::new(&served, BTreeMap::new());
-    let kills = dice::number("SPRAT_TORTURE_ROUNDS").map_or(40, |rounds| rounds * 20);
+    past_states_stay_exact(&Served::new(RESTLESS), 40);
+}
+
+/// So many kills, in the short form.
+pub fn past_states_stay_exact(served: &Served, kills: u64) {
+    make_container(served);
+    let storm = Storm::new(served, BTreeMap::new());
+    let kills = dice::number("SPRAT_TORTURE_ROUNDS").map_or(kills, |rounds| rounds * 20);
     let before = served.live();
     storm.run(dice::seed(), |storm| {
         let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
@@ -320,13 +324,13 @@ fn past_states_stay_exact_while_writers_are_killed_and_others_begin_and_expire()
     let gone = storm.gone.lock().unwrap();
     let mut known = storm.known.lock().unwrap();
     assert!(!known.contains_key(&1) || known[&1] == before);
-    check(&served, &known, &gone);
+    check(served, &known, &gone);
     // What nobody disturbs: the state that a session begins with.
     let before = served.live();
     served.overwrite(&[(0, vec![7; BLOCK])]);
     let newest = *served.numbers().last().unwrap();
     assert!(served.past(newest) == before, "the state after the storm");
     known.insert(newest, before);
-    check(&served, &known, &gone);
+    check(served, &known, &gone);
     assert!(served.run(&["check", "--read-data"]).contains("0 findings"));
 }
