@@ -36,9 +36,9 @@ use crate::writers::{self, Slot};
 /// them to end.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PATIENCE_AFTER_KILL: Duration = Duration::from_secs(30);
-/// Blocks of one batch of punches or announced writes: others wait no longer than for these. Full records: the disk is
+/// Blocks of one batch of punches or announced writes: others wait no longer than for these. A full record: the disk is
 /// waited for after each.
-const BATCH_BLOCKS: u64 = 4 * log::ENTRIES_MAX as u64;
+const BATCH_BLOCKS: u64 = log::ENTRIES_MAX as u64;
 /// Blocks of one request.
 const REQUEST_BLOCKS: u64 = 16_384;
 /// A session that lasts longer than this gets a further generation.

@@ -1,16 +1,17 @@
 //! The log of a generation: blocks as they were before their first overwrite.
 //!
 //! A record is `header | data blocks | the same header again`, all in units of 4,096 bytes. The second
-//! header heals damage of the first one, and shows that the record is whole. A header is, little endian:
+//! header heals damage of the first one, and shows that the record is whole. A header takes as many units
+//! as its entries need. It is, little endian:
 //!
 //! | bytes | field |
 //! | --- | --- |
 //! | 0..8 | magic |
 //! | 8..16 | the log's own random number: no block of a client passes for a header |
 //! | 16..24 | the record's offset in the log |
-//! | 24..28 | number of entries, at most 250 |
+//! | 24..28 | number of entries, at most 1,000 |
 //! | 32.. | entries: `u64 block`, `u32 crc32 of the data`, `u32 place in the record` (0: all zeros, no data) |
-//! | 4092..4096 | crc32 of all before |
+//! | the last 4 | crc32 of all before |
 //!
 //! A record is appended only when the one before it is durable. So only the last one can be torn.
 
@@ -22,11 +23,12 @@ use crate::disk::{bad, read_padded};
 use crate::ranges::BLOCK;
 
 const MAGIC: &[u8; 8] = b"sprlog1\n";
-/// The most blocks of one record: one write of at most 1,008 KiB.
-pub const ENTRIES_MAX: usize = 250;
+/// The most blocks of one record: one write of at most 4 MiB, for which the disk is waited for once.
+pub const ENTRIES_MAX: usize = 1000;
 const BLOCK_BYTES: usize = 4096;
 const ENTRIES_AT: usize = 32;
 const ENTRY_BYTES: usize = 16;
+const CRC_BYTES: usize = 4;
 /// From one block to the next one that is read with it.
 const GAP_MAX: u32 = 16;
 
@@ -48,6 +50,11 @@ pub struct LogId {
     pub secret: u64,
 }
 
+/// Units that a header of so many entries takes.
+fn header_blocks(entries: usize) -> usize {
+    (ENTRIES_AT + entries * ENTRY_BYTES + CRC_BYTES).div_ceil(BLOCK_BYTES)
+}
+
 /// The bytes of a record at `offset`: `blocks` are numbers and contents of 4,096 bytes.
 pub fn record(id: LogId, offset: u64, blocks: &[(u64, &[u8])]) -> Vec<u8> {
     assert!(
@@ -55,17 +62,17 @@ pub fn record(id: LogId, offset: u64, blocks: &[(u64, &[u8])]) -> Vec<u8> {
         "a record of {} blocks",
         blocks.len()
     );
-    let mut header = [0; BLOCK_BYTES];
+    let header_blocks = header_blocks(blocks.len());
+    let mut header = vec![0; header_blocks * BLOCK_BYTES];
     header[..8].copy_from_slice(MAGIC);
     header[8..16].copy_from_slice(&id.secret.to_le_bytes());
     header[16..24].copy_from_slice(&offset.to_le_bytes());
-    let mut data = Vec::with_capacity((blocks.len() + 2) * BLOCK_BYTES);
-    data.extend(header);
-    let mut place = 0_u32;
+    let mut data = Vec::with_capacity((blocks.len() + 2 * header_blocks) * BLOCK_BYTES);
+    data.extend(&header);
     for (index, (block, content)) in blocks.iter().enumerate() {
         let is_zero = content.iter().all(|b| *b == 0);
+        let place = u32::try_from(data.len() / BLOCK_BYTES).unwrap_or(0);
         if !is_zero {
-            place += 1;
             data.extend(*content);
         }
         let entry = &mut header[ENTRIES_AT + index * ENTRY_BYTES..][..ENTRY_BYTES];
@@ -75,9 +82,10 @@ pub fn record(id: LogId, offset: u64, blocks: &[(u64, &[u8])]) -> Vec<u8> {
     }
     let count = u32::try_from(blocks.len()).unwrap_or(0);
     header[24..28].copy_from_slice(&count.to_le_bytes());
-    let crc = crc32fast::hash(&header[..BLOCK_BYTES - 4]);
-    header[BLOCK_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
-    data[..BLOCK_BYTES].copy_from_slice(&header);
+    let crc_at = header.len() - CRC_BYTES;
+    let crc = crc32fast::hash(&header[..crc_at]);
+    header[crc_at..].copy_from_slice(&crc.to_le_bytes());
+    data[..header.len()].copy_from_slice(&header);
     data.extend(header);
     data
 }
@@ -86,44 +94,56 @@ pub fn record(id: LogId, offset: u64, blocks: &[(u64, &[u8])]) -> Vec<u8> {
 struct Header {
     offset: u64,
     entries: Vec<Entry>,
+    /// Of one copy of it.
+    len: u64,
     data_blocks: u64,
 }
 
 impl Header {
     fn end(&self) -> u64 {
-        self.offset + (self.data_blocks + 2) * BLOCK
+        self.second() + self.len
+    }
+
+    /// Where the second copy begins.
+    fn second(&self) -> u64 {
+        self.offset + self.len + self.data_blocks * BLOCK
     }
 }
 
 pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes[at..at + 4]
-        .iter()
-        .rev()
-        .fold(0, |all, b| all << 8 | u32::from(*b))
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap_or_default())
 }
 
 pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes[at..at + 8]
-        .iter()
-        .rev()
-        .fold(0, |all, b| all << 8 | u64::from(*b))
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default())
 }
 
-fn parse_header(id: LogId, bytes: &[u8; BLOCK_BYTES]) -> Option<Header> {
-    let count = usize::try_from(u32_at(bytes, 24)).ok()?;
-    let whole = bytes[..8] == *MAGIC
-        && u64_at(bytes, 8) == id.secret
-        && u32_at(bytes, BLOCK_BYTES - 4) == crc32fast::hash(&bytes[..BLOCK_BYTES - 4]);
-    if !whole || count > ENTRIES_MAX {
-        return None;
+fn header_at(log: &File, id: LogId, at: u64) -> io::Result<Option<Header>> {
+    let mut bytes = vec![0; BLOCK_BYTES];
+    read_padded(log, &mut bytes, at)?;
+    let count = usize::try_from(u32_at(&bytes, 24)).unwrap_or(usize::MAX);
+    if bytes[..8] != *MAGIC || u64_at(&bytes, 8) != id.secret || count > ENTRIES_MAX {
+        return Ok(None);
     }
+    bytes.resize(header_blocks(count) * BLOCK_BYTES, 0);
+    read_padded(log, &mut bytes[BLOCK_BYTES..], at + BLOCK)?;
+    let crc_at = bytes.len() - CRC_BYTES;
+    if u32_at(&bytes, crc_at) != crc32fast::hash(&bytes[..crc_at]) {
+        return Ok(None);
+    }
+    Ok(parse_header(id, &bytes, count))
+}
+
+/// A whole header. `None`: it is not of this place in a log.
+fn parse_header(id: LogId, bytes: &[u8], count: usize) -> Option<Header> {
     let offset = u64_at(bytes, 16);
     let first_block = u32::try_from(offset / BLOCK).ok()?;
+    let header_blocks = (bytes.len() / BLOCK_BYTES) as u64;
     let mut entries = Vec::with_capacity(count);
-    let mut data_blocks = 0;
+    let mut end = header_blocks;
     for entry in bytes[ENTRIES_AT..].chunks_exact(ENTRY_BYTES).take(count) {
         let place = u32_at(entry, 12);
-        data_blocks = data_blocks.max(u64::from(place));
+        end = end.max(u64::from(place) + 1);
         let place = if place == 0 {
             0
         } else {
@@ -139,14 +159,9 @@ fn parse_header(id: LogId, bytes: &[u8; BLOCK_BYTES]) -> Option<Header> {
     Some(Header {
         offset,
         entries,
-        data_blocks,
+        len: header_blocks * BLOCK,
+        data_blocks: end - header_blocks,
     })
-}
-
-fn header_at(log: &File, id: LogId, at: u64) -> io::Result<Option<Header>> {
-    let mut bytes = [0; BLOCK_BYTES];
-    read_padded(log, &mut bytes, at)?;
-    Ok(parse_header(id, &bytes))
 }
 
 /// The header of the record at `at`, from its second copy if the first one is damaged.
@@ -155,7 +170,7 @@ fn find_header(log: &File, id: LogId, at: u64, len: u64) -> io::Result<Option<He
         return Ok((header.offset == at).then_some(header));
     }
     scan(log, id, at, len, |found, place| {
-        found.offset == at && place + BLOCK == found.end()
+        found.offset == at && place == found.second()
     })
 }
 
@@ -167,7 +182,7 @@ fn scan(
     len: u64,
     fits: impl Fn(&Header, u64) -> bool,
 ) -> io::Result<Option<Header>> {
-    for step in 1..=ENTRIES_MAX as u64 + 2 {
+    for step in 1..=(ENTRIES_MAX + 2 * header_blocks(ENTRIES_MAX)) as u64 {
         let place = at + step * BLOCK;
         if place + BLOCK > len {
             break;
@@ -181,7 +196,7 @@ fn scan(
 
 /// Whether all of a record is there as it was written.
 fn is_whole(log: &File, id: LogId, header: &Header) -> io::Result<bool> {
-    match header_at(log, id, header.end() - BLOCK)? {
+    match header_at(log, id, header.second())? {
         Some(copy) if copy.offset == header.offset => {}
         _ => return Ok(false),
     }
@@ -407,5 +422,57 @@ mod tests {
         let read = read(file.as_file(), ID, 0, end, &mut into(&mut seen)).unwrap();
         assert!(read.damaged);
         assert_eq!(seen, [&entries[..3], &entries[4..]].concat());
+    }
+
+    /// A record with more entries than fit into one unit: its header is healed, found torn, or lost like a short one.
+    #[test]
+    fn a_long_header_is_healed_or_reported() {
+        let file = tempfile::tempfile().unwrap();
+        let contents: Vec<Vec<u8>> = (0..702_u64)
+            .map(|n| vec![u8::try_from(n % 5).unwrap(); BLOCK_BYTES])
+            .collect();
+        let blocks: Vec<(u64, &[u8])> = (0..).zip(contents.iter().map(Vec::as_slice)).collect();
+        let long = record(ID, 0, &blocks[..700]);
+        let end = long.len() as u64;
+        file.write_all_at(&long, 0).unwrap();
+        file.write_all_at(&record(ID, end, &blocks[700..]), end)
+            .unwrap();
+        let all = |tail: u64| {
+            let mut seen = Vec::new();
+            let read = read(&file, ID, 0, tail, &mut into(&mut seen)).unwrap();
+            (read, seen)
+        };
+        let whole = all(0);
+        assert_eq!((whole.0.damaged, whole.1.len()), (false, 702));
+        for (n, entry) in whole.1.iter().enumerate() {
+            assert_eq!(entry.place == 0, n % 5 == 0);
+            super::contents(&file, &[*entry], &mut |_, data| {
+                assert!(*data == contents[n]);
+            })
+            .unwrap();
+        }
+        let headers = header_blocks(700) as u64 * BLOCK;
+        assert_eq!(headers, 3 * BLOCK);
+        for at in (0..headers).step_by(511) {
+            let mut byte = [0];
+            for place in [at, end - headers + at] {
+                file.read_exact_at(&mut byte, place).unwrap();
+                file.write_all_at(&[!byte[0]], place).unwrap();
+                assert_eq!(all(whole.0.end), whole, "{place}");
+                // The same place of both: what follows shows that the record is lost.
+                file.write_all_at(&[!byte[0]], end - headers + at).unwrap();
+                file.write_all_at(&[!byte[0]], at).unwrap();
+                let (read, seen) = all(0);
+                assert!(read.damaged && seen == whole.1[700..], "{place}: {read:?}");
+                for copy in [at, end - headers + at] {
+                    file.write_all_at(&byte, copy).unwrap();
+                }
+            }
+        }
+        file.set_len(end - 1).unwrap();
+        assert_eq!(
+            (all(0).0.end, all(0).0.damaged, all(0).1.len()),
+            (0, false, 0)
+        );
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 
 use crate::disk::bad;
+use crate::log::u64_at;
 
 /// Bytes of a block: what is saved at once. sprat writes in blocks of this size.
 pub const BLOCK: u64 = 4096;
@@ -111,15 +112,9 @@ pub fn from_bytes(bytes: &[u8]) -> io::Result<Blocks> {
     if crc32fast::hash(ranges) != u32::from_le_bytes(*crc) || ranges.len() % 16 != 0 {
         return Err(damaged());
     }
-    let number = |bytes: &[u8]| {
-        bytes
-            .iter()
-            .rev()
-            .fold(0, |all, b| all << 8 | u64::from(*b))
-    };
     let ranges: Blocks = ranges
         .chunks_exact(16)
-        .map(|pair| number(&pair[..8])..number(&pair[8..]))
+        .map(|pair| u64_at(pair, 0)..u64_at(pair, 8))
         .collect();
     if ranges == [NOTHING] {
         return Ok(Blocks::new());
