@@ -5,9 +5,11 @@
 //! that is wrong until NTP answers, and many reboots, count nothing. Buckets of the calendar use counted
 //! seconds plus an offset that follows the wall clock by at most one hour a day.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::ClockId;
 
@@ -18,6 +20,8 @@ pub const DAY_S: i64 = 86_400;
 const UPTIME_MIN_S: i64 = 1800;
 /// The record is written at most this often.
 const WRITE_INTERVAL_S: i64 = 60;
+/// A tick takes 10 ms at most.
+const TICK_MAX_MS: u32 = 20;
 pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The machine's clocks at one moment.
@@ -163,6 +167,24 @@ pub fn reading(boot: &str) -> Reading {
     }
 }
 
+/// Waits until a change of this file gives it a later time: the kernel's times are those of its last tick, some
+/// milliseconds apart. False: that takes longer, since the file system knows whole seconds only, or the clock was set back.
+pub fn wait_for_later_times(file: &File) -> io::Result<bool> {
+    for _ in 0..TICK_MAX_MS {
+        let now = rustix::time::clock_gettime(ClockId::RealtimeCoarse);
+        let found = file.metadata()?;
+        let is_past = match found.ctime_nsec() {
+            0 => found.ctime() < now.tv_sec,
+            ns => (found.ctime(), ns) < (now.tv_sec, now.tv_nsec),
+        };
+        if is_past {
+            return Ok(true);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(false)
+}
+
 /// The id of this boot, 32 hex digits.
 pub fn boot_id() -> io::Result<String> {
     let id = std::fs::read_to_string(BOOT_ID)?;
@@ -243,6 +265,7 @@ impl Clock {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::os::unix::fs::FileExt;
 
     fn at(boot: u32, up_s: i64, wall_s: i64) -> Reading {
         Reading {
@@ -342,6 +365,20 @@ mod tests {
                 prop_assert_eq!(Counted::parse(&text).unwrap(), next.clone());
                 counted = next;
             }
+        }
+    }
+
+    #[test]
+    fn after_the_wait_every_change_has_a_later_time() {
+        let file = tempfile::tempfile().unwrap();
+        for round in 0..20 {
+            file.write_all_at(&[round], 0).unwrap();
+            assert!(wait_for_later_times(&file).unwrap());
+            let found = file.metadata().unwrap();
+            let time = (found.ctime(), found.ctime_nsec());
+            // The times of files are at least those of this clock.
+            let now = rustix::time::clock_gettime(ClockId::RealtimeCoarse);
+            assert!(time < (now.tv_sec, now.tv_nsec), "round {round}");
         }
     }
 }

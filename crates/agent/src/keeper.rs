@@ -305,7 +305,11 @@ impl Keeper {
                 state.clean_s = crate::clock::reading("").wall_s;
             }
             file.sync_all()?;
-            state.left = Left::store(&self.folder, file)?;
+            // Nothing else may change it later and leave the same times.
+            state.left = match crate::clock::wait_for_later_times(file)? {
+                true => Left::store(&self.folder, file)?,
+                false => None,
+            };
             state.file = Some(FileId::of(file)?);
             state.writing = false;
             self.slots.write(&state.to_text())?;

@@ -98,11 +98,23 @@ impl LoopDisk {
     #[must_use]
     #[track_caller]
     pub fn mount(image: &Path, folder: &Path, megabytes: u64) -> Self {
+        Self::mount_with(image, folder, megabytes, &[])
+    }
+
+    /// The same with options of mkfs.ext4.
+    ///
+    /// # Panics
+    /// Likewise.
+    #[must_use]
+    #[track_caller]
+    pub fn mount_with(image: &Path, folder: &Path, megabytes: u64, options: &[&str]) -> Self {
         assert_cleaned(folder);
         let file = File::create(image).expect("a new image");
         file.set_len(megabytes << 20).expect("a sparse image");
-        let words: [&OsStr; 4] = ["-q", "-F", "-m", "0"].map(AsRef::as_ref);
-        system("mkfs.ext4", &[&words[..], &[image.as_os_str()]].concat());
+        let words = [&["-q", "-F", "-m", "0"], options].concat();
+        let words = words.into_iter().map(AsRef::as_ref);
+        let words: Vec<&OsStr> = words.chain([image.as_os_str()]).collect();
+        system("mkfs.ext4", &words);
         let at: [&OsStr; 4] = [
             "-o".as_ref(),
             "loop".as_ref(),

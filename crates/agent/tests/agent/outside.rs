@@ -142,7 +142,6 @@ fn a_container_with_a_past() -> Served {
     file.set_len(LEN).unwrap();
     file.write_all_at(&blocks(BLOCKS / 4 * 3, 1), 0).unwrap();
     served.overwrite(&[(10 * BLOCK as u64, vec![1; BLOCK])]);
-    next_tick();
     served
 }
 
@@ -226,7 +225,6 @@ fn what_changes_no_content_is_not_reported() {
             let at = usize::try_from(dice.below(channels.len() as u64)).unwrap();
             channels.swap_remove(at).0.end();
         }
-        next_tick();
         let root = served.path("");
         match round % 6 {
             0 if is_root => {
