@@ -175,11 +175,11 @@ pub fn sync_folder(folder: impl AsFd) -> io::Result<()> {
 }
 
 pub fn read_all(folder: impl AsFd, name: &str, bytes_max: u64) -> io::Result<Vec<u8>> {
-    use io::Read;
-    let mut bytes = Vec::new();
-    open_in(folder, name, OFlags::RDONLY)?
-        .take(bytes_max)
-        .read_to_end(&mut bytes)?;
+    let file = open_in(folder, name, OFlags::RDONLY)?;
+    let len = file.metadata()?.len().min(bytes_max);
+    let mut bytes = vec![0; usize::try_from(len).map_err(|_| bad("file too long"))?];
+    let got = read_most(&file, &mut bytes, 0)?;
+    bytes.truncate(got);
     Ok(bytes)
 }
 
@@ -220,8 +220,8 @@ pub fn write_file(
     std::fs::rename(new, path)
 }
 
-/// As many bytes as the file has there; the rest of `buf` becomes zero.
-pub fn read_padded(file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
+/// As many bytes as the file has there: how many.
+pub fn read_most(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut done = 0;
     while done < buf.len() {
         match file.read_at(&mut buf[done..], offset + done as u64) {
@@ -231,6 +231,12 @@ pub fn read_padded(file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
+    Ok(done)
+}
+
+/// The same; the rest of `buf` becomes zero.
+pub fn read_padded(file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    let done = read_most(file, buf, offset)?;
     buf[done..].fill(0);
     Ok(())
 }

@@ -222,8 +222,8 @@ const FAILED: &str = "0";
 
 /// The length in the bytes of a tail. `None`: they are not whole.
 fn tail_in(bytes: &[u8; TAIL_BYTES]) -> Option<u64> {
-    let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default());
-    (number(24) == !number(16)).then(|| number(16))
+    let tail = log::u64_at(bytes, 16);
+    (log::u64_at(bytes, 24) == !tail).then_some(tail)
 }
 
 fn tail_bytes(boot: &str, tail: u64) -> [u8; TAIL_BYTES] {
@@ -489,6 +489,7 @@ const RUNS_MAX: usize = 4;
 #[derive(Debug)]
 pub struct Layer {
     pub number: u32,
+    folder: OwnedFd,
     log: File,
     secret: u64,
     tail: File,
@@ -513,9 +514,16 @@ impl Layer {
             runs: Vec::new(),
             entries: HashMap::new(),
             damaged: secret.is_none(),
+            folder,
         };
         layer.refresh(container)?;
         Ok(layer)
+    }
+
+    /// Whether the generation takes nothing any more, or was removed: it is sealed before that.
+    pub fn has_ended(&self, container: &OwnedFd) -> io::Result<bool> {
+        let name = format!("g.{}", self.number);
+        Ok(disk::exists_in(&self.folder, "index")? || !disk::exists_in(container, &name)?)
     }
 
     /// Reads what was appended since. Returns whether there was anything. `container` is the container's folder.

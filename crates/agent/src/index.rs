@@ -14,13 +14,15 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, OFlags};
 
-use crate::disk::{bad, free_bytes, open_in, read_padded, remove_in};
+use crate::disk::{bad, free_bytes, open_in, read_most, remove_in};
 use crate::log::{Entry, u32_at, u64_at};
 
 const MAGIC: &[u8; 8] = b"sprindx1";
 const PAGE_BYTES: usize = 4096;
 const ENTRY_BYTES: usize = 20;
 const PAGE_ENTRIES: usize = (PAGE_BYTES - 12) / ENTRY_BYTES;
+/// Pages that are read at once by who reads on.
+const AHEAD_PAGES: usize = 16;
 /// With less, what is needed for a while is in memory.
 const DISK_FREE_MIN: u64 = 64 << 20;
 /// Files of indexes that are open at once in a merge.
@@ -85,6 +87,7 @@ impl Writer {
             damaged,
             first_blocks: self.first_blocks,
             searched: RefCell::default(),
+            ahead: RefCell::default(),
         })
     }
 }
@@ -111,25 +114,57 @@ pub struct Index {
     first_blocks: Vec<u64>,
     /// The page that was searched last: most readers go on behind it.
     searched: RefCell<(u32, Vec<Entry>)>,
+    /// The bytes of some pages, from this one on.
+    ahead: RefCell<(u32, Vec<u8>)>,
 }
 
 impl Index {
     pub fn open(file: File) -> io::Result<Self> {
-        let (page, _) = read_page(&file, 0)?;
+        let mut index = Self {
+            file,
+            entries: 0,
+            damaged: false,
+            first_blocks: Vec::new(),
+            searched: RefCell::default(),
+            ahead: RefCell::default(),
+        };
+        let (page, _) = index.bytes(0)?;
         if page[..8] != *MAGIC {
             return Err(bad("not an index"));
         }
-        Ok(Self {
-            entries: u64_at(&page, 8),
-            damaged: page[16] != 0,
-            file,
-            first_blocks: Vec::new(),
-            searched: RefCell::default(),
-        })
+        (index.entries, index.damaged) = (u64_at(&page, 8), page[16] != 0);
+        Ok(index)
+    }
+
+    /// A page, and how many entries it has.
+    fn bytes(&self, number: u32) -> io::Result<(Vec<u8>, usize)> {
+        let mut ahead = self.ahead.borrow_mut();
+        let known = ahead.1.len() / PAGE_BYTES;
+        let mut at = number.wrapping_sub(ahead.0) as usize;
+        if at >= known {
+            let pages = if at == known { AHEAD_PAGES } else { 1 };
+            let mut bytes = vec![0; pages * PAGE_BYTES];
+            let got = read_most(
+                &self.file,
+                &mut bytes,
+                u64::from(number) * PAGE_BYTES as u64,
+            )?;
+            bytes.truncate(got.next_multiple_of(PAGE_BYTES).max(PAGE_BYTES));
+            (*ahead, at) = ((number, bytes), 0);
+        }
+        let page = ahead.1[at * PAGE_BYTES..][..PAGE_BYTES].to_vec();
+        let count = usize::try_from(u32_at(&page, PAGE_BYTES - 8)).unwrap_or(usize::MAX);
+        let whole = u32_at(&page, PAGE_BYTES - 4) == crc32fast::hash(&page[..PAGE_BYTES - 4])
+            && u32_at(&page, PAGE_BYTES - 12) == number
+            && count <= PAGE_ENTRIES;
+        if !whole {
+            return Err(bad(format!("page {number} of an index is damaged")));
+        }
+        Ok((page, count))
     }
 
     fn page(&self, number: u32) -> io::Result<Vec<Entry>> {
-        let (bytes, count) = read_page(&self.file, number)?;
+        let (bytes, count) = self.bytes(number)?;
         let entries = bytes.chunks_exact(ENTRY_BYTES).take(count);
         Ok(entries
             .map(|entry| Entry {
@@ -169,20 +204,6 @@ impl Index {
 
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
-    }
-}
-
-fn read_page(file: &File, number: u32) -> io::Result<(Vec<u8>, usize)> {
-    let mut bytes = vec![0; PAGE_BYTES];
-    read_padded(file, &mut bytes, u64::from(number) * PAGE_BYTES as u64)?;
-    let count = usize::try_from(u32_at(&bytes, PAGE_BYTES - 8)).unwrap_or(usize::MAX);
-    let whole = u32_at(&bytes, PAGE_BYTES - 4) == crc32fast::hash(&bytes[..PAGE_BYTES - 4])
-        && u32_at(&bytes, PAGE_BYTES - 12) == number
-        && count <= PAGE_ENTRIES;
-    if whole {
-        Ok((bytes, count))
-    } else {
-        Err(bad(format!("page {number} of an index is damaged")))
     }
 }
 

@@ -47,6 +47,7 @@ pub struct Past {
     view: Index,
     /// The generations behind the view, the oldest first. The last one takes old contents.
     layers: Vec<Layer>,
+    folder_of_logs: OwnedFd,
     logs: VecDeque<(u32, File)>,
     logs_max: usize,
     /// What was read last, from this block on. It never changes.
@@ -175,7 +176,6 @@ impl Past {
         }
         let container = container.try_clone()?;
         Ok(Self {
-            container,
             number,
             live,
             image,
@@ -183,10 +183,12 @@ impl Past {
             map,
             view,
             layers,
+            folder_of_logs: disk::folder_in(&container, "logs")?,
             logs: VecDeque::new(),
             logs_max: LOGS_MAX,
             ahead: (0, Vec::new()),
             next: 0,
+            container,
             _reading: reading,
         })
     }
@@ -262,7 +264,9 @@ impl Past {
         }
         let first = blocks.start;
         let place = |block: u64| usize::try_from((block - first) * BLOCK).unwrap_or(usize::MAX);
-        let mut bytes = vec![0; place(blocks.end)];
+        // Of these blocks each one is written below: the memory is used again as it is.
+        let mut bytes = std::mem::take(&mut self.ahead.1);
+        bytes.resize(place(blocks.end), 0);
         let mapped = ranges::both(&self.map, std::slice::from_ref(&blocks));
         let (mut saved, mut unsaved) = (Vec::new(), Blocks::new());
         for block in mapped.iter().cloned().flatten() {
@@ -349,11 +353,10 @@ impl Past {
             grown = true;
         }
         // All but the newest are sealed before any is merged or removed. So may the next one have been.
-        if generation::has_ended(&self.container, self.newest()?)? {
-            self.reopen()?;
-            return Ok(true);
+        match self.layers.last() {
+            Some(newest) if !newest.has_ended(&self.container)? => Ok(grown),
+            _ => self.reopen().map(|()| true),
         }
-        Ok(grown)
     }
 
     fn refresh_layers(&mut self) -> io::Result<bool> {
@@ -388,8 +391,8 @@ impl Past {
             self.logs.swap(0, at);
         } else {
             self.logs.truncate(self.logs_max - 1);
-            self.logs
-                .push_front((number, generation::open_log(&self.container, number)?));
+            let file = open_in(&self.folder_of_logs, &number.to_string(), OFlags::RDONLY)?;
+            self.logs.push_front((number, file));
         }
         Ok(&self.logs[0].1)
     }
