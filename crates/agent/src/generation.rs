@@ -31,6 +31,9 @@ use crate::ranges::{self, BLOCK, Blocks};
 use crate::state::Locks;
 
 const TAIL_BYTES: usize = 32;
+/// So many bits are read at once.
+const PAGE_BYTES: usize = 4096;
+const PAGE_BLOCKS: u64 = PAGE_BYTES as u64 * 8;
 /// Behind the tail is the number of entries in the log. It may be lost with the tail: it only says when to stop.
 const ENTRIES_AT: u64 = 32;
 /// A longer log takes too much memory and time to read: the next generation begins. Blocks of zeros have entries only.
@@ -222,8 +225,8 @@ const FAILED: &str = "0";
 
 /// The length in the bytes of a tail. `None`: they are not whole.
 fn tail_in(bytes: &[u8; TAIL_BYTES]) -> Option<u64> {
-    let tail = log::u64_at(bytes, 16);
-    (log::u64_at(bytes, 24) == !tail).then_some(tail)
+    let tail = disk::u64_at(bytes, 16);
+    (disk::u64_at(bytes, 24) == !tail).then_some(tail)
 }
 
 fn tail_bytes(boot: &str, tail: u64) -> [u8; TAIL_BYTES] {
@@ -326,7 +329,7 @@ impl Newest {
         };
         if self.head.clone {
             self.add_entries(ranges::count(blocks))?;
-            return blocks.iter().try_for_each(|run| self.set_bits(run));
+            return self.set_bits(blocks);
         }
         let mut pending = blocks.iter().cloned().flatten();
         loop {
@@ -356,9 +359,7 @@ impl Newest {
             let end = tail + record.len() as u64;
             self.commit(tail, end, numbers.len())?;
             tail = end;
-            for run in ranges::normal(numbers.iter().map(|number| *number..number + 1).collect()) {
-                self.set_bits(&run)?;
-            }
+            self.set_bits(&ranges::of(&numbers))?;
         }
     }
 
@@ -403,10 +404,7 @@ impl Newest {
             self.log.set_len(read.end)?;
         }
         self.commit(from, read.end, blocks.len())?;
-        for block in blocks {
-            self.set_bits(&(*block..block + 1))?;
-        }
-        Ok(())
+        self.set_bits(&ranges::of(blocks))
     }
 
     /// Goes on with a generation of an earlier boot, in this process only, which has refused all others: the log
@@ -428,23 +426,18 @@ impl Newest {
         self.take(0, &read, &blocks)
     }
 
-    fn set_bits(&self, range: &Range<u64>) -> io::Result<()> {
-        let first = range.start / 8;
-        let mut bytes = vec![
-            0;
-            usize::try_from(range.end.div_ceil(8) - first)
-                .map_err(|_| bad("range too long"))?
-        ];
-        read_padded(&self.bits, &mut bytes, first)?;
-        for block in range.clone() {
-            if let Some(byte) = usize::try_from(block / 8 - first)
-                .ok()
-                .and_then(|at| bytes.get_mut(at))
-            {
-                *byte |= 1 << (block % 8);
+    fn set_bits(&self, blocks: &[Range<u64>]) -> io::Result<()> {
+        for parts in ranges::parts(blocks, PAGE_BLOCKS) {
+            let (start, end) = (parts[0].start / 8, parts[parts.len() - 1].end.div_ceil(8));
+            let mut bytes = [0; PAGE_BYTES];
+            let bytes = &mut bytes[..usize::try_from(end - start).unwrap_or(PAGE_BYTES)];
+            read_padded(&self.bits, bytes, start)?;
+            for block in parts.into_iter().flatten() {
+                bytes[usize::try_from(block / 8 - start).unwrap_or(0)] |= 1 << (block % 8);
             }
+            self.bits.write_all_at(bytes, start)?;
         }
-        self.bits.write_all_at(&bytes, first)
+        Ok(())
     }
 }
 
@@ -457,24 +450,19 @@ fn entries_in(tail: &File) -> io::Result<u64> {
 
 fn unsaved_in(bits: &File, wanted: &[Range<u64>]) -> io::Result<Blocks> {
     let mut found: Blocks = Vec::new();
-    let mut bytes = [0; 4096];
-    for range in wanted {
-        let mut at = range.start;
-        while at < range.end {
-            let first = at / 8;
-            let until = range.end.min((first + bytes.len() as u64) * 8);
-            let len = usize::try_from(until.div_ceil(8) - first).unwrap_or(bytes.len());
-            read_padded(bits, &mut bytes[..len], first)?;
-            for block in at..until {
-                let byte = bytes[usize::try_from(block / 8 - first).unwrap_or(0)];
-                if byte >> (block % 8) & 1 == 0 {
-                    match found.last_mut() {
-                        Some(last) if last.end == block => last.end = block + 1,
-                        _ => found.push(block..block + 1),
-                    }
+    let mut bytes = [0; PAGE_BYTES];
+    for parts in ranges::parts(wanted, PAGE_BLOCKS) {
+        let (start, end) = (parts[0].start / 8, parts[parts.len() - 1].end.div_ceil(8));
+        let len = usize::try_from(end - start).unwrap_or(PAGE_BYTES);
+        read_padded(bits, &mut bytes[..len], start)?;
+        for block in parts.into_iter().flatten() {
+            let byte = bytes[usize::try_from(block / 8 - start).unwrap_or(0)];
+            if byte >> (block % 8) & 1 == 0 {
+                match found.last_mut() {
+                    Some(last) if last.end == block => last.end = block + 1,
+                    _ => found.push(block..block + 1),
                 }
             }
-            at = until;
         }
     }
     Ok(found)

@@ -14,8 +14,8 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, OFlags};
 
-use crate::disk::{bad, free_bytes, open_in, read_most, remove_in};
-use crate::log::{Entry, u32_at, u64_at};
+use crate::disk::{bad, free_bytes, open_in, read_most, remove_in, u32_at, u64_at};
+use crate::log::Entry;
 
 const MAGIC: &[u8; 8] = b"sprindx1";
 const PAGE_BYTES: usize = 4096;

@@ -19,7 +19,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use crate::disk::{bad, read_padded};
+use crate::disk::{bad, read_padded, u32_at, u64_at};
 use crate::ranges::BLOCK;
 
 const MAGIC: &[u8; 8] = b"sprlog1\n";
@@ -108,14 +108,6 @@ impl Header {
     fn second(&self) -> u64 {
         self.offset + self.len + self.data_blocks * BLOCK
     }
-}
-
-pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap_or_default())
-}
-
-pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default())
 }
 
 fn header_at(log: &File, id: LogId, at: u64) -> io::Result<Option<Header>> {

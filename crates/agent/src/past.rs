@@ -75,14 +75,17 @@ pub fn list(container: &OwnedFd) -> io::Result<Vec<(u32, Option<Head>)>> {
 /// The container was changed by something else than the agent while the marked generation was the newest
 /// one. What was overwritten then is lost, for all states up to this one: their names say so.
 pub fn shown(container: &OwnedFd, live: &File) -> io::Result<Vec<(u32, String, Head)>> {
-    let all = list(container)?;
     let mut suspect = changed_outside(container, live)?;
     let mut found = Vec::new();
-    for (number, head) in all.into_iter().rev() {
-        suspect |= has_mark(container, number, "written-past")?;
+    for number in generation::numbers(container)?.into_iter().rev() {
+        // If it is gone, it has expired since.
+        let Some(folder) = disk::if_there(generation::folder(container, number))? else {
+            continue;
+        };
+        suspect |= disk::exists_in(&folder, "written-past")?;
         // What is written to the container does not reach a clone, nor the states that are read from it.
-        suspect = suspect && !generation::is_clone(container, number)?;
-        let Some(head) = head else {
+        suspect = suspect && !disk::exists_in(&folder, generation::IMAGE)?;
+        let Ok(head) = generation::read_head(&folder) else {
             continue;
         };
         let stem = head.name.trim_end_matches(".luks");
@@ -131,19 +134,18 @@ fn load(container: &OwnedFd, number: u32, map: &Blocks) -> io::Result<Loaded> {
 }
 
 fn load_of(container: &OwnedFd, numbers: &[u32], map: &Blocks) -> io::Result<Loaded> {
-    let mut logs = 0;
-    while logs < numbers.len() && !generation::is_clone(container, numbers[logs])? {
+    let (mut logs, mut sealed, mut image) = (0, 0, None);
+    for number in numbers {
+        let folder = generation::folder(container, *number)?;
+        if disk::exists_in(&folder, generation::IMAGE)? {
+            image = Some(open_in(&folder, generation::IMAGE, OFlags::RDONLY)?);
+            break;
+        }
+        let is_sealed = disk::exists_in(&folder, "index")?;
+        sealed += usize::from(is_sealed && sealed == logs);
         logs += 1;
     }
-    let image = match numbers.get(logs) {
-        Some(clone) => generation::open_image(container, *clone)?,
-        None => None,
-    };
     let numbers = &numbers[..logs];
-    let mut sealed = 0;
-    while sealed < numbers.len() && generation::is_sealed(container, numbers[sealed])? {
-        sealed += 1;
-    }
     let open = |n: usize| generation::open_index(container, numbers[n]);
     let scratch = || index::scratch(container);
     let keep = |block| ranges::contains(map, block);

@@ -3,8 +3,7 @@
 use std::io;
 use std::ops::Range;
 
-use crate::disk::bad;
-use crate::log::u64_at;
+use crate::disk::{bad, u64_at};
 
 /// Bytes of a block: what is saved at once. sprat writes in blocks of this size.
 pub const BLOCK: u64 = 4096;
@@ -36,6 +35,29 @@ pub fn normal(mut ranges: Blocks) -> Blocks {
         }
     }
     joined
+}
+
+/// The ranges of some blocks, which are in any order.
+pub fn of(blocks: &[u64]) -> Blocks {
+    normal(blocks.iter().map(|block| *block..block + 1).collect())
+}
+
+/// Sorted ranges, cut at each multiple of `len`: those between two multiples are together.
+pub fn parts(ranges: &[Range<u64>], len: u64) -> Vec<Blocks> {
+    let mut found: Vec<Blocks> = Vec::new();
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end {
+            let number = at / len;
+            let part = at..range.end.min((number + 1).saturating_mul(len));
+            at = part.end;
+            match found.last_mut() {
+                Some(parts) if parts[0].start / len == number => parts.push(part),
+                _ => found.push(Blocks::from([part])),
+            }
+        }
+    }
+    found
 }
 
 /// What is in both.
@@ -150,6 +172,13 @@ mod tests {
             prop_assert_eq!(set(&both(&x, &y)), set(&a).intersection(&set(&b)).copied().collect());
             prop_assert_eq!(set(&without(&x, &y)), set(&a).difference(&set(&b)).copied().collect());
             prop_assert_eq!(count(&x), set(&a).len() as u64);
+            let cut = parts(&x, 8);
+            prop_assert_eq!(set(&cut.concat()), set(&a));
+            let numbers: BTreeSet<u64> = set(&a).iter().map(|block| block / 8).collect();
+            prop_assert_eq!(cut.len(), numbers.len());
+            for (part, number) in cut.iter().zip(numbers) {
+                prop_assert!(set(part).iter().all(|block| block / 8 == number));
+            }
             for block in 0..95 {
                 prop_assert_eq!(contains(&x, block), set(&a).contains(&block));
             }
