@@ -272,7 +272,7 @@ pub fn revert(root: &Root, container: &str, time: &str, discards: bool) -> io::R
     let found = find(root, container, time)?;
     let file = root.writable(container)?;
     let mut keeper = root.keeper(container)?;
-    let mut past = open_past(root, container, &found.container, found.number)?;
+    let past = open_past(root, container, &found.container, found.number)?;
     if !discards {
         // Before anything is begun: the present would be a past state, and its blocks could not be discarded.
         let data = holes::data_blocks(&file, file.metadata()?.size())?;
@@ -288,6 +288,8 @@ pub fn revert(root: &Root, container: &str, time: &str, discards: bool) -> io::R
         }
     }
     keeper.begin_session(&file, By::Admin((!discards).then_some("revert")))?;
+    // A client may have written until now.
+    let mut past = open_past(root, container, &found.container, found.number)?;
     let changed = past.changed()?;
     // Holes first: they free space.
     for piece in pieces(&ranges::without(&changed, &past.map)) {

@@ -143,6 +143,10 @@ pub fn clone_in(folder: impl AsFd, name: &str, from: &File) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
     let made = open_in(&folder, name, flags)?;
     retry(|| rustix::fs::ioctl_ficlone(&made, from))?;
+    // XFS before Linux 6.13 says nothing if it stops half way, on a full disk.
+    if made.metadata()?.len() != from.metadata()?.len() {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
     made.sync_all()
 }
 

@@ -492,7 +492,9 @@ impl Layer {
     /// Without a readable head the log's records are lost: anything may have been saved.
     pub fn open(container: &OwnedFd, number: u32) -> io::Result<Self> {
         let folder = folder(container, number)?;
-        let secret = disk::if_whole(read_head(&folder))?.map(|head| head.secret);
+        let head = disk::if_whole(read_head(&folder))?;
+        // A clone whose image is lost: nobody knows what was overwritten.
+        let secret = head.filter(|head| !head.clone).map(|head| head.secret);
         let mut layer = Self {
             number,
             log: open_log(container, number)?,

@@ -470,7 +470,7 @@ impl Keeper {
         };
         let may_be_spared = ["secret", "day", "session"].contains(&reason);
         let begins = !reason.is_empty() && (!unchanged || !may_be_spared);
-        if !begins || !self.policy.clones || state.file != Some(id) {
+        if !begins || !self.policy.clones || !self.is_left_clone_of(id)? {
             self.drop_left_clone()?;
         }
         if begins {

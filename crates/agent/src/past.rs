@@ -290,6 +290,10 @@ impl Past {
         // The writer saves first and overwrites then. So what is not saved now was not overwritten.
         fence(Ordering::SeqCst);
         if !unsaved.is_empty() && self.refresh()? {
+            // The container is not read any more, and may have been overwritten before it was.
+            if self.image.is_some() {
+                return self.contents(blocks);
+            }
             for block in unsaved.into_iter().flatten() {
                 saved.extend(self.find(block)?);
             }
@@ -343,12 +347,16 @@ impl Past {
         if self.image.is_some() {
             return Ok(false);
         }
-        let mut grown = self.refresh_layers()?;
-        if generation::is_clone(&self.container, self.newest()? + 1)? {
-            self.reopen()?;
-            return Ok(true);
+        // All of them were sealed while this was opened.
+        if self.layers.is_empty() {
+            return self.reopen().map(|()| true);
         }
-        if let Some(next) = disk::if_there(Layer::open(&self.container, self.newest()? + 1))? {
+        let mut grown = self.refresh_layers()?;
+        // More than one may have been begun, and none of them be sealed yet.
+        while let Some(next) = disk::if_there(Layer::open(&self.container, self.newest()? + 1))? {
+            if generation::is_clone(&self.container, next.number)? {
+                return self.reopen().map(|()| true);
+            }
             // Something may have been saved before that one was begun, and again in that one: the older one counts.
             self.refresh_layers()?;
             self.layers.push(next);

@@ -11,6 +11,13 @@ use crate::state::{FileId, read_state};
 /// The same while it is made.
 const HALF: &str = "half.clone";
 
+/// In the same folder: the container that was cloned, and its times.
+const OF: &str = "of";
+
+fn of(id: FileId) -> String {
+    format!("{id:?}\n")
+}
+
 impl Keeper {
     /// Clones the container as the last session left it, for the generation that the next one begins with. It may
     /// take minutes, and nobody waits: if another session begins meanwhile, this clone is dropped.
@@ -31,11 +38,20 @@ impl Keeper {
         disk::remove_folder_in(&self.folder, HALF)?;
         let half = disk::make_folder_in(&self.folder, HALF)?;
         disk::clone_in(&half, IMAGE, file)?;
-        let _gate = self.locks.gate.exclusive()?;
+        disk::replace_in(&half, OF, of(FileId::of(file)?).as_bytes())?;
+        let gate = self.locks.gate.exclusive()?;
         if left()? == before {
             rustix::fs::renameat(&self.folder, HALF, &self.folder, LEFT_CLONE)?;
         }
+        // To remove it may take as long as to make it.
+        drop(gate);
         disk::remove_folder_in(&self.folder, HALF)
+    }
+
+    /// Whether the clone is of this state. An older agent does not remove it before it writes.
+    pub(super) fn is_left_clone_of(&self, id: FileId) -> io::Result<bool> {
+        let made_of = disk::text_in(&self.folder, &format!("{LEFT_CLONE}/{OF}"), 256)?;
+        Ok(made_of == Some(of(id)))
     }
 
     /// Durable when it returns: the container may be written then.

@@ -340,6 +340,7 @@ fn an_open_state_with_a_log_shows_nothing_that_was_written_after_the_next_clone(
     let mut reader = served.connect();
     let handle = reader.open(&served.past_path(1), READ).unwrap();
     assert!(reader.read(&handle, block(30), 4096).unwrap() == before[30 * BLOCK..31 * BLOCK]);
+    let whole = reader.open(&served.past_path(1), READ).unwrap();
     set_policy(&served, &format!("{EAGER}{CLONE}"));
     // Nobody seals the log meanwhile.
     let lock = served.own_file("tidy");
@@ -348,6 +349,8 @@ fn an_open_state_with_a_log_shows_nothing_that_was_written_after_the_next_clone(
     let file = writer.open("x.luks", READ_WRITE).unwrap();
     assert_eq!(writer.write(&file, block(7), &blocks(9, 3)), 0);
     assert!(!own(&served, "g.1/index").exists() && is_clone(&served, 2));
+    // What was overwritten is in the first answer, too.
+    assert!(reader.read(&whole, 0, 32 * 4096).unwrap() == before);
     for number in 0..32 {
         let at = usize::try_from(block(number)).unwrap();
         let found = reader.read(&handle, block(number), 4096).unwrap();

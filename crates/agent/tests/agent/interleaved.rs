@@ -53,6 +53,26 @@ fn an_idle_connection_saves_for_the_newest_generation_after_the_next_one_has_gon
     busy.end();
 }
 
+/// Two generations were begun since it read last, and `tidy` keeps others from sealing the first of them.
+#[test]
+fn an_idle_reader_finds_every_generation_that_was_begun() {
+    let before = blocks(32, 1);
+    let served = Served::with_container(EAGER, &before);
+    served.overwrite(&[(0, vec![2; BLOCK])]);
+    let mut reader = served.connect();
+    let handle = reader.open(&served.past_path(1), READ).unwrap();
+    reader.read(&handle, block(30), 4096).unwrap();
+    served.overwrite(&[(block(1), vec![3; BLOCK])]);
+    let lock = served.own_file("tidy");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    served.overwrite(&[(block(8), vec![4; 8 * BLOCK])]);
+    assert_eq!(served.numbers(), [1, 2, 3]);
+    let found = reader.read(&handle, block(8), 8 * 4096).unwrap();
+    assert!(found == before[8 * BLOCK..16 * BLOCK]);
+    drop(lock);
+    reader.end();
+}
+
 fn traced(served: &Served, arguments: &[&str]) -> Client {
     let mut command = Command::new("strace");
     command.args(["-qq", "-f"]).args(arguments).arg(agent());
