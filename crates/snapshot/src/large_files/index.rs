@@ -132,6 +132,7 @@ pub(super) fn place(folder: &Path, path: &Path, ending: &str) -> PathBuf {
 pub(super) struct Hashes {
     file: BufReader<File>,
     left: u64,
+    failed: bool,
 }
 
 impl Hashes {
@@ -140,6 +141,7 @@ impl Hashes {
         Self {
             file: BufReader::with_capacity(64 << 10, file),
             left: blocks,
+            failed: false,
         }
     }
 
@@ -152,8 +154,9 @@ impl Hashes {
         self.left = self.left.checked_sub(1)?;
         let mut hash = Hash::default();
         // They are not over then: what comes after them, such as the hashes of an older file, must not stand for them.
-        self.file.read_exact(&mut hash).ok()?;
-        Some(hash)
+        // After a failure the next one that can be read may be that of an earlier block.
+        self.failed = self.failed || self.file.read_exact(&mut hash).is_err();
+        (!self.failed).then_some(hash)
     }
 }
 
