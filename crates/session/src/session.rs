@@ -23,7 +23,7 @@ use crate::beside::{self, Beside, Opening, ReaderSocket};
 use crate::file_system::FileSystemCheck;
 use crate::files::make_private_folder;
 use crate::interrupt::Interrupt;
-use crate::protocol::messages::{VolumeOrder, WorkerOrder};
+use crate::protocol::messages::WorkerOrder;
 use crate::protocol::reports::{ClosedReport, ContainerFacts, Notice, Observer, Phase};
 use crate::protocol::spawn::Role;
 use crate::settings::{Access, SessionSettings};
@@ -620,7 +620,7 @@ pub(crate) fn mount_privately(
         remembered: supervisor.remembered.clone(),
     };
     supervisor.call::<()>(&order, watch)?;
-    supervisor.order(&VolumeOrder::MaySend);
+    supervisor.may_send();
     Ok(())
 }
 

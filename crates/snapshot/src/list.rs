@@ -130,8 +130,8 @@ pub fn missing(volume_root: &Path, expected: &BTreeMap<String, String>) -> Vec<S
     gone.map(|(job, name)| format!("{job}/{name}")).collect()
 }
 
-/// The snapshots of `remembered` that are not on the volume, without those that a later run of their job found
-/// there: these were removed in order.
+/// The snapshots of `remembered` that are not on the volume, without those that were removed in order. These have a
+/// trace: a run of their job was linked from them, or from a later snapshot that is gone, too.
 #[must_use]
 pub fn gone_without_trace(
     volume_root: &Path,
@@ -139,12 +139,23 @@ pub fn gone_without_trace(
 ) -> Vec<String> {
     let was_found = |name: &str| {
         let (job, snapshot) = name.split_once('/').unwrap_or_default();
-        let job = JobFolder::open(volume_root, Path::new(job));
-        let records = job
-            .and_then(|job| finished_records(&job))
-            .unwrap_or_default();
-        let mut linked = records.iter().flat_map(|record| &record.linked_from);
-        linked.any(|linked| linked.folder == snapshot)
+        let Ok(snapshot) = SnapshotName::parse(snapshot) else {
+            return false;
+        };
+        let records =
+            JobFolder::open(volume_root, Path::new(job)).and_then(|job| finished_records(&job));
+        let records = records.unwrap_or_default();
+        let linked = records.iter().flat_map(|record| &record.linked_from);
+        let mut linked = linked.filter_map(|linked| SnapshotName::parse(&linked.folder).ok());
+        // In another copy of the container each later snapshot leads to an earlier one that is there.
+        let is_gone = |one: SnapshotName| {
+            !missing(
+                volume_root,
+                &BTreeMap::from([(job.to_owned(), one.to_string())]),
+            )
+            .is_empty()
+        };
+        linked.any(|one| one >= snapshot && is_gone(one))
     };
     let mut gone = missing(volume_root, remembered);
     gone.retain(|name| !was_found(name));

@@ -80,7 +80,8 @@ pub(crate) enum VolumeOrder {
     /// After a Closed that said that the reserve is missing: make it.
     MakeReserve,
     /// What is mounted is the container as this machine knows it: what was written may be sent.
-    MaySend,
+    /// `gone`: the snapshots (`JOB/SNAPSHOT`) that were reported as gone; `None`: that could not be noted.
+    MaySend { gone: Option<Vec<String>> },
     /// Give up: send nothing more; in creation remove what was made. Never waits for a lost line.
     Abort,
     /// From now on live without S (background mount): the end of the control socket means

@@ -33,7 +33,7 @@ pub struct KnownState {
     /// The newest snapshots in the state of `stamp`. `None`: not known.
     #[serde(default)]
     newest: Option<Newest>,
-    /// The newest snapshots in an earlier state. No session has looked for them in a later one.
+    /// The newest snapshots in an earlier state, without those of which a later session has reported that they are gone.
     #[serde(default)]
     sought: Newest,
     /// The key slots, as this machine last accepted them.
@@ -220,18 +220,31 @@ impl KnownState {
         all
     }
 
-    /// `looked`: the session has looked for all that are remembered.
-    fn note_newest(&mut self, newest: Option<Newest>, looked: bool) {
-        self.sought = match looked {
-            true => Newest::new(),
-            false => self.remembered(),
+    fn remembered_without(&self, gone: &[String]) -> Newest {
+        let mut all = self.remembered();
+        all.retain(|job, name| !gone.contains(&format!("{job}/{name}")));
+        all
+    }
+
+    /// `searched`: the session has searched the volume for all that are remembered, and reported these as gone
+    /// (`JOB/SNAPSHOT`).
+    fn note_newest(&mut self, newest: Option<Newest>, searched: Option<&[String]>) {
+        self.sought = match (&newest, searched) {
+            // All that are there are known now.
+            (Some(_), Some(_)) => Newest::new(),
+            (_, searched) => self.remembered_without(searched.unwrap_or_default()),
         };
         self.newest = newest;
     }
 
-    /// Notes that this machine is about to write. Durable when it returns.
-    pub fn begin_writing(&mut self, paths: &StatePaths) -> Result<(), Failure> {
+    /// Notes that this machine is about to write into the state of `finding`. Durable when it returns.
+    pub fn begin_writing(&mut self, paths: &StatePaths, finding: &Finding) -> Result<(), Failure> {
         self.writing = true;
+        if !matches!(finding, Finding::Same | Finding::OwnInterrupted) {
+            // Another machine may have removed them. If this session does not end in order, the next one must not
+            // take their absence for damage.
+            self.note_newest(None, None);
+        }
         self.store(paths)
     }
 
@@ -246,42 +259,45 @@ impl KnownState {
 
     /// From now on a user writes, and may remove any snapshot. Durable when it returns.
     pub fn forget_newest(&mut self, paths: &StatePaths) -> Result<(), Failure> {
-        self.note_newest(None, true);
+        self.sought = Newest::new();
+        self.newest = None;
         self.store(paths)
     }
 
-    /// Notes the state in which a session that wrote has left the container. `looked`: it has looked for the
-    /// snapshots that are remembered.
+    /// Notes the state in which a session that wrote has left the container. `searched`: it has searched for the snapshots
+    /// that are remembered, and reported these as gone (`JOB/SNAPSHOT`).
     pub fn end_writing(
         &mut self,
         paths: &StatePaths,
         stamp: Option<Stamp>,
         newest: Option<Newest>,
-        looked: bool,
+        searched: Option<&[String]>,
     ) -> Result<(), Failure> {
         self.writing = false;
         self.stamp = stamp;
-        self.note_newest(newest, looked);
+        self.note_newest(newest, searched);
         self.store(paths)
     }
 
-    /// Notes the state that a session which only read has seen. `looked` as in [`Self::end_writing`].
+    /// Notes the state that a session which only read has seen. `searched` as in [`Self::end_writing`].
     pub fn end_reading(
         &mut self,
         paths: &StatePaths,
         finding: &Finding,
         stamp: Option<Stamp>,
-        looked: bool,
+        searched: Option<&[String]>,
     ) -> Result<(), Failure> {
         match finding {
             Finding::Unknown | Finding::WrittenElsewhere | Finding::Older { .. } => {
                 self.writing = false;
                 self.stamp = stamp;
-                self.note_newest(None, looked);
+                self.note_newest(None, searched);
                 self.store(paths)
             }
-            Finding::Same if looked && !self.sought.is_empty() => {
-                self.sought.clear();
+            Finding::Same if searched.is_some_and(|gone| !gone.is_empty()) => {
+                let gone = searched.unwrap_or_default();
+                self.sought
+                    .retain(|job, name| !gone.contains(&format!("{job}/{name}")));
                 self.store(paths)
             }
             // The session that writes next ends the note.
@@ -392,11 +408,11 @@ mod tests {
         let paths = paths(state.path(), "h:x.luks");
         let mut known = KnownState::load(&paths);
         assert_eq!(known.compare(stamp(5).as_ref(), true), Finding::Unknown);
-        known.begin_writing(&paths).unwrap();
+        known.begin_writing(&paths, &Finding::Unknown).unwrap();
         assert_eq!(known.compare(stamp(5).as_ref(), true), Finding::Unknown);
         let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
         known
-            .end_writing(&paths, stamp(5), Some(newest.clone()), true)
+            .end_writing(&paths, stamp(5), Some(newest.clone()), Some(&[]))
             .unwrap();
         let mut known = KnownState::load(&paths);
         assert_eq!(known.compare(stamp(5).as_ref(), true), Finding::Same);
@@ -409,7 +425,7 @@ mod tests {
         assert_eq!(known.compare(None, true), Finding::Unknown);
         let older = known.compare(stamp(4).as_ref(), true);
         assert!(matches!(older, Finding::Older { .. }));
-        known.begin_writing(&paths).unwrap();
+        known.begin_writing(&paths, &Finding::Same).unwrap();
         let mut known = KnownState::load(&paths);
         assert_eq!(
             known.compare(stamp(6).as_ref(), true),
@@ -426,7 +442,7 @@ mod tests {
             known.compare(stamp(4).as_ref(), true),
             Finding::Older { .. }
         ));
-        known.end_reading(&paths, &older, stamp(4), true).unwrap();
+        known.end_reading(&paths, &older, stamp(4), None).unwrap();
         let known = KnownState::load(&paths);
         assert_eq!(known.compare(stamp(4).as_ref(), true), Finding::Same);
         // Which snapshots are in that state was not seen, and no writing of ours is open any more.
@@ -436,28 +452,49 @@ mod tests {
     }
 
     #[test]
-    fn newest_snapshots_are_remembered_until_a_session_has_looked_for_them() {
+    fn interrupted_writing_after_another_machine_demands_no_snapshot() {
         let state = tempfile::tempdir().unwrap();
         let paths = paths(state.path(), "h:x.luks");
         let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
         let mut known = KnownState::default();
-        let noted = known.end_writing(&paths, stamp(5), Some(newest.clone()), true);
+        let noted = known.end_writing(&paths, stamp(5), Some(newest.clone()), Some(&[]));
+        noted.unwrap();
+        let finding = known.compare(stamp(6).as_ref(), false);
+        assert_eq!(finding, Finding::WrittenElsewhere);
+        known.begin_writing(&paths, &finding).unwrap();
+        // The session is killed.
+        let known = KnownState::load(&paths);
+        let finding = known.compare(stamp(7).as_ref(), true);
+        assert_eq!(finding, Finding::OwnInterrupted);
+        assert!(known.expected(&finding).is_empty());
+        assert_eq!(known.remembered(), newest);
+    }
+
+    #[test]
+    fn newest_snapshots_are_remembered_until_they_are_reported_as_gone() {
+        let state = tempfile::tempdir().unwrap();
+        let paths = paths(state.path(), "h:x.luks");
+        let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
+        let mut known = KnownState::default();
+        let noted = known.end_writing(&paths, stamp(5), Some(newest.clone()), Some(&[]));
         noted.unwrap();
         let elsewhere = Finding::WrittenElsewhere;
-        for counter in [6, 7] {
-            let noted = known.end_reading(&paths, &elsewhere, stamp(counter), false);
+        // One session could not search, and one found them.
+        for (counter, searched) in [(6, None), (7, Some([].as_slice()))] {
+            let noted = known.end_reading(&paths, &elsewhere, stamp(counter), searched);
             noted.unwrap();
             known = KnownState::load(&paths);
             assert!(known.expected(&Finding::Same).is_empty());
             assert_eq!(known.remembered(), newest);
         }
         let mut writes = known.clone();
-        writes.end_writing(&paths, stamp(8), None, false).unwrap();
+        writes.end_writing(&paths, stamp(8), None, None).unwrap();
         assert_eq!(KnownState::load(&paths).remembered(), newest);
-        let noted = known.end_reading(&paths, &Finding::Same, stamp(7), true);
+        let gone = ["home/2026-01-01T00-00-00Z".to_owned()];
+        let noted = known.end_reading(&paths, &Finding::Same, stamp(7), Some(&gone));
         noted.unwrap();
         assert!(KnownState::load(&paths).remembered().is_empty());
-        let noted = known.end_writing(&paths, stamp(9), Some(newest), true);
+        let noted = known.end_writing(&paths, stamp(9), Some(newest), Some(&[]));
         noted.unwrap();
         known.forget_newest(&paths).unwrap();
         assert!(KnownState::load(&paths).remembered().is_empty());
@@ -473,7 +510,7 @@ mod tests {
         let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
         let mut known = KnownState::default();
         known
-            .end_writing(&source, stamp(5000), Some(newest.clone()), true)
+            .end_writing(&source, stamp(5000), Some(newest.clone()), Some(&[]))
             .unwrap();
         known.name_overwritten(&source, &[7]).unwrap();
         let slots = Slots::from([(0, "new".to_owned())]);
@@ -489,7 +526,9 @@ mod tests {
         assert!(of_copy.check_slots(&slots, "y").is_ok());
         assert!(of_copy.knows_overwritten(&[7]));
         assert_eq!(of_copy.written_bytes(), Some(600 * 1024));
-        of_copy.end_writing(&copy, stamp(5100), None, true).unwrap();
+        of_copy
+            .end_writing(&copy, stamp(5100), None, Some(&[]))
+            .unwrap();
         let bytes = KnownState::load(&copy).written_bytes();
         assert_eq!(bytes, Some((600 + 100) * 1024));
         assert_eq!(KnownState::load(&source).written_bytes(), Some(5000 * 1024));
@@ -504,7 +543,9 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let paths = paths(state.path(), "h:x.luks");
         let mut known = KnownState::default();
-        known.end_writing(&paths, stamp(5), None, true).unwrap();
+        known
+            .end_writing(&paths, stamp(5), None, Some(&[]))
+            .unwrap();
         let text = std::fs::read(path(&paths)).unwrap();
         let mut content: serde_json::Value = serde_json::from_slice(&text).unwrap();
         content["format"] = (FORMAT + 1).into();
@@ -517,7 +558,9 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let paths = paths(state.path(), "h:x.luks");
         let mut known = KnownState::default();
-        known.end_writing(&paths, stamp(5), None, true).unwrap();
+        known
+            .end_writing(&paths, stamp(5), None, Some(&[]))
+            .unwrap();
         let whole = std::fs::read(path(&paths)).unwrap();
         for end in 0..whole.len() - 2 {
             std::fs::write(path(&paths), &whole[..end]).unwrap();

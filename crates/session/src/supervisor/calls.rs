@@ -53,7 +53,7 @@ impl Order for VolumeOrder {
             | Self::Cut { .. }
             | Self::Detach(_)
             | Self::MakeReserve
-            | Self::MaySend
+            | Self::MaySend { .. }
             | Self::Abort => OnInterrupt::Finish,
         }
     }

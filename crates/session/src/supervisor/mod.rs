@@ -116,6 +116,8 @@ pub(crate) struct Supervisor {
     pub(crate) expected: Newest,
     /// The snapshots whose absence is reported when the volume is mounted.
     pub(crate) remembered: Newest,
+    /// Those that were absent. `None`: this could not be noted.
+    gone: Option<Vec<String>>,
     /// This machine's state about the container.
     state: Option<StatePaths>,
     /// The kind of file system in the volume.
@@ -199,6 +201,7 @@ impl Supervisor {
             reserve_missing: false,
             expected: Newest::new(),
             remembered: Newest::new(),
+            gone: Some(Vec::new()),
             state: None,
             file_system: FileSystemKind::DEFAULT,
         };
@@ -396,16 +399,29 @@ impl Supervisor {
     }
 
     /// Notes for `sprat status` what must be known after this session, too.
-    fn note(&self, notice: &Notice) {
-        let (Some(state), Notice::SnapshotsGone { snapshots }) = (&self.state, notice) else {
+    fn note(&mut self, notice: &Notice) {
+        let Notice::SnapshotsGone { snapshots } = notice else {
             return;
         };
-        let noted = History::update(state, |history| {
-            history.saw_gone(Timestamp::now(), snapshots);
-        });
-        if let Err(error) = noted {
-            tracing::warn!(%error, "this machine can't note which snapshots are gone");
-        }
+        let noted = match &self.state {
+            Some(state) => History::update(state, |history| {
+                history.saw_gone(Timestamp::now(), snapshots);
+            }),
+            None => Ok(()),
+        };
+        self.gone = match noted {
+            Ok(()) => Some(snapshots.clone()),
+            Err(error) => {
+                tracing::warn!(%error, "this machine can't note which snapshots are gone");
+                None
+            }
+        };
+    }
+
+    /// The volume is mounted, and is the container as this machine knows it.
+    pub(crate) fn may_send(&mut self) {
+        let gone = self.gone.clone();
+        self.order(&VolumeOrder::MaySend { gone });
     }
 
     fn heed_interrupt(

@@ -53,7 +53,7 @@ pub fn mount(
         remembered: supervisor.remembered.clone(),
     };
     supervisor.call::<()>(&order, &mut watch)?;
-    supervisor.order(&VolumeOrder::MaySend);
+    supervisor.may_send();
     interrupt.check()?;
     let background = BackgroundMount {
         dir: OsString::from(&dir),

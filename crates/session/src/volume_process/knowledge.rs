@@ -33,8 +33,8 @@ pub(crate) struct Knowledge {
     /// No other machine has had the lease since this machine had it last.
     own: bool,
     costs_hold: bool,
-    /// The session has looked for the snapshots that this machine remembers.
-    looked: bool,
+    /// The volume was searched for the snapshots that this machine remembers, and these were reported as gone.
+    searched: Option<Vec<String>>,
 }
 
 impl Knowledge {
@@ -64,7 +64,7 @@ impl Knowledge {
             unsure: start.settings.ignore_lock || lease.left_by_dead_session(),
             own: lease.follows_own(),
             costs_hold: false,
-            looked: false,
+            searched: None,
         })
     }
 
@@ -89,7 +89,7 @@ impl Knowledge {
             unsure: false,
             own: true,
             costs_hold: false,
-            looked: false,
+            searched: None,
         }
     }
 
@@ -168,14 +168,15 @@ impl Knowledge {
         self.known.remembered()
     }
 
-    /// The volume is mounted, and the snapshots that this machine remembers were looked for.
-    pub(super) fn has_looked(&mut self) {
-        self.looked = true;
+    /// The volume is mounted, and was searched for the snapshots that this machine remembers. `gone`: what was reported as
+    /// gone. `None`: that could not be noted, and the next session searches again.
+    pub(super) fn has_searched(&mut self, gone: Option<Vec<String>>) {
+        self.searched = gone;
     }
 
     /// Records that this session is about to write. Must be called before anything is sent.
     pub(super) fn begin_writing(&mut self) -> Result<(), Failure> {
-        self.known.begin_writing(&self.paths)
+        self.known.begin_writing(&self.paths, &self.finding)
     }
 
     /// Records that the file is about to be cut. Otherwise a state that was cut, and whose session did not end in
@@ -215,9 +216,9 @@ impl Knowledge {
                 .filter_map(|(job, names)| Some((job.clone(), names.last()?.to_string())))
                 .collect()
         });
-        let noted = self
-            .known
-            .end_writing(&self.paths, stamp.clone(), newest, self.looked);
+        let noted =
+            self.known
+                .end_writing(&self.paths, stamp.clone(), newest, self.searched.as_deref());
         report_unrecorded(noted.and_then(|()| self.accept_slots()), events);
         if let (Some(stamp), Some(finished)) = (stamp, finished)
             && let Err(error) = snapshots::note(&self.paths, stamp, finished)
@@ -242,9 +243,9 @@ impl Knowledge {
             return;
         }
         let stamp = self.found.as_ref().map(|found| found.stamp.clone());
-        let noted = self
-            .known
-            .end_reading(&self.paths, &self.finding, stamp, self.looked);
+        let noted =
+            self.known
+                .end_reading(&self.paths, &self.finding, stamp, self.searched.as_deref());
         let _ = noted.and_then(|()| self.accept_slots());
     }
 

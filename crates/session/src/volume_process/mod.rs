@@ -334,8 +334,8 @@ impl Served {
                     }
                     Err(failure) => Err(failure),
                 },
-                VolumeOrder::MaySend => {
-                    self.knowledge.has_looked();
+                VolumeOrder::MaySend { gone } => {
+                    self.knowledge.has_searched(gone);
                     self.volume.may_send();
                     continue;
                 }
