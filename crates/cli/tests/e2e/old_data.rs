@@ -97,8 +97,9 @@ fn snapshot_that_a_copy_with_more_backups_lacks_is_named_until_that_is_accepted(
     requires!(needs::root());
     let machine = with_a_yesterday();
     let gone = newest(&machine);
-    // Otherwise the first backup elsewhere may have the same name.
-    std::thread::sleep(std::time::Duration::from_millis(1100));
+    // Otherwise the first backup elsewhere may have the same name, which is of the next second if both backups were made
+    // within one.
+    std::thread::sleep(std::time::Duration::from_millis(2100));
     // A copy of yesterday's container gets more backups than this machine made, and replaces it.
     roll_back(&machine);
     for number in 0..3 {
