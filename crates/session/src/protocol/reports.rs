@@ -278,7 +278,7 @@ pub struct ContainerFacts {
     /// The newest snapshot of each job that must be there, as far as this machine knows the state
     /// that was found.
     pub newest_known: Newest,
-    /// The newest snapshot of each job in any state that this machine saw.
+    /// The newest snapshot of each job in any state that this machine saw, if it may be gone in this one.
     #[serde(default)]
     pub newest_remembered: Newest,
     /// What `analyze` found in earlier sessions of this machine still holds.

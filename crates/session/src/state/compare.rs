@@ -214,16 +214,18 @@ impl KnownState {
 
     /// The newest snapshots that this machine saw. If one of them is not in [`Self::expected`], another machine
     /// may have removed it.
-    pub fn remembered(&self) -> Newest {
+    fn remembered(&self) -> Newest {
         let mut all = self.sought.clone();
         all.extend(self.newest.clone().unwrap_or_default());
         all
     }
 
-    fn remembered_without(&self, gone: &[String]) -> Newest {
-        let mut all = self.remembered();
-        all.retain(|job, name| !gone.contains(&format!("{job}/{name}")));
-        all
+    /// Those of [`Self::remembered`] that may be gone in the state of `finding`.
+    pub fn uncertain(&self, finding: &Finding) -> Newest {
+        match finding {
+            Finding::Same => self.sought.clone(),
+            _ => self.remembered(),
+        }
     }
 
     /// `searched`: the session has searched the volume for all that are remembered, and reported these as gone
@@ -232,7 +234,7 @@ impl KnownState {
         self.sought = match (&newest, searched) {
             // All that are there are known now.
             (Some(_), Some(_)) => Newest::new(),
-            (_, searched) => self.remembered_without(searched.unwrap_or_default()),
+            (_, searched) => without(self.remembered(), searched.unwrap_or_default()),
         };
         self.newest = newest;
     }
@@ -295,9 +297,8 @@ impl KnownState {
                 self.store(paths)
             }
             Finding::Same if searched.is_some_and(|gone| !gone.is_empty()) => {
-                let gone = searched.unwrap_or_default();
-                self.sought
-                    .retain(|job, name| !gone.contains(&format!("{job}/{name}")));
+                let sought = std::mem::take(&mut self.sought);
+                self.sought = without(sought, searched.unwrap_or_default());
                 self.store(paths)
             }
             // The session that writes next ends the note.
@@ -392,6 +393,12 @@ fn path(paths: &StatePaths) -> PathBuf {
     paths.file(KNOWN, ".json")
 }
 
+/// `gone` has `JOB/SNAPSHOT`.
+fn without(mut all: Newest, gone: &[String]) -> Newest {
+    all.retain(|job, name| !gone.contains(&format!("{job}/{name}")));
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -451,14 +458,20 @@ mod tests {
         assert_eq!(newer, Finding::WrittenElsewhere);
     }
 
+    /// After a session that left these newest snapshots.
+    fn after_writing(paths: &StatePaths) -> (KnownState, Newest) {
+        let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
+        let mut known = KnownState::default();
+        let noted = known.end_writing(paths, stamp(5), Some(newest.clone()), Some(&[]));
+        noted.unwrap();
+        (known, newest)
+    }
+
     #[test]
     fn interrupted_writing_after_another_machine_demands_no_snapshot() {
         let state = tempfile::tempdir().unwrap();
         let paths = paths(state.path(), "h:x.luks");
-        let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
-        let mut known = KnownState::default();
-        let noted = known.end_writing(&paths, stamp(5), Some(newest.clone()), Some(&[]));
-        noted.unwrap();
+        let (mut known, newest) = after_writing(&paths);
         let finding = known.compare(stamp(6).as_ref(), false);
         assert_eq!(finding, Finding::WrittenElsewhere);
         known.begin_writing(&paths, &finding).unwrap();
@@ -474,10 +487,8 @@ mod tests {
     fn newest_snapshots_are_remembered_until_they_are_reported_as_gone() {
         let state = tempfile::tempdir().unwrap();
         let paths = paths(state.path(), "h:x.luks");
-        let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
-        let mut known = KnownState::default();
-        let noted = known.end_writing(&paths, stamp(5), Some(newest.clone()), Some(&[]));
-        noted.unwrap();
+        let (mut known, newest) = after_writing(&paths);
+        assert!(known.uncertain(&Finding::Same).is_empty());
         let elsewhere = Finding::WrittenElsewhere;
         // One session could not search, and one found them.
         for (counter, searched) in [(6, None), (7, Some([].as_slice()))] {
@@ -486,6 +497,7 @@ mod tests {
             known = KnownState::load(&paths);
             assert!(known.expected(&Finding::Same).is_empty());
             assert_eq!(known.remembered(), newest);
+            assert_eq!(known.uncertain(&Finding::Same), newest);
         }
         let mut writes = known.clone();
         writes.end_writing(&paths, stamp(8), None, None).unwrap();

@@ -163,9 +163,9 @@ impl Knowledge {
         }
     }
 
-    /// The newest snapshots that this machine saw.
-    pub(super) fn remembered(&self) -> BTreeMap<String, String> {
-        self.known.remembered()
+    /// Snapshots that this machine saw, and that may be gone.
+    pub(super) fn uncertain(&self) -> BTreeMap<String, String> {
+        self.known.uncertain(&self.finding)
     }
 
     /// The volume is mounted, and was searched for the snapshots that this machine remembers. `gone`: what was reported as

@@ -484,7 +484,7 @@ fn unlock(
         decryption,
         facts: ContainerFacts {
             newest_known: knowledge.expected(start),
-            newest_remembered: knowledge.remembered(),
+            newest_remembered: knowledge.uncertain(),
             costs_hold: knowledge.costs_hold(),
             file_system_errors: knowledge.errors(),
             overwritten: late.overwritten,
