@@ -220,7 +220,7 @@ impl KnownState {
         all
     }
 
-    /// Those of [`Self::remembered`] that may be gone in the state of `finding`.
+    /// Those of the newest snapshots that this machine saw, and that may be gone in the state of `finding`.
     pub fn uncertain(&self, finding: &Finding) -> Newest {
         match finding {
             Finding::Same => self.sought.clone(),
