@@ -6,17 +6,17 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Stat, XattrFlags, lgetxattr, lsetxattr, statat};
 use rustix::io::Errno;
 
-use crate::walk::{is_folder, listed, open_folder_at, open_folder_below};
+use crate::walk::{
+    XATTR_BYTES_MAX, is_folder, listed, open_folder_at, open_folder_below, path_through,
+};
 
 const ACL: &str = "system.posix_acl_access";
-/// linux/limits.h, `XATTR_SIZE_MAX`.
-const XATTR_BYTES_MAX: usize = 64 << 10;
 const STICKY: u32 = 0o1000;
 /// linux/posix_acl_xattr.h: a version, then entries of a tag, the rights and an id.
 const VERSION_BYTES: usize = 4;
@@ -39,7 +39,12 @@ pub(crate) fn complete(
         return Ok(());
     };
     if lacks_owning_group(&found, &right) {
-        lsetxattr(path(copy), ACL, &right, XattrFlags::REPLACE)?;
+        lsetxattr(
+            path_through(copy.0, copy.1),
+            ACL,
+            &right,
+            XattrFlags::REPLACE,
+        )?;
     }
     Ok(())
 }
@@ -106,15 +111,9 @@ fn complete_in(from: &OwnedFd, to: &OwnedFd, path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// There is no call for a name in an open folder: the path leads through that descriptor.
-fn path((folder, name): (BorrowedFd<'_>, &Path)) -> PathBuf {
-    let folder = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
-    folder.join(name)
-}
-
-fn acl(of: (BorrowedFd<'_>, &Path)) -> io::Result<Option<Vec<u8>>> {
+fn acl((folder, name): (BorrowedFd<'_>, &Path)) -> io::Result<Option<Vec<u8>>> {
     let mut buffer = vec![0_u8; XATTR_BYTES_MAX];
-    match lgetxattr(path(of), ACL, &mut buffer[..]) {
+    match lgetxattr(path_through(folder, name), ACL, &mut buffer[..]) {
         Ok(length) => Ok(Some(buffer[..length].to_vec())),
         Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOENT) => Ok(None),
         Err(error) => Err(error.into()),

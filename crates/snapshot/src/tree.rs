@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
@@ -26,11 +26,9 @@ pub use crate::scout::KnownInodes;
 use crate::scout::Scout;
 use crate::sticky_acl;
 use crate::text::{escape_path, unescape_path};
-use crate::walk::{Listed, is_folder, listed, open_folder_at, open_folder_below};
-
-/// The longest extended attributes of one file that are compared. Linux allows 64 KiB for a value
-/// (`XATTR_SIZE_MAX`) and for the list of names (`XATTR_LIST_MAX`).
-const XATTR_BYTES_MAX: usize = 64 << 10;
+use crate::walk::{
+    Listed, XATTR_BYTES_MAX, is_folder, listed, open_folder_at, open_folder_below, path_through,
+};
 
 /// Why a path is refused that leads through a symbolic link.
 pub const THROUGH_A_LINK: &str = "leads through a symbolic link in the snapshot; use the real path";
@@ -382,9 +380,7 @@ impl TreeFolder {
 
     /// Names and values, sorted.
     fn xattrs(&self, name: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        // There is no call for a name in an open folder: the path leads through that descriptor.
-        let path = Path::new("/proc/self/fd").join(self.fd.as_raw_fd().to_string());
-        let path = path.join(name);
+        let path = path_through(self.fd.as_fd(), name);
         let mut buffer = vec![0_u8; XATTR_BYTES_MAX];
         let length = match llistxattr(&path, &mut buffer[..]) {
             Err(Errno::OPNOTSUPP) => 0,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat, openat, statat, unlinkat};
@@ -16,6 +16,9 @@ use rustix::io::Errno;
 
 use crate::cancel::Cancel;
 
+/// The longest value of an extended attribute, and the longest list of their names (linux/limits.h: `XATTR_SIZE_MAX`,
+/// `XATTR_LIST_MAX`).
+pub(crate) const XATTR_BYTES_MAX: usize = 64 << 10;
 const LISTED_BYTES: usize = 32 << 10;
 const INTERRUPTED_MAX: u32 = 3;
 
@@ -131,6 +134,13 @@ pub(crate) fn listed(folder: BorrowedFd<'_>) -> io::Result<Vec<Listed>> {
         }
     }
     Ok(names)
+}
+
+/// A path for the extended attributes of a name in an open folder. There is no call for them, so it leads through that
+/// descriptor.
+pub(crate) fn path_through(folder: BorrowedFd<'_>, name: &Path) -> PathBuf {
+    let folder = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
+    folder.join(name)
 }
 
 pub(crate) fn path_of(name: &CStr) -> PathBuf {

@@ -9,8 +9,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-/// linux/limits.h, `XATTR_SIZE_MAX` and `XATTR_LIST_MAX`.
-const XATTR_BYTES_MAX: usize = 64 << 10;
+use crate::walk::XATTR_BYTES_MAX;
+
 const ACL: &[u8] = b"system.posix_acl_access";
 
 /// Names and values of extended attributes.
