@@ -2,7 +2,7 @@
 """Measures sprat with sprat-agent on the server beside sprat with OpenSSH's sftp-server.
 
     agent.py --sprat PROGRAM --agent PROGRAM --out FOLDER [--work FOLDER] [--rtt-ms N] [--rounds N]
-             [--parts backups,blocks,daily,begin,trim]
+             [--parts backups,blocks,daily,begin,past,trim]
 
 Both servers are measured in turn in each round; a ratio is the median of the rounds' own ratios. Started by
 `make bench AGENT=1`. As root.
@@ -10,6 +10,8 @@ Both servers are measured in turn in each round; a ratio is the median of the ro
 import argparse
 import os
 import random
+import re
+import resource
 import shutil
 import signal
 import statistics
@@ -27,9 +29,13 @@ from loads import LOADS, Tree
 from server import Line, Sshd, Wire
 from tools import Sprat
 
-PARTS = ("backups", "blocks", "daily", "begin", "trim")
+PARTS = ("backups", "blocks", "daily", "begin", "past", "trim")
 BLOCK = 4096
 BLOCKS_OVERWRITTEN = 10_000
+# The past states of which the oldest is read, and how much of the container each of them overwrites.
+PAST_STATES = 60
+PAST_SHARE = 0.01
+PAST_READ = 255 << 10
 # Every session begins a generation, as the first of a day does.
 POLICY = "new = burst 1000, then 1 per 1s\nfree_min = 0%\nheader = free\n"
 
@@ -58,12 +64,16 @@ class Raw:
             raise RuntimeError(f"request {kind}: status {status}")
         return answer[5:]
 
-    def open(self, path):
-        answer = self.ask(3, text(path), struct.pack(">II", 3, 0))
+    def open(self, path, flags=3):
+        answer = self.ask(3, text(path), struct.pack(">II", flags, 0))
         return answer[4:]
 
     def write(self, handle, offset, data):
         self.ask(6, text(handle), struct.pack(">Q", offset), text(data))
+
+    def read_all(self, handle, length):
+        for offset in range(0, length, PAST_READ):
+            self.ask(5, text(handle), struct.pack(">QI", offset, min(PAST_READ, length - offset)))
 
     def punch(self, handle, ranges):
         """Until all are holes; returns the number of requests."""
@@ -256,6 +266,52 @@ def begin(side, given):
     return [line]
 
 
+def past(side, given):
+    """The oldest past state, read as a whole, beside the container itself: by the agent alone, and by sftp through the line."""
+    lines, length = [], 256 << 20
+    for piece in (BLOCK, 64 << 10):
+        wrote = random.Random(piece)
+        with side.container.open("wb") as file:
+            for _ in range(length >> 20):
+                file.write(wrote.randbytes(1 << 20))
+        for _ in range(PAST_STATES):
+            raw = Raw([given.agent, "serve", "--root", side.sshd.srv])
+            handle = raw.open("x.luks")
+            raw.ask(200, text(b"session-begin@sprat"), text("x.luks"), text("t"))
+            for number in wrote.sample(range(length // piece), int(length * PAST_SHARE) // piece):
+                raw.write(handle, number * piece, wrote.randbytes(piece))
+            raw.close()
+        listed = subprocess.run([given.agent, "list", "--root", side.sshd.srv], capture_output=True, text=True, check=True).stdout
+        states = re.findall(r"\d{4}-\d\d-\d\dT\S+", listed)
+        took = {}
+        names = ("x.luks", f".generations/x.luks/{states[0]}")
+        for number in range(2 * given.rounds):
+            for name in names if number % 2 == 0 else names[::-1]:
+                measure.drop_caches()
+                spent, begun = children_seconds(), time.monotonic()
+                raw = Raw([given.agent, "serve", "--root", side.sshd.srv])
+                raw.read_all(raw.open(name, 1), length)
+                raw.close()
+                alone, processor = time.monotonic() - begun, children_seconds() - spent
+                measure.drop_caches()
+                begun = time.monotonic()
+                subprocess.run(["sftp", "-q", "-F", side.wire.config, f"bench-server:{name}", side.work / "got"], check=True)
+                took.setdefault(name, []).append((alone, processor, time.monotonic() - begun))
+        live, oldest = ([statistics.median(values) for values in zip(*took[name])] for name in names)
+        lines.append(f"The oldest of {len(states)} past states, each with 1 % of 256 MiB in pieces of {piece >> 10} KiB, beside the "
+                     + "container: " + ", ".join(f"{what} {old:.2f} s beside {new:.2f} s ({old / new:.2f} times)" for what, old, new
+                     in zip(("the agent alone", "its processor time", "sftp through the line"), oldest, live)) + " (goal: ≤ 2).")
+        print(lines[-1], flush=True)
+        side.container.unlink()
+        shutil.rmtree(side.sshd.srv / ".sprat-agent" / "x.luks")
+    return lines
+
+
+def children_seconds():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def holes(given, work):
     """`sprat trim` of 10,000 pieces, by the shell and by the agent; and the requests for the same holes alone."""
     work.mkdir()
@@ -337,6 +393,8 @@ def main():
             lines += daily(sides[1], Tree(work / "source", LOADS["source"], 1, given.scale))
         if "begin" in parts:
             lines += begin(sides[1], given)
+        if "past" in parts:
+            lines += past(sides[1], given)
         if "trim" in parts:
             lines += holes(given, work / "trim")
     finally:
