@@ -231,7 +231,7 @@ fn machine_that_slept_beyond_the_servers_timeout_continues() {
     let mut running = backup_under_way(&pair, &source, &["--quiet-time", "1"]);
     for _ in 0..2 {
         let losses = running.reported.losses;
-        let mut all: Vec<u32> = Vec::new();
+        let mut all: Vec<i32> = Vec::new();
         let until = Instant::now() + LIMIT;
         loop {
             // Again and again: an ssh that was just being started would answer for the others.
@@ -239,10 +239,13 @@ fn machine_that_slept_beyond_the_servers_timeout_continues() {
             // In this order: a server that started meanwhile must not count as a client.
             let servers = pair.sshd.session_pids();
             for process in found {
-                let asleep = u32::try_from(process.pid).unwrap();
-                if !servers.contains(&process.pid) && !all.contains(&asleep) {
-                    signal(asleep, Signal::STOP);
-                    all.push(asleep);
+                if servers.contains(&process.pid) || all.contains(&process.pid) {
+                    continue;
+                }
+                // One may be gone: a channel that was not needed, or one whose server gave up.
+                let asleep = Pid::from_raw(process.pid).unwrap();
+                if kill_process(asleep, Signal::STOP).is_ok() {
+                    all.push(process.pid);
                 }
             }
             if servers.is_empty() {
@@ -259,8 +262,7 @@ fn machine_that_slept_beyond_the_servers_timeout_continues() {
         assert!(all.len() >= 3, "{all:?}");
         for pid in all.iter().rev() {
             // One may be gone: ended by another one before that one was stopped, too.
-            let pid = Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap();
-            let _ = kill_process(pid, Signal::CONT);
+            let _ = kill_process(Pid::from_raw(*pid).unwrap(), Signal::CONT);
         }
         let noticed = running.until(LIMIT, "the loss is noticed", |seen| seen.losses > losses);
         assert!(noticed, "{:#?}", running.said);
