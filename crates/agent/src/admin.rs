@@ -22,7 +22,7 @@ use crate::past::{self, Past, has_mark};
 use crate::policy::{Bucket, Policy};
 use crate::ranges::{self, BLOCK};
 use crate::root::{Root, TIDIED};
-use crate::state::{changed_outside, is_damaged};
+use crate::state::{changed_outside, whole_state};
 use crate::status::is_overdue;
 use crate::tidy;
 use crate::time_text::show_bytes;
@@ -369,7 +369,7 @@ pub fn check(root: &Root, read_data: bool) -> io::Result<(Vec<String>, usize)> {
         let Some(folder) = root.kept(&container)? else {
             continue;
         };
-        if is_damaged(&folder)? {
+        if whole_state(&folder)?.is_none() {
             damaged.push(format!(
                 "{container}: the record of the state is damaged; run sprat-agent repair {container}"
             ));

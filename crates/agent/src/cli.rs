@@ -298,7 +298,7 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
     confine::limit();
     let confined = confine::is_confined();
     let root = arguments.root()?;
-    if !arguments.read_only && !root.is_newer {
+    if !root.is_newer {
         // It is for `status` only. On a full disk, and beside another process that does the same, the client is served.
         let _ = root.note_confined(confined);
     }

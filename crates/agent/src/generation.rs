@@ -45,6 +45,10 @@ pub const IMAGE: &str = "image";
 /// A folder with an image of the container as the last session left it: for a generation that begins with that state.
 /// Gone, durably, before the first write of the next session.
 pub const LEFT_CLONE: &str = "left.clone";
+/// The same while it is made, under the lock `tidy`.
+pub const HALF_CLONE: &str = "half.clone";
+/// A generation while it is made, under `gate`.
+pub const NEW: &str = "new";
 /// Where an entry of a clone's index lies. What it leads to by mistake can't be read.
 const NOWHERE: u32 = u32::MAX;
 /// So many blocks of a clone are looked up at once.
@@ -117,8 +121,8 @@ impl Head {
             counted_s: number(text, "counted")?,
             bucket_s: number(text, "bucket")?,
             stood_s: number(text, "stood")?,
-            clean: number(text, "clean").unwrap_or(false),
-            clone: number(text, "clone").unwrap_or(false),
+            clean: number(text, "clean")?,
+            clone: number(text, "clone")?,
             reason: field(text, "reason")?.to_owned(),
             name: name.to_owned(),
         })
@@ -188,12 +192,12 @@ pub fn make(
     boot: &str,
     clones: &File,
 ) -> io::Result<()> {
-    disk::remove_folder_in(container, "new")?;
+    disk::remove_folder_in(container, NEW)?;
     if head.clone {
-        let left = rustix::fs::renameat(container, LEFT_CLONE, container, "new");
+        let left = rustix::fs::renameat(container, LEFT_CLONE, container, NEW);
         disk::if_there(left.map_err(io::Error::from))?;
     }
-    let new = disk::make_folder_in(container, "new")?;
+    let new = disk::make_folder_in(container, NEW)?;
     if head.clone && !disk::exists_in(&new, IMAGE)? {
         disk::clone_in(&new, IMAGE, clones)?;
     }
@@ -216,7 +220,7 @@ pub fn make(
     log.sync_all()?;
     sync_folder(&logs)?;
     sync_folder(&new)?;
-    disk::rename_new(container, "new", container, &format!("g.{number}"))?;
+    disk::rename_new(container, NEW, container, &format!("g.{number}"))?;
     sync_folder(container)
 }
 

@@ -3,14 +3,12 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use crate::disk;
 use crate::ranges::{self, BLOCK, Blocks};
-use crate::state::Left;
 
 /// Fewer ranges are found in some milliseconds.
 const LEFT_RANGES_MIN: usize = 4096;
@@ -36,34 +34,24 @@ pub fn data_blocks(file: &File, len: u64) -> io::Result<Blocks> {
     Ok(ranges::normal(found))
 }
 
-impl Left {
-    /// Writes the file `left` at the end of a session, if it saves time when the next one begins. Durable when it
-    /// returns.
-    pub fn store(container: &OwnedFd, file: &File) -> io::Result<Option<Self>> {
-        let found = file.metadata()?;
-        let blocks = data_blocks(file, found.size())?;
-        if blocks.len() < LEFT_RANGES_MIN {
-            disk::remove_in(container, LEFT)?;
-            return Ok(None);
-        }
-        let bytes = ranges::to_bytes(&blocks);
-        let stored = disk::unless_full(disk::replace_in(container, LEFT, &bytes))?;
-        Ok(stored.map(|()| Self {
-            crc: ranges::crc_of(&bytes),
-            changed: (found.ctime(), found.ctime_nsec()),
-        }))
+/// Writes the file `left` at the end of a session, if it saves time when the next one begins. Durable when it returns
+/// the checksum.
+pub fn store_left(container: &OwnedFd, file: &File) -> io::Result<Option<u32>> {
+    let blocks = data_blocks(file, file.metadata()?.len())?;
+    if blocks.len() < LEFT_RANGES_MIN {
+        disk::remove_in(container, LEFT)?;
+        return Ok(None);
     }
+    let bytes = ranges::to_bytes(&blocks);
+    let stored = disk::unless_full(disk::replace_in(container, LEFT, &bytes))?;
+    Ok(stored.map(|()| ranges::crc_of(&bytes)))
+}
 
-    /// What it says. `None`: it is not that file, or the container is not as it was.
-    pub fn read(self, container: &OwnedFd, file: &File) -> io::Result<Option<Blocks>> {
-        let found = file.metadata()?;
-        let bytes = disk::if_there(disk::read_all(container, LEFT, ranges::MAP_BYTES_MAX))?;
-        let is_same = |bytes: &Vec<u8>| {
-            ranges::crc_of(bytes) == self.crc && (found.ctime(), found.ctime_nsec()) == self.changed
-        };
-        match bytes.filter(is_same) {
-            Some(bytes) => disk::if_whole(ranges::from_bytes(&bytes)),
-            None => Ok(None),
-        }
+/// What it says. `None`: it is not the one with this checksum.
+pub fn read_left(container: &OwnedFd, crc: u32) -> io::Result<Option<Blocks>> {
+    let bytes = disk::if_there(disk::read_all(container, LEFT, ranges::MAP_BYTES_MAX))?;
+    match bytes.filter(|bytes| ranges::crc_of(bytes) == crc) {
+        Some(bytes) => disk::if_whole(ranges::from_bytes(&bytes)),
+        None => Ok(None),
     }
 }

@@ -20,15 +20,15 @@ use std::time::{Duration, Instant};
 use rustix::fs::FallocateFlags;
 
 use crate::clock::{Clock, Now};
-use crate::disk::{self, Locked, Slots, bad};
+use crate::disk::{self, Flock, Locked, Slots, bad};
 use crate::generation::{self, Head, Newest, seal_all};
-use crate::holes::data_blocks;
+use crate::holes::{data_blocks, read_left, store_left};
 use crate::journal::Journal;
 use crate::log;
 use crate::policy::{Header, Policy};
 use crate::ranges::{self, BLOCK, Blocks};
 use crate::space::Space;
-use crate::state::{CHANGED_OUTSIDE, FileId, Left, Locks, State, read_state};
+use crate::state::{CHANGED_OUTSIDE, FileId, Locks, State, read_state};
 use crate::time_text;
 use crate::writers::{self, Slot};
 
@@ -44,6 +44,9 @@ const REQUEST_BLOCKS: u64 = 16_384;
 /// A session that lasts longer than this gets a further generation.
 const SESSION_GENERATION_S: i64 = 86_400;
 
+/// Why a generation begins, and its mark on the one before it.
+const WRITTEN_PAST: &str = "written-past";
+
 /// Until when, by the counted clock, the administrator allows writes to the header.
 pub const HEADER_UNTIL: &str = "header-until";
 
@@ -54,6 +57,15 @@ pub enum By {
     /// The administrator may write to the header, and no quota stops him. The first write begins a generation for
     /// this reason. Without a reason none begins: what the newest one has saved already needs no space.
     Admin(Option<&'static str>),
+}
+
+/// A process's part in a session. Dropped, it is in none any more.
+#[derive(Debug)]
+struct Session {
+    number: u64,
+    /// Shared by every process that writes.
+    writers: Flock,
+    _slot: Slot,
 }
 
 /// One process's part in keeping a container's past states.
@@ -67,21 +79,15 @@ pub struct Keeper {
     space: Rc<Space>,
     journal: Journal,
     /// The session that this process belongs to; `None` before its first write.
-    session: Option<u64>,
+    session: Option<Session>,
     open: Option<Newest>,
-    /// A session was begun by this process, and no generation for it yet.
-    is_new_session: bool,
-    written_past: bool,
-    slot: Option<Slot>,
     /// The last session that refused its predecessors, when this process opened the container. What a process
     /// has in its pipe from before such a session must not arrive after it.
     fence: u64,
     /// The client said that it leaves the container in order.
     says_clean: bool,
-    /// The next write begins a generation, whatever the policy allows.
-    forced: Option<&'static str>,
     by: By,
-    left: Option<Left>,
+    left: Option<u32>,
     /// Counted seconds minus seconds since the boot, when the clock was last read.
     counted_ahead_s: i64,
 }
@@ -108,11 +114,7 @@ impl Keeper {
             space: Rc::clone(space),
             session: None,
             open: None,
-            is_new_session: false,
-            written_past: false,
-            slot: None,
             says_clean: false,
-            forced: None,
             by: By::Client,
             left: None,
             counted_ahead_s: 0,
@@ -126,19 +128,8 @@ impl Keeper {
         let _gate = close_gate(&self.folder, &locks)?;
         let mut state = read_state(&self.slots)?;
         self.fence = state.fence;
-        self.join(&mut state, file)?;
-        state.session += 1;
-        state.fence = state.session;
-        self.fence = state.fence;
-        state.writing = true;
-        self.slots.write(&state.to_text())?;
-        self.session = Some(state.session);
-        self.is_new_session = true;
+        self.join(&mut state, file, true)?;
         self.by = by;
-        self.forced = match by {
-            By::Client => None,
-            By::Admin(reason) => reason,
-        };
         Ok(state.session)
     }
 
@@ -147,14 +138,15 @@ impl Keeper {
         let locks = Rc::clone(&self.locks);
         let _gate = locks.gate.exclusive()?;
         let mut state = read_state(&self.slots)?;
-        if state.session != session || self.session.is_some_and(|own| own != session) {
+        let own = self.session.as_ref().map(|own| own.number);
+        if state.session != session || own.is_some_and(|own| own != session) {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         self.fence = state.fence;
-        if self.session.is_none() {
-            self.join(&mut state, file)?;
+        match own {
+            None => self.join(&mut state, file, false),
+            Some(_) => Ok(()),
         }
-        Ok(())
     }
 
     /// What the client says of how it leaves the container. It is shown, and nothing else depends on it.
@@ -282,35 +274,40 @@ impl Keeper {
 
     /// This process writes no more. The last one records how it leaves the container.
     pub fn end(&mut self, file: &File) -> io::Result<()> {
+        if self.session.is_none() {
+            return Ok(());
+        }
+        // The next session looks again which one is the newest.
+        self.open = None;
+        let locks = Rc::clone(&self.locks);
+        let _gate = locks.gate.exclusive()?;
+        // Under `gate`, also if this fails: whoever comes next has to know whether somebody writes.
         let Some(session) = self.session.take() else {
             return Ok(());
         };
-        // The next session looks again which one is the newest.
-        (self.slot, self.open) = (None, None);
-        let locks = Rc::clone(&self.locks);
-        let _gate = locks.gate.exclusive()?;
-        self.journal.flush(session)?;
+        self.journal.flush(session.number)?;
         let mut state = read_state(&self.slots)?;
         let id = FileId::of(file)?;
         if state.file != Some(id) {
             self.drop_left_clone()?;
         }
-        // Both operations replace the shared lock that this process has.
-        let Some(_alone) = locks.writers.try_exclusive()? else {
+        // It replaces the shared lock that this process has.
+        let Some(_alone) = session.writers.try_exclusive()? else {
             return Ok(());
         };
-        if state.session == session {
+        if state.session == session.number {
             state.clean = self.says_clean;
             if self.says_clean {
                 state.clean_s = crate::clock::reading("").wall_s;
             }
             file.sync_all()?;
             // Nothing else may change it later and leave the same times.
-            state.left = match crate::clock::wait_for_later_times(file)? {
-                true => Left::store(&self.folder, file)?,
+            let is_past = crate::clock::wait_for_later_times(file)?;
+            state.file = Some(FileId::of(file)?);
+            state.left = match is_past {
+                true => store_left(&self.folder, file)?,
                 false => None,
             };
-            state.file = Some(FileId::of(file)?);
             state.writing = false;
             self.slots.write(&state.to_text())?;
         }
@@ -319,14 +316,14 @@ impl Keeper {
 
     /// Whether this process may write now. Only under `gate`.
     fn is_ready(&mut self) -> io::Result<bool> {
-        let Some(session) = self.session else {
+        let Some(session) = &self.session else {
             return Ok(false);
         };
         let state = read_state(&self.slots)?;
-        if state.session != session {
+        if state.session != session.number {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        let Some(open) = &self.open else {
+        let Some(open) = self.open.as_ref().filter(|_| state.due.is_empty()) else {
             return Ok(false);
         };
         let newer = format!("g.{}", open.number + 1);
@@ -366,7 +363,8 @@ impl Keeper {
             return Ok(());
         }
         let text = "a client wrote to the header, which has the keys";
-        self.journal.note(self.session.unwrap_or(0), text)?;
+        let session = self.session.as_ref().map_or(0, |own| own.number);
+        self.journal.note(session, text)?;
         self.raise_alarm(text)
     }
 
@@ -404,45 +402,34 @@ impl Keeper {
     /// `gate`, exclusive. Returns whether a generation was begun.
     fn prepare(&mut self, file: &File) -> io::Result<bool> {
         let mut state = read_state(&self.slots)?;
-        let old = state.clone();
         let now = self.clock.now()?;
         self.counted_ahead_s = now.counted_s - crate::clock::reading("").up_s;
         let newest = generation::numbers(&self.folder)?.last().copied();
         if self.open.as_ref().map(|open| open.number) != newest {
             self.open = None;
         }
-        let mut broken = None;
         if let (None, Some(newest)) = (&self.open, newest) {
-            match Newest::open(&self.folder, newest, self.clock.boot()) {
-                Ok(open) => self.open = Some(open),
-                Err(error)
-                    if [io::ErrorKind::InvalidData, io::ErrorKind::NotFound]
-                        .contains(&error.kind()) =>
-                {
-                    broken = Some(error);
-                }
-                Err(error) => return Err(error),
-            }
+            let opened = Newest::open(&self.folder, newest, self.clock.boot());
+            self.open = disk::if_whole(disk::if_there(opened))?.flatten();
         }
-        match self.session {
-            None => self.join(&mut state, file)?,
-            Some(session) if session != state.session => {
+        match &self.session {
+            None => self.join(&mut state, file, false)?,
+            Some(session) if session.number != state.session => {
                 return Err(io::ErrorKind::PermissionDenied.into());
             }
             Some(_) => {}
         }
+        let old = state.clone();
         self.refill(&mut state, now);
-        // From the first write of a session on nobody knows it.
         let id = FileId::of(file)?;
-        self.left = state.left.take().filter(|_| state.file == Some(id));
-        let unchanged = match &self.open {
-            Some(open) => {
-                open.is_unused()?
-                    && (open.head.length, (open.head.state_s, open.head.state_ns))
-                        == (id.len, id.modified)
-            }
-            None => false,
+        let is_as_left = state.file == Some(id);
+        // From the first write of a session on nobody knows it.
+        self.left = state.left.take().filter(|_| is_as_left);
+        let is_state = |open: &Newest| {
+            let state = (open.head.length, (open.head.state_s, open.head.state_ns));
+            io::Result::Ok(state == (id.len, id.modified) && open.is_unused()?)
         };
+        let unchanged = self.open.as_ref().map_or(Ok(false), is_state)?;
         let usable = match &mut self.open {
             Some(open) if !generation::has_ended(&self.folder, open.number)? => {
                 if self.by == By::Admin(None) && open.tail()?.is_none() {
@@ -452,31 +439,31 @@ impl Keeper {
             }
             _ => None,
         };
-        let is_full = match &self.open {
-            Some(open) => open.is_full()?,
-            None => false,
-        };
-        let reason = match (newest, usable) {
-            (None, _) => "first",
-            (_, Some(_)) if self.by == By::Admin(None) => "",
-            _ if self.written_past => "written-past",
-            _ if self.forced.is_some() => self.forced.unwrap_or_default(),
-            (_, None) => "restart",
+        let is_full = self.open.as_ref().map_or(Ok(false), Newest::is_full)?;
+        let is_due = !state.due.is_empty();
+        let reason = match (newest, usable, self.by) {
+            (None, ..) => "first",
+            (_, Some(_), By::Admin(None)) => "",
+            _ if state.due == WRITTEN_PAST => WRITTEN_PAST,
+            (.., By::Admin(Some(reason))) if is_due => reason,
+            (_, None, _) => "restart",
             _ if is_full => "size",
             _ if now.counted_s >= state.secret_due_s => "secret",
             _ if now.counted_s - state.begun_s >= SESSION_GENERATION_S => "day",
-            _ if self.is_new_session && state.tokens_milli >= 1000 => "session",
+            _ if is_due && state.tokens_milli >= 1000 => "session",
             _ => "",
         };
         let may_be_spared = ["secret", "day", "session"].contains(&reason);
         let begins = !reason.is_empty() && (!unchanged || !may_be_spared);
-        if !begins || !self.policy.clones || !self.is_left_clone_of(id)? {
+        // Whoever writes first makes all the others wait with their writes until here.
+        state.due.clear();
+        if !begins || !self.policy.clones || !is_as_left {
             self.drop_left_clone()?;
         }
         if begins {
             let number = newest.map_or(1, |newest| newest + 1);
             let is_clean = old.clean && reason == "session";
-            self.begin(file, number, reason, now, is_clean, broken.is_some())?;
+            self.begin(file, number, reason, now, is_clean)?;
             state.begun_s = now.counted_s;
             if reason == "session" {
                 state.tokens_milli -= 1000;
@@ -490,52 +477,65 @@ impl Keeper {
         if state != old {
             self.slots.write(&state.to_text())?;
         }
-        (self.is_new_session, self.written_past, self.forced) = (false, false, None);
         Ok(begins)
     }
 
-    /// Makes this process one of those that write, and begins a session if there is none. Finds out whether
-    /// the container was changed by something else since the last session.
-    fn join(&mut self, state: &mut State, file: &File) -> io::Result<()> {
+    /// Makes this process one of those that write. Begins a session if there is none, or if this one refuses its
+    /// predecessors. Finds out whether the container was changed by something else since the last session.
+    fn join(&mut self, state: &mut State, file: &File, refuses: bool) -> io::Result<()> {
         if self.fence != state.fence {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        if self.slot.is_none() {
-            self.slot = Some(writers::enter(&self.folder)?);
-        }
-        let alone = self.locks.writers.try_exclusive()?;
-        let is_new = alone.is_some();
-        // The shared lock replaces the exclusive one; `gate` keeps others from coming between.
-        if let Some(alone) = alone {
-            alone.keep();
-        }
-        self.locks.writers.shared()?.keep();
-        if is_new {
+        self.session = None;
+        let mut session = Session {
+            number: 0,
+            _slot: writers::enter(&self.folder)?,
+            writers: Flock::open(&self.folder, "writers")?,
+        };
+        let is_alone = session.writers.try_exclusive()?.is_some();
+        // `gate` keeps others from coming between.
+        session.writers.shared()?.keep();
+        if is_alone || refuses {
             state.session += 1;
-            if state.writing {
-                state.left = None;
+            if is_alone {
+                self.look_for_changes(state, file)?;
             }
-            if state.is_changed(FileId::of(file)?) {
-                let what = format!("{CHANGED_OUTSIDE}: was {:?}", state.file);
-                self.journal.note(state.session, &what)?;
-                // A full disk stops no session: past states are marked all the same.
-                disk::unless_full(self.raise_alarm(CHANGED_OUTSIDE))?;
-                if let Some(newest) = generation::numbers(&self.folder)?.last() {
-                    mark(&self.folder, *newest, "written-past", "")?;
-                }
-                self.written_past = true;
-            } else if state.writing {
-                self.journal.note(
-                    state.session,
-                    "the session before ended without an orderly end",
-                )?;
+            if refuses {
+                state.fence = state.session;
             }
             state.writing = true;
+            if state.due.is_empty() {
+                state.due = "session".to_owned();
+            }
             self.slots.write(&state.to_text())?;
-            self.is_new_session = true;
         }
+        self.fence = state.fence;
         self.says_clean = false;
-        self.session = Some(state.session);
+        session.number = state.session;
+        self.session = Some(session);
+        Ok(())
+    }
+
+    /// When nobody writes: whether the container is as the last session left it.
+    fn look_for_changes(&self, state: &mut State, file: &File) -> io::Result<()> {
+        if state.writing {
+            state.left = None;
+        }
+        if state.is_changed(FileId::of(file)?) {
+            let what = format!("{CHANGED_OUTSIDE}: was {:?}", state.file);
+            self.journal.note(state.session, &what)?;
+            // A full disk stops no session: past states are marked all the same.
+            disk::unless_full(self.raise_alarm(CHANGED_OUTSIDE))?;
+            if let Some(newest) = generation::numbers(&self.folder)?.last() {
+                mark(&self.folder, *newest, WRITTEN_PAST, "")?;
+            }
+            state.due = WRITTEN_PAST.to_owned();
+        } else if state.writing {
+            self.journal.note(
+                state.session,
+                "the session before ended without an orderly end",
+            )?;
+        }
         Ok(())
     }
 
@@ -561,29 +561,25 @@ impl Keeper {
         reason: &str,
         now: Now,
         is_clean: bool,
-        lost_map: bool,
     ) -> io::Result<()> {
         file.sync_all()?;
         let id = FileId::of(file)?;
         let everything = 0..id.len.div_ceil(BLOCK);
         let left = match self.left.take() {
-            Some(left) => left.read(&self.folder, file)?,
+            Some(crc) => read_left(&self.folder, crc)?,
             None => None,
         };
         let mut map = match left {
             Some(map) => map,
             None => data_blocks(file, id.len)?,
         };
-        match &self.open {
-            Some(open) => {
-                let still = open.still_mapped(&map)?;
-                map.extend(still);
-                map = ranges::both(&ranges::normal(map), std::slice::from_ref(&everything));
-            }
-            None if lost_map => map = Blocks::from([everything.clone()]),
-            None => {}
+        if let Some(open) = &self.open {
+            let still = open.still_mapped(&map)?;
+            map.extend(still);
+            map = ranges::both(&ranges::normal(map), std::slice::from_ref(&everything));
         }
-        if map.len() > ranges::RANGES_MAX {
+        let is_map_lost = self.open.is_none() && number > 1;
+        if is_map_lost || map.len() > ranges::RANGES_MAX {
             map = Blocks::from([everything]);
         }
         let ago = (now.wall_s - id.modified.0).max(0);

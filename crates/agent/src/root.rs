@@ -35,12 +35,8 @@ fn format_text(agent: &OwnedFd) -> io::Result<Option<String>> {
 
 /// Version and id. `None`: the file is damaged.
 fn parse_format(text: &str) -> Option<(u32, String)> {
-    let text = match text.rsplit_once("crc ") {
-        Some((text, crc)) if crc == format!("{:08x}\n", crc32fast::hash(text.as_bytes())) => text,
-        // The first agents wrote two lines and no checksum.
-        None if text.lines().count() == 2 => text,
-        _ => return None,
-    };
+    let (text, crc) = text.rsplit_once("crc ")?;
+    (crc == format!("{:08x}\n", crc32fast::hash(text.as_bytes()))).then_some(())?;
     let id = field(text, "id").filter(|id| is_id(id));
     number(text, "format").zip(id.map(ToOwned::to_owned))
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 
-use crate::disk::{Flock, Slots, bad, if_whole, number};
+use crate::disk::{Flock, Slots, bad, field, if_whole, number};
 
 /// What the file `state` says; written only under `gate`, exclusive.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct State {
     pub fence: u64,
     /// A session writes, or ended without an orderly end.
     pub writing: bool,
-    /// The container at the last orderly end: inode, length, times of data and of inode.
+    /// The container at the last orderly end.
     pub file: Option<FileId>,
     /// Generations that sessions may begin, in thousandths, and when they were counted.
     pub tokens_milli: u64,
@@ -27,19 +27,14 @@ pub struct State {
     pub begun_s: i64,
     /// The client said that it left the container in order.
     pub clean: bool,
+    /// Why a generation has to begin before anything is written: `session` or `written-past`. Empty: it has begun, or
+    /// the policy lets the one before it go on.
+    pub due: String,
     /// When a client said so last, by the wall clock; 0: never.
     pub clean_s: i64,
-    /// The blocks that had data at the last orderly end, if there were many: the file `left`. Gone before the first
-    /// write of the next session.
-    pub left: Option<Left>,
-}
-
-/// What shows that the file `left` is the one of that end, and the container is as it was then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Left {
-    pub crc: u32,
-    /// When the inode was changed.
-    pub changed: (i64, i64),
+    /// The blocks that had data at the last orderly end, if there were many: the checksum of the file `left`. Gone
+    /// before the first write of the next session.
+    pub left: Option<u32>,
 }
 
 /// What shows that a file is the same and unchanged.
@@ -48,31 +43,36 @@ pub struct FileId {
     pub inode: u64,
     pub len: u64,
     pub modified: (i64, i64),
+    /// The time of the inode, which nobody can set back.
+    pub changed: (i64, i64),
 }
 
 impl FileId {
     pub fn of(file: &File) -> io::Result<Self> {
         let found = file.metadata()?;
-        let modified = (found.mtime(), found.mtime_nsec());
         Ok(Self {
             inode: found.ino(),
             len: found.size(),
-            modified,
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
         })
     }
 }
 
 impl State {
     /// Whether something else than the agent changed the container since the last session ended in order. After a
-    /// session that did not, only another file is known to be one.
+    /// session that did not, only another file is known to be one. Another owner or mode is no change.
     pub fn is_changed(&self, container: FileId) -> bool {
-        self.file
-            .is_some_and(|left| left.inode != container.inode || !self.writing && left != container)
+        self.file.is_some_and(|left| {
+            let is_same = (left.len, left.modified) == (container.len, container.modified);
+            left.inode != container.inode || !self.writing && !is_same
+        })
     }
 
     pub fn to_text(&self) -> String {
         let mut text = format!(
-            "session {}\nfence {}\nwriting {}\ntokens {}\ntokens-at {}\nsecret-due {}\nbegun {}\nclean {}\nclean-at {}\n",
+            "session {}\nfence {}\nwriting {}\ntokens {}\ntokens-at {}\nsecret-due {}\nbegun {}\nclean {}\nclean-at {}\n\
+             due {}\n",
             self.session,
             self.fence,
             self.writing,
@@ -81,59 +81,53 @@ impl State {
             self.secret_due_s,
             self.begun_s,
             self.clean,
-            self.clean_s
+            self.clean_s,
+            self.due
         );
         if let Some(file) = self.file {
-            let (s, ns) = file.modified;
+            let ((s, ns), (changed_s, changed_ns)) = (file.modified, file.changed);
             text += &format!(
-                "inode {}\nlen {}\nmodified {s}\nmodified-ns {ns}\n",
+                "inode {}\nlen {}\nmodified {s}\nmodified-ns {ns}\nchanged {changed_s}\nchanged-ns {changed_ns}\n",
                 file.inode, file.len
             );
         }
-        if let Some(left) = self.left {
-            let (s, ns) = left.changed;
-            text += &format!("left {}\nchanged {s}\nchanged-ns {ns}\n", left.crc);
+        if let Some(crc) = self.left {
+            text += &format!("left {crc}\n");
         }
         text
     }
 
     fn parse(text: &str) -> Option<Self> {
         let file = || {
-            let modified = (number(text, "modified")?, number(text, "modified-ns")?);
             Some(FileId {
                 inode: number(text, "inode")?,
                 len: number(text, "len")?,
-                modified,
-            })
-        };
-        let left = || {
-            Some(Left {
-                crc: number(text, "left")?,
+                modified: (number(text, "modified")?, number(text, "modified-ns")?),
                 changed: (number(text, "changed")?, number(text, "changed-ns")?),
             })
         };
         Some(Self {
             session: number(text, "session")?,
-            fence: number(text, "fence").unwrap_or(0),
+            fence: number(text, "fence")?,
             writing: number(text, "writing")?,
             file: file(),
             tokens_milli: number(text, "tokens")?,
             tokens_at_s: number(text, "tokens-at")?,
             secret_due_s: number(text, "secret-due")?,
             begun_s: number(text, "begun")?,
-            clean: number(text, "clean").unwrap_or(false),
-            clean_s: number(text, "clean-at").unwrap_or(0),
-            left: left(),
+            clean: number(text, "clean")?,
+            clean_s: number(text, "clean-at")?,
+            due: field(text, "due")?.to_owned(),
+            left: number(text, "left"),
         })
     }
 }
 
-/// The locks of a container. `writers` is shared by every process that writes.
+/// The locks of a container.
 #[derive(Debug)]
 pub struct Locks {
     pub gate: Flock,
     pub save: Flock,
-    pub writers: Flock,
     /// Exclusive while generations are sealed, merged or removed.
     pub tidy: Flock,
 }
@@ -143,7 +137,6 @@ impl Locks {
         Ok(Self {
             gate: Flock::open(folder, "gate")?,
             save: Flock::open(folder, "save")?,
-            writers: Flock::open(folder, "writers")?,
             tidy: Flock::open(folder, "tidy")?,
         })
     }
@@ -157,9 +150,9 @@ pub fn read_state(slots: &Slots) -> io::Result<State> {
     }
 }
 
-/// Whether the record of the state is damaged: nobody can write then. Only `repair` makes a new one.
-pub fn is_damaged(container: &OwnedFd) -> io::Result<bool> {
-    Ok(if_whole(read_state(&Slots::open(container, "state")?))?.is_none())
+/// The same. `None`: the record is damaged, and nobody can write. Only `repair` makes a new one.
+pub fn whole_state(container: &OwnedFd) -> io::Result<Option<State>> {
+    if_whole(read_state(&Slots::open(container, "state")?))
 }
 
 /// The alarm of it, until the administrator confirms it.
@@ -168,11 +161,9 @@ pub const CHANGED_OUTSIDE: &str = "the container was changed by something else t
 /// Whether something else than the agent changed the container since the last session ended in order.
 /// Where the record of the state is damaged, nobody knows: the past stays readable.
 pub fn changed_outside(container: &OwnedFd, live: &File) -> io::Result<bool> {
-    if is_damaged(container)? {
+    let Some(before) = whole_state(container)? else {
         return Ok(false);
-    }
-    let slots = Slots::open(container, "state")?;
-    let before = read_state(&slots)?;
+    };
     // A session that begins meanwhile says so before it writes.
-    Ok(before.is_changed(FileId::of(live)?) && read_state(&slots)? == before)
+    Ok(before.is_changed(FileId::of(live)?) && whole_state(container)? == Some(before))
 }

@@ -8,7 +8,7 @@ use crate::clock::DAY_S;
 use crate::disk;
 use crate::generation;
 use crate::root::{Root, TIDIED};
-use crate::state::{CHANGED_OUTSIDE, changed_outside, is_damaged, read_state};
+use crate::state::{CHANGED_OUTSIDE, changed_outside, whole_state};
 use crate::time_text::{self, show_bytes};
 
 /// The exit codes of `status`: the gravest that applies.
@@ -52,12 +52,10 @@ pub struct Status {
 /// Whether no session ended in order for longer than the policy expects. Where no client ever said how it
 /// leaves a container (sftp, an older sprat), each write counts.
 pub fn is_overdue(root: &Root, name: &str, wall_s: i64) -> io::Result<bool> {
-    let clean_s = match root.kept(name)? {
-        Some(folder) if !is_damaged(&folder)? => {
-            read_state(&disk::Slots::open(&folder, "state")?)?.clean_s
-        }
-        _ => 0,
-    };
+    let state = root
+        .kept(name)?
+        .map_or(Ok(None), |kept| whole_state(&kept))?;
+    let clean_s = state.map_or(0, |state| state.clean_s);
     let since_s = match clean_s {
         0 => root.live(name)?.metadata()?.mtime(),
         clean_s => clean_s,
@@ -81,10 +79,9 @@ fn report(root: &Root, name: &str, wall_s: i64) -> io::Result<Report> {
     };
     report.states = generation::numbers(&folder)?.len();
     report.hold = disk::exists_in(&folder, "hold")?;
-    if is_damaged(&folder)? {
-        report.damaged = true;
-    } else {
-        report.session_open = read_state(&disk::Slots::open(&folder, "state")?)?.writing;
+    match whole_state(&folder)? {
+        Some(state) => report.session_open = state.writing,
+        None => report.damaged = true,
     }
     if changed_outside(&folder, &live)? {
         report.alarm = Some(CHANGED_OUTSIDE.to_owned());

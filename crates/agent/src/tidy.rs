@@ -78,6 +78,7 @@ pub fn run(container: &OwnedFd, policy: &Policy, now: Now, overdue: bool) -> io:
     let locks = Locks::open(container)?;
     let _tidy = locks.tidy.exclusive()?;
     remove_dead(container)?;
+    remove_half_made(container, &locks)?;
     seal_all_locked(container)?;
     let all = candidates(container)?;
     let alarm = alarm::check(container, &all, policy, now)?;
@@ -196,6 +197,16 @@ fn merge_into(container: &OwnedFd, older: u32, run: &[u32]) -> io::Result<()> {
     }
     rustix::fs::renameat(&folder, "index.tmp", &folder, "index")?;
     sync_folder(&folder)
+}
+
+/// What processes left that were killed while they made a clone or a generation.
+fn remove_half_made(container: &OwnedFd, locks: &Locks) -> io::Result<()> {
+    disk::remove_folder_in(container, generation::HALF_CLONE)?;
+    // While somebody writes, the next run does it.
+    match locks.gate.try_exclusive()? {
+        Some(_gate) => disk::remove_folder_in(container, generation::NEW),
+        None => Ok(()),
+    }
 }
 
 fn remove_dead(container: &OwnedFd) -> io::Result<()> {

@@ -5,18 +5,8 @@ use std::io;
 
 use super::Keeper;
 use crate::disk;
-use crate::generation::{IMAGE, LEFT_CLONE};
+use crate::generation::{HALF_CLONE, IMAGE, LEFT_CLONE};
 use crate::state::{FileId, read_state};
-
-/// The same while it is made.
-const HALF: &str = "half.clone";
-
-/// In the same folder: the container that was cloned, and its times.
-const OF: &str = "of";
-
-fn of(id: FileId) -> String {
-    format!("{id:?}\n")
-}
 
 impl Keeper {
     /// Clones the container as the last session left it, for the generation that the next one begins with. It may
@@ -35,23 +25,16 @@ impl Keeper {
         if before.is_none() || disk::exists_in(&self.folder, LEFT_CLONE)? {
             return Ok(());
         }
-        disk::remove_folder_in(&self.folder, HALF)?;
-        let half = disk::make_folder_in(&self.folder, HALF)?;
+        disk::remove_folder_in(&self.folder, HALF_CLONE)?;
+        let half = disk::make_folder_in(&self.folder, HALF_CLONE)?;
         disk::clone_in(&half, IMAGE, file)?;
-        disk::replace_in(&half, OF, of(FileId::of(file)?).as_bytes())?;
         let gate = self.locks.gate.exclusive()?;
         if left()? == before {
-            rustix::fs::renameat(&self.folder, HALF, &self.folder, LEFT_CLONE)?;
+            rustix::fs::renameat(&self.folder, HALF_CLONE, &self.folder, LEFT_CLONE)?;
         }
         // To remove it may take as long as to make it.
         drop(gate);
-        disk::remove_folder_in(&self.folder, HALF)
-    }
-
-    /// Whether the clone is of this state. An older agent does not remove it before it writes.
-    pub(super) fn is_left_clone_of(&self, id: FileId) -> io::Result<bool> {
-        let made_of = disk::text_in(&self.folder, &format!("{LEFT_CLONE}/{OF}"), 256)?;
-        Ok(made_of == Some(of(id)))
+        disk::remove_folder_in(&self.folder, HALF_CLONE)
     }
 
     /// Durable when it returns: the container may be written then.

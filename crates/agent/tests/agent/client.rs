@@ -42,8 +42,15 @@ impl Served {
             .unwrap();
         let served = Self { folder };
         served.run(&["adopt"]);
-        fs::write(served.path(".sprat-agent/policy"), policy).unwrap();
+        served.set_policy(policy);
         served
+    }
+
+    /// For connections that begin later.
+    pub fn set_policy(&self, policy: &str) {
+        let new = self.path(".sprat-agent/policy.new");
+        fs::write(&new, policy).unwrap();
+        fs::rename(new, self.path(".sprat-agent/policy")).unwrap();
     }
 
     /// With a container `x.luks` of these bytes.

@@ -1,4 +1,4 @@
-//! `keeper = clone`, on a btrfs and on an XFS: the tests of logs in short, and what only clones do.
+//! `keeper = clone`, on a btrfs and on an XFS: what only clones do. The tests of logs with clones: keepers.rs.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -12,25 +12,25 @@ use sprat_testkit::test_folder::TestFolder;
 use sprat_testkit::tmpfs::LoopDisk;
 use sprat_testkit::{needs, requires};
 
-use crate::client::{BLOCK, EAGER, READ, READ_WRITE, RESTLESS, Served, blocks};
+use crate::client::{BLOCK, EAGER, READ, READ_WRITE, Served, blocks};
 use crate::confined::confined;
 use crate::drops::mount;
 use crate::outside::{code, next_tick, past_names};
 use crate::sessions::{begin, ranges};
-use crate::{expiry, kills, storm};
+use crate::{expiry, kills, slots};
 
 pub const CLONE: &str = "keeper = clone\n";
-const BTRFS: &[&str] = &["mkfs.btrfs", "-q"];
+pub const BTRFS: &[&str] = &["mkfs.btrfs", "-q"];
 pub const XFS: &[&str] = &["mkfs.xfs", "-q", "-m", "reflink=1"];
 
 /// A file system that can clone files. Unmounted on drop.
-struct Disk {
+pub struct Disk {
     path: PathBuf,
     _folder: TestFolder,
 }
 
 impl Disk {
-    fn new(mkfs: &[&str]) -> Self {
+    pub fn new(mkfs: &[&str]) -> Self {
         let folder = TestFolder::new("sprat-clones-");
         let path = folder.path().join("disk");
         fs::create_dir(&path).unwrap();
@@ -50,7 +50,7 @@ impl Disk {
     }
 
     /// A root on it, whose policy says `keeper = clone`.
-    fn served(&self, policy: &str) -> Served {
+    pub fn served(&self, policy: &str) -> Served {
         Served::in_folder(&self.path, &format!("{policy}{CLONE}"))
     }
 }
@@ -61,7 +61,14 @@ impl Drop for Disk {
     }
 }
 
-fn missing() -> Option<String> {
+/// On a btrfs and on an XFS, with the name of the program that made it.
+pub fn on_both(test: impl Fn(&Disk, &str)) {
+    for mkfs in [BTRFS, XFS] {
+        test(&Disk::new(mkfs), mkfs[0]);
+    }
+}
+
+pub fn missing() -> Option<String> {
     let programs = ["mkfs.btrfs", "mkfs.xfs", "strace"].map(needs::program);
     let others = [needs::root(), needs::devices()];
     others.into_iter().chain(programs).flatten().next()
@@ -75,10 +82,6 @@ fn own(served: &Served, name: &str) -> PathBuf {
     served.path(&format!(".sprat-agent/x.luks/{name}"))
 }
 
-fn set_policy(served: &Served, policy: &str) {
-    fs::write(served.path(".sprat-agent/policy"), policy).unwrap();
-}
-
 /// A root with a container of 32 blocks.
 fn with_container(disk: &Disk, policy: &str) -> Served {
     let served = disk.served(policy);
@@ -86,50 +89,11 @@ fn with_container(disk: &Disk, policy: &str) -> Served {
     served
 }
 
-fn is_clone(served: &Served, number: u32) -> bool {
+pub fn is_clone(served: &Served, number: u32) -> bool {
     let list = served.run(&["list"]);
     let name = served.head(number, "name");
     let mut lines = list.lines().filter(|line| line.contains(&name));
     lines.next().unwrap().ends_with("clone")
-}
-
-#[test]
-fn past_states_stay_exact_on_btrfs_while_everything_goes_on_at_once() {
-    requires!(missing());
-    storm::past_states_stay_exact(&Disk::new(BTRFS).served(RESTLESS), 20);
-}
-
-#[test]
-fn past_states_stay_exact_on_xfs_while_everything_goes_on_at_once() {
-    requires!(missing());
-    storm::past_states_stay_exact(&Disk::new(XFS).served(RESTLESS), 20);
-}
-
-#[test]
-fn killed_writers_of_the_same_blocks_leave_every_clone_exact() {
-    requires!(missing());
-    for mkfs in [BTRFS, XFS] {
-        let disk = Disk::new(mkfs);
-        let served = disk.served(EAGER);
-        kills::every_generation_is_exact_after_kills(&served, 4);
-        assert!(is_clone(&served, 1));
-    }
-}
-
-#[test]
-fn killed_at_each_step_of_a_session_every_clone_stays_exact() {
-    requires!(missing());
-    // What a log does not do, too; all others in turn are in kills.rs.
-    let steps = "ioctl,fsync,mkdirat,renameat,renameat2,unlinkat";
-    kills::killed_at_each_step_of_a_session(&Disk::new(XFS).served(EAGER), steps);
-}
-
-#[test]
-fn killed_at_each_step_expiry_of_clones_loses_nothing_and_ends_the_next_time() {
-    requires!(missing());
-    let disk = Disk::new(BTRFS);
-    let killed = expiry::killed_at_each_step(&disk.served(EAGER), "renameat,unlinkat");
-    assert!(killed > 10, "only {killed} steps");
 }
 
 /// The image is durable before it has its name, whether it is made at the end of a session or when one begins.
@@ -194,20 +158,25 @@ fn a_clone_of_the_end_of_a_session_is_used_only_if_nothing_was_written_since() {
     served.overwrite(&[(0, blocks(1, 5))]);
     assert!(fs::read(own(&served, "g.3/image")).unwrap() == third);
     assert!(fs::metadata(own(&served, "g.3/image")).unwrap().ino() != inode);
+    // The same, and the time of the last write is what it was.
+    let modified = file.metadata().unwrap().modified().unwrap();
+    file.write_all_at(&blocks(1, 6), block(9)).unwrap();
+    file.set_modified(modified).unwrap();
+    let fourth = served.live();
+    served.overwrite(&[(0, blocks(1, 7))]);
+    assert!(fs::read(own(&served, "g.4/image")).unwrap() == fourth);
     // A session that begins no generation.
     assert!(left.exists());
-    set_policy(
-        &served,
-        &format!(
-            "new = burst 1, then 1 per 30d\nsecret = 6h\nfree_min = 0%\nheader = free\n{CLONE}"
-        ),
-    );
-    for seed in 6..9 {
+    served.set_policy(&format!(
+        "new = burst 1, then 1 per 30d\nsecret = 6h\nfree_min = 0%\nheader = free\n{CLONE}"
+    ));
+    slots::set(&served, "x.luks/state", "tokens", 0);
+    for seed in 8..11 {
         let mut client = served.connect();
         let handle = client.open("x.luks", READ_WRITE).unwrap();
         assert_eq!(client.write(&handle, 0, &blocks(1, seed)), 0);
-        let numbers = served.numbers().len();
-        assert!(!left.exists() || numbers < 4, "session {seed}");
+        assert_eq!(served.numbers().len(), 4);
+        assert!(!left.exists(), "session {seed}");
         client.end();
     }
     assert!(left.exists() && fs::read(&left).unwrap() == served.live());
@@ -284,7 +253,7 @@ fn a_keeper_that_was_changed_leaves_every_state_readable_until_it_expires() {
             } else {
                 "keeper = log\n"
             };
-            set_policy(&served, &format!("{EAGER}{keeper}"));
+            served.set_policy(&format!("{EAGER}{keeper}"));
             states.insert(number, served.live());
             let at = block(u64::from(number) * 5 % 30);
             served.overwrite(&[
@@ -334,14 +303,14 @@ fn an_open_state_with_a_log_shows_nothing_that_was_written_after_the_next_clone(
     requires!(missing());
     let disk = Disk::new(BTRFS);
     let served = with_container(&disk, EAGER);
-    set_policy(&served, EAGER);
+    served.set_policy(EAGER);
     let before = served.live();
     served.overwrite(&[(0, blocks(1, 2))]);
     let mut reader = served.connect();
     let handle = reader.open(&served.past_path(1), READ).unwrap();
     assert!(reader.read(&handle, block(30), 4096).unwrap() == before[30 * BLOCK..31 * BLOCK]);
     let whole = reader.open(&served.past_path(1), READ).unwrap();
-    set_policy(&served, &format!("{EAGER}{CLONE}"));
+    served.set_policy(&format!("{EAGER}{CLONE}"));
     // Nobody seals the log meanwhile.
     let lock = served.own_file("tidy");
     rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
@@ -366,11 +335,11 @@ fn a_change_without_the_agent_is_reported_and_reaches_no_clone() {
     requires!(missing());
     let disk = Disk::new(BTRFS);
     let served = with_container(&disk, EAGER);
-    set_policy(&served, EAGER);
+    served.set_policy(EAGER);
     let mut states = BTreeMap::new();
     for number in 1..=4_u32 {
         if number == 3 {
-            set_policy(&served, &format!("{EAGER}{CLONE}"));
+            served.set_policy(&format!("{EAGER}{CLONE}"));
         }
         states.insert(number, served.live());
         served.overwrite(&[(block(u64::from(number)), blocks(1, u64::from(number)))]);
@@ -419,7 +388,7 @@ fn a_clone_is_written_back_and_the_present_stays() {
     assert!(said.starts_with("32.0 KiB"), "{said}");
     assert!(served.live() == before && served.past(2) == present);
     // The same on the log of a later keeper, without a state of the present.
-    set_policy(&served, EAGER);
+    served.set_policy(EAGER);
     served.overwrite(&[(block(9), blocks(3, 7))]);
     let present = served.past(3);
     served.run(&[
@@ -474,7 +443,7 @@ fn clones_count_for_the_quota_and_the_alarm_what_was_overwritten() {
         "{more} after expiry"
     );
     // No room for what was not overwritten yet.
-    set_policy(&served, &format!("{EAGER}{CLONE}quota = {}\n", used()));
+    served.set_policy(&format!("{EAGER}{CLONE}quota = {}\n", used()));
     let mut client = served.connect();
     let handle = client.open("x.luks", READ_WRITE).unwrap();
     assert!(
@@ -487,8 +456,7 @@ fn clones_count_for_the_quota_and_the_alarm_what_was_overwritten() {
 #[test]
 fn a_full_disk_loses_no_clone_and_goes_on_when_there_is_space() {
     requires!(missing());
-    for mkfs in [BTRFS, XFS] {
-        let disk = Disk::new(mkfs);
+    on_both(|disk, mkfs| {
         let served = disk.served(EAGER);
         fs::write(served.path("x.luks"), blocks(1600, 1)).unwrap();
         let mut states = BTreeMap::new();
@@ -496,7 +464,7 @@ fn a_full_disk_loses_no_clone_and_goes_on_when_there_is_space() {
             states.insert(number, served.live());
             served.overwrite(&[(block(u64::from(number) * 100), blocks(50, 2))]);
         }
-        fill(&disk);
+        fill(disk);
         let before = served.live();
         let mut client = served.connect();
         let mut refused = 0;
@@ -506,7 +474,9 @@ fn a_full_disk_loses_no_clone_and_goes_on_when_there_is_space() {
             }
         }
         client.end_anyhow();
-        assert!(refused > 0, "{mkfs:?}");
+        assert!(refused > 0, "{mkfs}");
+        // Nothing is written without a generation.
+        assert!(served.numbers().len() == 3 || served.live() == before);
         // A block is old or new.
         let live = served.live();
         let new = blocks(50, 9);
@@ -514,11 +484,11 @@ fn a_full_disk_loses_no_clone_and_goes_on_when_there_is_space() {
             let old = &before[at * BLOCK..][..BLOCK];
             assert!(
                 found == old || found == &new[at % 50 * BLOCK..][..BLOCK],
-                "{mkfs:?}: block {at}"
+                "{mkfs}: block {at}"
             );
         }
         for (number, state) in &states {
-            assert!(served.past(*number) == *state, "{mkfs:?}: {number}");
+            assert!(served.past(*number) == *state, "{mkfs}: {number}");
         }
         fs::remove_file(disk.path.join("somebody-else's")).unwrap();
         let newest = *served.numbers().last().unwrap();
@@ -528,14 +498,14 @@ fn a_full_disk_loses_no_clone_and_goes_on_when_there_is_space() {
         states.insert(newest + 1, served.live());
         served.overwrite(&[(0, blocks(50, 10))]);
         for (number, state) in &states {
-            assert!(served.past(*number) == *state, "{mkfs:?}: {number}");
+            assert!(served.past(*number) == *state, "{mkfs}: {number}");
         }
         assert!(
             served
                 .run(&["check", "--read-data"])
                 .ends_with(" 0 findings\n")
         );
-    }
+    });
 }
 
 /// Uses the free space, without writing to it.
@@ -576,7 +546,7 @@ fn where_files_cannot_be_cloned_the_administrator_is_told_and_nothing_is_written
         status == Some(3) && text.contains("keeper = clone"),
         "{text}"
     );
-    set_policy(&served, EAGER);
+    served.set_policy(EAGER);
     assert!(served.run(&["policy", "check"]).contains("keeper: log"));
     served.overwrite(&[(0, vec![1; BLOCK])]);
     assert!(served.past(1) == blocks(8, 1));

@@ -446,11 +446,10 @@ fn adopting_twice_changes_nothing() {
     served.run(&["adopt"]);
     assert_eq!(fs::read(served.path(".sprat-agent/format")).unwrap(), first);
     // A newer agent's folder is served, and nothing in it is changed.
-    fs::write(
-        served.path(".sprat-agent/format"),
-        "format 2\nid 0123456789abcdef\n",
-    )
-    .unwrap();
+    let newer = "format 2\nid 0123456789abcdef\n";
+    let crc = crc32fast::hash(newer.as_bytes());
+    let newer = format!("{newer}crc {crc:08x}\n");
+    fs::write(served.path(".sprat-agent/format"), newer).unwrap();
     let mut client = served.connect();
     assert_eq!(client.open("x.luks", crate::client::READ_WRITE), Err(3));
     assert!(client.content("x.luks").is_ok());

@@ -112,8 +112,13 @@ fn a_confined_agent_serves_and_reaches_nothing_outside_its_root() {
     client.end();
     free.end();
 
-    served.connect().end();
-    assert!(status(&served).contains(NOTE), "{}", status(&served));
+    // One that only reads, too.
+    for words in [&["serve"][..], &["serve", "--read-only"]] {
+        Client::start(served.command(words)).end();
+        assert!(status(&served).contains(NOTE), "{}", status(&served));
+        confined(&served, &[]).end();
+        assert!(!status(&served).contains(NOTE), "{}", status(&served));
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use sprat_testkit::tmpfs::{LoopDisk, SmallDisk, fill};
 use sprat_testkit::{needs, requires};
 
 use crate::client::{BLOCK, CREATE_NEW, Client, EAGER, READ_WRITE, Served, blocks, string};
+use crate::kills::traced;
 
 fn block(number: u64) -> u64 {
     number * BLOCK as u64
@@ -312,4 +313,74 @@ fn a_loop_disk_that_is_full_at_any_block_refuses_and_loses_nothing() {
     requires!(needs::root(), needs::devices(), needs::program("mkfs.ext4"));
     let disk = OnLoop::new();
     space_ends_at_every_block(Served::in_folder(&disk.path, EAGER), &disk);
+}
+
+/// What takes space, or is told late that there was none.
+pub const CALLS: &str =
+    "openat,mkdirat,pwrite64,fsync,fdatasync,ftruncate,ioctl,renameat,renameat2";
+
+/// A call of the first connection that takes space fails once, each in turn: as if there were space again right after.
+/// Another connection writes then, of the same session or of one that it begins. The state from before is kept.
+pub fn nothing_is_written_before_the_generation_has_begun(served: &Served, calls: &str) {
+    fs::write(served.path("x.luks"), blocks(SMALL_BLOCKS, 1)).unwrap();
+    served.overwrite(&[(0, blocks(1, 2))]);
+    let (mut rounds, mut failed) = (0, 0);
+    for call in calls.split(',') {
+        for step in 1.. {
+            let what = format!("{call} {step}");
+            rounds += 1;
+            let before = served.live();
+            let mut live = before.clone();
+            let newest = *served.numbers().last().unwrap();
+            let trace = served.path("trace");
+            let inject = format!("inject={call}:error=ENOSPC:when={step}");
+            let only = format!("trace={call}");
+            let arguments = ["-o", trace.to_str().unwrap(), "-e", &only, "-e", &inject];
+            let mut first = traced(served, &arguments);
+            let mut other = served.connect();
+            let mut write = |client: &mut Client, handle: &[u8], at: usize| {
+                let data = blocks(2, rounds * 100 + at as u64);
+                if client.write(handle, block(at as u64), &data) == 0 {
+                    live[at * BLOCK..][..2 * BLOCK].copy_from_slice(&data);
+                }
+                assert!(served.live() == live, "{what}: write to block {at}");
+            };
+            let handle = first.open("x.luks", READ_WRITE);
+            if let Ok(handle) = &handle {
+                write(&mut first, handle, 10);
+            }
+            let other_handle = other.open("x.luks", READ_WRITE).unwrap();
+            write(&mut other, &other_handle, 20);
+            other.end();
+            if let Ok(handle) = &handle {
+                write(&mut first, handle, 30);
+            }
+            first.end_anyhow();
+            assert!(live != before, "{what}");
+            // Or the newest one from before has this very state.
+            let numbers = served.numbers().into_iter();
+            let kept = numbers.filter(|number| *number >= newest);
+            let mut kept = kept.map(|number| served.past(number));
+            assert!(kept.any(|state| state == before), "{what}");
+            let status = served.command(&["status"]).output().unwrap();
+            assert!(status.status.success(), "{what}: {status:?}");
+            if !fs::read_to_string(&trace).unwrap().contains("INJECTED") {
+                break;
+            }
+            failed += 1;
+        }
+    }
+    println!("{failed} calls failed");
+    assert!(failed > 5);
+    served.run(&["check", "--read-data"]);
+}
+
+#[test]
+fn a_begin_that_fails_at_any_call_is_made_up_for_before_anything_is_written() {
+    requires!(needs::program("strace"));
+    let calls = match dice::number("SPRAT_TORTURE_ROUNDS") {
+        Some(_) => CALLS,
+        None => "mkdirat,pwrite64,ftruncate,renameat2",
+    };
+    nothing_is_written_before_the_generation_has_begun(&Served::new(EAGER), calls);
 }

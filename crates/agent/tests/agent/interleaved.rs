@@ -23,14 +23,18 @@ fn is_due(served: &Served) {
 /// meanwhile, so its name does not show that there was a later one.
 #[test]
 fn an_idle_connection_saves_for_the_newest_generation_after_the_next_one_has_gone() {
-    let served = Served::with_container(EAGER, &blocks(16, 1));
+    an_idle_connection_saves_for_the_newest_generation(&Served::new(EAGER));
+}
+
+pub fn an_idle_connection_saves_for_the_newest_generation(served: &Served) {
+    std::fs::write(served.path("x.luks"), blocks(16, 1)).unwrap();
     let [mut idle, mut busy] = [served.connect(), served.connect()];
     let idle_handle = idle.open("x.luks", READ_WRITE).unwrap();
     assert_eq!(idle.write(&idle_handle, 0, &[1; BLOCK]), 0);
     let busy_handle = busy.open("x.luks", READ_WRITE).unwrap();
-    is_due(&served);
+    is_due(served);
     assert_eq!(busy.write(&busy_handle, block(1), &[2; BLOCK]), 0);
-    is_due(&served);
+    is_due(served);
     let state = served.live();
     assert_eq!(busy.write(&busy_handle, block(2), &[3; BLOCK]), 0);
     assert_eq!(served.numbers(), [1, 2, 3]);
@@ -38,9 +42,9 @@ fn an_idle_connection_saves_for_the_newest_generation_after_the_next_one_has_gon
     assert_eq!(idle.write(&idle_handle, block(3), &[4; BLOCK]), 0);
     assert!(served.past(3) == state);
     // The one that it has open now goes, too.
-    is_due(&served);
+    is_due(served);
     assert_eq!(busy.write(&busy_handle, block(4), &[5; BLOCK]), 0);
-    is_due(&served);
+    is_due(served);
     let state = served.live();
     assert_eq!(busy.write(&busy_handle, block(5), &[6; BLOCK]), 0);
     for number in [4, 3] {
@@ -56,8 +60,13 @@ fn an_idle_connection_saves_for_the_newest_generation_after_the_next_one_has_gon
 /// Two generations were begun since it read last, and `tidy` keeps others from sealing the first of them.
 #[test]
 fn an_idle_reader_finds_every_generation_that_was_begun() {
+    an_idle_reader_finds_every_generation(&Served::new(EAGER), EAGER);
+}
+
+/// The last one begins with this policy.
+pub fn an_idle_reader_finds_every_generation(served: &Served, policy: &str) {
     let before = blocks(32, 1);
-    let served = Served::with_container(EAGER, &before);
+    std::fs::write(served.path("x.luks"), &before).unwrap();
     served.overwrite(&[(0, vec![2; BLOCK])]);
     let mut reader = served.connect();
     let handle = reader.open(&served.past_path(1), READ).unwrap();
@@ -65,12 +74,16 @@ fn an_idle_reader_finds_every_generation_that_was_begun() {
     served.overwrite(&[(block(1), vec![3; BLOCK])]);
     let lock = served.own_file("tidy");
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    served.overwrite(&[(block(8), vec![4; 8 * BLOCK])]);
+    served.set_policy(policy);
+    let mut writer = served.connect();
+    let file = writer.open("x.luks", READ_WRITE).unwrap();
+    assert_eq!(writer.write(&file, block(8), &[4; 8 * BLOCK]), 0);
     assert_eq!(served.numbers(), [1, 2, 3]);
     let found = reader.read(&handle, block(8), 8 * 4096).unwrap();
     assert!(found == before[8 * BLOCK..16 * BLOCK]);
     drop(lock);
     reader.end();
+    writer.end();
 }
 
 fn traced(served: &Served, arguments: &[&str]) -> Client {

@@ -46,20 +46,21 @@ fn check_all(served: &Served, states: &BTreeMap<u32, Vec<u8>>) {
 /// Four processes write the same blocks and are killed; each round begins with a generation.
 #[test]
 fn killed_writers_of_the_same_blocks_leave_every_generation_exact() {
-    every_generation_is_exact_after_kills(&Served::new(EAGER), 12);
+    every_generation_is_exact_after_kills(&Served::new(EAGER), 12, &[EAGER]);
 }
 
-/// So many rounds, in the short form.
-pub fn every_generation_is_exact_after_kills(served: &Served, short: u64) {
+/// So many rounds, in the short form. The policy is each of these in turn.
+pub fn every_generation_is_exact_after_kills(served: &Served, short: u64, policies: &[&str]) {
     let mut dice = Dice::new(dice::seed());
     make_container(served);
     let mut states = BTreeMap::new();
     let wanted = rounds(short);
     // On a busy machine many are killed before their first write.
-    for round in 0..wanted * 20 {
+    for (round, policy) in (0..wanted * 20).zip(policies.iter().cycle()) {
         if states.len() as u64 == wanted {
             break;
         }
+        served.set_policy(policy);
         let before = served.live();
         let newest = served.numbers().last().copied();
         let first = newest.map_or(1, |newest| newest + 1);
@@ -123,14 +124,19 @@ pub fn every_generation_is_exact_after_kills(served: &Served, short: u64) {
 /// Each state has all writes of a process up to one of them, and none after it.
 #[test]
 fn a_generation_that_begins_between_writes_has_a_state_of_one_moment() {
+    every_state_is_of_one_moment(&Served::new(RESTLESS), 6);
+}
+
+/// So many generations, in the short form.
+pub fn every_state_is_of_one_moment(served: &Served, short: u64) {
     const OWN: u64 = 24;
     let len = usize::try_from(4 * OWN).unwrap() * BLOCK;
-    let served = Served::with_container(RESTLESS, &vec![0; len]);
+    std::fs::write(served.path("x.luks"), vec![0; len]).unwrap();
     let stop = AtomicBool::new(false);
     let stamp = |count: u64| count.to_le_bytes().repeat(BLOCK / 8);
     std::thread::scope(|scope| {
         for writer in 0..4 {
-            let (served, stop) = (&served, &stop);
+            let stop = &stop;
             scope.spawn(move || {
                 let mut dice = Dice::new(writer);
                 let mut next = 1;
@@ -153,7 +159,7 @@ fn a_generation_that_begins_between_writes_has_a_state_of_one_moment() {
                 }
             });
         }
-        let wanted = u32::try_from(rounds(6)).unwrap();
+        let wanted = u32::try_from(rounds(short)).unwrap();
         while served
             .numbers()
             .last()
@@ -286,17 +292,22 @@ pub fn killed_at_each_step_of_a_session(served: &Served, steps: &str) {
 #[test]
 fn killed_at_each_step_a_revert_loses_nothing_and_ends_the_next_time() {
     requires!(needs::program("strace"));
+    // What changes something. At any other call all is as it was after the one before it.
+    let steps = "pwrite64,fallocate,mkdirat,renameat,renameat2,unlinkat";
+    killed_at_each_step_of_a_revert(&Served::new(EAGER), steps, 30);
+}
+
+/// At these calls, in the short form. At least so many steps.
+pub fn killed_at_each_step_of_a_revert(served: &Served, steps: &str, least: u64) {
     let mut content = blocks(40, 1);
     // Holes, which the garbage fills.
     content.extend(vec![0; 24 * BLOCK]);
-    let served = Served::with_container(EAGER, &[]);
     let file = std::fs::File::create(served.path("x.luks")).unwrap();
     file.set_len(content.len() as u64).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &content[..40 * BLOCK], 0).unwrap();
-    // What changes something. At any other call all is as it was after the one before it.
     let calls = match dice::number("SPRAT_TORTURE_ROUNDS") {
-        Some(_) => &format!("{STEPS},fallocate"),
-        None => "pwrite64,fallocate,mkdirat,renameat,renameat2,unlinkat",
+        Some(_) => &format!("{STEPS},fallocate,ioctl"),
+        None => steps,
     };
     let mut states = BTreeMap::new();
     let mut killed = 0;
@@ -317,7 +328,7 @@ fn killed_at_each_step_a_revert_loses_nothing_and_ends_the_next_time() {
                 command.arg(agent()).args(&words).arg("--root");
                 let done = command.arg(served.path("")).output().unwrap();
                 let recent = states.iter().rev().take(2);
-                check_all(&served, &recent.map(|(n, s)| (*n, s.clone())).collect());
+                check_all(served, &recent.map(|(n, s)| (*n, s.clone())).collect());
                 if !done.status.success() {
                     killed += 1;
                     served.run(&words);
@@ -329,8 +340,8 @@ fn killed_at_each_step_a_revert_loses_nothing_and_ends_the_next_time() {
             }
         }
     }
-    assert!(killed > 30, "only {killed} steps");
-    check_all(&served, &states);
+    assert!(killed > least, "only {killed} steps");
+    check_all(served, &states);
 }
 
 /// Whether the last session ended in order.

@@ -23,6 +23,7 @@ mod generations;
 mod header;
 mod hostile;
 mod interleaved;
+mod keepers;
 mod kills;
 mod limits;
 mod mangled;

@@ -282,6 +282,25 @@ fn unlock_passes_on_what_the_lease_says_of_others() {
     assert_eq!(served.past(1), blocks(8, 1));
 }
 
+/// The connection that began the session has not written yet.
+#[test]
+fn the_first_write_of_a_session_begins_its_generation_whichever_connection_it_is_of() {
+    let served = Served::with_container(EAGER, &blocks(16, 1));
+    served.overwrite(&[(0, blocks(1, 2))]);
+    let before = served.live();
+    let [mut first, mut second] = [served.connect(), served.connect()];
+    let session = begin(&mut first);
+    join(&mut second, session).unwrap();
+    for (client, number) in [(&mut second, 3), (&mut first, 4)] {
+        let handle = client.open("x.luks", READ_WRITE).unwrap();
+        assert_eq!(client.write(&handle, block(number), &blocks(1, 9)), 0);
+    }
+    assert_eq!(served.numbers(), [1, 2]);
+    assert!(served.past(2) == before);
+    first.end();
+    second.end();
+}
+
 /// A container in many pieces: what has data is known from the end of the session before. It is searched for where
 /// something else may have filled a hole since, of whatever session and program.
 #[test]
@@ -349,17 +368,22 @@ fn what_has_data_is_known_when_a_session_begins_only_if_nothing_was_written_sinc
     forge();
     session(7, true);
     forge();
-    // The first write of a session is not the one that begins a generation.
-    let [mut first, mut second] = [served.connect(), served.connect()];
-    let number = begin(&mut first);
-    join(&mut second, number).unwrap();
-    write(&mut second, 9);
+    // The first write of a session begins no generation, and a later one does.
+    served.set_policy(&EAGER.replace("1 per 1s", "1 per 30d"));
+    slots::set(&served, "x.luks/state", "tokens", 0);
+    let mut client = served.connect();
+    begin(&mut client);
+    let newest = served.numbers().len();
+    write(&mut client, 9);
     assert!(!slots::text(&served, "x.luks/state").contains("left"));
+    assert_eq!(served.numbers().len(), newest);
     let before = live();
-    write(&mut first, 9);
+    slots::set(&served, "x.luks/state", "secret-due", 0);
+    write(&mut client, 9);
     check(before);
-    first.end();
-    second.end();
+    client.end();
+    served.set_policy(EAGER);
+    slots::set(&served, "x.luks/state", "tokens", 100_000);
     forge();
     // Killed before its first write.
     let mut killed = served.connect();

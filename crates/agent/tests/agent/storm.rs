@@ -305,19 +305,21 @@ pub fn make_container(served: &Served) {
 
 #[test]
 fn past_states_stay_exact_while_writers_are_killed_and_others_begin_and_expire() {
-    past_states_stay_exact(&Served::new(RESTLESS), 40);
+    past_states_stay_exact(&Served::new(RESTLESS), 40, &[RESTLESS]);
 }
 
-/// So many kills, in the short form.
-pub fn past_states_stay_exact(served: &Served, kills: u64) {
+/// So many kills, in the short form. The policy is each of these in turn.
+pub fn past_states_stay_exact(served: &Served, kills: u64, policies: &[&str]) {
     make_container(served);
     let storm = Storm::new(served, BTreeMap::new());
     let kills = dice::number("SPRAT_TORTURE_ROUNDS").map_or(kills, |rounds| rounds * 20);
     let before = served.live();
     storm.run(dice::seed(), |storm| {
         let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+        let mut policies = policies.iter().cycle();
         while count(&storm.kills) < kills || count(&storm.long_reads) < kills {
-            std::thread::sleep(Duration::from_millis(50));
+            served.set_policy(policies.next().unwrap());
+            std::thread::sleep(Duration::from_millis(500));
             assert!(!storm.is_stopped(), "one of them failed");
         }
     });
