@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::ClockId;
 
-use crate::disk::{Flock, Slots, bad, field, number};
+use crate::disk::{Flock, Slots, bad, field, if_whole, number};
 
 pub const DAY_S: i64 = 86_400;
 /// Across a boot nothing is counted before this.
@@ -56,11 +56,12 @@ pub struct Now {
 }
 
 impl Counted {
-    fn begin(reading: &Reading) -> Self {
+    /// Begins with so many seconds.
+    fn begin(reading: &Reading, counted_s: i64) -> Self {
         Self {
             last: reading.clone(),
-            counted_s: 0,
-            adopted_s: reading.wall_s,
+            counted_s,
+            adopted_s: reading.wall_s - counted_s,
             offset_s: 0,
         }
     }
@@ -89,16 +90,6 @@ impl Counted {
             counted_s,
             adopted_s: self.adopted_s,
             offset_s,
-        }
-    }
-
-    /// The record is lost. Nothing becomes older than the youngest state is: so nothing expires too early.
-    fn begin_again(reading: &Reading, at_least_s: i64) -> Self {
-        Self {
-            last: reading.clone(),
-            counted_s: at_least_s,
-            adopted_s: reading.wall_s - at_least_s,
-            offset_s: 0,
         }
     }
 
@@ -231,22 +222,23 @@ impl Clock {
     ) -> io::Result<Now> {
         let _locked = self.lock.exclusive()?;
         let reading = reading(&self.boot);
-        let stored = match (self.slots.read(), at_least_s) {
-            (Err(error), Some(at_least_s)) if error.kind() == io::ErrorKind::InvalidData => {
-                let begun = Counted::begin_again(&reading, at_least_s);
+        let stored = match (if_whole(self.slots.read())?, at_least_s) {
+            (Some(found), _) => found.and_then(|(_, text)| Counted::parse(&text)),
+            // Nothing becomes older than the youngest state is: so nothing expires too early.
+            (None, Some(at_least_s)) => {
+                let begun = Counted::begin(&reading, at_least_s);
                 self.slots.write(&begun.to_text())?;
                 Some(begun)
             }
-            (Err(error), None) if error.kind() == io::ErrorKind::InvalidData => {
+            (None, None) => {
                 return Err(bad(
                     "the record of the clock is damaged; run sprat-agent clock accept",
                 ));
             }
-            (found, _) => found?.and_then(|(_, text)| Counted::parse(&text)),
         };
         let changed = match &stored {
             Some(stored) => change(stored, &reading),
-            None => Counted::begin(&reading),
+            None => Counted::begin(&reading, 0),
         };
         let moved = stored.as_ref().is_none_or(|stored| {
             let same_boot = stored.last.boot == changed.last.boot;
@@ -292,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_ten_years_ahead_makes_nothing_older() {
-        let begun = Counted::begin(&at(1, 100, WALL));
+        let begun = Counted::begin(&at(1, 100, WALL), 0);
         let later = begun.advance(&at(1, 700, WALL + 10 * 365 * DAY_S));
         assert_eq!(later.counted_s, 600);
         assert!(later.now().apart);
@@ -304,7 +296,7 @@ mod tests {
     /// Reboots every ten minutes with a clock that is ahead until NTP answers.
     #[test]
     fn reboots_with_a_wrong_clock_count_nothing() {
-        let mut counted = Counted::begin(&at(0, 100, WALL));
+        let mut counted = Counted::begin(&at(0, 100, WALL), 0);
         for boot in 1..500 {
             let real = WALL + i64::from(boot) * 600;
             counted = counted.advance(&at(boot, 10, real + 40 * DAY_S));
@@ -318,7 +310,7 @@ mod tests {
 
     #[test]
     fn days_stay_days_after_one_wrong_reading() {
-        let mut counted = Counted::begin(&at(1, 0, WALL));
+        let mut counted = Counted::begin(&at(1, 0, WALL), 0);
         counted = counted.advance(&at(1, 100, WALL + 3650 * DAY_S));
         let mut days = std::collections::BTreeSet::new();
         for day in 1..=365 {
@@ -330,7 +322,7 @@ mod tests {
 
     #[test]
     fn an_accepted_clock_is_no_longer_apart() {
-        let begun = Counted::begin(&at(1, 100, WALL));
+        let begun = Counted::begin(&at(1, 100, WALL), 0);
         for wall in [WALL + 20 * DAY_S, WALL - 20 * DAY_S] {
             let apart = begun.advance(&at(1, 700, wall));
             assert!(apart.now().apart);
@@ -345,7 +337,7 @@ mod tests {
         fn counted_time_is_never_faster_than_the_machine(
             steps in proptest::collection::vec((any::<bool>(), 0_i64..100_000, -10_i64..10), 1..40)
         ) {
-            let mut counted = Counted::begin(&at(0, 0, WALL));
+            let mut counted = Counted::begin(&at(0, 0, WALL), 0);
             let (mut boot, mut up, mut real) = (0, 0, 0);
             for (reboots, step, years) in steps {
                 if reboots {

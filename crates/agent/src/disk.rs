@@ -288,9 +288,14 @@ impl Flock {
     }
 
     fn lock(&self, operation: FlockOperation) -> io::Result<Locked<'_>> {
-        retry(|| rustix::fs::flock(&self.0, operation))?;
-        Ok(Locked(&self.0))
+        lock(&self.0, operation)
     }
+}
+
+/// Locks a file.
+pub fn lock(file: &File, operation: FlockOperation) -> io::Result<Locked<'_>> {
+    retry(|| rustix::fs::flock(file, operation))?;
+    Ok(Locked(file))
 }
 
 /// The lock, until dropped.
@@ -348,11 +353,9 @@ impl Slots {
         };
         let mut slot = [0; SLOT_BYTES];
         slot[..8].copy_from_slice(&sequence.to_le_bytes());
-        let len = u32::try_from(text.len()).map_err(|_| bad("record too long"))?;
+        let len = u32::try_from(text.len()).unwrap_or(u32::MAX);
         slot[8..12].copy_from_slice(&len.to_le_bytes());
-        let room = slot
-            .get_mut(12..12 + text.len())
-            .filter(|_| text.len() <= SLOT_BYTES - 16);
+        let room = slot[12..SLOT_BYTES - 4].get_mut(..text.len());
         room.ok_or_else(|| bad("record too long"))?
             .copy_from_slice(text.as_bytes());
         let crc = crc32fast::hash(&slot[..SLOT_BYTES - 4]);
@@ -365,16 +368,12 @@ impl Slots {
 
 fn parse_slot(slot: &[u8]) -> Option<(u64, String)> {
     let (rest, crc) = slot.split_last_chunk::<4>()?;
-    let (sequence, rest_after) = rest.split_first_chunk::<8>()?;
-    let (len, text) = rest_after.split_first_chunk::<4>()?;
-    if crc32fast::hash(rest) != u32::from_le_bytes(*crc) || u64::from_le_bytes(*sequence) == 0 {
+    let (sequence, len) = (u64_at(rest, 0), u32_at(rest, 8));
+    if crc32fast::hash(rest) != u32::from_le_bytes(*crc) || sequence == 0 {
         return None;
     }
-    let text = text.get(..usize::try_from(u32::from_le_bytes(*len)).ok()?)?;
-    Some((
-        u64::from_le_bytes(*sequence),
-        String::from_utf8(text.to_vec()).ok()?,
-    ))
+    let text = rest[12..].get(..len as usize)?;
+    Some((sequence, String::from_utf8(text.to_vec()).ok()?))
 }
 
 /// The value of `key` in lines of `key value`.

@@ -188,42 +188,36 @@ impl Server {
     fn carry_out(&mut self, id: u32, request: &Request<'_>) -> Answered {
         let done = |()| wire::status(id, Status::Ok);
         match *request {
-            Request::Open { path, flags } => self.open(id, path, flags),
-            Request::Close { handle } => self.close(handle).map(done),
+            Request::Open(path, flags) => self.open(id, path, flags),
+            Request::Close(handle) => self.close(handle).map(done),
             Request::Read { .. } | Request::Write { .. } => Err(Status::Failure),
-            Request::Stat { path } => Ok(wire::attributes(id, &self.stat(self.resolve(path)?)?)),
-            Request::Fstat { handle } => self.fstat(id, handle),
-            Request::SetLen { handle, len } => self.set_len(handle, len).map(done),
-            Request::Opendir { path } => {
+            Request::Stat(path) => Ok(wire::attributes(id, &self.stat(self.resolve(path)?)?)),
+            Request::Fstat(handle) => self.fstat(id, handle),
+            Request::SetLen(handle, len) => self.set_len(handle, len).map(done),
+            Request::Opendir(path) => {
                 let names = self.list(self.resolve(path)?)?;
                 self.hand_out(id, Handle::Names(names))
             }
-            Request::Readdir { handle } => self.next_names(id, handle),
-            Request::Remove { path } => self.remove(path).map(done),
-            Request::Rename { from, to } => self.rename(from, to).map(done),
-            Request::Realpath { path } => {
-                let node = self.resolve(path)?;
-                let nothing = Attributes {
-                    len: 0,
-                    mode: 0,
-                    owner: (0, 0),
-                    modified_s: 0,
-                };
-                Ok(wire::names(id, &[(names::shown(&node), nothing)]))
+            Request::Readdir(handle) => self.next_names(id, handle),
+            Request::Remove(path) => self.remove(path).map(done),
+            Request::Rename(from, to) => self.rename(from, to).map(done),
+            Request::Realpath(path) => {
+                let name = names::shown(&self.resolve(path)?);
+                Ok(wire::names(id, &[(name, Attributes::default())]))
             }
-            Request::Fsync { handle } => self.sync(handle).map(done),
+            Request::Fsync(handle) => self.sync(handle).map(done),
             Request::Limits => Ok(wire::limits(id, HANDLES_MAX)),
             Request::Statvfs => {
                 let (available, total) = self.root.space.shown()?;
                 Ok(wire::statvfs(id, total, available, self.read_only))
             }
-            Request::SessionBegin { path } => self.session_begin(id, path),
-            Request::SessionJoin { path, session } => self.session_join(path, session).map(done),
-            Request::SessionEnd { path, clean } => self.session_end(path, clean).map(done),
-            Request::WillWrite { handle, ref ranges } => self.will_write(id, handle, ranges),
-            Request::Punch { handle, ref ranges } => self.punch(id, handle, ranges),
-            Request::Map { handle, from } => self.map(id, handle, from),
-            Request::Generations { path } => self.generations(id, path),
+            Request::SessionBegin(path) => self.session_begin(id, path),
+            Request::SessionJoin(path, session) => self.session_join(path, session).map(done),
+            Request::SessionEnd(path, clean) => self.session_end(path, clean).map(done),
+            Request::WillWrite(handle, ref ranges) => self.will_write(id, handle, ranges),
+            Request::Punch(handle, ref ranges) => self.punch(id, handle, ranges),
+            Request::Map(handle, from) => self.map(id, handle, from),
+            Request::Generations(path) => self.generations(id, path),
             Request::Forbidden => Err(Status::Denied),
             Request::Unknown => Err(Status::Unsupported),
         }
@@ -257,15 +251,7 @@ impl Server {
     fn open(&mut self, id: u32, path: &[u8], flags: u32) -> Answered {
         let writes = match flags {
             wire::OPEN_READ => false,
-            _ if flags == wire::OPEN_READ | wire::OPEN_WRITE => true,
-            _ if flags
-                == wire::OPEN_READ
-                    | wire::OPEN_WRITE
-                    | wire::OPEN_CREATE
-                    | wire::OPEN_EXCLUSIVE =>
-            {
-                true
-            }
+            wire::OPEN_READ_WRITE | wire::OPEN_NEW => true,
             _ => return Err(Status::Denied),
         };
         if self.handles.len() >= HANDLES_MAX {
@@ -278,12 +264,11 @@ impl Server {
         let handle = match node {
             Node::Folder => Handle::Folder,
             Node::File(name) => {
-                let file = match flags & wire::OPEN_CREATE {
-                    0 if writes => self.root.open_file(&name, OFlags::RDWR),
-                    0 => self.root.open_file(&name, OFlags::RDONLY),
+                let file = match flags {
+                    wire::OPEN_READ => self.root.open_file(&name, OFlags::RDONLY),
+                    wire::OPEN_READ_WRITE => self.root.open_file(&name, OFlags::RDWR),
                     _ => self.create(&name),
-                };
-                let file = file?;
+                }?;
                 // From now on a session that begins refuses what comes through this handle.
                 if writes && name.kind == Kind::Container {
                     self.keeper(&name.container)?;
@@ -446,7 +431,7 @@ impl Server {
         }
         let file = self.root.open_file(&from, OFlags::RDWR)?;
         // No batch of writes to the half-made file is under way: see `write_half_made`.
-        disk::retry(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))?;
+        let _locked = disk::lock(&file, FlockOperation::LockExclusive)?;
         let folder = &self.root.folder;
         Ok(disk::rename_new(folder, &from.text, folder, &to.text)?)
     }

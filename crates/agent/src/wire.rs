@@ -11,10 +11,10 @@ pub const DATA_HEAD_BYTES: usize = 13;
 /// The longest path that is parsed; longer ones name nothing.
 const PATH_BYTES_MAX: usize = 4096;
 
-pub const OPEN_READ: u32 = 0x01;
-pub const OPEN_WRITE: u32 = 0x02;
-pub const OPEN_CREATE: u32 = 0x08;
-pub const OPEN_EXCLUSIVE: u32 = 0x20;
+/// Flags of OPEN: read 1, write 2, create 8, exclusive 32.
+pub const OPEN_READ: u32 = 1;
+pub const OPEN_READ_WRITE: u32 = 1 | 2;
+pub const OPEN_NEW: u32 = 1 | 2 | 8 | 32;
 
 const ATTR_SIZE: u32 = 1;
 const ATTR_UIDGID: u32 = 2;
@@ -36,91 +36,55 @@ const EXTENSIONS: [(&str, &str); 5] = [
     ("limits@openssh.com", "1"),
 ];
 
-/// One request. Handles and paths are as the client sent them: nothing is checked yet.
+/// As the client sent them: nothing is checked yet.
+type Path<'a> = &'a [u8];
+type Handle<'a> = &'a [u8];
+/// Pairs of offset and length.
+type Ranges = Vec<(u64, u64)>;
+
+/// One request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Request<'a> {
-    Open {
-        path: &'a [u8],
-        flags: u32,
-    },
-    Close {
-        handle: &'a [u8],
-    },
+    /// With flags.
+    Open(Path<'a>, u32),
+    Close(Handle<'a>),
     Read {
-        handle: &'a [u8],
+        handle: Handle<'a>,
         offset: u64,
         len: u32,
     },
     Write {
-        handle: &'a [u8],
+        handle: Handle<'a>,
         offset: u64,
         data: &'a [u8],
     },
     /// STAT or LSTAT: there are no symbolic links to follow.
-    Stat {
-        path: &'a [u8],
-    },
-    Fstat {
-        handle: &'a [u8],
-    },
-    SetLen {
-        handle: &'a [u8],
-        len: u64,
-    },
-    Opendir {
-        path: &'a [u8],
-    },
-    Readdir {
-        handle: &'a [u8],
-    },
-    Remove {
-        path: &'a [u8],
-    },
-    /// RENAME or posix-rename: neither replaces a file here.
-    Rename {
-        from: &'a [u8],
-        to: &'a [u8],
-    },
-    Realpath {
-        path: &'a [u8],
-    },
-    Fsync {
-        handle: &'a [u8],
-    },
+    Stat(Path<'a>),
+    Fstat(Handle<'a>),
+    SetLen(Handle<'a>, u64),
+    Opendir(Path<'a>),
+    Readdir(Handle<'a>),
+    Remove(Path<'a>),
+    /// RENAME or posix-rename, from and to: neither replaces a file here.
+    Rename(Path<'a>, Path<'a>),
+    Realpath(Path<'a>),
+    Fsync(Handle<'a>),
     Limits,
     Statvfs,
     /// Begins a session on a container: its predecessors are refused from then on.
-    SessionBegin {
-        path: &'a [u8],
-    },
-    /// Makes a further connection part of a session.
-    SessionJoin {
-        path: &'a [u8],
-        session: u64,
-    },
-    SessionEnd {
-        path: &'a [u8],
-        clean: bool,
-    },
+    SessionBegin(Path<'a>),
+    /// Makes a further connection part of a session, by its number.
+    SessionJoin(Path<'a>, u64),
+    /// Says whether the container was left in order.
+    SessionEnd(Path<'a>, bool),
     /// Announces writes, in bytes: what they destroy is saved at once.
-    WillWrite {
-        handle: &'a [u8],
-        ranges: Vec<(u64, u64)>,
-    },
+    WillWrite(Handle<'a>, Ranges),
     /// Makes holes.
-    Punch {
-        handle: &'a [u8],
-        ranges: Vec<(u64, u64)>,
-    },
-    /// Asks which parts have data.
-    Map {
-        handle: &'a [u8],
-        from: u64,
-    },
+    Punch(Handle<'a>, Ranges),
+    /// Asks which parts have data, from an offset on.
+    Map(Handle<'a>, u64),
     /// Asks for the past states of a container.
-    Generations {
-        path: &'a [u8],
-    },
+    Generations(Path<'a>),
     /// A request that changes what may not be changed: mode, owner, times, links, folders.
     Forbidden,
     /// A request that is not known.
@@ -154,7 +118,7 @@ impl Status {
 }
 
 /// A file's attributes, as answered.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Attributes {
     pub len: u64,
     pub mode: u32,
@@ -207,11 +171,9 @@ fn parse_fields<'a>(kind: u8, fields: &mut Fields<'a>) -> Option<Request<'a>> {
         3 => {
             let (path, flags) = (fields.path()?, fields.u32()?);
             fields.attributes()?;
-            Request::Open { path, flags }
+            Request::Open(path, flags)
         }
-        4 => Request::Close {
-            handle: fields.string()?,
-        },
+        4 => Request::Close(fields.string()?),
         5 => Request::Read {
             handle: fields.string()?,
             offset: fields.u64()?,
@@ -222,76 +184,37 @@ fn parse_fields<'a>(kind: u8, fields: &mut Fields<'a>) -> Option<Request<'a>> {
             offset: fields.u64()?,
             data: fields.string()?,
         },
-        7 | 17 => Request::Stat {
-            path: fields.path()?,
-        },
-        8 => Request::Fstat {
-            handle: fields.string()?,
-        },
+        7 | 17 => Request::Stat(fields.path()?),
+        8 => Request::Fstat(fields.string()?),
         10 => {
             let handle = fields.string()?;
             match fields.attributes()? {
-                (ATTR_SIZE, len) => Request::SetLen { handle, len },
+                (ATTR_SIZE, len) => Request::SetLen(handle, len),
                 _ => Request::Forbidden,
             }
         }
-        11 => Request::Opendir {
-            path: fields.path()?,
-        },
-        12 => Request::Readdir {
-            handle: fields.string()?,
-        },
-        13 => Request::Remove {
-            path: fields.path()?,
-        },
-        16 => Request::Realpath {
-            path: fields.path()?,
-        },
-        18 => Request::Rename {
-            from: fields.path()?,
-            to: fields.path()?,
-        },
+        11 => Request::Opendir(fields.path()?),
+        12 => Request::Readdir(fields.string()?),
+        13 => Request::Remove(fields.path()?),
+        16 => Request::Realpath(fields.path()?),
+        18 => Request::Rename(fields.path()?, fields.path()?),
         // SETSTAT, MKDIR, RMDIR, SYMLINK.
         9 | 14 | 15 | 20 => Request::Forbidden,
         200 => match fields.string()? {
-            b"posix-rename@openssh.com" => Request::Rename {
-                from: fields.path()?,
-                to: fields.path()?,
-            },
-            b"fsync@openssh.com" => Request::Fsync {
-                handle: fields.string()?,
-            },
+            b"posix-rename@openssh.com" => Request::Rename(fields.path()?, fields.path()?),
+            b"fsync@openssh.com" => Request::Fsync(fields.string()?),
             b"limits@openssh.com" => Request::Limits,
             b"statvfs@openssh.com" | b"fstatvfs@openssh.com" => {
                 fields.string()?;
                 Request::Statvfs
             }
-            b"session-begin@sprat" => Request::SessionBegin {
-                path: fields.path()?,
-            },
-            b"session-join@sprat" => Request::SessionJoin {
-                path: fields.path()?,
-                session: fields.u64()?,
-            },
-            b"session-end@sprat" => Request::SessionEnd {
-                path: fields.path()?,
-                clean: fields.u32()? != 0,
-            },
-            b"will-write@sprat" => Request::WillWrite {
-                handle: fields.string()?,
-                ranges: fields.ranges()?,
-            },
-            b"punch@sprat" => Request::Punch {
-                handle: fields.string()?,
-                ranges: fields.ranges()?,
-            },
-            b"map@sprat" => Request::Map {
-                handle: fields.string()?,
-                from: fields.u64()?,
-            },
-            b"generations@sprat" => Request::Generations {
-                path: fields.path()?,
-            },
+            b"session-begin@sprat" => Request::SessionBegin(fields.path()?),
+            b"session-join@sprat" => Request::SessionJoin(fields.path()?, fields.u64()?),
+            b"session-end@sprat" => Request::SessionEnd(fields.path()?, fields.u32()? != 0),
+            b"will-write@sprat" => Request::WillWrite(fields.string()?, fields.ranges()?),
+            b"punch@sprat" => Request::Punch(fields.string()?, fields.ranges()?),
+            b"map@sprat" => Request::Map(fields.string()?, fields.u64()?),
+            b"generations@sprat" => Request::Generations(fields.path()?),
             _ => Request::Unknown,
         },
         _ => Request::Unknown,
@@ -375,41 +298,18 @@ pub fn attributes(id: u32, found: &Attributes) -> Vec<u8> {
 
 /// The answer to limits@openssh.com: packet, read, write, open handles.
 pub fn limits(id: u32, handles_max: usize) -> Vec<u8> {
-    let mut out = begin(201, id);
     let transfer = u64::from(TRANSFER_BYTES_MAX);
-    for limit in [
-        PACKET_BYTES_MAX as u64,
-        transfer,
-        transfer,
-        handles_max as u64,
-    ] {
-        out.extend(limit.to_be_bytes());
-    }
-    seal(out)
+    let (packet, handles) = (PACKET_BYTES_MAX as u64, handles_max as u64);
+    numbers(id, &[packet, transfer, transfer, handles])
 }
 
 /// The answer to statvfs@openssh.com, in units of 4,096 bytes.
 pub fn statvfs(id: u32, total_bytes: u64, available_bytes: u64, read_only: bool) -> Vec<u8> {
-    let mut out = begin(201, id);
     let (total, free) = (total_bytes / 4096, available_bytes / 4096);
-    // Block size, fragment size, blocks, free, available, files (all, free, available; 0: not
-    // counted), id, flags (1: read-only), longest name.
-    for field in [
-        4096,
-        4096,
-        total,
-        free,
-        free,
-        0,
-        0,
-        0,
-        0,
-        u64::from(read_only),
-        255,
-    ] {
-        out.extend(field.to_be_bytes());
-    }
-    seal(out)
+    // Of units: size, size, all, free, available. Of files: all, free, available (0: not counted). Id, flags (1:
+    // read-only), longest name.
+    let flags = u64::from(read_only);
+    numbers(id, &[4096, 4096, total, free, free, 0, 0, 0, 0, flags, 255])
 }
 
 /// A handle's number; `None` for bytes that were never handed out.
@@ -483,7 +383,7 @@ impl<'a> Fields<'a> {
     }
 
     /// At most [`RANGES_MAX`] pairs of offset and length, whose sums fit.
-    fn ranges(&mut self) -> Option<Vec<(u64, u64)>> {
+    fn ranges(&mut self) -> Option<Ranges> {
         let count = self.u32()?;
         if count > RANGES_MAX {
             return None;

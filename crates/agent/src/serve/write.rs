@@ -106,17 +106,11 @@ impl Server {
         writes: &[(u64, &[u8])],
     ) -> Result<(), Status> {
         // A rename takes this lock exclusively.
-        disk::retry(|| rustix::fs::flock(file, FlockOperation::LockShared))?;
-        let still = self.is_named(file, &name.text);
-        let outcome = match still {
-            Ok(true) => Some(self.write_plain(file, writes)),
-            Ok(false) => None,
-            Err(error) => Some(Err(error)),
-        };
-        let _ = rustix::fs::flock(file, FlockOperation::Unlock);
-        if let Some(outcome) = outcome {
-            return Ok(outcome?);
+        let locked = disk::lock(file, FlockOperation::LockShared)?;
+        if self.is_named(file, &name.text)? {
+            return Ok(self.write_plain(file, writes)?);
         }
+        drop(locked);
         if !self.is_named(file, &name.container)? {
             return Err(Status::Failure);
         }
@@ -159,14 +153,11 @@ impl Server {
     /// The lock keeps the file from becoming a container meanwhile, and from being made longer by another
     /// process so that this would make it shorter.
     fn set_len_of(&self, name: &Name, file: &File, len: u64) -> io::Result<()> {
-        disk::retry(|| rustix::fs::flock(file, FlockOperation::LockExclusive))?;
-        let outcome = match self.is_named(file, &name.text) {
-            Ok(true) if file.metadata()?.size() <= len => file.set_len(len),
-            Ok(_) => Err(io::ErrorKind::PermissionDenied.into()),
-            Err(error) => Err(error),
-        };
-        let _ = rustix::fs::flock(file, FlockOperation::Unlock);
-        outcome
+        let _locked = disk::lock(file, FlockOperation::LockExclusive)?;
+        match self.is_named(file, &name.text)? {
+            true if file.metadata()?.size() <= len => file.set_len(len),
+            _ => Err(io::ErrorKind::PermissionDenied.into()),
+        }
     }
 
     pub(super) fn sync(&mut self, handle: &[u8]) -> Result<(), Status> {
