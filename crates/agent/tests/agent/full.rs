@@ -320,14 +320,16 @@ pub const CALLS: &str =
     "openat,mkdirat,pwrite64,fsync,fdatasync,ftruncate,ioctl,renameat,renameat2";
 
 /// A call of the first connection that takes space fails once, each in turn: as if there were space again right after.
-/// Another connection writes then, of the same session or of one that it begins. The state from before is kept.
+/// Then it writes again, or another connection does, of the same session or of one that it begins. The state from before
+/// is kept.
 pub fn nothing_is_written_before_the_generation_has_begun(served: &Served, calls: &str) {
     fs::write(served.path("x.luks"), blocks(SMALL_BLOCKS, 1)).unwrap();
     served.overwrite(&[(0, blocks(1, 2))]);
     let (mut rounds, mut failed) = (0, 0);
-    for call in calls.split(',') {
+    let both = calls.split(',').flat_map(|call| [(call, 1), (call, 2)]);
+    for (call, writes) in both {
         for step in 1.. {
-            let what = format!("{call} {step}");
+            let what = format!("{call} {step}, {writes} writes");
             rounds += 1;
             let before = served.live();
             let mut live = before.clone();
@@ -346,8 +348,10 @@ pub fn nothing_is_written_before_the_generation_has_begun(served: &Served, calls
                 assert!(served.live() == live, "{what}: write to block {at}");
             };
             let handle = first.open("x.luks", READ_WRITE);
-            if let Ok(handle) = &handle {
-                write(&mut first, handle, 10);
+            for number in 0..writes {
+                if let Ok(handle) = &handle {
+                    write(&mut first, handle, 10 + number);
+                }
             }
             let other_handle = other.open("x.luks", READ_WRITE).unwrap();
             write(&mut other, &other_handle, 20);
