@@ -20,13 +20,8 @@ pub fn bad(what: impl Into<String>) -> io::Error {
 }
 
 /// Retries what a signal interrupts.
-pub fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(Errno::INTR) => {}
-            other => return Ok(other?),
-        }
-    }
+pub fn retry<T>(call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
+    Ok(rustix::io::retry_on_intr(call)?)
 }
 
 pub fn is_full(error: &io::Error) -> bool {

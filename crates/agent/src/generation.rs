@@ -481,7 +481,6 @@ const RUNS_MAX: usize = 4;
 #[derive(Debug)]
 pub struct Layer {
     pub number: u32,
-    folder: OwnedFd,
     log: File,
     secret: u64,
     tail: File,
@@ -508,16 +507,9 @@ impl Layer {
             runs: Vec::new(),
             entries: HashMap::new(),
             damaged: secret.is_none(),
-            folder,
         };
         layer.refresh(container)?;
         Ok(layer)
-    }
-
-    /// Whether the generation takes nothing any more, or was removed: it is sealed before that.
-    pub fn has_ended(&self, container: &OwnedFd) -> io::Result<bool> {
-        let name = format!("g.{}", self.number);
-        Ok(disk::exists_in(&self.folder, "index")? || !disk::exists_in(container, &name)?)
     }
 
     /// Reads what was appended since. Returns whether there was anything. `container` is the container's folder.
@@ -671,14 +663,10 @@ pub fn index_of(container: &OwnedFd, number: u32) -> io::Result<Index> {
 
 /// Whether a generation takes nothing any more, or was removed: it is sealed before that.
 pub fn has_ended(container: &OwnedFd, number: u32) -> io::Result<bool> {
-    match disk::if_there(is_sealed(container, number))? {
-        // It may have been removed while this looked for the index.
-        Some(false) => Ok(!disk::exists_in(container, &format!("g.{number}"))?),
-        other => Ok(other.unwrap_or(true)),
-    }
+    Ok(is_sealed(container, number)? || !disk::exists_in(container, &format!("g.{number}"))?)
 }
 
 /// Whether a generation is sealed.
 pub fn is_sealed(container: &OwnedFd, number: u32) -> io::Result<bool> {
-    disk::exists_in(folder(container, number)?, "index")
+    disk::exists_in(container, &format!("g.{number}/index"))
 }

@@ -102,10 +102,7 @@ pub fn shown(container: &OwnedFd, live: &File) -> io::Result<Vec<(u32, String, H
 
 /// Whether a generation has this mark.
 pub fn has_mark(container: &OwnedFd, number: u32, what: &str) -> io::Result<bool> {
-    match disk::if_there(generation::folder(container, number))? {
-        Some(folder) => disk::exists_in(folder, what),
-        None => Ok(false),
-    }
+    disk::exists_in(container, &format!("g.{number}/{what}"))
 }
 
 /// What a [`Past`] reads from: the view, the generations behind it, the image behind those.
@@ -364,7 +361,7 @@ impl Past {
         }
         // All but the newest are sealed before any is merged or removed. So may the next one have been.
         match self.layers.last() {
-            Some(newest) if !newest.has_ended(&self.container)? => Ok(grown),
+            Some(newest) if !generation::has_ended(&self.container, newest.number)? => Ok(grown),
             _ => self.reopen().map(|()| true),
         }
     }

@@ -146,7 +146,7 @@ impl Policy {
             "containers_max" => self.containers_max = value.parse().ok()?,
             "keeper" => {
                 self.clones = match value {
-                    "auto" | "log" => false,
+                    "log" => false,
                     "clone" => true,
                     _ => return None,
                 }
@@ -258,7 +258,7 @@ mod tests {
     fn a_policy_is_read_and_an_unknown_key_is_an_error() {
         let text = "# mine\nkeep = all 7d, daily 30d, weekly 12w, monthly 12m\nat_least = 3\n\
                     new = burst 12, then 1 per 1h\nsecret = 1h\nalarm = 30% or 5x   # of used blocks\nfree_min = 5%\n\
-                    on_alarm = hold\nheader = alarm\nheader_bytes = 16M\nsize_max = 8T\ncontainers_max = 4\nkeeper = auto\n";
+                    on_alarm = hold\nheader = alarm\nheader_bytes = 16M\nsize_max = 8T\ncontainers_max = 4\nkeeper = log\n";
         assert_eq!(Policy::parse(text).unwrap(), Policy::default());
         let other = Policy::parse("quota = 2T\nexpect = 26h\non_alarm = note\n").unwrap();
         assert_eq!(
@@ -270,7 +270,7 @@ mod tests {
                 .unwrap()
                 .clones
         };
-        assert_eq!(["auto", "log", "clone"].map(clones), [false, false, true]);
+        assert_eq!(["log", "clone"].map(clones), [false, true]);
         for wrong in [
             "quota 2T",
             "quto = 2T",

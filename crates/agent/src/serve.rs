@@ -366,16 +366,13 @@ impl Server {
     }
 
     fn end_session(&mut self, container: &str) -> io::Result<()> {
-        let Some(keeper) = self.keepers.get_mut(container) else {
-            return Ok(());
-        };
-        let Some(name) = Name::parse(container) else {
-            return Ok(());
-        };
         // If it is not there, the administrator has removed it.
-        match disk::if_there(self.root.open_file(&name, OFlags::RDWR))? {
-            Some(file) => keeper.end(&file),
-            None => Ok(()),
+        match (
+            self.keepers.get_mut(container),
+            disk::if_there(self.root.writable(container))?,
+        ) {
+            (Some(keeper), Some(file)) => keeper.end(&file),
+            _ => Ok(()),
         }
     }
 

@@ -98,8 +98,8 @@ impl Status {
         let used = root.space.used()?;
         let (available, total) = root.space.available()?;
         // From `adopt` on where it never ran.
-        let tidied = disk::read_all(&root.agent, TIDIED, 64).unwrap_or_default();
-        let tidied_s: i64 = disk::number(&String::from_utf8_lossy(&tidied), TIDIED).unwrap_or(0);
+        let tidied = disk::text_in(&root.agent, TIDIED, 64)?;
+        let tidied_s: i64 = tidied.map_or(0, |text| disk::number(&text, TIDIED).unwrap_or(0));
         let names = root.containers()?;
         let reports = names.iter().map(|name| report(root, name, now.wall_s));
         Ok(Self {
