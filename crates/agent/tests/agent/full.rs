@@ -315,10 +315,6 @@ fn a_loop_disk_that_is_full_at_any_block_refuses_and_loses_nothing() {
     space_ends_at_every_block(Served::in_folder(&disk.path, EAGER), &disk);
 }
 
-/// What takes space, or is told late that there was none.
-pub const CALLS: &str =
-    "openat,mkdirat,pwrite64,fsync,fdatasync,ftruncate,ioctl,renameat,renameat2";
-
 /// A call of the first connection that takes space fails once, each in turn: as if there were space again right after.
 /// Then it writes again, or another connection does, of the same session or of one that it begins. The state from before
 /// is kept.
@@ -383,7 +379,7 @@ pub fn nothing_is_written_before_the_generation_has_begun(served: &Served, calls
 fn a_begin_that_fails_at_any_call_is_made_up_for_before_anything_is_written() {
     requires!(needs::program("strace"));
     let calls = match dice::number("SPRAT_TORTURE_ROUNDS") {
-        Some(_) => CALLS,
+        Some(_) => "openat,mkdirat,pwrite64,fsync,fdatasync,ftruncate,renameat,renameat2",
         None => "mkdirat,pwrite64,ftruncate,renameat2",
     };
     nothing_is_written_before_the_generation_has_begun(&Served::new(EAGER), calls);
