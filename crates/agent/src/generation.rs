@@ -293,7 +293,7 @@ impl Newest {
     }
 
     fn add_entries(&self, more: u64) -> io::Result<()> {
-        let entries = entries_in(&self.tail)? + more;
+        let entries = entries_in(&self.tail)?.saturating_add(more);
         self.tail.write_all_at(&entries.to_le_bytes(), ENTRIES_AT)
     }
 

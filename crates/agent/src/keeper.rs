@@ -87,7 +87,6 @@ pub struct Keeper {
     /// The client said that it leaves the container in order.
     says_clean: bool,
     by: By,
-    left: Option<u32>,
     /// Counted seconds minus seconds since the boot, when the clock was last read.
     counted_ahead_s: i64,
 }
@@ -116,7 +115,6 @@ impl Keeper {
             open: None,
             says_clean: false,
             by: By::Client,
-            left: None,
             counted_ahead_s: 0,
         })
     }
@@ -424,7 +422,7 @@ impl Keeper {
         let id = FileId::of(file)?;
         let is_as_left = state.file == Some(id);
         // From the first write of a session on nobody knows it.
-        self.left = state.left.take().filter(|_| is_as_left);
+        let left = state.left.take().filter(|_| is_as_left);
         let is_state = |open: &Newest| {
             let state = (open.head.length, (open.head.state_s, open.head.state_ns));
             io::Result::Ok(state == (id.len, id.modified) && open.is_unused()?)
@@ -463,7 +461,8 @@ impl Keeper {
         if begins {
             let number = newest.map_or(1, |newest| newest + 1);
             let is_clean = old.clean && reason == "session";
-            self.begin(file, number, reason, now, is_clean)?;
+            let known = left.map_or(Ok(None), |crc| read_left(&self.folder, crc))?;
+            self.begin(file, number, reason, now, is_clean, known)?;
             state.begun_s = now.counted_s;
             if reason == "session" {
                 state.tokens_milli -= 1000;
@@ -553,7 +552,7 @@ impl Keeper {
         }
     }
 
-    /// Begins the generation of the state that the container has now.
+    /// Begins the generation of the state that the container has now. `known`: what has data in it.
     fn begin(
         &mut self,
         file: &File,
@@ -561,15 +560,12 @@ impl Keeper {
         reason: &str,
         now: Now,
         is_clean: bool,
+        known: Option<Blocks>,
     ) -> io::Result<()> {
         file.sync_all()?;
         let id = FileId::of(file)?;
         let everything = 0..id.len.div_ceil(BLOCK);
-        let left = match self.left.take() {
-            Some(crc) => read_left(&self.folder, crc)?,
-            None => None,
-        };
-        let mut map = match left {
+        let mut map = match known {
             Some(map) => map,
             None => data_blocks(file, id.len)?,
         };

@@ -104,15 +104,16 @@ impl Space {
 fn bytes_in(folder: impl AsFd) -> io::Result<u64> {
     let mut bytes = 0;
     for name in list_in(&folder)? {
-        if name == IMAGE {
-            bytes += blocks_of_clone(&folder)? * BLOCK;
-            continue;
-        }
         match rustix::fs::statat(&folder, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) if FileType::from_raw_mode(found.st_mode).is_dir() => {
                 if let Some(inner) = if_there(folder_in(&folder, &name))? {
                     bytes += bytes_in(&inner)?;
                 }
+            }
+            Ok(found) if name == IMAGE => {
+                // No checksum protects this number.
+                let most = u64::try_from(found.st_size).unwrap_or(0).div_ceil(BLOCK);
+                bytes += blocks_of_clone(&folder)?.min(most) * BLOCK;
             }
             Ok(found) => bytes += u64::try_from(found.st_blocks).unwrap_or(0) * 512,
             Err(rustix::io::Errno::NOENT) => {}

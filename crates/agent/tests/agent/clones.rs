@@ -589,6 +589,11 @@ fn a_clone_whose_image_is_damaged_is_an_error() {
         served.overwrite(&[(block(number), blocks(2, number))]);
     }
     let state = served.past(2);
+    // The number of blocks that were overwritten.
+    let tail = served.own_file("g.3/tail");
+    tail.write_all_at(&[0xff; 8], 32).unwrap();
+    served.run(&["status"]);
+    served.overwrite(&[(block(9), blocks(2, 4))]);
     fs::remove_file(own(&served, "g.1/image")).unwrap();
     served.own_file("g.3/image").set_len(block(9)).unwrap();
     let mut client = served.connect();

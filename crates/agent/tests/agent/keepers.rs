@@ -52,7 +52,7 @@ fn killed_writers_of_the_same_blocks_leave_every_state_exact() {
         for first in [1, 0] {
             let served = disk.served(EAGER);
             kills::every_generation_is_exact_after_kills(&served, 3, &policies[first..]);
-            assert_eq!(is_clone(&served, 1), first == 1);
+            assert!(first == 0 || is_clone(&served, 1));
         }
     });
 }
