@@ -6,20 +6,23 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::sync::LazyLock;
 
 use openssl::sha::Sha256;
 use serde::{Deserialize, Serialize};
 
 use crate::check::Key;
-use crate::page_cache::PageCache;
+use crate::page_cache::{PageCache, Part, parts};
 
 /// The length of the pieces of a large file.
 pub(crate) const PIECE_BYTES: u64 = 64 << 20;
-/// The holes of a file are hashed, too. If they are longer, that takes too much time.
+/// The holes of a file are hashed as zeros. If they are longer, that takes too much time.
 const HOLES_BYTES_MAX: u64 = 64 << 30;
 /// A longer file is a large one.
 const WHOLE_BYTES_MAX: u64 = 1 << 30;
 const BUFFER_BYTES: usize = 1 << 20;
+/// The content of a hole.
+static ZEROS: [u8; BUFFER_BYTES] = [0; BUFFER_BYTES];
 
 /// A SHA-256. In JSON as 64 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,8 +166,8 @@ impl Content {
     }
 }
 
-/// Reads a range of a file from the page cache into `whole`. The digest of the range; of a file that is not large,
-/// any digest. `None`: some of it is no longer there.
+/// Hashes a range of a file into `whole`: content from the page cache, holes without reading them. The digest of the
+/// range; of a file that is not large, any digest. `None`: some of it is no longer there.
 fn hash_cached(
     file: &File,
     range: std::ops::Range<u64>,
@@ -174,27 +177,57 @@ fn hash_cached(
     each: &mut dyn FnMut(u64, &[u8]),
 ) -> io::Result<Option<Digest>> {
     let mut piece = Sha256::new();
-    let mut at = range.start;
-    while at < range.end {
-        let most = usize::try_from(range.end - at).unwrap_or(BUFFER_BYTES);
-        let most = most.min(BUFFER_BYTES);
-        if buffer.len() < most {
-            buffer.resize(most, 0);
-        }
-        let Some(some) = PageCache::read(file, at, &mut buffer[..most])? else {
-            return Ok(None);
-        };
-        each(at, &buffer[..some]);
+    let mut hash = |at: u64, bytes: &[u8], in_piece: bool| {
+        each(at, bytes);
         if let Some(whole) = whole {
-            whole.update(&buffer[..some]);
+            whole.update(bytes);
         }
-        if is_large {
-            piece.update(&buffer[..some]);
+        if in_piece {
+            piece.update(bytes);
         }
-        at += some as u64;
+    };
+    let mut only_hole = false;
+    for part in parts(file, range.clone()) {
+        match part {
+            Part::Hole(hole) => {
+                only_hole = hole == (range.start..range.start + PIECE_BYTES);
+                for at in hole.clone().step_by(BUFFER_BYTES) {
+                    let most = usize::try_from(hole.end - at).unwrap_or(BUFFER_BYTES);
+                    let zeros = &ZEROS[..most.min(BUFFER_BYTES)];
+                    hash(at, zeros, is_large && !only_hole);
+                }
+            }
+            Part::Content(content) => {
+                let mut at = content.start;
+                while at < content.end {
+                    let most = usize::try_from(content.end - at).unwrap_or(BUFFER_BYTES);
+                    let most = most.min(BUFFER_BYTES);
+                    if buffer.len() < most {
+                        buffer.resize(most, 0);
+                    }
+                    let Some(some) = PageCache::read(file, at, &mut buffer[..most])? else {
+                        return Ok(None);
+                    };
+                    hash(at, &buffer[..some], is_large);
+                    at += some as u64;
+                }
+            }
+        }
     }
-    Ok(Some(Digest(piece.finish())))
+    match only_hole {
+        true => Ok(Some(*PIECE_OF_ZEROS)),
+        false => Ok(Some(Digest(piece.finish()))),
+    }
 }
+
+/// The digest of a piece that is a hole.
+static PIECE_OF_ZEROS: LazyLock<Digest> = LazyLock::new(|| {
+    let mut hash = Sha256::new();
+    for _ in 0..PIECE_BYTES / BUFFER_BYTES as u64 {
+        hash.update(&ZEROS);
+    }
+    Digest(hash.finish())
+});
 
 impl Piece {
     fn begin() -> Self {
@@ -249,6 +282,8 @@ mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
 
+    use proptest::prelude::*;
+
     #[test]
     fn digest_in_a_list_is_that_of_sha256sum() {
         let mut hash = ContentHash::new(3);
@@ -299,7 +334,49 @@ mod tests {
         cache.ask(none_of_the_second_piece);
         let found = Content::cached(&large, &about, cache, &|| false, &mut |_, _| {}).unwrap();
         assert_eq!((found.sha256, found.pieces.len()), (None, 17));
+        let len = usize::try_from(PIECE_BYTES).unwrap();
+        let sum = |content: &[u8], zeros: usize| {
+            let mut hash = Sha256::new();
+            hash.update(content);
+            hash.update(&vec![0; zeros]);
+            Some(Digest(hash.finish()))
+        };
+        assert_eq!(found.pieces[0], sum(&text, len - text.len()));
         assert_eq!(found.pieces[1], None);
+        let zeros = sum(&[], len);
+        assert!(found.pieces[2..16].iter().all(|piece| *piece == zeros));
+        assert_eq!(found.pieces[16], sum(&[], 5));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        /// The digest is that of all bytes, wherever content and holes are, and `each` gets all of them in order.
+        #[test]
+        fn digest_of_a_sparse_file_is_that_of_all_its_bytes(
+            len in 0..5_000_000_u64,
+            written in prop::collection::vec((0..5_000_000_u64, 0..300_000_usize), 0..6),
+        ) {
+            let file = tempfile::tempfile_in("/var/tmp").unwrap();
+            for (at, bytes) in written {
+                file.write_all_at(&vec![3; bytes], at).unwrap();
+            }
+            file.set_len(len).unwrap();
+            let about = file.metadata().unwrap();
+            let mut cache = PageCache::default();
+            cache.ask(|_, _| Ok(true));
+            let mut got = Vec::new();
+            let mut each = |at: u64, bytes: &[u8]| {
+                assert_eq!(at, got.len() as u64);
+                got.extend_from_slice(bytes);
+            };
+            let found = Content::cached(&file, &about, cache, &|| false, &mut each).unwrap();
+            let mut all = vec![1; usize::try_from(len).unwrap()];
+            file.read_exact_at(&mut all, 0).unwrap();
+            let mut hash = ContentHash::new(len);
+            hash.update(&all);
+            prop_assert_eq!(found, Content::read(Key::of(&about), &hash.finish()));
+            prop_assert!(got == all);
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Reads files as far as the kernel has their content in memory, so that nothing is read from the volume. The holes of a
-//! file are read, too.
+//! Reads files as far as the kernel has their content in memory, so that nothing is read from the volume. Holes are not
+//! read: reading them would fill the memory with zeros.
 
 use std::fmt;
 use std::fs::File;
@@ -31,18 +31,23 @@ impl PageCache {
         let Some(is_cached) = self.is_cached else {
             return false;
         };
-        let has = |range| is_cached(file, range).unwrap_or(false);
-        has(range.clone()) || content_of(file, range).is_some_and(|mut parts| parts.all(has))
+        let page = rustix::param::page_size() as u64;
+        parts(file, range).all(|part| match part {
+            Part::Hole(_) => true,
+            Part::Content(range) => {
+                let begin = range.start / page * page;
+                is_cached(file, begin..range.end).unwrap_or(false)
+            }
+        })
     }
 
-    /// Reads what [`has`](Self::has) has found. `None`: the kernel has dropped some of it since, or nothing is
-    /// there. Sets the position of the file.
+    /// Reads content that [`has`](Self::has) has found. `None`: the kernel has dropped some of it since, or nothing is
+    /// there.
     pub(crate) fn read(file: &File, at: u64, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
             let mut parts = [IoSliceMut::new(buffer)];
             match preadv2(file, &mut parts, at, ReadWriteFlags::NOWAIT) {
-                Ok(0) => return Ok(None),
-                Err(Errno::AGAIN) => return read_hole(file, at, buffer),
+                Ok(0) | Err(Errno::AGAIN) => return Ok(None),
                 Ok(some) => return Ok(Some(some)),
                 Err(Errno::INTR) => {}
                 // A file system that can only read and wait: what was there a moment ago is most likely there.
@@ -56,35 +61,40 @@ impl PageCache {
     }
 }
 
-/// The parts of the range that are no holes, from multiples of the page size on. `None`: the file is one without holes.
-fn content_of(file: &File, range: Range<u64>) -> Option<impl Iterator<Item = Range<u64>>> {
-    let first_hole = seek(file, SeekFrom::Hole(range.start)).ok()?;
-    if first_hole >= range.end {
-        return None;
-    }
-    let page = rustix::param::page_size() as u64;
-    let mut at = range.start;
-    Some(std::iter::from_fn(move || {
-        // After the last content there is none to find.
-        let begin = seek(file, SeekFrom::Data(at)).ok()?;
-        let end = seek(file, SeekFrom::Hole(begin)).ok()?.min(range.end);
-        at = end;
-        (begin < end).then_some(begin / page * page..end)
-    }))
+/// A part of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Part {
+    Content(Range<u64>),
+    /// Zeros that have no place on the volume.
+    Hole(Range<u64>),
 }
 
-/// Reads a hole, in which there is nothing to read from the volume. It is read nevertheless, so the result is right even
-/// if content has been written there. `None`: there is no hole at this place.
-fn read_hole(file: &File, at: u64, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    let content = match seek(file, SeekFrom::Data(at)) {
-        Ok(content) => content,
-        Err(Errno::NXIO) => u64::MAX,
-        Err(error) => return Err(error.into()),
-    };
-    let most = usize::try_from(content - at).unwrap_or(usize::MAX);
-    let most = most.min(buffer.len());
-    let read = std::os::unix::fs::FileExt::read_at(file, &mut buffer[..most], at)?;
-    Ok((read > 0).then_some(read))
+/// The parts of a range of a file, one after the other. Sets the position of the file.
+pub(crate) fn parts(file: &File, range: Range<u64>) -> impl Iterator<Item = Part> {
+    let mut at = range.start;
+    std::iter::from_fn(move || {
+        let begin = at;
+        if begin >= range.end {
+            return None;
+        }
+        let content = match seek(file, SeekFrom::Data(begin)) {
+            Ok(content) => content.clamp(begin, range.end),
+            // There is only a hole up to the end of the file.
+            Err(Errno::NXIO) => range.end,
+            // The file system knows no holes.
+            Err(_) => begin,
+        };
+        if content > begin {
+            at = content;
+            return Some(Part::Hole(begin..content));
+        }
+        let hole = seek(file, SeekFrom::Hole(begin)).unwrap_or(range.end);
+        at = match hole > begin {
+            true => hole.min(range.end),
+            false => range.end,
+        };
+        Some(Part::Content(begin..at))
+    })
 }
 
 impl fmt::Debug for PageCache {
@@ -109,14 +119,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holes_are_read_and_need_no_memory() {
-        let page = rustix::param::page_size();
+    fn holes_need_no_memory() {
+        let page = rustix::param::page_size() as u64;
         let file = tempfile::tempfile_in("/var/tmp").unwrap();
-        let bytes = 40 * page as u64;
+        let bytes = 40 * page + 7;
         file.set_len(bytes).unwrap();
-        file.write_all_at(&vec![7; page], 10 * page as u64).unwrap();
-        file.write_all_at(&vec![8; page + 5], 20 * page as u64)
-            .unwrap();
+        let write = |byte: u8, len: u64, at: u64| {
+            let content = vec![byte; usize::try_from(len).unwrap()];
+            file.write_all_at(&content, at * page).unwrap();
+        };
+        write(7, page, 10);
+        write(8, page + 5, 20);
         let mut cache = PageCache::default();
         assert!(!cache.has(&file, 0..bytes));
         // In memory is what was written, and only that.
@@ -128,21 +141,25 @@ mod tests {
                 .any(|one| one.start <= range.start && range.end <= one.end))
         });
         assert!(cache.has(&file, 0..bytes));
-        assert!(cache.has(&file, 30 * page as u64..bytes));
-        file.write_all_at(&[9], 35 * page as u64).unwrap();
+        assert!(cache.has(&file, 20 * page + 9..bytes));
+        let found: Vec<Part> = parts(&file, 3..21 * page).collect();
+        let (begin, end) = (10 * page, 11 * page);
+        assert_eq!(
+            found,
+            [
+                Part::Hole(3..begin),
+                Part::Content(begin..end),
+                Part::Hole(end..20 * page),
+                Part::Content(20 * page..21 * page)
+            ]
+        );
+        assert_eq!(parts(&file, 5..5).count(), 0);
+        assert_eq!(
+            parts(&file, 22 * page..bytes).collect::<Vec<_>>(),
+            [Part::Hole(22 * page..bytes)]
+        );
+        write(9, 1, 35);
         assert!(!cache.has(&file, 0..bytes));
-        let mut content = vec![1; 40 * page];
-        let mut at = 0;
-        while at < content.len() {
-            at += PageCache::read(&file, at as u64, &mut content[at..])
-                .unwrap()
-                .unwrap();
-        }
-        let mut right = vec![0; 40 * page];
-        right[10 * page..11 * page].fill(7);
-        right[20 * page..21 * page + 5].fill(8);
-        right[35 * page] = 9;
-        assert!(content == right);
     }
 
     #[test]

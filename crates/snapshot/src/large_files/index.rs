@@ -35,6 +35,7 @@ const FORMAT: u32 = 2;
 const ENDING: &str = ".blocks";
 /// How long the indexes of files that rsync sent whole may be together: those of 64 GiB. Most large files never change.
 pub(super) const WHOLE_BYTES_MAX: u64 = 256 << 20;
+static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 /// The JSON has one path in it.
 const END_BYTES_MAX: u32 = 64 << 10;
 
@@ -97,12 +98,19 @@ impl Key {
     pub(super) fn hasher(&self) -> io::Result<Hasher> {
         let mut context = CipherCtx::new()?;
         context.encrypt_init(Some(Cipher::aes_256_gcm()), Some(&self.0), Some(&[0; 12]))?;
-        Ok(Hasher(context))
+        Ok(Hasher {
+            context,
+            zeros: None,
+        })
     }
 }
 
 /// Computes hashes with one key.
-pub(super) struct Hasher(CipherCtx);
+pub(super) struct Hasher {
+    context: CipherCtx,
+    /// That of a block of zeros. A sparse file has many of them.
+    zeros: Option<Hash>,
+}
 
 impl Hasher {
     /// The GMAC of a block (NIST SP 800-38D). SHA-256 takes three times as long.
@@ -110,12 +118,25 @@ impl Hasher {
     /// All blocks have one nonce, so that equal blocks have equal hashes. As a signature that would be unsafe. Here nobody
     /// who may choose a block sees a hash or the key, and two given blocks then have the same hash with a chance of 2^-120.
     pub(super) fn hash(&mut self, block: &[u8]) -> io::Result<Hash> {
+        if block != ZEROS {
+            return self.compute(block);
+        }
+        let hash = match self.zeros {
+            Some(hash) => hash,
+            None => self.compute(block)?,
+        };
+        self.zeros = Some(hash);
+        Ok(hash)
+    }
+
+    fn compute(&mut self, block: &[u8]) -> io::Result<Hash> {
         let mut hash = Hash::default();
+        let context = &mut self.context;
         // Without an output, the block is only authenticated.
-        self.0.encrypt_init(None, None, Some(&[0; 12]))?;
-        self.0.cipher_update(block, None)?;
-        self.0.cipher_final(&mut [])?;
-        self.0.tag(&mut hash)?;
+        context.encrypt_init(None, None, Some(&[0; 12]))?;
+        context.cipher_update(block, None)?;
+        context.cipher_final(&mut [])?;
+        context.tag(&mut hash)?;
         Ok(hash)
     }
 }
@@ -402,6 +423,21 @@ mod tests {
             // A hash is missing.
             std::fs::write(&place, &whole[whole.len() - cut..]).unwrap();
             assert!(Index::open(folder, path).is_none(), "{cut}");
+        }
+    }
+
+    #[test]
+    fn blocks_of_zeros_have_the_hash_of_zeros() {
+        let mut hasher = Key::random().unwrap().hasher().unwrap();
+        let mut others = vec![vec![0; BLOCK_BYTES - 1], vec![0], vec![7; BLOCK_BYTES]];
+        others.push([&[0; BLOCK_BYTES - 1][..], &[1]].concat());
+        for _ in 0..2 {
+            let zeros = hasher.hash(&[0; BLOCK_BYTES]).unwrap();
+            assert_eq!(zeros, hasher.compute(&[0; BLOCK_BYTES]).unwrap());
+            for other in &others {
+                assert_eq!(hasher.hash(other).unwrap(), hasher.compute(other).unwrap());
+                assert_ne!(hasher.hash(other).unwrap(), zeros);
+            }
         }
     }
 
