@@ -130,7 +130,7 @@ impl ContainerStatus {
         }
     }
 
-    /// What a monitor should report: a failure now, damage that the last check found, a job whose
+    /// What a monitor should report: a failure now, damage that this machine knows of, a job whose
     /// last run failed, too little space, or files that were not read. The jobs of `others` are left
     /// out: the caller knows more of them.
     pub fn exits(&self, others: impl Fn(&str) -> bool) -> Vec<Exit> {
@@ -143,19 +143,12 @@ impl ContainerStatus {
         let known = self.known().into_iter().flat_map(|known| {
             let room = known.history.room.as_ref();
             let full = room.filter(|seen| seen.room.is_low()).map(|_| Exit::Failed);
-            let damaged = known
-                .each_check()
-                .map(|(_, check)| check)
-                .chain(&known.checks.drill)
-                .any(|check| check.exit != Exit::Done)
-                .then_some(Exit::Damaged);
-            let gone = known.history.gone.as_ref().map(|_| Exit::Damaged);
+            let damaged = known.is_damaged().then_some(Exit::Damaged);
             let jobs = known.history.jobs.iter();
             let jobs = jobs.filter(|(job, _)| self.in_config(job) && !others(job));
             let jobs = jobs.filter_map(|(_, history)| job_exit(history));
             full.into_iter()
                 .chain(damaged)
-                .chain(gone)
                 .chain(jobs)
                 .collect::<Vec<_>>()
         });
@@ -209,6 +202,14 @@ impl ServerStatus {
 }
 
 impl LocalStatus {
+    /// Whether the last check of some kind or a drill found damage, or snapshots are gone.
+    pub fn is_damaged(&self) -> bool {
+        let checks = self.each_check().map(|(_, check)| check);
+        let drills = self.checks.drill.iter().chain(&self.checks.recovery);
+        let found = checks.chain(drills).any(|check| check.exit != Exit::Done);
+        found || self.history.gone.is_some()
+    }
+
     /// The last check of each kind, and the name of the kind.
     pub fn each_check(&self) -> impl Iterator<Item = (String, &KeptCheck)> {
         let checks = &self.checks;

@@ -152,10 +152,10 @@ fn check_in(
         spec
     });
     let overwritten = !session.facts.overwritten.is_empty();
-    // The volume is mounted to look for the snapshots that this machine knows.
+    // The volume is mounted to search for the snapshots that this machine knows.
     let may_mount = file_system.as_ref().is_none_or(|found| found.clean);
-    let looks = may_mount && !session.facts.newest_remembered.is_empty();
-    if spec.is_none() && !overwritten && !looks {
+    let searches = may_mount && !session.facts.newest_remembered.is_empty();
+    if spec.is_none() && !overwritten && !searches {
         return Ok((file_system, None, None));
     }
     interrupt.check()?;
