@@ -157,8 +157,7 @@ impl Unfit {
     }
 }
 
-/// Reports the copied files in `tree` whose times could not be stored. An older list of copied files is shortened, so
-/// that not all are named if they are many.
+/// Reports the copied files in `tree` whose times could not be stored.
 pub(crate) fn report_times(tree: &Path, outcome: &mut Outcome) {
     let mut found = Vec::new();
     for name in &outcome.copied.names {

@@ -11,13 +11,25 @@ use crate::name_list::NameList;
 use crate::text::unescape_path;
 
 /// How many of the files that a run copied are compared.
-pub(crate) const COMPARED_MAX: usize = 1000;
+const COMPARED_MAX: usize = 1000;
+/// How many files are named whose time the volume may not be able to store.
+const ODD_TIMES_MAX: usize = 100_000;
 /// Fewer prove nothing: there may have been a reason to copy them.
 const UNCHANGED_MIN: u64 = 3;
 /// One in so many must be such a file.
 const UNCHANGED_SHARE: u64 = 10;
 /// A file with almost as many names as ext4 allows can't be linked.
 const NAMES_MAX: u64 = 64_000;
+
+/// Adds a file that a run copied, with its time in rsync's `%M`. After the first ones only those are named whose time the
+/// volume may not be able to store.
+pub(crate) fn note_copied(copied: &mut NameList, name: &str, modified: &str) {
+    let most = match file_times::may_be_beyond(modified) {
+        true => ODD_TIMES_MAX,
+        false => COMPARED_MAX,
+    };
+    copied.push_within(name.to_owned(), most);
+}
 
 /// How many of the files in `copied` an older tree beside `tree` has, unchanged; 0 where they are few.
 pub(crate) fn count(tree: &Path, older: &[PathBuf], copied: &NameList) -> u64 {

@@ -38,7 +38,7 @@ use crate::name_list::NameList;
 use crate::progress::{Phase, Progress};
 use crate::record::{RunStats, Warning};
 use crate::text::{escape_name, escape_path, unescape_path};
-use crate::unlinked::COMPARED_MAX;
+use crate::unlinked::note_copied;
 
 /// How long rsync may take to end after SIGKILL. If it takes longer, it waits in the kernel.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
@@ -123,7 +123,7 @@ pub(crate) struct Outcome {
     pub(crate) copied_from_older: NameList,
     /// Files that were written and whose time is not older than [`Invocation::recent_from`].
     pub(crate) recent: NameList,
-    /// The first files that were written. Escaped names, relative to the root.
+    /// Files that were written: see [`note_copied`]. Escaped names, relative to the root.
     pub(crate) copied: NameList,
     /// See [`Invocation::lists_names`].
     pub(crate) several_names: SeveralNames,
@@ -532,7 +532,7 @@ impl<'a> Running<'a> {
 
     fn take_written(&mut self, file: Named<'_>) {
         self.invocation.listener.copied(file.name);
-        self.copied.push_within(file.name.to_owned(), COMPARED_MAX);
+        note_copied(&mut self.copied, file.name, file.modified);
         if file.bytes >= HOLES_NAMED_BYTES && !self.invocation.remote {
             self.asked
                 .ask(Path::new("/").join(unescape_path(file.name)));
