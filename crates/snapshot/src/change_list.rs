@@ -24,7 +24,7 @@ mod rebuilding;
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -37,17 +37,18 @@ use serde::{Deserialize, Serialize};
 use crate::cancel::Cancel;
 use crate::content::Content;
 use crate::error::SnapshotError;
-use crate::job::{Folder, LIST_SUFFIX as SUFFIX, RunFolder, on_volume, replace_with};
+use crate::job::{Folder, LIST_SUFFIX as SUFFIX, RunFolder, STATE_FOLDER, on_volume, replace_with};
 use crate::large_files::UpToDate;
 use crate::local_file;
+use crate::long_path::open_regular;
 use crate::name::SnapshotName;
 use crate::page_cache::PageCache;
 use crate::seen::{Change, Found, Kind};
 use crate::shared_inodes::SharedInodes;
 use crate::subvolume_ops::Subvolumes;
 use crate::text::escape_path;
-use crate::tree::{Tree, TreeFolder};
-use crate::tree_changes::{Changed, Part, changes_completing};
+use crate::tree::Tree;
+use crate::tree_changes::{Changed, Part, Repair, changes_repairing};
 
 pub(crate) use checked::Checked;
 use folding::Folding;
@@ -170,8 +171,12 @@ pub(crate) struct ChangeList<'a> {
 
 impl ChangeList<'_> {
     /// Writes the list into the state folder of the job, and then the copy of this machine. The list is durable
-    /// with the snapshot.
-    pub(crate) fn write(&self, cancel: &Cancel) -> Result<(), SnapshotError> {
+    /// with the snapshot. Returns whether it is finished: all of the tree was compared, and `repair` was called for all of it.
+    pub(crate) fn write(
+        &self,
+        repair: &Repair<'_>,
+        cancel: &Cancel,
+    ) -> Result<bool, SnapshotError> {
         let name = name_of(self.tree.name());
         let checked = self.checked();
         let since = self.since.map(Folder::name);
@@ -184,7 +189,13 @@ impl ChangeList<'_> {
             Contents::new(self.page_cache, self.large, self.tree.name()),
             checked.contents.clone(),
         );
-        let fill = |file: &mut File| self.fill(file, &first, &mut digests, cancel).map(drop);
+        let mut finished = false;
+        let fill = |file: &mut File| {
+            finished = self
+                .fill(file, &first, &mut digests, repair, cancel)?
+                .finished;
+            Ok(())
+        };
         let failed = |error| on_volume("write", &name)(error);
         let mut file = replace_with(&self.folder.state, &name, fill, failed)?;
         if let Some(local) = self.local
@@ -202,7 +213,21 @@ impl ChangeList<'_> {
         {
             tracing::warn!(%error, "the changes of older snapshots can't be listed again");
         }
-        Ok(())
+        Ok(finished)
+    }
+
+    /// Notes in the written list that the snapshot is incomplete.
+    pub(crate) fn set_incomplete(&self) -> Result<(), SnapshotError> {
+        let name = name_of(self.tree.name());
+        let failed = |error| on_volume("write", &name)(error);
+        let path = self.folder.job.path.join(STATE_FOLDER).join(&name);
+        let list = open_regular(&path).map_err(failed)?;
+        let fill = |to: &mut File| set_incomplete(&list, to).map_err(failed);
+        let mut file = replace_with(&self.folder.state, &name, fill, failed)?;
+        match self.local {
+            Some(local) => copy_to(local, &name, &mut file).map_err(failed),
+            None => Ok(()),
+        }
     }
 
     /// The digests that a check computed, and that no list has. An interrupted run has no time for them.
@@ -221,6 +246,7 @@ impl ChangeList<'_> {
         file: &mut File,
         first: &First<'_>,
         digests: &mut Digests<'_>,
+        repair: &Repair<'_>,
         cancel: &Cancel,
     ) -> Result<Last, SnapshotError> {
         let name = name_of(self.tree.name());
@@ -257,12 +283,12 @@ impl ChangeList<'_> {
             };
             lines.write(&line).map_err(failed)
         };
-        let compared = changes_completing(
+        let compared = changes_repairing(
             before.as_ref(),
             &after,
             shared.as_ref(),
             &go_on,
-            &complete_from_source,
+            repair,
             &mut listed,
         );
         last.finished = match compared {
@@ -307,8 +333,7 @@ impl ChangeList<'_> {
 
     /// Copies the list to this machine.
     fn keep(&self, local: &Path, name: &str, list: &mut File, checked: Checked) -> io::Result<()> {
-        io::Seek::rewind(list)?;
-        local_file::replace(&local.join(name), |copy| io::copy(list, copy).map(drop))?;
+        copy_to(local, name, list)?;
         if !self.interrupted {
             checked.sent(local, &self.folder.job.job, self.tree.name())?;
         }
@@ -316,18 +341,23 @@ impl ChangeList<'_> {
     }
 }
 
-/// Completes the ACL of a folder of the new tree from its source on this machine.
-fn complete_from_source(path: &Path, folder: &TreeFolder, name: &Path) {
-    let (Some(parent), Some(its_name)) = (path.parent(), path.file_name()) else {
-        return;
-    };
-    let completed = TreeFolder::of_machine(parent).and_then(|source| match source {
-        Some(source) => source.complete_acl(Path::new(its_name), folder, name),
-        None => Ok(()),
-    });
-    if let Err(error) = completed {
-        tracing::warn!(path = escape_path(path), %error, "the ACL of a folder can't be completed");
-    }
+/// Copies a list to this machine.
+fn copy_to(local: &Path, name: &str, list: &mut File) -> io::Result<()> {
+    io::Seek::rewind(list)?;
+    local_file::replace(&local.join(name), |copy| io::copy(list, copy).map(drop))
+}
+
+/// Writes `list` into `to`, with `complete` set to false.
+fn set_incomplete(list: &File, to: &mut File) -> io::Result<()> {
+    let mut lines = BufReader::new(zstd::Decoder::new(list)?);
+    let mut first = Vec::new();
+    lines.read_until(b'\n', &mut first)?;
+    let mut first: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&first)?;
+    first.insert("complete".to_owned(), false.into());
+    let mut new = Lines::begin(to)?;
+    new.write(&first)?;
+    io::copy(&mut lines, &mut new.out)?;
+    new.end()
 }
 
 /// Where the digests of a list come from.

@@ -460,8 +460,8 @@ impl Job<'_> {
             return Ok(false);
         };
         if kept.found.kind == Kind::Folder && sticky_acl::is_concerned(kept.found.mode) {
-            let completed = here.complete_acl(name, there, name);
-            completed.map_err(|error| self.refused(&error))?;
+            let repaired = sticky_acl::repair(here.at(name), there.at(name));
+            repaired.map_err(|error| self.refused(&error))?;
         }
         let equal_xattrs = || here.has_equal_xattrs(name, there, name);
         if kept.change(&copy, equal_xattrs).map_err(failed)?.is_some() {

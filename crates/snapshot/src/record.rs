@@ -199,6 +199,12 @@ pub enum Warning {
         /// How many files.
         files: u64,
     },
+    /// Folders have the sticky bit and an ACL. In the snapshot their owning group has no rights, and the source could not
+    /// be asked whether it has any, or they could not be set.
+    GroupRightsUnknown {
+        /// How many folders.
+        folders: u64,
+    },
     /// A source is missing, empty or unreadable. The snapshot has the other sources.
     SourceLeftOut {
         /// The source, escaped.

@@ -135,11 +135,10 @@ pub fn restore(
     if !spec.dry_run {
         let from = folder.path.join(&what.base);
         for path in parents.iter().filter(|path| !what.paths.contains(path)) {
-            sticky_acl::complete_one(&from, &to, path).map_err(|e| refused(&to, e.to_string()))?;
+            sticky_acl::repair_one(&from, &to, path).map_err(|e| refused(&to, e.to_string()))?;
         }
         for path in &what.paths {
-            sticky_acl::complete_below(&from, &to, path)
-                .map_err(|e| refused(&to, e.to_string()))?;
+            sticky_acl::repair_below(&from, &to, path).map_err(|e| refused(&to, e.to_string()))?;
         }
         what.restore_folder_times(&folder, &to, &parents);
     }
@@ -158,6 +157,10 @@ pub fn restore(
         last_good: last_good.filter(|good| good.to_string() != chosen.folder_text()),
         snapshot: chosen.folder_text(),
         unread_count: chosen.record.as_ref().map_or(0, |r| r.unread.count),
+        without_attributes: chosen
+            .record
+            .as_ref()
+            .map_or(0, RunRecord::without_attributes),
         kind: chosen.kind,
         stats: outcome.stats,
         same: unequal.same,

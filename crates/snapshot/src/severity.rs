@@ -18,6 +18,7 @@ impl Warning {
                 | W::ManyVanished { .. }
                 | W::AttributesTooLarge { .. }
                 | W::AttributesRefused { .. }
+                | W::GroupRightsUnknown { .. }
                 | W::SourceLeftOut { .. }
                 | W::ForeignObject { .. }
                 | W::SubvolumesLeftOut { .. }
@@ -43,6 +44,18 @@ impl Warning {
 }
 
 impl RunRecord {
+    /// How many of the files in [`RunRecord::unread`] are in the snapshot, and lack only attributes.
+    #[must_use]
+    pub fn without_attributes(&self) -> u64 {
+        use Warning as W;
+        let lack = self.warnings.iter().map(|warning| match warning {
+            W::AttributesTooLarge { files } | W::AttributesRefused { files } => *files,
+            W::GroupRightsUnknown { folders } => *folders,
+            _ => 0,
+        });
+        lack.fold(0, u64::saturating_add).min(self.unread.count)
+    }
+
     /// Why a file is missing: what rsync reported of it, or of its place on the volume.
     #[must_use]
     pub fn reason_unread(&self, name: &str) -> Option<String> {

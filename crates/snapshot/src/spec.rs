@@ -271,6 +271,9 @@ pub struct RestoreReport {
     pub kind: EntryKind,
     /// How many source files the snapshot lacks because they could not be read.
     pub unread_count: u64,
+    /// How many of them are in the snapshot, and lack only attributes.
+    #[serde(default)]
+    pub without_attributes: u64,
     /// The newest complete snapshot, if it is another one.
     pub last_good: Option<SnapshotName>,
     /// rsync's counts.

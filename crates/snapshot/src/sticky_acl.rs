@@ -1,4 +1,4 @@
-//! Completes the ACL of a folder that has the sticky bit, as in `chmod 1770`.
+//! Repairs the ACL of a folder that has the sticky bit, as in `chmod 1770`.
 //!
 //! rsync sends the entry of the owning group only if it differs from the mask. On a new folder it sets the ACL before
 //! the sticky bit, and until then without rights for group and others. It then completes the mask, and not that entry, so
@@ -24,35 +24,44 @@ const ENTRY_BYTES: usize = 8;
 /// `ACL_GROUP_OBJ`.
 const OWNING_GROUP: [u8; 2] = [4, 0];
 
-/// Whether rsync may have left the ACL of a folder with this mode incomplete.
+/// Whether rsync may have left the ACL of a folder with this mode wrong.
 pub(crate) fn is_concerned(mode: u32) -> bool {
     mode & STICKY != 0
 }
 
-/// Completes the ACL of `copy`, which rsync made from `source`. Each is a name in a folder. Nothing is done if more than
-/// the owning group's entry differs.
-pub(crate) fn complete(
-    source: (BorrowedFd<'_>, &Path),
-    copy: (BorrowedFd<'_>, &Path),
-) -> io::Result<()> {
-    let (Some(right), Some(found)) = (acl(source)?, acl(copy)?) else {
+/// A name in a folder.
+type Place<'a> = (BorrowedFd<'a>, &'a Path);
+
+/// Repairs the ACL of `copy`, which rsync made from `source`.
+pub(crate) fn repair(source: Place<'_>, copy: Place<'_>) -> io::Result<()> {
+    let Some(found) = may_be_wrong(copy)? else {
         return Ok(());
     };
-    if lacks_owning_group(&found, &right) {
-        lsetxattr(
-            path_through(copy.0, copy.1),
-            ACL,
-            &right,
-            XattrFlags::REPLACE,
-        )?;
+    match acl(source)? {
+        Some(right) => correct(copy, &found, &right),
+        None => Ok(()),
+    }
+}
+
+/// The ACL of `copy`, if the owning group has no rights in it.
+pub(crate) fn may_be_wrong(copy: Place<'_>) -> io::Result<Option<Vec<u8>>> {
+    Ok(acl(copy)?.filter(|found| owning_group_has_no_rights(found)))
+}
+
+/// Gives `copy`, which has the ACL `found`, that of its source. Nothing is done if more than the owning group's entry
+/// differs.
+pub(crate) fn correct(copy: Place<'_>, found: &[u8], of_source: &[u8]) -> io::Result<()> {
+    if lacks_owning_group(found, of_source) {
+        let path = path_through(copy.0, copy.1);
+        lsetxattr(path, ACL, of_source, XattrFlags::REPLACE)?;
     }
     Ok(())
 }
 
-/// Completes the ACL of the folder `path` below `to`, which was made from that of `from`. Returns whether `from` has such a
+/// Repairs the ACL of the folder `path` below `to`, which was made from that of `from`. Returns whether `from` has such a
 /// folder. What can't be read is left out.
-pub(crate) fn complete_one(from: &Path, to: &Path, path: &Path) -> io::Result<bool> {
-    complete_in(
+pub(crate) fn repair_one(from: &Path, to: &Path, path: &Path) -> io::Result<bool> {
+    repair_in(
         &open_folder_at(from)?,
         &OwnedFd::from(File::open(to)?),
         path,
@@ -60,11 +69,11 @@ pub(crate) fn complete_one(from: &Path, to: &Path, path: &Path) -> io::Result<bo
 }
 
 /// The same, and for all folders in it.
-pub(crate) fn complete_below(from: &Path, to: &Path, path: &Path) -> io::Result<()> {
+pub(crate) fn repair_below(from: &Path, to: &Path, path: &Path) -> io::Result<()> {
     // The user may have named the destination by a symbolic link.
     let (from, to) = (open_folder_at(from)?, OwnedFd::from(File::open(to)?));
     let mut waiting = Vec::new();
-    if complete_in(&from, &to, path)? {
+    if repair_in(&from, &to, path)? {
         waiting.push(path.to_owned());
     }
     while let Some(path) = waiting.pop() {
@@ -81,7 +90,7 @@ pub(crate) fn complete_below(from: &Path, to: &Path, path: &Path) -> io::Result<
             if is_concerned(stat.st_mode)
                 && let Ok(copy) = open_folder_below(to.as_fd(), &path)
             {
-                complete((folder.as_fd(), &entry.name), (copy.as_fd(), &entry.name))?;
+                repair((folder.as_fd(), &entry.name), (copy.as_fd(), &entry.name))?;
             }
             waiting.push(path.join(entry.name));
         }
@@ -94,7 +103,7 @@ fn folder_named(folder: &OwnedFd, name: &Path) -> Option<Stat> {
     stat.ok().filter(is_folder)
 }
 
-fn complete_in(from: &OwnedFd, to: &OwnedFd, path: &Path) -> io::Result<bool> {
+fn repair_in(from: &OwnedFd, to: &OwnedFd, path: &Path) -> io::Result<bool> {
     let name = path.file_name().map_or(Path::new("."), Path::new);
     let parent = path.parent().unwrap_or(Path::new(""));
     let Ok(source) = open_folder_below(from.as_fd(), parent) else {
@@ -106,18 +115,25 @@ fn complete_in(from: &OwnedFd, to: &OwnedFd, path: &Path) -> io::Result<bool> {
     if is_concerned(stat.st_mode)
         && let Ok(copy) = open_folder_below(to.as_fd(), parent)
     {
-        complete((source.as_fd(), name), (copy.as_fd(), name))?;
+        repair((source.as_fd(), name), (copy.as_fd(), name))?;
     }
     Ok(true)
 }
 
-fn acl((folder, name): (BorrowedFd<'_>, &Path)) -> io::Result<Option<Vec<u8>>> {
+/// `None`: there is none.
+pub(crate) fn acl((folder, name): Place<'_>) -> io::Result<Option<Vec<u8>>> {
     let mut buffer = vec![0_u8; XATTR_BYTES_MAX];
     match lgetxattr(path_through(folder, name), ACL, &mut buffer[..]) {
         Ok(length) => Ok(Some(buffer[..length].to_vec())),
         Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOENT) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+fn owning_group_has_no_rights(acl: &[u8]) -> bool {
+    let entries = acl.get(VERSION_BYTES..).unwrap_or_default();
+    let mut entries = entries.chunks(ENTRY_BYTES);
+    entries.any(|entry| entry.starts_with(&OWNING_GROUP) && entry.get(2..4) == Some(&[0, 0]))
 }
 
 /// Whether the owning group has no rights in `found`, has some in `right`, and nothing else differs.
@@ -157,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn only_rights_of_the_owning_group_that_are_gone_are_completed() {
+    fn only_rights_of_the_owning_group_that_are_gone_are_repaired() {
         let right = acl(&[(1, 7), (2, 7), (4, 7), (16, 7), (32, 0)]);
         let lacks = |entries: &[(u8, u8)]| lacks_owning_group(&acl(entries), &right);
         assert!(lacks(&[(1, 7), (2, 7), (4, 0), (16, 7), (32, 0)]));

@@ -3,9 +3,11 @@
 mod again;
 mod arguments;
 mod count;
+mod folder_acls;
 mod in_work;
 mod judge;
 mod linked_copy;
+mod list_changes;
 mod new_record;
 mod pull;
 
@@ -25,14 +27,12 @@ use crate::checkpoint::{self, Checkpoints};
 use crate::disks::Disks;
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder, WORK_PATH};
-use crate::large_files::UpToDate;
 use crate::name::{SnapshotName, choose_name};
 use crate::name_list::NameList;
 use crate::recent::{self, Recent};
 use crate::record::{EntryKind, RunRecord, Warning};
 
 use crate::cancel::Cancel;
-use crate::change_list::ChangeList;
 use crate::completeness::{Made, source_of};
 use crate::progress::{Phase, Progress};
 use crate::pulled::{self, Reached};
@@ -323,7 +323,7 @@ impl Run<'_> {
                 self.made(&outcome, inflight).check(&mut record)?;
                 let wrote = self.place_staged(&tree, &mut record)?;
                 self.note_recent(&outcome)?;
-                self.list_changes(inflight, None, None, cancel, &mut record);
+                self.list_changes(inflight, None, progress, cancel, &mut record);
                 begun.forget_all(&self.folder);
                 // The record is written before the snapshot gets its name, so that every finished
                 // snapshot has one. One sync makes the record and the tree durable.
@@ -432,38 +432,6 @@ impl Run<'_> {
         linked.find(|folder| matches!(folder, Folder::Named(_)))
     }
 
-    /// Lists what the run changed. A run does not fail because of its list.
-    fn list_changes(
-        &self,
-        tree: Folder,
-        stopped: Option<&SnapshotError>,
-        work: Option<(&dyn Subvolumes, &UpToDate)>,
-        cancel: &Cancel,
-        record: &mut RunRecord,
-    ) {
-        if matches!(stopped, Some(SnapshotError::VolumeFull { .. })) {
-            return;
-        }
-        let list = ChangeList {
-            volume_root: self.volume_root,
-            folder: &self.folder,
-            tree,
-            since: self.last(),
-            interrupted: stopped.is_some(),
-            complete: record.complete,
-            page_cache: self.spec.page_cache,
-            large: work.map(|(_, large)| large),
-            local: self.spec.change_lists.as_deref(),
-            subvolumes: work.map(|(subvolumes, _)| subvolumes),
-            edited: self.spec.edited,
-        };
-        if let Err(error) = list.write(cancel) {
-            record.warnings.push(Warning::ChangesNotListed {
-                reason: error.to_string(),
-            });
-        }
-    }
-
     /// Its record, too.
     fn newest_record(&self) -> Option<(Folder, RunRecord)> {
         let newest = self.last()?;
@@ -562,7 +530,7 @@ impl Run<'_> {
         record.stopped_by = Some(stopped.to_string());
         if !self.remove_if_empty() {
             let inflight = Folder::Inflight(self.name);
-            self.list_changes(inflight, Some(stopped), None, cancel, &mut record);
+            self.list_interrupted(inflight, stopped, None, cancel, &mut record);
             // A full volume may have no space for the record. The tree matters more.
             let _ = self.folder.write_record(&record);
             self.folder

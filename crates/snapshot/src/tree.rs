@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
@@ -24,7 +24,6 @@ use crate::record::EntryKind;
 use crate::restore;
 pub use crate::scout::KnownInodes;
 use crate::scout::Scout;
-use crate::sticky_acl;
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{
     Listed, XATTR_BYTES_MAX, is_folder, listed, open_folder_at, open_folder_below, path_through,
@@ -368,14 +367,9 @@ impl TreeFolder {
         Ok(self.xattrs(name)? == other.xattrs(its_name)?)
     }
 
-    /// Completes the ACL of the folder `its_name` in `other`, which rsync made from `name` in this one.
-    pub(crate) fn complete_acl(
-        &self,
-        name: &Path,
-        other: &Self,
-        its_name: &Path,
-    ) -> io::Result<()> {
-        sticky_acl::complete((self.fd.as_fd(), name), (other.fd.as_fd(), its_name))
+    /// A name in it.
+    pub(crate) fn at<'n>(&'n self, name: &'n Path) -> (BorrowedFd<'n>, &'n Path) {
+        (self.fd.as_fd(), name)
     }
 
     /// Names and values, sorted.

@@ -56,26 +56,26 @@ pub fn changes(
     go_on: &dyn Fn() -> Result<(), SnapshotError>,
     on_change: &mut OnChange<'_>,
 ) -> Result<(), SnapshotError> {
-    changes_completing(before, after, shared, go_on, &|_, _, _| {}, on_change)
+    changes_repairing(before, after, shared, go_on, &|_, _, _| {}, on_change)
 }
 
-/// Completes the ACL of a folder: its path, the folder that it is in, and its name there.
-pub(crate) type Complete<'c> = dyn Fn(&Path, &TreeFolder, &Path) + 'c;
+/// Repairs the ACL of a folder: its path, the folder that it is in, and its name there.
+pub(crate) type Repair<'c> = dyn Fn(&Path, &TreeFolder, &Path) + 'c;
 
-/// As [`changes`]. `complete` is called before a folder of the newer side is compared whose ACL may be incomplete.
-pub(crate) fn changes_completing(
+/// As [`changes`]. `repair` is called before a folder of the newer side is compared whose ACL may be wrong.
+pub(crate) fn changes_repairing(
     before: Option<&Part>,
     after: &Part,
     shared: Option<&SharedInodes>,
     go_on: &dyn Fn() -> Result<(), SnapshotError>,
-    complete: &Complete<'_>,
+    repair: &Repair<'_>,
     on_change: &mut OnChange<'_>,
 ) -> Result<(), SnapshotError> {
     let mut walk = Walk {
         before,
         after,
         shared,
-        complete,
+        repair,
         waiting: Vec::new(),
         on_change,
     };
@@ -131,7 +131,7 @@ struct Walk<'a> {
     after: &'a Part,
     shared: Option<&'a SharedInodes>,
     waiting: Vec<Folders>,
-    complete: &'a Complete<'a>,
+    repair: &'a Repair<'a>,
     on_change: &'a mut OnChange<'a>,
 }
 
@@ -234,7 +234,7 @@ impl Walk<'_> {
             && new.found.kind == Kind::Folder
             && sticky_acl::is_concerned(new.found.mode)
         {
-            (self.complete)(&self.after.at(below), after.folder, after.name);
+            (self.repair)(&self.after.at(below), after.folder, after.name);
         }
         let change = match (&old, &new, before, after) {
             (None, None, ..) => return Ok(false),

@@ -107,10 +107,13 @@ impl ChangeList<'_> {
             .lists_between(local, before, snapshot)
             .map_err(failed)?;
         let mut digests = Digests::Listed(Older::open(&lists).map_err(failed)?);
-        let fill = |file: &mut File| match again.fill(file, &first, &mut digests, cancel)?.finished
-        {
-            true => Ok(()),
-            false => Err(SnapshotError::ReadCancelled),
+        let fill = |file: &mut File| {
+            // A finished snapshot stays as it is.
+            let last = again.fill(file, &first, &mut digests, &|_, _, _| {}, cancel)?;
+            match last.finished {
+                true => Ok(()),
+                false => Err(SnapshotError::ReadCancelled),
+            }
         };
         let made = replace_with(&self.folder.state, &name, fill, failed)?;
         let list = self.folder.job.path.join(STATE_FOLDER).join(&name);

@@ -144,13 +144,8 @@ impl Run<'_> {
             record.finished_run = false;
             record.complete = false;
             record.stopped_by = Some(stopped.to_string());
-            self.list_changes(
-                folder,
-                Some(&stopped),
-                Some((subvolumes, &large)),
-                cancel,
-                &mut record,
-            );
+            let work_list = Some((subvolumes, &large));
+            self.list_interrupted(folder, &stopped, work_list, cancel, &mut record);
             // A full volume may have no space for the record. The tree matters more.
             let _ = self.folder.write_record(&record);
             self.sync()?;
@@ -164,7 +159,7 @@ impl Run<'_> {
         // Before the list: these names are not in the snapshot, and each changes the time of its file.
         begun.forget_all(&self.folder);
         let work_list = Some((subvolumes, &large));
-        self.list_changes(folder, None, work_list, cancel, &mut record);
+        self.list_changes(folder, work_list, progress, cancel, &mut record);
         checkpoint::forget(&self.folder.state, self.name);
         if wrote || !copied_nothing(&outcome) {
             self.sync_or_distrust(&work)?;

@@ -4,6 +4,7 @@ mod blocks;
 mod full;
 mod hosts;
 mod large_files;
+mod modes;
 mod mount_points;
 mod wrong_content;
 

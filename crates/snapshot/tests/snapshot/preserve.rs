@@ -1,6 +1,8 @@
 //! Everything is preserved: in the snapshot, in the next one with hard links, and after a restore.
 
 mod attributes;
+pub(crate) mod modes;
+mod sticky;
 
 use std::fs::{self, File};
 use std::io::Write;

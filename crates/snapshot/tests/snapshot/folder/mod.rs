@@ -4,6 +4,7 @@
 pub mod failing_source;
 pub mod failing_volume;
 pub mod slow_source;
+pub mod sticky_source;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
