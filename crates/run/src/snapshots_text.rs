@@ -1,7 +1,7 @@
 //! What people read of a list of snapshots.
 
 use sprat_session::text;
-use sprat_snapshot::{EntryKind, SnapshotEntry};
+use sprat_snapshot::{EntryKind, RunRecord, SnapshotEntry};
 
 /// One snapshot a line.
 #[must_use]
@@ -33,22 +33,33 @@ pub fn table(entries: &[SnapshotEntry]) -> String {
     text::table(&rows, &[2, 3, 4])
 }
 
+/// What a snapshot lacks: `unread` files, of which it has `lost` without some attributes.
+#[must_use]
+pub fn lacking(unread: u64, lost: u64) -> String {
+    let counted = |count| text::counted(count, "file", "files");
+    match (unread - lost.min(unread), lost) {
+        (files, 0) => counted(files),
+        (0, lost) => format!("attributes of {}", counted(lost)),
+        (files, lost) => format!("{}, and attributes of {}", counted(files), counted(lost)),
+    }
+}
+
 /// Whether it is complete, the newest, and pinned.
 #[must_use]
 pub fn state(entry: &SnapshotEntry) -> String {
-    let unread = entry
-        .record
-        .as_ref()
-        .map_or(0, |record| record.unread.count);
+    let record = entry.record.as_ref();
+    let unread = record.map_or(0, |record| record.unread.count);
+    let lost = record.map_or(0, RunRecord::without_attributes);
     let state = match entry.kind {
         EntryKind::Complete => "complete".to_owned(),
         EntryKind::Incomplete if unread == 0 => {
             "incomplete: files vanished during the backup".to_owned()
         }
-        EntryKind::Incomplete => format!(
+        EntryKind::Incomplete if lost == 0 => format!(
             "incomplete: {} unread",
             text::counted(unread, "file", "files")
         ),
+        EntryKind::Incomplete => format!("incomplete: lacks {}", lacking(unread, lost)),
         EntryKind::Unrecorded => "no record (the files are there)".to_owned(),
         EntryKind::Partial => "interrupted; the next run continues from it".to_owned(),
         EntryKind::Inflight => "running, or was killed".to_owned(),
@@ -111,6 +122,14 @@ mod tests {
         home  2026-11-26T13-21-01Z              6   8 B     0 B  complete
         home  2026-11-26T13-21-01Z.partial      -     -       -  interrupted; the next run continues from it
         ");
+    }
+
+    #[test]
+    fn what_a_snapshot_lacks_is_files_or_attributes() {
+        assert_eq!(lacking(1, 0), "1 file");
+        assert_eq!(lacking(3, 3), "attributes of 3 files");
+        assert_eq!(lacking(3, 1), "2 files, and attributes of 1 file");
+        assert_eq!(lacking(1, 2), "attributes of 2 files");
     }
 
     #[test]

@@ -166,12 +166,15 @@ fn make(
     }
     let exit = Exit::worst(exits.into_iter());
     let outcomes = || finished.iter().flat_map(|done| &done.outcomes);
+    let mut container_hooks = hooks_of_containers(&finished);
+    // A person saw those that failed.
+    container_hooks.retain(|(_, failed)| failed.is_none());
     let ended = Watch::new(context.watched(), context.environment.network()).ended(
         &Ended {
             run: &runner.run,
             attempts: &attempts(outcomes(), By::Backup),
-            container_hooks: &hooks_of_containers(&finished),
-            // A person saw it.
+            container_hooks: &container_hooks,
+            // A person saw them, too.
             owed: &[],
         },
         &Now::read(context.environment.trust_clock),

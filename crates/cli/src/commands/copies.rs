@@ -193,7 +193,7 @@ impl Printer {
                 }
             }
         }
-        for failure in &outcome.failed_later {
+        for failure in outcome.failed_later() {
             let what = format!("job {shown}: a step after the copy failed");
             self.output.failure(&failure.clone().context(what));
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::json;
-use sprat_run::restore_text;
+use sprat_run::{restore_text, snapshots_text};
 use sprat_session::{text, trusted_file};
 use sprat_snapshot::{EntryKind, Existing, RestoreReport, RestoreSpec};
 
@@ -161,10 +161,12 @@ fn warn_of_state(context: &Context, report: &RestoreReport) {
     match report.kind {
         EntryKind::Complete => {}
         EntryKind::Incomplete => {
-            let mut words = format!(
-                "{snapshot} lacks {} that could not be read during the backup",
-                text::counted(report.unread_count, "file", "files")
-            );
+            let lost = report.without_attributes;
+            let lacking = snapshots_text::lacking(report.unread_count, lost);
+            let mut words = match lost {
+                0 => format!("{snapshot} lacks {lacking} that could not be read during the backup"),
+                _ => format!("{snapshot} lacks {lacking} that could not be stored during the backup"),
+            };
             if let Some(good) = &report.last_good {
                 words.push_str(&format!("; the newest complete snapshot is {good}"));
             }

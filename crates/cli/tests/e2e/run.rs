@@ -297,6 +297,18 @@ fn run_hooks_decide_and_are_owed_after_a_kill() {
     let hooks = ["after home@x 0", "finally home@x 0", "finally @x 0"];
     assert_eq!(scene.log(), around(&hooks));
     assert_eq!(scene.copies(&["--dry-run"], 0)("home@x")["due"], false);
+    // A person sees that hooks fail, of the job and of the container. No event opens.
+    let config = scene.remote.machine.path("config/sprat.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(
+        &config,
+        text.replace("finally = \"sh", "finally = \"false sh"),
+    )
+    .unwrap();
+    scene.remote.sprat(&["backup", "home@x"]).failed_with(1);
+    scene.remote.ok(&["status", "x", "--offline"]);
+    scene.config("true", "");
+    scene.log();
     for command in [["run", "x"], ["backup", "home@x"]] {
         let mut command = scene.remote.command(&command);
         let ran = scene.remote.machine.run(command.env("SPRAT_RUN", "r"));

@@ -79,10 +79,10 @@ impl Event {
         self.closed.is_none()
     }
 
-    /// Whether it is about a hook that failed.
+    /// Whether it is about a step after a copy that failed: a hook, or the prune.
     #[must_use]
-    pub fn is_of_hook(&self) -> bool {
-        self.cause.class == HOOK
+    pub fn is_of_later_step(&self) -> bool {
+        [HOOK, PRUNE].contains(&&*self.cause.class)
     }
 
     /// What the channels delivered of it last.
@@ -159,6 +159,8 @@ impl Wanted {
 
 /// The class of a cause: a hook failed.
 pub const HOOK: &str = "hook";
+/// The class of a cause: the prune of a copy failed.
+const PRUNE: &str = "prune";
 
 /// An attempt that ended.
 #[derive(Debug, Clone)]
@@ -171,18 +173,18 @@ pub struct Attempt {
     pub exit: Exit,
     /// The class and the words of the failure. Nothing for code 0.
     pub what: Words,
-    /// A hook of the job that failed. It leaves the snapshot as it is.
-    pub failed_hook: Option<Words>,
+    /// A hook of the job, or the prune, that failed. It leaves the snapshot as it is.
+    pub failed_later: Option<Words>,
     /// Of a success: why its size is not as usual.
     pub growth: Option<Words>,
 }
 
 impl Attempt {
-    /// Its code: a hook that failed leaves the snapshot, and is a failure.
+    /// Its code: a step that failed later leaves the snapshot, and is a failure.
     #[must_use]
     pub fn code(&self) -> Exit {
-        let hook = self.failed_hook.as_ref().map(|_| Exit::Failed);
-        Exit::worst([self.exit].into_iter().chain(hook))
+        let later = self.failed_later.as_ref().map(|_| Exit::Failed);
+        Exit::worst([self.exit].into_iter().chain(later))
     }
 }
 
@@ -224,6 +226,15 @@ impl Words {
     pub fn of_hook(failure: &Failure) -> Self {
         Self {
             class: HOOK.to_owned(),
+            ..Self::of(failure)
+        }
+    }
+
+    /// Of a prune that failed.
+    #[must_use]
+    pub fn of_prune(failure: &Failure) -> Self {
+        Self {
+            class: PRUNE.to_owned(),
             ..Self::of(failure)
         }
     }
@@ -308,9 +319,9 @@ impl Events {
         let mut open = Vec::new();
         if success {
             close.push(copy(Kind::Overdue));
-            match &attempt.failed_hook {
+            match &attempt.failed_later {
                 None => close.push(copy(Kind::Failure)),
-                Some(hook) => open.push((copy(Kind::Failure), hook.finding(Exit::Failed))),
+                Some(later) => open.push((copy(Kind::Failure), later.finding(Exit::Failed))),
             }
             match &attempt.growth {
                 None => close.push(copy(Kind::Growth)),

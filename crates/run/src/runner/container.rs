@@ -184,7 +184,7 @@ impl<'a> Runner<'a> {
         };
         if let Some(around) = around {
             let failed = around.end(is_failure, outcome.end.for_hooks());
-            outcome.failed_later.extend(failed);
+            outcome.failed_hooks.extend(failed);
         }
         outcome
     }
@@ -361,7 +361,7 @@ impl<'a> Runner<'a> {
         self.note_alarms(draft, work);
         if let Some(around) = &mut draft.around {
             let failed = around.after(&draft.outcome.end);
-            draft.outcome.failed_later.extend(failed);
+            draft.outcome.failed_hooks.extend(failed);
         }
         draft.outcome.took += began.elapsed();
     }
@@ -465,7 +465,8 @@ impl<'w> Draft<'w> {
             took: Duration::ZERO,
             end: End::Failed(Failure::interrupted()),
             sent_bytes: 0,
-            failed_later: Vec::new(),
+            failed_hooks: Vec::new(),
+            failed_prunes: Vec::new(),
             notes: Vec::new(),
             growth: None,
             pruned: None,

@@ -5,13 +5,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sprat_session::json::{exit_json, failure_json};
-use sprat_session::{ClosedReport, Exit, Failure, text};
-use sprat_snapshot::SnapshotReport;
+use sprat_session::{ClosedReport, Exit, Failure};
+use sprat_snapshot::{RunRecord, SnapshotReport};
 
 use super::upkeep::{SliceDone, Upkeep};
 use crate::copy_name::CopyName;
 use crate::hooks;
 use crate::notify::{Attempt, By, Words};
+use crate::snapshots_text::lacking;
 
 /// The code for hooks of a copy whose `before` hook said "not now".
 const NOT_NOW: u8 = 75;
@@ -110,8 +111,10 @@ pub struct Outcome {
     pub end: End,
     /// Bytes sent to the server, of the session that it was a part of.
     pub sent_bytes: u64,
-    /// What failed and leaves the snapshot as it is: hooks after it, and its prune.
-    pub failed_later: Vec<Failure>,
+    /// The hooks after it that failed. They leave the snapshot as it is.
+    pub failed_hooks: Vec<Failure>,
+    /// Prunes beside it that failed. They leave the snapshot as it is, too.
+    pub failed_prunes: Vec<Failure>,
     /// What a person may want to know.
     pub notes: Vec<String>,
     /// Why the size of the snapshot is not as usual.
@@ -130,10 +133,15 @@ impl Outcome {
         }
     }
 
+    /// What failed and leaves the snapshot as it is.
+    pub fn failed_later(&self) -> impl Iterator<Item = &Failure> {
+        self.failed_hooks.iter().chain(&self.failed_prunes)
+    }
+
     /// Its part of the exit code of the run.
     #[must_use]
     pub fn exit(&self) -> Exit {
-        let later = self.failed_later.iter().map(|_| Exit::Failed);
+        let later = self.failed_later().map(|_| Exit::Failed);
         Exit::worst(later.chain([self.end.exit()]))
     }
 }
@@ -172,8 +180,8 @@ pub fn attempts<'o>(outcomes: impl Iterator<Item = &'o Outcome>, by: By) -> Vec<
         let (exit, what) = match &outcome.end {
             End::Made(report) if report.record.complete => (Exit::Done, Words::default()),
             End::Made(report) => {
-                let files = text::counted(report.record.unread.count, "file", "files");
-                let lacks = Failure::new(Exit::Unread, format!("the snapshot lacks {files}"));
+                let lacking = lacking_in(&report.record);
+                let lacks = Failure::new(Exit::Unread, format!("the snapshot lacks {lacking}"));
                 (Exit::Unread, Words::of(&lacks))
             }
             End::Failed(failure) => (failure.exit, Words::of(failure)),
@@ -182,17 +190,22 @@ pub fn attempts<'o>(outcomes: impl Iterator<Item = &'o Outcome>, by: By) -> Vec<
                 (Exit::Interrupted, Words::of(&stopped))
             }
         };
+        let failed_hook = outcome.failed_hooks.first().map(Words::of_hook);
         Attempt {
             copy: outcome.copy.clone(),
             by,
             exit,
             what,
-            failed_hook: outcome.failed_later.first().map(Words::of_hook),
+            failed_later: failed_hook.or(outcome.failed_prunes.first().map(Words::of_prune)),
             growth: outcome.growth.clone(),
         }
     };
     let tried = outcomes.filter(|outcome| outcome.is_attempt());
     tried.map(attempt).collect()
+}
+
+fn lacking_in(record: &RunRecord) -> String {
+    lacking(record.unread.count, record.without_attributes())
 }
 
 /// The containers whose own hooks ran, and what failed of them.
@@ -240,7 +253,7 @@ pub fn with_states<'o>(
             End::Made(report) => format!(
                 "job {job}: snapshot {} is made and lacks {}",
                 report.name,
-                text::counted(report.record.unread.count, "file", "files")
+                lacking_in(&report.record)
             ),
             End::Failed(failed) => format!("job {job} failed: {}", failed.what),
             End::Skipped { why, .. } => format!("job {job} was skipped: {why}"),
@@ -261,7 +274,7 @@ pub fn outcome_json(outcome: &Outcome) -> Value {
         End::Failed(failed) => failure = Some(failure_json(failed)),
         End::Skipped { why, .. } => skipped = Some(why),
     }
-    let later: Vec<Value> = outcome.failed_later.iter().map(failure_json).collect();
+    let later: Vec<Value> = outcome.failed_later().map(failure_json).collect();
     json!({
         "job": outcome.copy.job,
         "container": outcome.copy.container,
@@ -275,4 +288,48 @@ pub fn outcome_json(outcome: &Outcome) -> Value {
         "skipped": skipped,
         "failed_later": later,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prune_that_failed_is_not_reported_as_a_hook() {
+        let record: RunRecord = serde_json::from_value(json!({
+            "format": 1, "job": "home", "name": "2026-11-26T13-21-01Z", "complete": true,
+            "started": "2026-11-26T13:21:01Z", "ended": "2026-11-26T13:22:01Z",
+        }))
+        .unwrap();
+        let mut outcome = Outcome {
+            copy: CopyName::new("home", "nas"),
+            shown: "home".to_owned(),
+            target: "host:home.luks".to_owned(),
+            started: None,
+            took: Duration::ZERO,
+            end: End::Made(Box::new(SnapshotReport {
+                name: record.name,
+                record,
+                snapshots: None,
+                census: None,
+            })),
+            sent_bytes: 0,
+            failed_hooks: Vec::new(),
+            failed_prunes: Vec::new(),
+            notes: Vec::new(),
+            growth: None,
+            pruned: None,
+        };
+        let class = |outcome: &Outcome| {
+            let attempt = attempts([outcome].into_iter(), By::Run).remove(0);
+            (attempt.code(), attempt.failed_later.map(|what| what.class))
+        };
+        assert_eq!(class(&outcome), (Exit::Done, None));
+        let failure = || Failure::failed("old snapshots of home were not removed");
+        outcome.failed_prunes.push(failure());
+        assert_eq!(class(&outcome), (Exit::Failed, Some("prune".to_owned())));
+        outcome.failed_hooks.push(failure());
+        assert_eq!(class(&outcome), (Exit::Failed, Some("hook".to_owned())));
+        assert_eq!(outcome.failed_later().count(), 2);
+    }
 }

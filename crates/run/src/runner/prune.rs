@@ -109,7 +109,7 @@ impl Runner<'_> {
                 "nothing of {shown} is pruned for lack of room, because the changes in its sources can't be \
                  counted"
             ));
-            draft.outcome.failed_later.push(failure);
+            draft.outcome.failed_prunes.push(failure);
         }
         false
     }
@@ -154,10 +154,10 @@ impl Runner<'_> {
             }
             // The end of the session reports it.
             Err(Stopped::Failed(failure)) if failure.exit == Exit::Interrupted => {}
-            Err(Stopped::Failed(failure)) => outcome.failed_later.push(failure.context(format!(
-                "old snapshots of {} were not removed",
-                outcome.shown
-            ))),
+            Err(Stopped::Failed(failure)) => {
+                let what = format!("old snapshots of {} were not removed", outcome.shown);
+                outcome.failed_prunes.push(failure.context(what));
+            }
         }
     }
 

@@ -55,13 +55,27 @@ pub fn outcome_text(job: &str, report: &SnapshotReport, took: Duration) -> Strin
         });
         return summary;
     }
-    // A folder whose disk was unmounted, or a file without its attributes, is there in part.
-    let part = report.record.warnings.iter().any(Warning::lacks_something);
-    summary.push_str(&format!(
-        "\n{job}: {} could not be read, and NOT stored in this snapshot{}:\n",
-        text::counted(unread.count, "source file", "source files"),
-        if part { ", or only in part" } else { "" }
-    ));
+    let lost = report.record.without_attributes();
+    let what = match lost {
+        lost if lost >= unread.count => format!(
+            "{} stored in this snapshot without some of the attributes",
+            text::counted(unread.count, "source file is", "source files are")
+        ),
+        0 => {
+            // A folder whose disk was unmounted is there in part.
+            let part = report.record.warnings.iter().any(Warning::lacks_something);
+            format!(
+                "{} could not be read, and NOT stored in this snapshot{}",
+                text::counted(unread.count, "source file", "source files"),
+                if part { ", or only in part" } else { "" }
+            )
+        }
+        _ => format!(
+            "{} could NOT be stored in this snapshot, or only in part",
+            text::counted(unread.count, "source file", "source files")
+        ),
+    };
+    summary.push_str(&format!("\n{job}: {what}:\n"));
     for name in unread.names.iter().take(UNREAD_SHOWN_MAX) {
         let reason = report
             .record
@@ -136,4 +150,53 @@ pub fn plan_table(plan: &Plan<'_>, zone: &TimeZone) -> String {
 fn local(at: Timestamp, zone: &TimeZone) -> String {
     let zoned = zone.to_datetime(at);
     zoned.strftime("%Y-%m-%d %H:%M").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Of a snapshot that lacks these files, with these warnings.
+    fn summary(unread: &[&str], warnings: &serde_json::Value) -> String {
+        let name = "2026-11-26T13-21-01Z";
+        let record = json!({
+            "format": 1, "job": "home", "name": name, "complete": false,
+            "started": "2026-11-26T13:21:01Z", "ended": "2026-11-26T13:22:01Z",
+            "unread": { "count": unread.len(), "names": unread }, "warnings": warnings,
+        });
+        let record: RunRecord = serde_json::from_value(record).unwrap();
+        let report = SnapshotReport {
+            name: record.name,
+            record,
+            snapshots: None,
+            census: None,
+        };
+        let text = outcome_text("home", &report, Duration::from_secs(1));
+        let line = text.lines().nth(1).unwrap_or_default();
+        line.to_owned()
+    }
+
+    #[test]
+    fn files_without_attributes_are_not_called_missing() {
+        let refused = json!([{ "what": "attributes_refused", "files": 1 }]);
+        assert_eq!(
+            summary(&["/a"], &json!([])),
+            "home: 1 source file could not be read, and NOT stored in this snapshot:"
+        );
+        assert_eq!(
+            summary(&["/a"], &refused),
+            "home: 1 source file is stored in this snapshot without some of the attributes:"
+        );
+        assert_eq!(
+            summary(&["/a", "/b"], &refused),
+            "home: 2 source files could NOT be stored in this snapshot, or only in part:"
+        );
+        let unmounted = json!([{ "what": "unmounted_meanwhile", "path": "/a" }]);
+        assert_eq!(
+            summary(&["/a"], &unmounted),
+            "home: 1 source file could not be read, and NOT stored in this snapshot, or only in part:"
+        );
+    }
 }

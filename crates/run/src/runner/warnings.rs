@@ -88,6 +88,11 @@ fn warning_text(warning: &Warning) -> String {
              but lacks these attributes",
             text::counted(*files, "file", "files")
         ),
+        W::GroupRightsUnknown { folders } => format!(
+            "{} with the sticky bit and an ACL: the owning group may lack its rights in this snapshot, \
+             because they could not be compared with the source",
+            text::counted(*folders, "folder", "folders")
+        ),
         W::SourceLeftOut { path, why } => {
             format!("source {path}: {why}; the snapshot is made without it")
         }

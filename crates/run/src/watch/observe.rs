@@ -12,7 +12,6 @@ use crate::config::Watch as WatchOfFile;
 use crate::config::{Mistake, Stops};
 use crate::copy_name::CopyName;
 use crate::copy_state::{self, HeldWhat, Place};
-use crate::notify::events::HOOK;
 use crate::notify::{
     Attempt, By, Cause, Event, Events, Finding, FoundBy, Key, Kind, Subject, Words,
 };
@@ -354,7 +353,7 @@ fn heal(events: &mut Events, state: &copy_state::CopyState, subject: &Subject, a
         let key = Key::new(kind, subject.clone());
         let is_over = |event: &Event| {
             event.key == key
-                && event.cause.class != HOOK
+                && !event.is_of_later_step()
                 && since.is_some_and(|since| event.opened < since && since <= at)
         };
         if events.open().any(is_over) {

@@ -99,11 +99,11 @@ impl Overview {
     }
 }
 
-/// The code of open events: of damage that is not accepted yet, and of a hook that failed, which no attempt shows.
+/// The code of open events: of damage that is not accepted yet, and of a hook or a prune that failed, which no attempt shows.
 pub(super) fn of_events<'e>(open: impl Iterator<Item = &'e Event>) -> Exit {
     worst(open.map(|event| match event.key.kind {
         Kind::Damage => Exit::Damaged,
-        Kind::Failure if event.is_of_hook() => Exit::Failed,
+        Kind::Failure if event.is_of_later_step() => Exit::Failed,
         _ => Exit::Done,
     }))
 }
@@ -168,13 +168,7 @@ impl ContainerView {
         let Some(known) = &self.known else {
             return Exit::Done;
         };
-        let checks = known.each_check().map(|(_, check)| check);
-        if checks
-            .chain(&known.checks.drill)
-            .chain(&known.checks.recovery)
-            .any(|check| check.exit != Exit::Done)
-            || known.history.gone.is_some()
-        {
+        if known.is_damaged() {
             return Exit::Damaged;
         }
         match super::space::finding(&known.history, self.min_free, now) {

@@ -69,10 +69,11 @@ impl ContainerReport {
         for (job, state) in self.jobs(shown) {
             row(&format!("job {job}"), state);
         }
-        for event in self.events.iter().filter(|event| event.is_of_hook()) {
+        for event in self.events.iter().filter(|event| event.is_of_later_step()) {
             let (subject, since) = (&event.key.subject, shown.time(event.opened));
             let text = event.text.lines().next().unwrap_or_default();
-            row("hook", format!("FAILED since {since}: {subject}: {text}"));
+            let text = format!("FAILED since {since}: {subject}: {text}");
+            row(&event.cause.class, text);
         }
         for event in self
             .events
@@ -379,11 +380,7 @@ fn written_many(bytes: u64) -> String {
 fn snapshot_text(job: &JobHistory, now: Timestamp) -> String {
     match &job.last_snapshot {
         Some(made) => {
-            let unread = if made.complete {
-                ""
-            } else {
-                ", some files unread"
-            };
+            let unread = if made.complete { "" } else { ", incomplete" };
             let missing: Vec<String> = made
                 .missing
                 .iter()

@@ -140,7 +140,7 @@ impl Machine {
                 text: "rsync failed".to_owned(),
                 hint: String::new(),
             },
-            failed_hook: None,
+            failed_later: None,
             growth: None,
         }];
         self.watching(|watch| {
@@ -437,7 +437,7 @@ fn state_that_can_not_be_written_is_a_problem_and_the_notice_is_sent() {
         by: By::Run,
         exit: Exit::Failed,
         what: Words::default(),
-        failed_hook: None,
+        failed_later: None,
         growth: None,
     }];
     let ended = Ended {

@@ -67,7 +67,7 @@ fn ended(job: &str, exit: Exit) -> Attempt {
             text: "can't read /home/secret-project".to_owned(),
             hint: "hint".to_owned(),
         },
-        failed_hook: None,
+        failed_later: None,
         growth: None,
     }
 }

@@ -40,7 +40,7 @@ fn attempt(by: By, exit: Exit) -> Attempt {
             class: "class".to_owned(),
             ..Words::default()
         },
-        failed_hook: None,
+        failed_later: None,
         growth: None,
     }
 }
@@ -147,7 +147,7 @@ fn another_copy_closes_nothing() {
 fn a_hook_that_keeps_failing_is_one_event_until_it_works() {
     let mut events = Events::default();
     let mut ended = attempt(By::Run, Exit::Done);
-    ended.failed_hook = Some(Words {
+    ended.failed_later = Some(Words {
         class: "hook".to_owned(),
         ..Words::default()
     });
@@ -159,6 +159,26 @@ fn a_hook_that_keeps_failing_is_one_event_until_it_works() {
     assert_eq!(open_kinds(&events), ["failure"]);
     events.attempt(at(3), &attempt(By::Run, Exit::Done));
     assert_eq!(states(&events, &MAIL(), at(3)), [State::Closed]);
+}
+
+#[test]
+fn hook_that_fails_in_a_backup_by_hand_opens_no_event() {
+    let mut events = Events::default();
+    let failed = |by| Attempt {
+        failed_later: Some(Words {
+            class: "hook".to_owned(),
+            ..Words::default()
+        }),
+        ..attempt(by, Exit::Done)
+    };
+    events.attempt(at(0), &failed(By::Backup));
+    assert_eq!(open_kinds(&events), [""; 0]);
+    // One that a run opened stays until the hook works.
+    events.attempt(at(1), &failed(By::Run));
+    events.attempt(at(2), &failed(By::Backup));
+    assert_eq!(open_kinds(&events), ["failure"]);
+    events.attempt(at(3), &attempt(By::Backup, Exit::Done));
+    assert_eq!(open_kinds(&events), [""; 0]);
 }
 
 /// Table F, column "closes", of the kinds that no attempt closes.

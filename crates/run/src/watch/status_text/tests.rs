@@ -13,8 +13,7 @@ use super::*;
 use crate::copy_name::CopyName;
 use crate::copy_state::{Attempt, CopyState, Held, HeldWhat, Skipped};
 use crate::due::Decision;
-use crate::notify::events::HOOK;
-use crate::notify::{Cause, Events, Finding, FoundBy, Key, Subject};
+use crate::notify::{Cause, Events, Finding, FoundBy, Key, Subject, Words};
 use crate::watch::ContainerView;
 
 fn at(second: i64) -> Timestamp {
@@ -114,7 +113,7 @@ fn what_is_in_order_and_what_is_not_are_both_told() {
       checks     quick: no damage, 2 h 0 min ago; --read-data: DAMAGED, 2 h 0 min ago
       drill      none by this machine yet: run `sprat drill`
       keys       never tested here: `sprat key rehearse` tests the recovery sheet
-      job home   last snapshot 2026-11-25T13-21-01Z, some files unread, 2 h 0 min ago
+      job home   last snapshot 2026-11-25T13-21-01Z, incomplete, 2 h 0 min ago
       job www    no snapshot by this machine yet; last run FAILED 1 h 0 min ago: no \u{1b}[2Jline
     ");
     if let Ok(Some(known)) = &mut all.status.known {
@@ -127,6 +126,13 @@ fn what_is_in_order_and_what_is_not_are_both_told() {
     }
     // The damage that a check found comes first; then what failed; then what is missing.
     assert_eq!(all.exit(at(7200)), Exit::Damaged);
+    if let Ok(Some(known)) = &mut all.status.known {
+        known.checks = KeptChecks {
+            recovery: Some(kept(Exit::Damaged, true)),
+            ..KeptChecks::default()
+        };
+    }
+    assert_eq!(all.exit(at(7200)), Exit::Damaged, "found by a drill");
     if let Ok(Some(known)) = &mut all.status.known {
         known.checks = KeptChecks {
             quick: Some(kept(Exit::Done, true)),
@@ -261,21 +267,22 @@ fn what_waits_for_a_person_is_shown_with_its_command() {
 }
 
 #[test]
-fn hook_that_failed_is_shown_although_the_copy_succeeded() {
-    let mut events = Events::default();
-    let failed = Finding {
-        cause: Cause::new(1, HOOK),
-        text: "the after hook failed\nmore".to_owned(),
-        hint: String::new(),
-    };
-    let copy = Subject::Copy(CopyName::new("home", "nas"));
-    let key = Key::new(Kind::Failure, copy);
-    events.observe(at(0), &key, Some(&failed));
-    let mut report = found(None, None);
-    assert_eq!(report.exit(at(7200)), Exit::Done);
-    report.events = ContainerView::events("nas", &events);
-    assert_eq!(report.exit(at(7200)), Exit::Failed);
-    let text = report.text(&shown(7200));
-    let line = "hook        FAILED since 2026-11-25 09:46: home@nas: the after hook failed\n";
-    assert!(text.contains(line), "{text}");
+fn hook_or_prune_that_failed_is_shown_although_the_copy_succeeded() {
+    let failure = Failure::failed("it failed");
+    for words in [Words::of_hook(&failure), Words::of_prune(&failure)] {
+        let mut events = Events::default();
+        let copy = Subject::Copy(CopyName::new("home", "nas"));
+        let key = Key::new(Kind::Failure, copy);
+        events.observe(at(0), &key, Some(&words.finding(Exit::Failed)));
+        let mut report = found(None, None);
+        assert_eq!(report.exit(at(7200)), Exit::Done);
+        report.events = ContainerView::events("nas", &events);
+        assert_eq!(report.exit(at(7200)), Exit::Failed);
+        let text = report.text(&shown(7200));
+        let row = format!(
+            "{:<12}FAILED since 2026-11-25 09:46: home@nas: it failed\n",
+            words.class
+        );
+        assert!(text.contains(&row), "{text}");
+    }
 }
