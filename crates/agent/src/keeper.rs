@@ -298,10 +298,11 @@ impl Keeper {
             if self.says_clean {
                 state.clean_s = crate::clock::reading("").wall_s;
             }
+            // From before this takes time: what another program writes meanwhile is a change without the agent.
+            state.file = Some(id);
             file.sync_all()?;
             // Nothing else may change it later and leave the same times.
             let is_past = crate::clock::wait_for_later_times(file)?;
-            state.file = Some(FileId::of(file)?);
             state.left = match is_past {
                 true => store_left(&self.folder, file)?,
                 false => None,
@@ -502,6 +503,8 @@ impl Keeper {
             if refuses {
                 state.fence = state.session;
             }
+            // Nobody knows how a session that did not end has left the container.
+            state.clean &= !state.writing;
             state.writing = true;
             if state.due.is_empty() {
                 state.due = "session".to_owned();
@@ -564,6 +567,10 @@ impl Keeper {
     ) -> io::Result<()> {
         file.sync_all()?;
         let id = FileId::of(file)?;
+        // Another program may have written while this took time.
+        if read_state(&self.slots)?.file != Some(id) {
+            self.drop_left_clone()?;
+        }
         let everything = 0..id.len.div_ceil(BLOCK);
         let mut map = match known {
             Some(map) => map,

@@ -12,7 +12,7 @@ use sprat_testkit::test_folder::TestFolder;
 use sprat_testkit::tmpfs::LoopDisk;
 use sprat_testkit::{needs, requires};
 
-use crate::client::{BLOCK, EAGER, READ, READ_WRITE, Served, blocks};
+use crate::client::{BLOCK, Client, EAGER, READ, READ_WRITE, Served, blocks};
 use crate::confined::confined;
 use crate::drops::mount;
 use crate::outside::{code, next_tick, past_names};
@@ -203,6 +203,63 @@ fn a_session_without_a_write_leaves_no_older_clone() {
     client.end();
     let changed = served.live();
     served.overwrite(&[(0, blocks(1, 5))]);
+    assert!(served.past(2) == changed);
+}
+
+/// A clone of the last end of a session is there while something slow is done. `slow` does it with an agent whose fsync
+/// takes long. Returns what another program made of the container meanwhile.
+fn changed_while(served: &Served, slow: impl FnOnce(Client) + Send) -> Vec<u8> {
+    served.overwrite(&[(0, blocks(1, 2))]);
+    next_tick();
+    let trace = served.path("trace");
+    let arguments = [
+        "-o",
+        trace.to_str().unwrap(),
+        "-e",
+        "trace=fsync",
+        "-e",
+        "inject=fsync:delay_enter=1000000:when=1",
+    ];
+    let client = kills::traced(served, &arguments);
+    std::thread::scope(|scope| {
+        scope.spawn(|| slow(client));
+        while fs::metadata(&trace).map_or(0, |trace| trace.len()) == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let file = fs::File::options().write(true).open(served.path("x.luks"));
+        let file = file.unwrap();
+        file.write_all_at(&blocks(1, 4), block(5)).unwrap();
+        served.live()
+    })
+}
+
+#[test]
+fn a_change_without_the_agent_while_a_session_ends_is_reported_and_reaches_no_clone() {
+    requires!(missing());
+    let disk = Disk::new(BTRFS);
+    let served = with_container(&disk, EAGER);
+    // It wrote nothing, and so it keeps the clone of the end before.
+    let changed = changed_while(&served, |mut client| {
+        begin(&mut client);
+        client.open("x.luks", READ_WRITE).unwrap();
+        client.end();
+    });
+    served.overwrite(&[(0, blocks(1, 5))]);
+    assert!(served.past(2) == changed);
+    assert_eq!(served.head(2, "reason"), "written-past");
+    assert_eq!(code(&served, &["status"]).0, Some(3));
+}
+
+#[test]
+fn a_change_without_the_agent_while_a_generation_begins_is_in_its_clone() {
+    requires!(missing());
+    let disk = Disk::new(BTRFS);
+    let served = with_container(&disk, EAGER);
+    let changed = changed_while(&served, |mut client| {
+        let handle = client.open("x.luks", READ_WRITE).unwrap();
+        assert_eq!(client.write(&handle, block(9), &blocks(1, 5)), 0);
+        client.end();
+    });
     assert!(served.past(2) == changed);
 }
 

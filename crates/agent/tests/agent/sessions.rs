@@ -81,6 +81,20 @@ fn a_session_refuses_everything_from_before_it() {
     assert_eq!(served.head(last, "clean"), "true");
     let served_list = served.run(&["list"]);
     assert!(served_list.contains("clean"), "{served_list}");
+    // A session that did not end leaves nothing in order.
+    let mut ends = served.connect();
+    let session = begin(&mut ends);
+    join(&mut ends, session).unwrap();
+    ends.own("session-end@sprat", &end(1)).unwrap();
+    ends.end();
+    let mut killed = served.connect();
+    let handle = killed.open("x.luks", READ_WRITE).unwrap();
+    assert_eq!(killed.write(&handle, 0, &[8; BLOCK]), 0);
+    killed.kill();
+    served.overwrite(&[(0, vec![9; 10])]);
+    let heads =
+        [2, 1].map(|ago| served.head(*served.numbers().iter().nth_back(ago - 1).unwrap(), "clean"));
+    assert_eq!(heads, ["true", "false"], "of {:?}", served.numbers());
 }
 
 /// The predecessor is stopped in the middle of a batch, and has the lock that a new session needs.
