@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::known::Key;
 use super::walk::Run;
 use crate::file_system::FileSystem;
 use crate::job::JobFolder;
@@ -105,7 +106,12 @@ impl Run<'_> {
         new_disks: &[(PathBuf, FileSystem)],
     ) {
         let from_s = recent::from_s(record.started);
-        let report = &mut self.report;
+        let (report, root, bad) = (&mut self.report, self.root, &self.bad);
+        let is_damaged = |path: &Path| {
+            let below = path.strip_prefix("/").unwrap_or(path);
+            let about = lstat(&root.join(snapshot).join(below));
+            about.is_ok_and(|about| bad.contains_key(&Key::of(&about)))
+        };
         let mut new_folders = HashSet::new();
         let mut disks_met = vec![false; new_disks.len()];
         for line in &outcome.changes.names {
@@ -113,9 +119,10 @@ impl Run<'_> {
             match parse_difference(line) {
                 Some(Difference::Other(name)) => {
                     let path = path(name);
-                    report
-                        .changed
-                        .push(format!("{snapshot}{}", escape_path(&path)));
+                    if !is_damaged(&path) {
+                        let name = format!("{snapshot}{}", escape_path(&path));
+                        report.changed.push(name);
+                    }
                 }
                 Some(Difference::Missing(name)) => {
                     let path = path(name);

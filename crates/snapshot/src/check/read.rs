@@ -14,11 +14,13 @@ use crate::long_path;
 
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// A regular file to be read.
+/// A regular file to be read, or a link that was read.
 pub(super) struct Task {
     pub(super) path: PathBuf,
     pub(super) inode: u64,
     pub(super) key: Key,
+    /// It is a symbolic link. Its target is its content.
+    pub(super) is_link: bool,
     /// The source to compare it with.
     pub(super) source: Option<Source>,
     /// The file is not begun after this time.

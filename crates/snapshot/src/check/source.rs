@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -127,6 +128,19 @@ pub(crate) fn of_difference(kept: &fs::Metadata, source: &Source) -> Compared {
         }
         _ => Compared::Changed,
     }
+}
+
+/// Whether the target of a symbolic link is not that of the link it was made from, which is unchanged since.
+pub(crate) fn link_differs(kept: &fs::Metadata, target: &[u8], source: &Source) -> bool {
+    let (Ok(live), Ok(now)) = (
+        long_path::read_link(&source.path),
+        long_path::lstat(&source.path),
+    ) else {
+        return false;
+    };
+    let is_unchanged = size_and_time(kept) == size_and_time(&now)
+        && source.read_after_s.is_some_and(|read| now.ctime() < read);
+    is_unchanged && live.as_os_str().as_bytes() != target
 }
 
 fn looks_the_same(kept: &fs::Metadata, live: &fs::Metadata) -> bool {

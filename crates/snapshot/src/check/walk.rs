@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
@@ -16,7 +17,7 @@ use super::source::{self, Source};
 use super::{CheckReport, CheckSpec, CheckWhat};
 use crate::cancel::Cancel;
 use crate::change_list::Checked;
-use crate::content::{Content, Sums};
+use crate::content::{Content, ContentHash, Sums};
 use crate::error::SnapshotError;
 use crate::job::JobFolder;
 use crate::listed::Listed;
@@ -32,6 +33,8 @@ use crate::without_place;
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 /// How much longer than the writing of the checksums the interval between two writings must be.
 const NOTE_INTERVAL_TIMES: u32 = 20;
+/// The shortest target of a symbolic link that does not fit into its inode on ext4.
+const LONG_TARGET_BYTES: usize = 60;
 /// In a comparison with the source no checksum is kept, only the fact that a file was compared.
 const COMPARED: u64 = 1;
 
@@ -56,7 +59,7 @@ pub(super) struct Run<'a> {
     /// Each snapshot has its own inode numbers, and the number of links counts the names in it alone.
     by_subvolumes: bool,
     /// The damaged files, each with one of its names.
-    bad: BTreeMap<Key, PathBuf>,
+    pub(super) bad: BTreeMap<Key, PathBuf>,
     /// The list of suspects, of this check and earlier ones.
     suspects: Suspects,
     /// Keys of suspects that this check has found.
@@ -229,10 +232,16 @@ impl<'a> Run<'a> {
                 left.extend(names.into_iter().rev().map(|name| path.join(name)));
                 continue;
             }
+            let of_source = || {
+                let (moments, inside) = (moments?, path.strip_prefix(top).ok()?);
+                Some(Source {
+                    path: Path::new("/").join(inside),
+                    read_after_s: source::read_after(&stat, moments),
+                })
+            };
             if stat.is_symlink() {
-                if let Err(error) = long_path::read_link(&path) {
-                    self.unreadable(&path, &error);
-                }
+                let source = of_source();
+                self.walk_link(path, &stat, source);
                 continue;
             }
             if !stat.is_file() {
@@ -253,23 +262,62 @@ impl<'a> Run<'a> {
             if !is_suspect {
                 self.bytes_begun = self.bytes_begun.saturating_add(stat.len());
             }
-            let source = moments.and_then(|moments| {
-                let inside = path.strip_prefix(top).ok()?;
-                Some(Source {
-                    path: Path::new("/").join(inside),
-                    read_after_s: source::read_after(&stat, moments),
-                })
-            });
+            let source = of_source();
             let task = Task {
                 path,
                 inode: stat.ino(),
                 key,
+                is_link: false,
                 source,
                 until: self.begin_one(),
             };
             self.hand_over(task, tasks, done);
         }
         true
+    }
+
+    /// Reads the target of a symbolic link. If it is long, ext4 keeps it in a block without a checksum, like the content
+    /// of a file. So it is checked like one.
+    fn walk_link(&mut self, path: PathBuf, stat: &fs::Metadata, source: Option<Source>) {
+        let target = match long_path::read_link(&path) {
+            Ok(target) => target.into_os_string().into_vec(),
+            Err(error) => return self.unreadable(&path, &error),
+        };
+        if target.len() < LONG_TARGET_BYTES || self.by_subvolumes {
+            return;
+        }
+        let key = Key::of(stat);
+        if stat.nlink() > 1 && !self.seen.insert(key) {
+            return;
+        }
+        if self.known.was_read(key) {
+            self.report.files_before += 1;
+            return;
+        }
+        let bytes = target.len() as u64;
+        let task = Task {
+            path,
+            inode: stat.ino(),
+            key,
+            is_link: true,
+            source,
+            until: None,
+        };
+        let outcome = match &task.source {
+            None => {
+                let mut hash = ContentHash::new(bytes);
+                hash.update(&target);
+                let sums = hash.finish();
+                Outcome::Read { bytes, sums }
+            }
+            Some(source) if source::link_differs(stat, &target, source) => {
+                let is = source::Compared::Differs;
+                Outcome::Compared { bytes, is }
+            }
+            // rsync compares the targets of all links, too.
+            Some(_) => return,
+        };
+        self.handle(&task, outcome);
     }
 
     /// No further file is begun.
@@ -467,6 +515,10 @@ impl<'a> Run<'a> {
     }
 
     fn suspect(&mut self, task: &Task, damaged: bool) {
+        // A backup compares the target of each link with its source. The list is for files.
+        if task.is_link {
+            return;
+        }
         self.found.push(Suspect {
             inode: task.inode,
             key: task.key,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::folder::failing_source::FailingSource;
-use crate::folder::{Bench, job_name};
+use crate::folder::{Bench, SmallExt4, below, job_name, loop_missing, take_into};
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
 use sprat_snapshot::{Cancel, CheckReport, CheckSpec, CheckWhat, SnapshotError};
 use sprat_testkit::requires;
@@ -432,4 +432,56 @@ fn files_gone_or_changed_in_the_source_are_read_anyway() {
     let report = against_source(&bench);
     assert_eq!((report.gone.count, report.changed.count), (1, 1));
     assert_eq!((report.files_read, report.bytes_read), (3, 15));
+}
+
+#[test]
+fn damaged_target_of_a_long_link_is_reported() {
+    requires!(loop_missing());
+    let bench = Bench::new();
+    let disk = SmallExt4::new(&bench, "24M", &["-b", "4096"]);
+    let target = |name: &str| format!("/srv/{}{name}", "folder/".repeat(12));
+    let (right, wrong) = (target("right"), target("wrong"));
+    std::os::unix::fs::symlink(&right, bench.source().join("link")).unwrap();
+    next_second();
+    let take = || take_into(&disk.at, &bench.spec()).unwrap().name;
+    let first = take();
+    next_second();
+    let names = [first, take()];
+    let check = |what: CheckWhat| {
+        let spec = spec(&bench, what);
+        sprat_snapshot::check(&disk.at, &spec, &mut |_| {}, &Cancel::new()).unwrap()
+    };
+    for what in [CheckWhat::Everything, CheckWhat::AgainstSource(job_name())] {
+        let report = check(what);
+        assert!(!report.is_damaged() && report.finished, "{report:?}");
+    }
+
+    disk.damage(right.as_bytes(), wrong.as_bytes());
+    for (what, why) in [
+        (CheckWhat::Everything, "differs from an earlier check"),
+        (
+            CheckWhat::AgainstSource(job_name()),
+            "differs from its unchanged source",
+        ),
+    ] {
+        for _ in 0..2 {
+            let report = check(what.clone());
+            assert_eq!(report.damaged.count, 1, "{report:?}");
+            assert!(report.damaged.names[0].ends_with(&format!("/link: {why}")));
+            // Both snapshots have the same link.
+            assert_eq!(report.affected.count, names.len() as u64, "{report:?}");
+            assert!(report.changed.is_empty(), "{report:?}");
+        }
+    }
+    // The next backup makes the link again.
+    next_second();
+    let snapshot = disk.at.join(format!("home/{}", take()));
+    let link = below(&snapshot, &bench.source()).join("link");
+    assert_eq!(fs::read_link(link).unwrap(), Path::new(&right));
+    assert!(!check(CheckWhat::AgainstSource(job_name())).is_damaged());
+    // If somebody has changed the link since, nothing is damaged.
+    fs::remove_file(bench.source().join("link")).unwrap();
+    std::os::unix::fs::symlink(&wrong, bench.source().join("link")).unwrap();
+    let report = check(CheckWhat::AgainstSource(job_name()));
+    assert_eq!((report.damaged.count, report.changed.count), (0, 1));
 }

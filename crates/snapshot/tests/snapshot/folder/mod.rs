@@ -150,6 +150,7 @@ pub fn loop_missing() -> Option<String> {
 /// A small, mounted ext4 on a loop device. Dropping it removes all of it.
 pub struct SmallExt4 {
     pub at: PathBuf,
+    image: PathBuf,
 }
 
 impl SmallExt4 {
@@ -162,11 +163,29 @@ impl SmallExt4 {
         arguments.push(image.to_str().unwrap());
         run("mkfs.ext4", &arguments);
         fs::create_dir(&at).unwrap();
-        run(
-            "mount",
-            &["-o", "loop", image.to_str().unwrap(), at.to_str().unwrap()],
-        );
-        Self { at }
+        let disk = Self { at, image };
+        disk.mount();
+        disk
+    }
+
+    fn mount(&self) {
+        let (image, at) = (self.image.to_str().unwrap(), self.at.to_str().unwrap());
+        run("mount", &["-o", "loop", image, at]);
+    }
+
+    /// Writes other bytes at the beginning of each block that begins with `bytes`, as a fault of the disk does.
+    pub fn damage(&self, bytes: &[u8], by: &[u8]) {
+        run("umount", &[self.at.to_str().unwrap()]);
+        let mut content = fs::read(&self.image).unwrap();
+        let blocks = content.chunks_exact_mut(4096);
+        let mut found = 0;
+        for block in blocks.filter(|block| block.starts_with(bytes)) {
+            block[..by.len()].copy_from_slice(by);
+            found += 1;
+        }
+        assert!(found > 0, "no block begins so");
+        fs::write(&self.image, content).unwrap();
+        self.mount();
     }
 }
 
