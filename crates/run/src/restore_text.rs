@@ -82,6 +82,25 @@ pub fn summary(spec: &RestoreSpec, report: &RestoreReport, took: Option<Duration
             summary.push_str(&format!("  {}\n", text::harmless(path)));
         }
     }
+    for (files, words) in [
+        (
+            &report.damaged,
+            "DAMAGED in the snapshot. Another snapshot may have the right content: see \
+             `sprat versions`",
+        ),
+        (
+            &report.damaged_kept,
+            "DAMAGED in the snapshot. Not written, because the file here has the same size and time, and other content",
+        ),
+    ] {
+        if files.count > 0 {
+            let files = text::counted(files.count, "file", "files");
+            summary.push_str(&format!("{files} {words}:\n"));
+        }
+        for path in files.names.iter().take(CHANGES_SHOWN_MAX) {
+            summary.push_str(&format!("  {}\n", text::harmless(path)));
+        }
+    }
     for message in report.messages.names.iter().take(CHANGES_SHOWN_MAX) {
         summary.push_str(&format!("  {}\n", text::harmless(message)));
     }

@@ -352,6 +352,8 @@ impl Session {
         spec.never_enter
             .push(self.settings.machine_state_dir().to_owned());
         spec.containers = local_containers(&self.settings);
+        spec.suspects = Some(self.suspects());
+        spec.change_lists = Some(self.state_paths().change_lists());
         let order = WorkerOrder::Restore(Box::new(spec), patterns);
         self.ask(&order, observer, interrupt)
     }

@@ -26,6 +26,7 @@ mod change_list;
 mod check;
 mod checkpoint;
 mod choice;
+mod chosen;
 mod compare;
 mod completeness;
 mod conflicts;

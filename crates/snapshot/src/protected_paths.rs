@@ -1,13 +1,14 @@
 //! What a restore must not overwrite or delete at its destination: sprat's own files, and with `delete`
 //! the file systems that are not in the snapshot.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::automounts;
 use crate::error::SnapshotError;
 use crate::file_system::FileSystem;
-use crate::mounts::{Mount, holding, mounts};
+use crate::mounts::{Mount, holding, mounts, pattern_for};
 use crate::own_places::OwnPlaces;
 use crate::paths::{joined, real_path};
 use crate::record::RunRecord;
@@ -29,6 +30,8 @@ pub(crate) struct ProtectedPaths {
     /// The same paths as rsync patterns.
     pub(crate) patterns: Vec<OsString>,
     own: OwnPlaces,
+    /// Files, relative to the destination.
+    kept: BTreeSet<PathBuf>,
     /// The real path of the destination.
     real: PathBuf,
 }
@@ -36,7 +39,15 @@ pub(crate) struct ProtectedPaths {
 impl ProtectedPaths {
     /// Whether `path`, relative to the destination, is such a path or lies in one.
     pub(crate) fn holds(&self, path: &Path) -> bool {
-        self.own.holding(&joined(&self.real, path)).is_some()
+        self.kept.contains(path) || self.own.holding(&joined(&self.real, path)).is_some()
+    }
+
+    /// Protects these files, too, relative to the destination.
+    pub(crate) fn keep(&mut self, files: &BTreeSet<PathBuf>) {
+        let patterns = files.iter().filter(|path| !self.kept.contains(*path));
+        let patterns = patterns.map(|path| pattern_for(&Path::new("/").join(path), false));
+        self.patterns.extend(patterns);
+        self.kept.extend(files.iter().cloned());
     }
 }
 
@@ -89,6 +100,7 @@ pub(crate) fn check_destination(
     Ok(ProtectedPaths {
         patterns,
         own,
+        kept: BTreeSet::new(),
         real,
     })
 }

@@ -1,5 +1,6 @@
 //! Restores a snapshot, or files and folders of it, to a folder of the machine.
 
+mod damaged;
 mod transfer;
 
 use std::io;
@@ -8,20 +9,19 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, statat};
 
-use crate::adopted;
 use crate::cancel::Cancel;
 use crate::choice::{self, SnapshotChoice};
+use crate::chosen::{Chosen, choose};
 use crate::compare::{Restored, Unequal};
 use crate::conflicts::conflicts;
 use crate::error::SnapshotError;
-use crate::job::{Folder, JobFolder};
+use crate::job::JobFolder;
 use crate::mounts::pattern_for;
-use crate::name::JobName;
 use crate::name_list::NameList;
 use crate::owner_names;
 use crate::paths::{plain_path, real_path};
 use crate::progress::{Phase, Progress};
-use crate::protected_paths::{self, Destination};
+use crate::protected_paths::{self, Destination, ProtectedPaths};
 use crate::record::{EntryKind, ONE_FILE_SYSTEM, RunRecord, Warning};
 use crate::rsync::Rsync;
 use crate::scout::{Copied, Scout};
@@ -31,6 +31,7 @@ use crate::subvolumes::inline_bytes_max;
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{is_folder, names_in, open_folder};
 use crate::without_place;
+use damaged::Damaged;
 pub(crate) use transfer::judge;
 use transfer::{Excludes, Transfer};
 
@@ -38,7 +39,8 @@ use transfer::{Excludes, Transfer};
 /// read-only.
 ///
 /// Files at the destination are overwritten, even newer ones. Files of equal size and time are compared
-/// by content, and skipped only if that is equal, too (not with `spec.trust_times`). A file that is a
+/// by content, and skipped only if that is equal, too (not with `spec.trust_times`), or if the snapshot's
+/// is known to be damaged. A file that is a
 /// hard link to something else is written as a new file. Nothing else at the destination changes unless
 /// `spec.delete` is set. The destination folder keeps its owner, mode and times, and so do existing
 /// folders between it and the snapshot's sources. If one of these is a symbolic link, the restore is
@@ -64,7 +66,10 @@ pub fn restore(
             .join(what.base.strip_prefix(&chosen.folder).unwrap_or(&what.base)),
         trees: &what.paths,
     };
-    let protected = protected_paths::check_destination(&destination, chosen.record.as_ref(), spec)?;
+    let mut protected =
+        protected_paths::check_destination(&destination, chosen.record.as_ref(), spec)?;
+    let mut damaged = Damaged::find(volume_root, &folder, &chosen.folder, &what, &to, spec);
+    protected.keep(&damaged.kept);
     if !spec.dry_run {
         std::fs::create_dir_all(&to).map_err(|e| refused(&to, e.to_string()))?;
     }
@@ -81,18 +86,17 @@ pub fn restore(
     };
     let parents = what.missing_parents(&to);
     let mut changes = transfer.create_parents(&parents, cancel)?;
-    let compared = Restored {
-        job: &folder.path,
-        base: &what.base,
-        trees: &what.paths,
-        to: &to,
-        protected: &protected,
-    };
     let mut unequal = if spec.trust_times || spec.existing == Existing::Keep {
         Unequal::default()
     } else {
-        compared.before(progress, cancel)?
+        what.compared(&folder, &to, &protected)
+            .before(progress, cancel)?
     };
+    let base = folder.path.join(&what.base);
+    damaged.add_unequal(volume_root, &base, &unequal, &to, spec, cancel)?;
+    protected.keep(&damaged.kept);
+    unequal.leave(&damaged.kept);
+    let compared = what.compared(&folder, &to, &protected);
     let kept = compared.kept(spec.existing, cancel)?;
     unequal.leave(&kept.paths);
     let left_alone = kept.paths.iter();
@@ -148,10 +152,11 @@ pub fn restore(
         None
     };
     let last_good = choice::matching(&folder, &SnapshotChoice::LatestComplete)?.pop();
-    let mut names = NameList::default();
-    for path in unequal.files.iter().chain(&unequal.others) {
-        names.push(escape_path(path));
-    }
+    let listed = |paths: &mut dyn Iterator<Item = &PathBuf>| {
+        let mut names = NameList::default();
+        paths.for_each(|path| names.push(escape_path(path)));
+        names
+    };
     let escaped = |paths: &[PathBuf]| paths.iter().map(|path| escape_path(path)).collect();
     Ok(RestoreReport {
         last_good: last_good.filter(|good| good.to_string() != chosen.folder_text()),
@@ -164,7 +169,9 @@ pub fn restore(
         kind: chosen.kind,
         stats: outcome.stats,
         same: unequal.same,
-        unequal: names,
+        unequal: listed(&mut unequal.files.iter().chain(&unequal.others)),
+        damaged: listed(&mut damaged.restored.iter()),
+        damaged_kept: listed(&mut damaged.kept.iter()),
         verified,
         planned,
         left_out: escaped(&what.left_out),
@@ -175,6 +182,21 @@ pub fn restore(
 }
 
 impl What {
+    fn compared<'a>(
+        &'a self,
+        job: &'a JobFolder,
+        to: &'a Path,
+        protected: &'a ProtectedPaths,
+    ) -> Restored<'a> {
+        Restored {
+            job: &job.path,
+            base: &self.base,
+            trees: &self.paths,
+            to,
+            protected,
+        }
+    }
+
     /// Starts a scout, except for a single file.
     fn scout(&self, job: &JobFolder, to: &Path, spec: &RestoreSpec) -> Option<Scout> {
         let trees: Vec<PathBuf> = self.paths.iter().map(|path| self.base.join(path)).collect();
@@ -192,13 +214,6 @@ impl What {
         };
         Some(Scout::begin(root, trees, (!spec.dry_run).then_some(copied)))
     }
-}
-
-/// The snapshot to read from.
-pub(crate) struct Chosen {
-    pub(crate) folder: PathBuf,
-    pub(crate) kind: EntryKind,
-    pub(crate) record: Option<RunRecord>,
 }
 
 /// What is restored of it: paths relative to `base`, which is relative to the job's folder.
@@ -242,64 +257,7 @@ impl What {
     }
 }
 
-/// Finds the snapshot. If sprat made none of that name, finds the adopted copy.
-pub(crate) fn choose(
-    volume_root: &Path,
-    job: &JobName,
-    snapshot: &SnapshotChoice,
-) -> Result<(JobFolder, Chosen), SnapshotError> {
-    let folder = JobFolder::open(volume_root, Path::new(job.as_str()));
-    let found = folder.and_then(|folder| {
-        let chosen = choose_in(&folder, snapshot)?;
-        Ok((folder, chosen))
-    });
-    let missing = match found {
-        Err(
-            missing @ (SnapshotError::NoSuchJob { .. }
-            | SnapshotError::NoSuchSnapshot { .. }
-            | SnapshotError::Layout { .. }),
-        ) => missing,
-        other => return other,
-    };
-    let copy = match snapshot {
-        SnapshotChoice::Latest => adopted::chosen(volume_root, job, None)?,
-        SnapshotChoice::Named(name) => adopted::chosen(volume_root, job, Some(name))?,
-        // It is unknown when one began, and whether it is complete.
-        SnapshotChoice::LatestComplete | SnapshotChoice::At(_) => None,
-    };
-    let folder = copy.ok_or(missing)?;
-    let chosen = Chosen {
-        folder,
-        kind: EntryKind::Adopted,
-        record: None,
-    };
-    Ok((JobFolder::open(volume_root, Path::new("."))?, chosen))
-}
-
-fn choose_in(folder: &JobFolder, choice: &SnapshotChoice) -> Result<Chosen, SnapshotError> {
-    let name =
-        choice::folder_to_read(folder, choice)?.ok_or_else(|| choice::no_such(folder, choice))?;
-    let own = name.to_str().and_then(Folder::parse);
-    let theirs = match name.to_str() {
-        Some(name) if adopted::is_copy_in_job(name) => EntryKind::Adopted,
-        _ => EntryKind::Foreign,
-    };
-    let (kind, record) = own.map_or((theirs, None), |own| {
-        let (kind, record) = folder.kind(own);
-        (kind, record.ok())
-    });
-    Ok(Chosen {
-        folder: name,
-        kind,
-        record,
-    })
-}
-
 impl Chosen {
-    pub(crate) fn folder_text(&self) -> String {
-        escape_path(&self.folder)
-    }
-
     fn what(&self, job: &JobFolder, spec: &RestoreSpec) -> Result<What, SnapshotError> {
         if spec.delete {
             self.check_delete(spec)?;

@@ -206,6 +206,12 @@ pub struct RestoreSpec {
     /// refused.
     #[serde(default)]
     pub containers: Vec<LocalContainer>,
+    /// As in [`crate::PruneSpec::suspects`].
+    #[serde(default, with = "path_text_option")]
+    pub suspects: Option<PathBuf>,
+    /// As in [`crate::CheckSpec::change_lists`].
+    #[serde(default, with = "path_text_option")]
+    pub change_lists: Option<PathBuf>,
     /// As in [`SnapshotSpec::rsync`].
     #[serde(default = "rsync_name", with = "path_text")]
     pub rsync: PathBuf,
@@ -230,6 +236,8 @@ impl RestoreSpec {
             verify: false,
             never_enter: Vec::new(),
             containers: Vec::new(),
+            suspects: None,
+            change_lists: None,
             rsync: rsync_name(),
         }
     }
@@ -285,6 +293,13 @@ pub struct RestoreReport {
     /// were hard links to other files. Escaped, relative to the destination.
     #[serde(default)]
     pub unequal: NameList,
+    /// Files that were restored with wrong content: a check found them damaged, or they differ from the list of their run. Escaped, relative to the destination.
+    #[serde(default)]
+    pub damaged: NameList,
+    /// Files with wrong content that were not restored: those of the destination have the same size and time. Escaped,
+    /// relative to it.
+    #[serde(default)]
+    pub damaged_kept: NameList,
     /// With [`RestoreSpec::verify`]: how many files have the content of the snapshot.
     #[serde(default)]
     pub verified: Option<u64>,

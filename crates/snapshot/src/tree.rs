@@ -15,13 +15,13 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::choice::SnapshotChoice;
+use crate::chosen;
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, LIST_SUFFIX, STATE_FOLDER};
 use crate::long_path::{open_at, open_regular_at};
 use crate::name::{JobName, SnapshotName};
 use crate::paths::plain_path;
 use crate::record::EntryKind;
-use crate::restore;
 pub use crate::scout::KnownInodes;
 use crate::scout::Scout;
 use crate::text::{escape_path, unescape_path};
@@ -66,12 +66,12 @@ impl Tree {
         job: &JobName,
         choice: &SnapshotChoice,
     ) -> Result<Self, SnapshotError> {
-        let (folder, chosen) = restore::choose(volume_root, job, choice)?;
+        let (folder, found) = chosen::choose(volume_root, job, choice)?;
         Ok(Self {
             job: job.as_str().to_owned(),
-            folder: chosen.folder_text(),
+            folder: found.folder_text(),
             volume: volume_root.to_owned(),
-            path: folder.path.join(&chosen.folder),
+            path: folder.path.join(&found.folder),
         })
     }
 

@@ -322,10 +322,8 @@ impl Context {
 
     /// The exit code of a command that succeeded: [`Exit::Damaged`] if the file system is marked as faulty.
     pub(crate) fn exit(&self, exit: Exit) -> Exit {
-        match exit {
-            Exit::Done if self.faulty.load(Ordering::Relaxed) => Exit::Damaged,
-            other => other,
-        }
+        let is_damaged = exit == Exit::Done && self.faulty.load(Ordering::Relaxed);
+        if is_damaged { Exit::Damaged } else { exit }
     }
 
     /// If the command found damage in a container of the config, opens its event and reports it.
@@ -333,21 +331,22 @@ impl Context {
         let found = match ended {
             Err(failure) if failure.exit == Exit::Damaged => failure.clone(),
             Ok(Exit::Damaged) => {
-                let what = "the file system in the container is marked as faulty";
+                let what = match self.faulty.load(Ordering::Relaxed) {
+                    true => "the file system in the container is marked as faulty",
+                    false => "files in the container are damaged",
+                };
                 Failure::new(Exit::Damaged, what).with_hint("run `sprat check` for details")
             }
             _ => return,
         };
-        let name = self.opened.get();
         let known = |name: &&String| self.config.containers.iter().any(|one| one.name == **name);
-        let Some(name) = name.filter(known) else {
+        let Some(name) = self.opened.get().filter(known) else {
             return;
         };
         let mut watch = Watch::new(self.watched(), self.environment.network());
         let now = Now::read(self.environment.trust_clock);
-        for problem in watch.damage(name, &Words::of(&found), &now).problems {
-            self.output.warning(&problem);
-        }
+        let problems = watch.damage(name, &Words::of(&found), &now).problems;
+        problems.iter().for_each(|one| self.output.warning(one));
     }
 
     /// Adds to the failure of a wrong key what may be wrong with the key.
@@ -363,8 +362,9 @@ impl Context {
 
     /// Warns of a failure that stops nothing.
     pub(crate) fn warn(&self, failure: &Failure) {
-        let causes = failure.causes.join("; ");
-        self.output.warning(&format!("{}: {causes}", failure.what));
+        let Failure { what, causes, .. } = failure;
+        self.output
+            .warning(&format!("{what}: {}", causes.join("; ")));
     }
 
     /// Fetches the key of a container.

@@ -151,7 +151,10 @@ impl CommandArgs for RestoreArgs {
             "volume": closed.volume,
         });
         let text = restore_text::summary(&spec, &report, Some(took));
-        let exit = context.exit(Exit::Done);
+        let exit = match report.damaged.is_empty() {
+            true => context.exit(Exit::Done),
+            false => Exit::Damaged,
+        };
         context.finish("restore", exit, &target, &text, fields)
     }
 }

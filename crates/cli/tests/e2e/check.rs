@@ -91,6 +91,24 @@ fn flipped_block_of_a_file_is_named_in_each_snapshot() {
     assert_eq!(kept["read_data"]["exit"], "damaged");
     assert_eq!(kept["read_data"]["result"]["files"]["damaged"]["count"], 1);
 
+    // A restore in place leaves the file here, and one elsewhere names it.
+    let right = fs::read(machine.path("src/folder/victim")).unwrap();
+    let restored = machine.sprat(&["restore", CONTAINER, "home", "--to", "/"]);
+    assert_eq!(restored.code, 0, "{}", restored.whole());
+    assert!(
+        restored.stdout.contains("1 file DAMAGED"),
+        "{}",
+        restored.whole()
+    );
+    assert_eq!(fs::read(machine.path("src/folder/victim")).unwrap(), right);
+    let restored = machine.sprat(&["restore", CONTAINER, "home", "--to", "to"]);
+    assert_eq!(restored.code, 13, "{}", restored.whole());
+    assert!(
+        restored.stdout.contains("/victim\n"),
+        "{}",
+        restored.whole()
+    );
+
     // A file that changed since differs from a damaged one.
     machine.write("src/folder/other", vec![b'n'; 50_000]);
     machine.write("src/folder/young", vec![b'n'; 10]);

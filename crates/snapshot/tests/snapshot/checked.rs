@@ -2,6 +2,7 @@
 
 mod healed;
 mod lacking;
+mod restored;
 
 use std::fs::{self, File, FileTimes};
 use std::io::Write;

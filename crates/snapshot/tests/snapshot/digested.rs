@@ -8,12 +8,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use sprat_snapshot::{Cancel, CheckReport, CheckWhat, DrillSpec, SnapshotReport, unescape_name};
+use sprat_snapshot::{
+    Cancel, CheckReport, CheckWhat, DrillSpec, RestoreSpec, SnapshotReport, unescape_name,
+};
 use sprat_testkit::tree::set_mode;
 
 use crate::changes::{lines, list_of};
 use crate::checked::{self, rewrite};
-use crate::folder::Bench;
+use crate::folder::{Bench, job_name};
 
 /// A backup that takes all of the volume for cached; `false`: nothing.
 fn take(bench: &Bench, is_cached: bool) -> SnapshotReport {
@@ -206,4 +208,36 @@ fn drill_compares_with_the_digests() {
     let report = drill();
     let why = "/file: differs from the checksum that its backup saved";
     assert!(report.damaged.names[0].ends_with(why), "{report:?}");
+}
+
+#[test]
+fn restore_writes_no_content_that_was_never_backed_up_over_a_file_that_looks_equal() {
+    let bench = Bench::new();
+    let (file, other) = (bench.source().join("file"), bench.source().join("other"));
+    fs::write(&file, "content").unwrap();
+    fs::write(&other, "other").unwrap();
+    let name = take(&bench, true).name;
+    rewrite(&bench.in_snapshot(name).join("file"), b"damaged");
+    rewrite(&other, b"wrong");
+    let mut spec = RestoreSpec::new(job_name(), Path::new("/").to_owned());
+    spec.verify = true;
+    // The copies of this machine, and those in the volume.
+    for lists in [Some(bench.path("lists")), None] {
+        spec.change_lists = lists;
+        let report = bench.restore(&spec).unwrap();
+        assert_eq!((report.damaged.count, report.damaged_kept.count), (0, 1));
+        assert!(report.damaged_kept.names[0].ends_with("/source/file"));
+        assert_eq!(fs::read(&file).unwrap(), b"content");
+        assert_eq!(fs::read(&other).unwrap(), b"other");
+    }
+    // Nothing is known of the content without a list.
+    for list in [
+        bench.path(&format!("lists/home/{name}.changes.zst")),
+        list_of(&bench.job(), name),
+    ] {
+        fs::remove_file(list).unwrap();
+    }
+    let report = bench.restore(&spec).unwrap();
+    assert!(report.damaged_kept.is_empty());
+    assert_eq!(fs::read(&file).unwrap(), b"damaged");
 }

@@ -1,0 +1,164 @@
+//! Files of a restore whose content is known to be wrong: a check of this machine found that, or they differ from the
+//! lists of changes.
+
+use std::collections::BTreeSet;
+use std::fs::Metadata;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::What;
+use crate::cancel::Cancel;
+use crate::check::Key;
+use crate::compare::{Unequal, same_content};
+use crate::content::{ContentHash, Sums};
+use crate::error::SnapshotError;
+use crate::job::JobFolder;
+use crate::listed::Listed;
+use crate::long_path::{self, lstat, open_regular, size_and_time};
+use crate::spec::{Existing, RestoreSpec};
+use crate::suspects::Suspects;
+use crate::walk::leads_within;
+
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// Such files, relative to the destination.
+#[derive(Debug, Default)]
+pub(super) struct Damaged {
+    /// Their wrong content is restored.
+    pub(super) restored: BTreeSet<PathBuf>,
+    /// The destination has a file of the same size and time with other content. It stays as it is.
+    pub(super) kept: BTreeSet<PathBuf>,
+}
+
+impl Damaged {
+    /// Finds them before anything is restored.
+    pub(super) fn find(
+        volume_root: &Path,
+        job: &JobFolder,
+        folder: &Path,
+        what: &What,
+        to: &Path,
+        spec: &RestoreSpec,
+    ) -> Self {
+        let suspects = spec.suspects.as_deref().map(Suspects::load);
+        let suspects = suspects.unwrap_or_default();
+        let is_damaged = |about: &Metadata| suspects.find(about).is_some_and(|one| one.damaged);
+        let base = job.path.join(&what.base);
+        let mut found = Self::default();
+        let mut meet = |at: &Path, about: &Metadata| {
+            let Ok(path) = at.strip_prefix(&base) else {
+                return;
+            };
+            if about.is_file()
+                && is_damaged(about)
+                && what.paths.iter().any(|tree| path.starts_with(tree))
+            {
+                found.add(path, (at, about), to, spec.existing);
+            }
+        };
+        let mut has_several = false;
+        for suspect in suspects.files.values().filter(|suspect| suspect.damaged) {
+            has_several |= suspect.several;
+            // A file has the same path in each snapshot.
+            let within: PathBuf = suspect.path.components().skip(2).collect();
+            for at in [
+                volume_root.join(&suspect.path),
+                job.path.join(folder).join(within),
+            ] {
+                if let Ok(about) = lstat(&at) {
+                    meet(&at, &about);
+                }
+            }
+        }
+        for tree in what.paths.iter().filter(|_| has_several) {
+            let tree = base.join(tree);
+            if let Ok(about) = lstat(&tree) {
+                meet(&tree, &about);
+            }
+            long_path::each(&tree, &mut |at, about| {
+                if let Ok(about) = about {
+                    meet(at, &about);
+                }
+                true
+            });
+        }
+        found
+    }
+
+    /// Adds those of `unequal` whose content is not what the lists have of their backup: no check has read them since.
+    pub(super) fn add_unequal(
+        &mut self,
+        volume_root: &Path,
+        base: &Path,
+        unequal: &Unequal,
+        to: &Path,
+        spec: &RestoreSpec,
+        cancel: &Cancel,
+    ) -> Result<(), SnapshotError> {
+        if unequal.files.is_empty() {
+            return Ok(());
+        }
+        let listed = Listed::load(volume_root, spec.change_lists.as_deref());
+        for path in &unequal.files {
+            let at = base.join(path);
+            // rsync reports what can't be read.
+            let Ok(about) = lstat(&at) else { continue };
+            let Ok(sums) = sums(&at, &about, cancel) else {
+                continue;
+            };
+            if cancel.is_cancelled() {
+                return Err(SnapshotError::RestoreCancelled);
+            }
+            if listed.compare(Key::of(&about), &sums) == Some(false) {
+                self.add(path, (&at, &about), to, spec.existing);
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, path: &Path, kept: (&Path, &Metadata), to: &Path, existing: Existing) {
+        let (at, about) = kept;
+        let live = to.join(path);
+        let here = match leads_within(to, path) {
+            true => lstat(&live).ok(),
+            false => None,
+        };
+        let stays = |here: &Metadata| match existing {
+            Existing::Overwrite => false,
+            Existing::Keep => true,
+            Existing::KeepNewer => here.modified().ok() > about.modified().ok(),
+        };
+        let may_be_right = |here: &Metadata| {
+            here.is_file()
+                && size_and_time(here) == size_and_time(about)
+                && !is_same(at, &live).unwrap_or(false)
+        };
+        if here.as_ref().is_some_and(may_be_right) {
+            self.kept.insert(path.to_owned());
+        } else if !here.as_ref().is_some_and(stays) {
+            self.restored.insert(path.to_owned());
+        }
+    }
+}
+
+/// Whether an earlier restore has written the wrong content here.
+fn is_same(kept: &Path, live: &Path) -> io::Result<bool> {
+    let (mut kept, mut live) = (open_regular(kept)?, open_regular(live)?);
+    let same = same_content(&mut kept, &mut live, &mut |_| true);
+    Ok(matches!(same, Ok(Some(true))))
+}
+
+fn sums(path: &Path, about: &Metadata, cancel: &Cancel) -> io::Result<Sums> {
+    let mut file = open_regular(path)?;
+    let mut hash = ContentHash::new(about.len());
+    let mut buffer = vec![0; BUFFER_BYTES];
+    while !cancel.is_cancelled() {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(some) => hash.update(&buffer[..some]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(hash.finish())
+}
