@@ -5,6 +5,9 @@ use std::path::Path;
 use sprat_session::text;
 use sprat_snapshot::ExportReport;
 
+/// Damaged files that are listed as text; JSON has more.
+const DAMAGED_SHOWN_MAX: usize = 200;
+
 /// What was exported, or with `dry_run` would be. `moved`: it was removed from the container.
 #[must_use]
 pub fn summary(report: &ExportReport, to: &Path, dry_run: bool, moved: bool) -> String {
@@ -28,6 +31,15 @@ pub fn summary(report: &ExportReport, to: &Path, dry_run: bool, moved: bool) -> 
             ),
         };
         out.push_str(&format!("{}/{}: {what}\n", one.job, one.name));
+        if one.damaged.count > 0 {
+            let files = text::counted(one.damaged.count, "file", "files");
+            out.push_str(&format!(
+                "{files} DAMAGED in the container, as a check found:\n"
+            ));
+        }
+        for path in one.damaged.names.iter().take(DAMAGED_SHOWN_MAX) {
+            out.push_str(&format!("  {}\n", text::harmless(path)));
+        }
     }
     let count = text::counted(report.snapshots.len() as u64, "snapshot", "snapshots");
     let to = text::harmless(&to.to_string_lossy());

@@ -361,10 +361,11 @@ impl Session {
     /// Exports snapshots to a folder of this machine.
     pub fn export(
         &mut self,
-        spec: ExportSpec,
+        mut spec: ExportSpec,
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<ExportReport, Failure> {
+        spec.suspects = Some(self.suspects());
         self.ask(&WorkerOrder::Export(Box::new(spec)), observer, interrupt)
     }
 

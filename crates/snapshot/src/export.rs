@@ -31,6 +31,7 @@ use crate::rsync::{Ended, Invocation, Rsync, Side};
 use crate::seen::{Kind, Seen};
 use crate::sources::argument;
 use crate::sticky_acl;
+use crate::suspects::Suspects;
 use crate::text::escape_path;
 use crate::tree::{Tree, TreeFolder};
 use crate::walk::{each_file, open_folder_at};
@@ -62,6 +63,9 @@ pub struct ExportSpec {
     pub dry_run: bool,
     /// Compare those, too, that an earlier export has finished.
     pub compare_all: bool,
+    /// As in [`crate::PruneSpec::suspects`].
+    #[serde(default, with = "crate::text::path_text_option")]
+    pub suspects: Option<PathBuf>,
 }
 
 /// A snapshot that is at the destination.
@@ -77,6 +81,9 @@ pub struct Exported {
     pub compared: u64,
     /// Bytes that were copied. The rest is hard links to what was there.
     pub copied_bytes: u64,
+    /// Files whose content is wrong, as a check found. Escaped, within the snapshot.
+    #[serde(default)]
+    pub damaged: NameList,
 }
 
 /// The result of an export.
@@ -104,6 +111,8 @@ pub fn export(
         true => None,
         false => lock(&to)?,
     };
+    let suspects = spec.suspects.as_deref().map(Suspects::load);
+    let suspects = suspects.unwrap_or_default();
     let mut report = ExportReport::default();
     for (job, names) in chosen(volume_root, spec)? {
         let from = JobFolder::open(volume_root, Path::new(job.as_str()))?;
@@ -116,6 +125,7 @@ pub fn export(
                     name,
                     compared: 0,
                     copied_bytes: 0,
+                    damaged: NameList::default(),
                 }));
             continue;
         }
@@ -134,7 +144,8 @@ pub fn export(
         job.recover(cancel)?;
         for name in names {
             job.set_aside(name, cancel)?;
-            let exported = job.export(name, spec.compare_all, progress, cancel)?;
+            let mut exported = job.export(name, spec.compare_all, progress, cancel)?;
+            exported.damaged = job.damaged(name, &suspects);
             report.snapshots.push(exported);
         }
     }
@@ -266,6 +277,7 @@ impl Job<'_> {
             was_there: false,
             compared: 0,
             copied_bytes: 0,
+            damaged: NameList::default(),
         };
         let finished = Folder::Named(name);
         if self.run.job.is_folder(Path::new(&finished.to_string())) {
@@ -313,6 +325,21 @@ impl Job<'_> {
         }
         self.finish(name, cancel)?;
         Ok(exported)
+    }
+
+    /// The files of a snapshot that a check found damaged.
+    fn damaged(&self, name: SnapshotName, suspects: &Suspects) -> NameList {
+        let tree = self.from.path.join(name.to_string());
+        let mut paths = BTreeSet::new();
+        let tops = [tree.clone()];
+        suspects.each_damaged(self.volume_root, &tree, &tops, &mut |path, _| {
+            paths.extend(path.strip_prefix(&tree).map(Path::to_owned));
+        });
+        let mut names = NameList::default();
+        for path in paths {
+            names.push(escape_path(&Path::new("/").join(path)));
+        }
+        names
     }
 
     /// Fills `NAME.inflight`. Returns how many bytes were copied.

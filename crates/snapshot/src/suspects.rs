@@ -96,6 +96,44 @@ impl Suspects {
         self.files.get(&Key::of(about))
     }
 
+    /// Calls `meet` with the names of the damaged files in a snapshot, `tree`, some of which are below `tops`.
+    pub(crate) fn each_damaged(
+        &self,
+        root: &Path,
+        tree: &Path,
+        tops: &[PathBuf],
+        meet: &mut dyn FnMut(&Path, &fs::Metadata),
+    ) {
+        let mut meet_damaged = |path: &Path, about: &fs::Metadata| {
+            let is_damaged = self.find(about).is_some_and(|suspect| suspect.damaged);
+            if is_damaged && about.is_file() {
+                meet(path, about);
+            }
+        };
+        let mut has_several = false;
+        for suspect in self.files.values().filter(|suspect| suspect.damaged) {
+            has_several |= suspect.several;
+            // A file has the same path in each snapshot.
+            let within: PathBuf = suspect.path.components().skip(2).collect();
+            for path in [root.join(&suspect.path), tree.join(within)] {
+                if let Ok(about) = long_path::lstat(&path) {
+                    meet_damaged(&path, &about);
+                }
+            }
+        }
+        for top in tops.iter().filter(|_| has_several) {
+            if let Ok(about) = long_path::lstat(top) {
+                meet_damaged(top, &about);
+            }
+            long_path::each(top, &mut |path, about| {
+                if let Ok(about) = about {
+                    meet_damaged(path, &about);
+                }
+                true
+            });
+        }
+    }
+
     /// Which snapshots of `job` must be kept because files in those of `kept` are damaged. For each
     /// damaged file that is the newest of `others` that has the same version in another, undamaged
     /// inode, unless one of `kept` has it.

@@ -120,7 +120,12 @@ impl CommandArgs for ExportArgs {
             "removed": removed.is_some(),
             "volume": closed.volume,
         });
-        context.finish("export", context.exit(Exit::Done), &target, &text, fields)
+        let mut exported = report.snapshots.iter();
+        let exit = match exported.all(|one| one.damaged.is_empty()) {
+            true => context.exit(Exit::Done),
+            false => Exit::Damaged,
+        };
+        context.finish("export", exit, &target, &text, fields)
     }
 }
 
@@ -142,6 +147,7 @@ impl ExportArgs {
             rsync: PathBuf::from("rsync"),
             dry_run: false,
             compare_all: self.moves,
+            suspects: None,
         };
         let before = self
             .older_than

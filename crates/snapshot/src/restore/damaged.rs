@@ -14,7 +14,7 @@ use crate::content::{ContentHash, Sums};
 use crate::error::SnapshotError;
 use crate::job::JobFolder;
 use crate::listed::Listed;
-use crate::long_path::{self, lstat, open_regular, size_and_time};
+use crate::long_path::{lstat, open_regular, size_and_time};
 use crate::spec::{Existing, RestoreSpec};
 use crate::suspects::Suspects;
 use crate::walk::leads_within;
@@ -41,47 +41,20 @@ impl Damaged {
         spec: &RestoreSpec,
     ) -> Self {
         let suspects = spec.suspects.as_deref().map(Suspects::load);
-        let suspects = suspects.unwrap_or_default();
-        let is_damaged = |about: &Metadata| suspects.find(about).is_some_and(|one| one.damaged);
         let base = job.path.join(&what.base);
+        let tops: Vec<PathBuf> = what.paths.iter().map(|path| base.join(path)).collect();
         let mut found = Self::default();
         let mut meet = |at: &Path, about: &Metadata| {
-            let Ok(path) = at.strip_prefix(&base) else {
-                return;
-            };
-            if about.is_file()
-                && is_damaged(about)
-                && what.paths.iter().any(|tree| path.starts_with(tree))
+            if let Ok(path) = at.strip_prefix(&base)
+                && what.paths.iter().any(|top| path.starts_with(top))
             {
                 found.add(path, (at, about), to, spec.existing);
             }
         };
-        let mut has_several = false;
-        for suspect in suspects.files.values().filter(|suspect| suspect.damaged) {
-            has_several |= suspect.several;
-            // A file has the same path in each snapshot.
-            let within: PathBuf = suspect.path.components().skip(2).collect();
-            for at in [
-                volume_root.join(&suspect.path),
-                job.path.join(folder).join(within),
-            ] {
-                if let Ok(about) = lstat(&at) {
-                    meet(&at, &about);
-                }
-            }
-        }
-        for tree in what.paths.iter().filter(|_| has_several) {
-            let tree = base.join(tree);
-            if let Ok(about) = lstat(&tree) {
-                meet(&tree, &about);
-            }
-            long_path::each(&tree, &mut |at, about| {
-                if let Ok(about) = about {
-                    meet(at, &about);
-                }
-                true
-            });
-        }
+        let tree = job.path.join(folder);
+        suspects
+            .unwrap_or_default()
+            .each_damaged(volume_root, &tree, &tops, &mut meet);
         found
     }
 

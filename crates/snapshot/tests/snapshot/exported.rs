@@ -11,6 +11,7 @@ use sprat_snapshot::{
 use sprat_testkit::compare::assert_same;
 use sprat_testkit::tree::set_xattr;
 
+use crate::checked::{read_all, rewrite};
 use crate::folder::{Bench, below, inode, job_name, now};
 use crate::preserve::make_sticky_folder;
 
@@ -45,6 +46,7 @@ fn spec(bench: &Bench, names: &[SnapshotName]) -> ExportSpec {
         rsync: PathBuf::from("rsync"),
         dry_run: false,
         compare_all: false,
+        suspects: Some(bench.path("suspects.json")),
     }
 }
 
@@ -283,4 +285,20 @@ fn sticky_folder_with_an_acl_is_equal_at_the_destination() {
     run(&bench, &spec(&bench, &[taken.name])).unwrap();
     let exported = below(&exported(&bench, taken.name), &bench.source());
     assert_same(&bench.source(), &exported);
+}
+
+#[test]
+fn damage_that_a_check_found_is_named() {
+    let (bench, names) = three_days();
+    assert!(!read_all(&bench).is_damaged());
+    let damaged = bench.in_snapshot(names[0]).join("same");
+    rewrite(&damaged, b"seldom the same");
+    assert_eq!(read_all(&bench).damaged.count, 1);
+    let report = run(&bench, &spec(&bench, &names[1..])).unwrap();
+    for one in &report.snapshots {
+        // It has two names in each snapshot.
+        let names = ["link", "same"].map(|name| bench.source().join(name));
+        let found: Vec<PathBuf> = one.damaged.names.iter().map(PathBuf::from).collect();
+        assert_eq!(found, names);
+    }
 }
