@@ -332,7 +332,7 @@ impl Job<'_> {
         let tree = self.from.path.join(name.to_string());
         let mut paths = BTreeSet::new();
         let tops = [tree.clone()];
-        suspects.each_damaged(self.volume_root, &tree, &tops, &mut |path, _| {
+        suspects.each_damaged(self.volume_root, &tree, &tops, &mut |path, _, _| {
             paths.extend(path.strip_prefix(&tree).map(Path::to_owned));
         });
         let mut names = NameList::default();

@@ -68,7 +68,15 @@ pub fn restore(
     };
     let mut protected =
         protected_paths::check_destination(&destination, chosen.record.as_ref(), spec)?;
-    let mut damaged = Damaged::find(volume_root, &folder, &chosen.folder, &what, &to, spec);
+    let mut damaged = Damaged::find(
+        volume_root,
+        &folder,
+        &chosen.folder,
+        &what,
+        &to,
+        spec,
+        cancel,
+    )?;
     protected.keep(&damaged.kept);
     if !spec.dry_run {
         std::fs::create_dir_all(&to).map_err(|e| refused(&to, e.to_string()))?;

@@ -102,12 +102,12 @@ impl Suspects {
         root: &Path,
         tree: &Path,
         tops: &[PathBuf],
-        meet: &mut dyn FnMut(&Path, &fs::Metadata),
+        meet: &mut dyn FnMut(&Path, &fs::Metadata, &Suspect),
     ) {
         let mut meet_damaged = |path: &Path, about: &fs::Metadata| {
-            let is_damaged = self.find(about).is_some_and(|suspect| suspect.damaged);
-            if is_damaged && about.is_file() {
-                meet(path, about);
+            let suspect = self.find(about).filter(|suspect| suspect.damaged);
+            if let Some(suspect) = suspect.filter(|_| about.is_file()) {
+                meet(path, about, suspect);
             }
         };
         let mut has_several = false;

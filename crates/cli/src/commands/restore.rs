@@ -151,7 +151,9 @@ impl CommandArgs for RestoreArgs {
             "volume": closed.volume,
         });
         let text = restore_text::summary(&spec, &report, Some(took));
-        let exit = match report.damaged.is_empty() {
+        // A dry run has restored nothing.
+        let is_right = report.damaged.is_empty() && report.damaged_kept.is_empty();
+        let exit = match is_right || spec.dry_run {
             true => context.exit(Exit::Done),
             false => Exit::Damaged,
         };

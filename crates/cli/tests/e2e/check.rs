@@ -93,8 +93,11 @@ fn flipped_block_of_a_file_is_named_in_each_snapshot() {
 
     // A restore in place leaves the file here, and one elsewhere names it.
     let right = fs::read(machine.path("src/folder/victim")).unwrap();
+    let plan = machine.sprat(&["restore", CONTAINER, "home", "--to", "to", "--dry-run"]);
+    assert_eq!(plan.code, 0, "{}", plan.whole());
+    assert!(plan.stdout.contains("1 file DAMAGED"), "{}", plan.whole());
     let restored = machine.sprat(&["restore", CONTAINER, "home", "--to", "/"]);
-    assert_eq!(restored.code, 0, "{}", restored.whole());
+    assert_eq!(restored.code, 13, "{}", restored.whole());
     assert!(
         restored.stdout.contains("1 file DAMAGED"),
         "{}",

@@ -16,7 +16,7 @@ use crate::job::JobFolder;
 use crate::listed::Listed;
 use crate::long_path::{lstat, open_regular, size_and_time};
 use crate::spec::{Existing, RestoreSpec};
-use crate::suspects::Suspects;
+use crate::suspects::{Suspect, Suspects};
 use crate::walk::leads_within;
 
 const BUFFER_BYTES: usize = 256 << 10;
@@ -39,23 +39,41 @@ impl Damaged {
         what: &What,
         to: &Path,
         spec: &RestoreSpec,
-    ) -> Self {
+        cancel: &Cancel,
+    ) -> Result<Self, SnapshotError> {
         let suspects = spec.suspects.as_deref().map(Suspects::load);
+        let mut listed = None;
+        // The volume may be repaired since the check, or its reading of one file failed only then. After a comparison
+        // with the source the digest may be that of the wrong content, too.
+        let mut is_right_again = |at: &Path, about: &Metadata, suspect: &Suspect| {
+            if suspect.by_source {
+                return false;
+            }
+            let lists = || Listed::load(volume_root, spec.change_lists.as_deref());
+            let listed = listed.get_or_insert_with(lists);
+            let sums = sums(at, about, cancel);
+            sums.is_ok_and(|sums| listed.compare(Key::of(about), &sums) == Some(true))
+        };
         let base = job.path.join(&what.base);
         let tops: Vec<PathBuf> = what.paths.iter().map(|path| base.join(path)).collect();
         let mut found = Self::default();
-        let mut meet = |at: &Path, about: &Metadata| {
+        let mut meet = |at: &Path, about: &Metadata, suspect: &Suspect| {
             if let Ok(path) = at.strip_prefix(&base)
                 && what.paths.iter().any(|top| path.starts_with(top))
+                && !cancel.is_cancelled()
+                && !is_right_again(at, about, suspect)
             {
-                found.add(path, (at, about), to, spec.existing);
+                found.add(path, (at, about), to, spec.existing, cancel);
             }
         };
         let tree = job.path.join(folder);
         suspects
             .unwrap_or_default()
             .each_damaged(volume_root, &tree, &tops, &mut meet);
-        found
+        match cancel.is_cancelled() {
+            true => Err(SnapshotError::RestoreCancelled),
+            false => Ok(found),
+        }
     }
 
     /// Adds those of `unequal` whose content is not what the lists have of their backup: no check has read them since.
@@ -83,13 +101,20 @@ impl Damaged {
                 return Err(SnapshotError::RestoreCancelled);
             }
             if listed.compare(Key::of(&about), &sums) == Some(false) {
-                self.add(path, (&at, &about), to, spec.existing);
+                self.add(path, (&at, &about), to, spec.existing, cancel);
             }
         }
         Ok(())
     }
 
-    fn add(&mut self, path: &Path, kept: (&Path, &Metadata), to: &Path, existing: Existing) {
+    fn add(
+        &mut self,
+        path: &Path,
+        kept: (&Path, &Metadata),
+        to: &Path,
+        existing: Existing,
+        cancel: &Cancel,
+    ) {
         let (at, about) = kept;
         let live = to.join(path);
         let here = match leads_within(to, path) {
@@ -104,7 +129,7 @@ impl Damaged {
         let may_be_right = |here: &Metadata| {
             here.is_file()
                 && size_and_time(here) == size_and_time(about)
-                && !is_same(at, &live).unwrap_or(false)
+                && !is_same(at, &live, cancel).unwrap_or(false)
         };
         if here.as_ref().is_some_and(may_be_right) {
             self.kept.insert(path.to_owned());
@@ -115,9 +140,9 @@ impl Damaged {
 }
 
 /// Whether an earlier restore has written the wrong content here.
-fn is_same(kept: &Path, live: &Path) -> io::Result<bool> {
+fn is_same(kept: &Path, live: &Path, cancel: &Cancel) -> io::Result<bool> {
     let (mut kept, mut live) = (open_regular(kept)?, open_regular(live)?);
-    let same = same_content(&mut kept, &mut live, &mut |_| true);
+    let same = same_content(&mut kept, &mut live, &mut |_| !cancel.is_cancelled());
     Ok(matches!(same, Ok(Some(true))))
 }
 

@@ -241,3 +241,21 @@ fn restore_writes_no_content_that_was_never_backed_up_over_a_file_that_looks_equ
     assert!(report.damaged_kept.is_empty());
     assert_eq!(fs::read(&file).unwrap(), b"damaged");
 }
+
+/// The disk was repaired, and no check has seen that yet.
+#[test]
+fn restore_writes_what_is_right_again() {
+    let bench = Bench::new();
+    let file = bench.source().join("file");
+    fs::write(&file, "content").unwrap();
+    let kept = bench.in_snapshot(take(&bench, true).name).join("file");
+    rewrite(&kept, b"damaged");
+    assert_eq!(checked::read_all(&bench).damaged.count, 1);
+    rewrite(&kept, b"content");
+    rewrite(&file, b"bit rot");
+    let mut spec = RestoreSpec::new(job_name(), Path::new("/").to_owned());
+    spec.suspects = Some(bench.path("suspects.json"));
+    let report = bench.restore(&spec).unwrap();
+    assert!(report.damaged.is_empty() && report.damaged_kept.is_empty());
+    assert_eq!(fs::read(&file).unwrap(), b"content");
+}
