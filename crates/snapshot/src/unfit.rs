@@ -160,7 +160,7 @@ impl Unfit {
 /// Reports the copied files in `tree` whose times could not be stored.
 pub(crate) fn report_times(tree: &Path, outcome: &mut Outcome) {
     let mut found = Vec::new();
-    for name in &outcome.copied.names {
+    for name in &outcome.copied.odd_times.names {
         let path = unescape_path(name);
         let Some(kept) = lstat(&tree.join(&path)).ok().filter(file_times::is_limit) else {
             continue;

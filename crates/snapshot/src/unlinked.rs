@@ -21,21 +21,32 @@ const UNCHANGED_SHARE: u64 = 10;
 /// A file with almost as many names as ext4 allows can't be linked.
 const NAMES_MAX: u64 = 64_000;
 
-/// Adds a file that a run copied, with its time in rsync's `%M`. After the first ones only those are named whose time the
-/// volume may not be able to store.
-pub(crate) fn note_copied(copied: &mut NameList, name: &str, modified: &str) {
-    let most = match file_times::may_be_beyond(modified) {
-        true => ODD_TIMES_MAX,
-        false => COMPARED_MAX,
-    };
-    copied.push_within(name.to_owned(), most);
+/// Files that a run copied. Escaped names, relative to the root.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CopiedFiles {
+    /// The first of them.
+    compared: NameList,
+    /// Those whose time the volume may not be able to store. rsync copies them in each run, because the source has
+    /// another time.
+    pub(crate) odd_times: NameList,
+}
+
+impl CopiedFiles {
+    /// Adds a file, with its time in rsync's `%M`.
+    pub(crate) fn add(&mut self, name: &str, modified: &str) {
+        let (list, most) = match file_times::may_be_beyond(modified) {
+            true => (&mut self.odd_times, ODD_TIMES_MAX),
+            false => (&mut self.compared, COMPARED_MAX),
+        };
+        list.push_within(name.to_owned(), most);
+    }
 }
 
 /// How many of the files in `copied` an older tree beside `tree` has, unchanged; 0 where they are few.
-pub(crate) fn count(tree: &Path, older: &[PathBuf], copied: &NameList) -> u64 {
+pub(crate) fn count(tree: &Path, older: &[PathBuf], copied: &CopiedFiles) -> u64 {
     let mut compared = 0;
     let mut unchanged = 0;
-    for name in &copied.names {
+    for name in &copied.compared.names {
         let name = unescape_path(name);
         let Ok(new) = std::fs::symlink_metadata(tree.join(&name)) else {
             continue;
@@ -66,8 +77,6 @@ fn could_be_linked(new: &Metadata, old: &Metadata) -> bool {
         && new.ino() != old.ino()
         && facts(new) == facts(old)
         && old.nlink() < NAMES_MAX
-        // rsync copies it, because the source has another time.
-        && !file_times::is_limit(new)
 }
 
 /// The extended attributes, ACLs included. `None` where they can't be read, which is equal to nothing.
@@ -85,4 +94,35 @@ fn attributes(path: &Path) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
     }
     all.sort();
     Some(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_whose_time_may_not_be_stored_do_not_hide_that_others_are_copied_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |tree: &str, name: &str| dir.path().join(tree).join(name);
+        for tree in ["older", "tree"] {
+            std::fs::create_dir(dir.path().join(tree)).unwrap();
+        }
+        let mut copied = CopiedFiles::default();
+        for n in 0..COMPARED_MAX {
+            let name = format!("archived {n}");
+            std::fs::write(at("tree", &name), "").unwrap();
+            copied.add(&name, "1601/01/01-00:00:00");
+        }
+        for n in 0..UNCHANGED_MIN {
+            let name = format!("file {n}");
+            let new = std::fs::File::create(at("tree", &name)).unwrap();
+            let old = std::fs::File::create(at("older", &name)).unwrap();
+            let time = new.metadata().unwrap().modified().unwrap();
+            old.set_modified(time).unwrap();
+            copied.add(&name, "2026/11/30-08:00:00");
+        }
+        let older = [dir.path().join("older")];
+        let tree = dir.path().join("tree");
+        assert_eq!(count(&tree, &older, &copied), UNCHANGED_MIN);
+    }
 }

@@ -38,7 +38,7 @@ use crate::name_list::NameList;
 use crate::progress::{Phase, Progress};
 use crate::record::{RunStats, Warning};
 use crate::text::{escape_name, escape_path, unescape_path};
-use crate::unlinked::note_copied;
+use crate::unlinked::CopiedFiles;
 
 /// How long rsync may take to end after SIGKILL. If it takes longer, it waits in the kernel.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
@@ -123,8 +123,8 @@ pub(crate) struct Outcome {
     pub(crate) copied_from_older: NameList,
     /// Files that were written and whose time is not older than [`Invocation::recent_from`].
     pub(crate) recent: NameList,
-    /// Files that were written: see [`note_copied`]. Escaped names, relative to the root.
-    pub(crate) copied: NameList,
+    /// Files that were written.
+    pub(crate) copied: CopiedFiles,
     /// See [`Invocation::lists_names`].
     pub(crate) several_names: SeveralNames,
     /// See [`Invocation::scan`].
@@ -281,7 +281,7 @@ struct Running<'a> {
     did_not_fit: Option<String>,
     copied_from_older: NameList,
     recent: NameList,
-    copied: NameList,
+    copied: CopiedFiles,
     warnings: Vec<Warning>,
     several_names: SeveralNames,
     met: Met,
@@ -321,7 +321,7 @@ impl<'a> Running<'a> {
             did_not_fit: None,
             copied_from_older: NameList::default(),
             recent: NameList::default(),
-            copied: NameList::default(),
+            copied: CopiedFiles::default(),
             warnings: Vec::new(),
             several_names: SeveralNames::new(),
             met: Met {
@@ -532,7 +532,7 @@ impl<'a> Running<'a> {
 
     fn take_written(&mut self, file: Named<'_>) {
         self.invocation.listener.copied(file.name);
-        note_copied(&mut self.copied, file.name, file.modified);
+        self.copied.add(file.name, file.modified);
         if file.bytes >= HOLES_NAMED_BYTES && !self.invocation.remote {
             self.asked
                 .ask(Path::new("/").join(unescape_path(file.name)));
