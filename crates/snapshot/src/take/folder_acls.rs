@@ -2,11 +2,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FileType;
+use rustix::fs::{CWD, FileType, OFlags};
+use rustix::io::Errno;
 
 use crate::cancel::Cancel;
+use crate::long_path::open_at;
 use crate::name_list::NameList;
 use crate::progress::Progress;
 use crate::record::{RunRecord, Warning};
@@ -95,10 +98,13 @@ impl<'a> FolderAcls<'a> {
             let (Some(parent), Some(name)) = (source.parent(), source.file_name()) else {
                 return Ok(None);
             };
-            let parent = TreeFolder::of_machine(parent)?;
-            parent.map_or(Ok(None), |parent| {
-                sticky_acl::acl(parent.at(Path::new(name)))
-            })
+            // A user may reach what is in a folder that the user may not list.
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            match open_at(CWD, parent, flags) {
+                Ok(parent) => sticky_acl::acl((parent.as_fd(), Path::new(name))),
+                Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
         };
         let mut progress = self.progress.borrow_mut();
         unresponsive::ask(&mut **progress, self.cancel, ask).unwrap_or_else(|error| {
@@ -124,6 +130,12 @@ impl<'a> FolderAcls<'a> {
         record.warnings.push(Warning::GroupRightsUnknown {
             folders: wrong.count,
         });
+        if wrong.count > wrong.names.len() as u64 {
+            // Any of them may have the others.
+            for one in &mut record.file_systems {
+                one.full = false;
+            }
+        }
         let names = wrong.names.iter().map(|name| unescape_path(name));
         for name in names {
             let disks = record.file_systems.iter_mut();
@@ -134,5 +146,72 @@ impl<'a> FolderAcls<'a> {
         }
         record.messages.append(&self.messages.take());
         record.unread.append(&wrong);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{Mode, XattrFlags, chmod, lsetxattr};
+    use rustix::process::geteuid;
+    use rustix::thread::set_thread_uid;
+    use serde_json::json;
+
+    #[test]
+    fn the_acl_of_a_source_is_read_below_a_folder_that_cannot_be_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let above = dir.path().join("above");
+        let source = above.join("shared");
+        std::fs::create_dir_all(&source).unwrap();
+        let acl = sprat_testkit::tree::acl(1234, 5);
+        let name = "system.posix_acl_access";
+        if lsetxattr(&source, name, &acl, XattrFlags::empty()).is_err() {
+            eprintln!("skipped: no ACLs here");
+            return;
+        }
+        chmod(dir.path(), Mode::from(0o711)).unwrap();
+        chmod(&above, Mode::from(0o111)).unwrap();
+        let read = std::thread::scope(|scope| {
+            let read = scope.spawn(|| {
+                if geteuid().is_root() {
+                    // Only of this thread, and of those that it starts.
+                    set_thread_uid(rustix::fs::Uid::from_raw(65534)).unwrap();
+                }
+                assert!(std::fs::read_dir(&above).is_err());
+                let (mut progress, cancel) = (|_| {}, Cancel::new());
+                FolderAcls::new(&mut progress, &cancel).acl_of_source(&source)
+            });
+            read.join().unwrap()
+        });
+        chmod(&above, Mode::from(0o711)).unwrap();
+        assert_eq!(read.unwrap(), Some(acl));
+    }
+
+    #[test]
+    fn no_disk_is_full_if_not_all_wrong_folders_are_named() {
+        let disk = |place: &str| json!({"place": place, "kind": "ext4", "root": "/", "mounted_here": true, "full": true});
+        let record = json!({
+            "format": 1, "job": "home", "name": "2026-11-30T01-30-00Z", "complete": true,
+            "started": "2026-11-30T01:30:00Z", "ended": "2026-11-30T01:31:00Z",
+            "file_systems": [disk("/a"), disk("/b")],
+        });
+        let full_after = |folders: &[(&str, usize)]| {
+            let (mut progress, cancel) = (|_| {}, Cancel::new());
+            let acls = FolderAcls::new(&mut progress, &cancel);
+            for (place, count) in folders {
+                for n in 0..*count {
+                    let path = Path::new(place).join(n.to_string());
+                    acls.is_wrong(&path, &io::ErrorKind::Other.into());
+                }
+            }
+            let mut record: RunRecord = serde_json::from_value(record.clone()).unwrap();
+            acls.add_to(&mut record);
+            let full: Vec<bool> = record.file_systems.iter().map(|one| one.full).collect();
+            (record.complete, full)
+        };
+        assert_eq!(full_after(&[]), (true, vec![true, true]));
+        assert_eq!(full_after(&[("/a", 1000)]), (false, vec![false, true]));
+        let both = [("/a", 1000), ("/b", 1)];
+        assert_eq!(full_after(&both), (false, vec![false, false]));
     }
 }
