@@ -638,10 +638,10 @@ impl Run<'_> {
     }
 }
 
-/// Whether the tree consists only of folders, links and inodes. All of these are in the journal, and
-/// after a power cut the journal never has a later change without the earlier ones: if the name exists,
-/// the tree does. File content is not in the journal, and needs a sync before the name. Without counts
-/// this is unknown, and the answer is no.
+/// Whether the tree consists only of folders, links and inodes, ACLs included. All of these are in the
+/// journal, and after a power cut the journal never has a later change without the earlier ones: if the
+/// name exists, the tree does. File content is not in the journal, and needs a sync before the name.
+/// Without counts this is unknown, and the answer is no.
 fn copied_nothing(outcome: &Outcome) -> bool {
     let stats = &outcome.stats;
     !outcome.counts_unknown
