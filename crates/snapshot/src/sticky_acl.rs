@@ -18,6 +18,8 @@ use crate::walk::{
 
 const ACL: &str = "system.posix_acl_access";
 const STICKY: u32 = 0o1000;
+/// Set-user-ID, set-group-ID and sticky.
+const SPECIAL: u32 = 0o7000;
 /// linux/posix_acl_xattr.h: a version, then entries of a tag, the rights and an id.
 const VERSION_BYTES: usize = 4;
 const ENTRY_BYTES: usize = 8;
@@ -27,6 +29,12 @@ const OWNING_GROUP: [u8; 2] = [4, 0];
 /// Whether rsync may have left the ACL of a folder with this mode wrong.
 pub(crate) fn is_concerned(mode: u32) -> bool {
     mode & STICKY != 0
+}
+
+/// The same of a folder or file that rsync wrote over one with the mode `old`: it changes the special bits after the ACL,
+/// and by the same steps.
+pub(crate) fn is_concerned_by(old: u32, new: u32) -> bool {
+    (old ^ new) & SPECIAL != 0
 }
 
 /// A name in a folder.

@@ -59,10 +59,10 @@ pub fn changes(
     changes_repairing(before, after, shared, go_on, &|_, _, _| {}, on_change)
 }
 
-/// Repairs the ACL of a folder: its path, the folder that it is in, and its name there.
+/// Repairs the ACL of a folder or file: its path, the folder that it is in, and its name there.
 pub(crate) type Repair<'c> = dyn Fn(&Path, &TreeFolder, &Path) + 'c;
 
-/// As [`changes`]. `repair` is called before a folder of the newer side is compared whose ACL may be wrong.
+/// As [`changes`]. `repair` is called before a folder or file of the newer side is compared whose ACL may be wrong.
 pub(crate) fn changes_repairing(
     before: Option<&Part>,
     after: &Part,
@@ -123,6 +123,17 @@ struct Named<'f> {
 impl Named<'_> {
     fn seen(&self) -> io::Result<Option<Seen>> {
         Seen::of(self.folder, self.name)
+    }
+}
+
+/// Whether rsync may have left the ACL wrong ([`sticky_acl`]).
+fn may_have_wrong_acl(old: Option<&Seen>, new: &Seen) -> bool {
+    match new.found.kind {
+        Kind::Folder if sticky_acl::is_concerned(new.found.mode) => true,
+        Kind::Folder | Kind::File => {
+            old.is_some_and(|old| sticky_acl::is_concerned_by(old.found.mode, new.found.mode))
+        }
+        _ => false,
     }
 }
 
@@ -231,8 +242,7 @@ impl Walk<'_> {
             .map_err(|error| self.failed_after(below, error))?
             .flatten();
         if let (Some(new), Some(after)) = (&new, after)
-            && new.found.kind == Kind::Folder
-            && sticky_acl::is_concerned(new.found.mode)
+            && may_have_wrong_acl(old.as_ref(), new)
         {
             (self.repair)(&self.after.at(below), after.folder, after.name);
         }

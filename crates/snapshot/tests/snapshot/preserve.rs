@@ -542,13 +542,23 @@ fn owning_group_of_a_sticky_folder_with_an_acl_keeps_its_rights() {
 pub(crate) fn make_sticky_folder(path: &Path) -> bool {
     fs::create_dir_all(path).unwrap();
     fs::write(path.join("file"), "x").unwrap();
+    if !set_acl_like_mask(path, 0o1770) {
+        return false;
+    }
+    set_time(path, 1_700_000_000, 0).unwrap();
+    true
+}
+
+/// Gives a path an ACL in which the owning group has all rights of the mask, with `mode`, which has those. Returns false
+/// if there are no ACLs.
+pub(crate) fn set_acl_like_mask(path: &Path, mode: u32) -> bool {
     let mut acl = acl(1234, 5);
     // The third entry is that of the owning group.
     acl[4 + 2 * 8 + 2] = 7;
     if set_xattr(path, "system.posix_acl_access", &acl).is_err() {
         return false;
     }
-    set_mode(path, 0o1770).unwrap();
-    set_time(path, 1_700_000_000, 0).unwrap();
+    // The mask, too.
+    set_mode(path, mode).unwrap();
     true
 }
