@@ -25,6 +25,8 @@ use crate::state::Locks;
 
 /// Expiry waits so long for a client that reads a past state.
 const READING_MAX_S: i64 = DAY_S;
+/// A generation that was never whole, while it is removed.
+const DEAD_NEW: &str = "dead.new";
 
 /// What one run did.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -203,10 +205,12 @@ fn merge_into(container: &OwnedFd, older: u32, run: &[u32]) -> io::Result<()> {
 fn remove_half_made(container: &OwnedFd, locks: &Locks) -> io::Result<()> {
     disk::remove_folder_in(container, generation::HALF_CLONE)?;
     // While somebody writes, the next run does it.
-    match locks.gate.try_exclusive()? {
-        Some(_gate) => disk::remove_folder_in(container, generation::NEW),
-        None => Ok(()),
+    if let Some(_gate) = locks.gate.try_exclusive()? {
+        let dead = rustix::fs::renameat(container, generation::NEW, container, DEAD_NEW);
+        disk::if_there(dead.map_err(io::Error::from))?;
     }
+    // To remove it may take as long as to make it: nobody waits for that.
+    disk::remove_folder_in(container, DEAD_NEW)
 }
 
 fn remove_dead(container: &OwnedFd) -> io::Result<()> {

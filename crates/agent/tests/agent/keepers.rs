@@ -1,10 +1,12 @@
 //! The tests of logs once more: with clones, and with a keeper that changes all the time, on a btrfs and on an XFS.
 
+use std::fs;
+use std::process::Command;
 use std::time::Instant;
 
 use sprat_testkit::{dice, needs, requires};
 
-use crate::client::{EAGER, RESTLESS};
+use crate::client::{EAGER, RESTLESS, agent};
 use crate::clones::{BTRFS, CLONE, Disk, XFS, is_clone, missing, on_both};
 use crate::watched::fuzz_until;
 use crate::{expiry, full, interleaved, kills, mangled, storm};
@@ -144,8 +146,29 @@ fn what_a_killed_process_was_making_goes_with_the_next_tidy() {
             "{name}"
         );
         served.set_policy(EAGER);
-        served.run(&["tidy"]);
+        let trace = served.path("trace");
+        let mut tidy = Command::new("strace");
+        tidy.args(["-qq", "-y", "-e", "trace=flock,unlinkat", "-o"])
+            .arg(&trace)
+            .arg(agent())
+            .args(["tidy", "--root"])
+            .arg(served.path(""));
+        assert!(tidy.status().unwrap().success());
         assert!(!left.exists(), "{name}");
+        // To remove an image may take long: no write waits for that.
+        let (mut removed, mut closed) = (0, false);
+        for line in fs::read_to_string(trace).unwrap().lines() {
+            if line.contains("flock(") && line.contains("/gate>") && line.ends_with("= 0") {
+                closed = line.contains("LOCK_EX");
+            } else if line.contains("unlinkat(") && line.contains("\"image\"") {
+                assert!(!closed, "{line}");
+                removed += 1;
+            }
+        }
+        assert!(call == "ioctl" || removed == 1, "{removed}");
+        let all = fs::read_dir(served.path(".sprat-agent/x.luks")).unwrap();
+        let mut names = all.map(|entry| entry.unwrap().file_name());
+        assert!(!names.any(|name| name.as_encoded_bytes().starts_with(b"dead")));
         assert!(call == "ioctl" || served.live() == before);
     }
 }
