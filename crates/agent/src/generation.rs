@@ -661,7 +661,7 @@ pub fn index_of(container: &OwnedFd, number: u32) -> io::Result<Index> {
     }
 }
 
-/// Whether a generation takes nothing any more, or was removed: it is sealed before that.
+/// Whether a generation takes nothing any more, or was removed.
 pub fn has_ended(container: &OwnedFd, number: u32) -> io::Result<bool> {
     Ok(is_sealed(container, number)? || !disk::exists_in(container, &format!("g.{number}"))?)
 }

@@ -275,7 +275,7 @@ impl Keeper {
         if self.session.is_none() {
             return Ok(());
         }
-        // The next session looks again which one is the newest.
+        // The next session checks again which one is the newest.
         self.open = None;
         let locks = Rc::clone(&self.locks);
         let _gate = locks.gate.exclusive()?;
@@ -326,7 +326,7 @@ impl Keeper {
             return Ok(false);
         };
         let newer = format!("g.{}", open.number + 1);
-        // The next one may have been begun, and removed again. This one is sealed before that.
+        // The next one may have been begun, and removed again. This one is sealed, or removed, before that.
         if disk::exists_in(&self.folder, &newer)?
             || generation::has_ended(&self.folder, open.number)?
         {
@@ -454,7 +454,7 @@ impl Keeper {
         };
         let may_be_spared = ["secret", "day", "session"].contains(&reason);
         let begins = !reason.is_empty() && (!unchanged || !may_be_spared);
-        // Whoever writes first makes all the others wait with their writes until here.
+        // Until this is empty no connection may write.
         state.due.clear();
         if !begins || !self.policy.clones || !is_as_left {
             self.drop_left_clone()?;
@@ -498,7 +498,7 @@ impl Keeper {
         if is_alone || refuses {
             state.session += 1;
             if is_alone {
-                self.look_for_changes(state, file)?;
+                self.check_for_changes(state, file)?;
             }
             if refuses {
                 state.fence = state.session;
@@ -519,7 +519,7 @@ impl Keeper {
     }
 
     /// When nobody writes: whether the container is as the last session left it.
-    fn look_for_changes(&self, state: &mut State, file: &File) -> io::Result<()> {
+    fn check_for_changes(&self, state: &mut State, file: &File) -> io::Result<()> {
         if state.writing {
             state.left = None;
         }

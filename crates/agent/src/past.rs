@@ -359,7 +359,7 @@ impl Past {
             self.layers.push(next);
             grown = true;
         }
-        // All but the newest are sealed before any is merged or removed. So may the next one have been.
+        // The next one may have been merged or removed. This one is sealed, or removed, before that.
         match self.layers.last() {
             Some(newest) if !generation::has_ended(&self.container, newest.number)? => Ok(grown),
             _ => self.reopen().map(|()| true),

@@ -81,7 +81,7 @@ pub fn run(container: &OwnedFd, policy: &Policy, now: Now, overdue: bool) -> io:
     let _tidy = locks.tidy.exclusive()?;
     remove_dead(container)?;
     remove_half_made(container, &locks)?;
-    seal_all_locked(container)?;
+    let is_full = disk::unless_full(seal_all_locked(container))?.is_none();
     let all = candidates(container)?;
     let alarm = alarm::check(container, &all, policy, now)?;
     let held = match () {
@@ -108,7 +108,20 @@ pub fn run(container: &OwnedFd, policy: &Policy, now: Now, overdue: bool) -> io:
         expired.extend(damaged_due(container, policy, now)?);
         expired.sort_unstable();
     }
-    let removed = remove(container, &expired)?;
+    let mut removed = Vec::new();
+    if is_full {
+        // Where no older one stays, nothing is merged: that needs no index, and frees space.
+        let mut oldest = generation::numbers(container)?;
+        let stays = oldest.iter().position(|number| !expired.contains(number));
+        oldest.truncate(stays.unwrap_or(0));
+        removed = remove(container, &oldest)?;
+        sweep_logs(container)?;
+        expired.retain(|number| !oldest.contains(number));
+        if !expired.is_empty() {
+            seal_all_locked(container)?;
+        }
+    }
+    removed.extend(remove(container, &expired)?);
     sweep_logs(container)?;
     Ok(Done { removed, held })
 }

@@ -10,7 +10,7 @@ use sprat_testkit::test_folder::TestFolder;
 use sprat_testkit::tmpfs::{LoopDisk, SmallDisk, fill};
 use sprat_testkit::{needs, requires};
 
-use crate::client::{BLOCK, CREATE_NEW, Client, EAGER, READ_WRITE, Served, blocks, string};
+use crate::client::{BLOCK, CREATE_NEW, Client, EAGER, READ, READ_WRITE, Served, blocks, string};
 use crate::kills::traced;
 
 fn block(number: u64) -> u64 {
@@ -315,6 +315,59 @@ fn a_loop_disk_that_is_full_at_any_block_refuses_and_loses_nothing() {
     space_ends_at_every_block(Served::in_folder(&disk.path, EAGER), &disk);
 }
 
+/// Those generations were begun while none could be sealed: whether the oldest one is sealed or not, it can be removed.
+/// What that frees is less than the others need.
+#[test]
+fn the_oldest_past_state_expires_on_a_full_disk_although_the_others_are_not_sealed() {
+    requires!(needs::root());
+    for sealed in [0, 1] {
+        let disk = SmallDisk::new("size=16m");
+        let served = Served::in_folder(disk.path(), EAGER);
+        fs::write(served.path("x.luks"), blocks(SMALL_BLOCKS, 1)).unwrap();
+        let mut states = BTreeMap::new();
+        for number in 1..=12 {
+            states.insert(number, served.live());
+            let tidy = (number > sealed + 1).then(|| served.own_file("tidy"));
+            if let Some(tidy) = &tidy {
+                tidy.lock().unwrap();
+            }
+            served.overwrite(&[(block(20 + u64::from(number)), blocks(1, number.into()))]);
+        }
+        let is_sealed = |number: &u32| {
+            let index = format!(".sprat-agent/x.luks/g.{number}/index");
+            served.path(&index).exists()
+        };
+        assert_eq!(
+            served.numbers().iter().filter(|one| is_sealed(one)).count(),
+            sealed as usize
+        );
+        fill(disk.path());
+        for number in 1..12 {
+            let name = served.head(number, "name");
+            let mut reader = served.connect();
+            let handle = reader.open(&served.past_path(number), READ).unwrap();
+            let text = served.run(&["expire", "x.luks", &name, "--yes"]);
+            assert!(text.contains("x.luks: 1 past states expired"), "{text}");
+            // Who reads it gets an error, or what is right.
+            let state = states.remove(&number).unwrap();
+            for (at, content) in (0..).zip(state.chunks(BLOCK)) {
+                let found = reader.read(&handle, block(at), 4096);
+                assert!(found.is_err() || found.as_deref() == Ok(content), "{at}");
+            }
+            reader.end_anyhow();
+            assert!(served.numbers().iter().eq(states.keys()), "{number}");
+            // More than this one have to be sealed.
+            assert!(number > 1 || !is_sealed(&11));
+            let mut client = served.connect();
+            for (one, state) in &states {
+                let content = client.content(&served.past_path(*one));
+                assert!(content.as_ref() == Ok(state), "{one} without {number}");
+            }
+            client.end();
+        }
+    }
+}
+
 /// A call of the first connection that takes space fails once, each in turn: as if there were space again right after.
 /// Then it writes again, or another connection does, of the same session or of one that it begins. The state from before
 /// is kept.
@@ -376,7 +429,7 @@ pub fn nothing_is_written_before_the_generation_has_begun(served: &Served, calls
 }
 
 #[test]
-fn a_begin_that_fails_at_any_call_is_made_up_for_before_anything_is_written() {
+fn a_begin_that_fails_at_any_call_is_repeated_before_anything_is_written() {
     requires!(needs::program("strace"));
     let calls = match dice::number("SPRAT_TORTURE_ROUNDS") {
         Some(_) => "openat,mkdirat,pwrite64,fsync,fdatasync,ftruncate,renameat,renameat2",

@@ -178,7 +178,7 @@ fn an_open_past_state_never_shows_new_content() {
     assert!(served.past(1) == state);
 }
 
-/// Two processes find the same block unsaved; the second one must look again when its turn comes.
+/// Two processes find the same block unsaved; the second one must check again when its turn comes.
 #[test]
 fn a_block_is_saved_once_by_two_at_the_same_time() {
     let state = blocks(8, 1);

@@ -89,7 +89,7 @@ fn killed_at_each_step_expiry_of_clones_loses_nothing_and_ends_the_next_time() {
 }
 
 #[test]
-fn a_clone_that_fails_at_any_call_is_made_up_for_before_anything_is_written() {
+fn a_clone_that_fails_at_any_call_is_repeated_before_anything_is_written() {
     requires!(missing());
     let calls = match dice::number("SPRAT_TORTURE_ROUNDS") {
         Some(_) => "ioctl,mkdirat,fsync,ftruncate,renameat,renameat2",
