@@ -117,7 +117,7 @@ pub fn run(container: &OwnedFd, policy: &Policy, now: Now, overdue: bool) -> io:
         removed = remove(container, &oldest)?;
         sweep_logs(container)?;
         expired.retain(|number| !oldest.contains(number));
-        if !expired.is_empty() {
+        if !expired.is_empty() || removed.is_empty() {
             seal_all_locked(container)?;
         }
     }
@@ -140,7 +140,9 @@ fn may_go(container: &OwnedFd, generation: u32, now: Now) -> io::Result<bool> {
         return Ok(now.counted_s - READING_MAX_S > since);
     }
     let due = format!("due {}\n", now.counted_s);
-    mark(container, generation, "due", &due).map(|()| false)
+    // On a full disk, too, others may go.
+    disk::unless_full(mark(container, generation, "due", &due))?;
+    Ok(false)
 }
 
 /// Whether the generation `older` is read from the image of `number`, the next one that stays.
