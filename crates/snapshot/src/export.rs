@@ -145,7 +145,10 @@ pub fn export(
         for name in names {
             job.set_aside(name, cancel)?;
             let mut exported = job.export(name, spec.compare_all, progress, cancel)?;
-            exported.damaged = job.damaged(name, &suspects);
+            exported.damaged = job.damaged(name, &suspects, cancel);
+            if cancel.is_cancelled() {
+                return Err(SnapshotError::RestoreCancelled);
+            }
             report.snapshots.push(exported);
         }
     }
@@ -328,11 +331,11 @@ impl Job<'_> {
     }
 
     /// The files of a snapshot that a check found damaged.
-    fn damaged(&self, name: SnapshotName, suspects: &Suspects) -> NameList {
+    fn damaged(&self, name: SnapshotName, suspects: &Suspects, cancel: &Cancel) -> NameList {
         let tree = self.from.path.join(name.to_string());
         let mut paths = BTreeSet::new();
         let tops = [tree.clone()];
-        suspects.each_damaged(self.volume_root, &tree, &tops, &mut |path, _, _| {
+        suspects.each_damaged(self.volume_root, &tree, &tops, cancel, &mut |path, _, _| {
             paths.extend(path.strip_prefix(&tree).map(Path::to_owned));
         });
         let mut names = NameList::default();

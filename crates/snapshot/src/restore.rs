@@ -39,9 +39,9 @@ use transfer::{Excludes, Transfer};
 /// read-only.
 ///
 /// Files at the destination are overwritten, even newer ones. Files of equal size and time are compared
-/// by content, and skipped only if that is equal, too (not with `spec.trust_times`), or if the snapshot's
-/// is known to be damaged. A file that is a
-/// hard link to something else is written as a new file. Nothing else at the destination changes unless
+/// by content, and skipped only if that is equal, too (not with `spec.trust_times`). A file with known
+/// damage is not written over one of equal size and time. A file that is a hard link to something else
+/// is written as a new file. Nothing else at the destination changes unless
 /// `spec.delete` is set. The destination folder keeps its owner, mode and times, and so do existing
 /// folders between it and the snapshot's sources. If one of these is a symbolic link, the restore is
 /// refused.

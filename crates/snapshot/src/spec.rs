@@ -293,7 +293,8 @@ pub struct RestoreReport {
     /// were hard links to other files. Escaped, relative to the destination.
     #[serde(default)]
     pub unequal: NameList,
-    /// Files that were restored with wrong content: a check found them damaged, or they differ from the list of their run. Escaped, relative to the destination.
+    /// Files that were restored with wrong content: a check found them damaged, or they differ from the list of changes
+    /// of their run. Escaped, relative to the destination.
     #[serde(default)]
     pub damaged: NameList,
     /// Files with wrong content that were not restored: those of the destination have the same size and time. Escaped,

@@ -1,4 +1,4 @@
-//! Repairs the ACL of a folder that has the sticky bit, as in `chmod 1770`.
+//! Repairs the ACL of a folder that has the sticky bit, as in `chmod 1770`, and of what has got other special bits.
 //!
 //! rsync sends the entry of the owning group only if it differs from the mask. On a new folder it sets the ACL before
 //! the sticky bit, and until then without rights for group and others. It then completes the mask, and not that entry, so
@@ -18,8 +18,6 @@ use crate::walk::{
 
 const ACL: &str = "system.posix_acl_access";
 const STICKY: u32 = 0o1000;
-/// Set-user-ID, set-group-ID and sticky.
-const SPECIAL: u32 = 0o7000;
 /// linux/posix_acl_xattr.h: a version, then entries of a tag, the rights and an id.
 const VERSION_BYTES: usize = 4;
 const ENTRY_BYTES: usize = 8;
@@ -31,10 +29,11 @@ pub(crate) fn is_concerned(mode: u32) -> bool {
     mode & STICKY != 0
 }
 
-/// The same of a folder or file that rsync wrote over one with the mode `old`: it changes the special bits after the ACL,
-/// and by the same steps.
-pub(crate) fn is_concerned_by(old: u32, new: u32) -> bool {
-    (old ^ new) & SPECIAL != 0
+/// The same of a folder or file that rsync wrote over one with another mode: it changes the setuid, setgid and sticky
+/// bits after the ACL, by the same steps. `old` is that of the last snapshot. The one that was written over may be of an
+/// interrupted run, so each difference counts.
+pub(crate) fn is_concerned_over(old: u32, new: u32) -> bool {
+    old != new
 }
 
 /// A name in a folder.

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cancel::Cancel;
 use crate::check::Key;
 use crate::local_file;
 use crate::long_path::{self, size_and_time};
@@ -102,6 +103,7 @@ impl Suspects {
         root: &Path,
         tree: &Path,
         tops: &[PathBuf],
+        cancel: &Cancel,
         meet: &mut dyn FnMut(&Path, &fs::Metadata, &Suspect),
     ) {
         let mut meet_damaged = |path: &Path, about: &fs::Metadata| {
@@ -129,7 +131,7 @@ impl Suspects {
                 if let Ok(about) = about {
                     meet_damaged(path, &about);
                 }
-                true
+                !cancel.is_cancelled()
             });
         }
     }

@@ -131,7 +131,7 @@ fn may_have_wrong_acl(old: Option<&Seen>, new: &Seen) -> bool {
     match new.found.kind {
         Kind::Folder if sticky_acl::is_concerned(new.found.mode) => true,
         Kind::Folder | Kind::File => {
-            old.is_some_and(|old| sticky_acl::is_concerned_by(old.found.mode, new.found.mode))
+            old.is_some_and(|old| sticky_acl::is_concerned_over(old.found.mode, new.found.mode))
         }
         _ => false,
     }

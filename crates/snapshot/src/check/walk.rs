@@ -34,7 +34,7 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 /// How much longer than the writing of the checksums the interval between two writings must be.
 const NOTE_INTERVAL_TIMES: u32 = 20;
 /// The shortest target of a symbolic link that does not fit into its inode on ext4.
-const LONG_TARGET_BYTES: usize = 60;
+const LONG_TARGET_BYTES: u64 = 60;
 /// In a comparison with the source no checksum is kept, only the fact that a file was compared.
 const COMPARED: u64 = 1;
 
@@ -283,7 +283,8 @@ impl<'a> Run<'a> {
             Ok(target) => target.into_os_string().into_vec(),
             Err(error) => return self.unreadable(&path, &error),
         };
-        if target.len() < LONG_TARGET_BYTES || self.by_subvolumes {
+        // By the length that the inode has: a damaged target may end earlier.
+        if stat.len() < LONG_TARGET_BYTES || self.by_subvolumes {
             return;
         }
         let key = Key::of(stat);

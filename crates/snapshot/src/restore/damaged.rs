@@ -15,6 +15,7 @@ use crate::error::SnapshotError;
 use crate::job::JobFolder;
 use crate::listed::Listed;
 use crate::long_path::{lstat, open_regular, size_and_time};
+use crate::paths::real_path;
 use crate::spec::{Existing, RestoreSpec};
 use crate::suspects::{Suspect, Suspects};
 use crate::walk::leads_within;
@@ -69,7 +70,7 @@ impl Damaged {
         let tree = job.path.join(folder);
         suspects
             .unwrap_or_default()
-            .each_damaged(volume_root, &tree, &tops, &mut meet);
+            .each_damaged(volume_root, &tree, &tops, cancel, &mut meet);
         match cancel.is_cancelled() {
             true => Err(SnapshotError::RestoreCancelled),
             false => Ok(found),
@@ -116,8 +117,10 @@ impl Damaged {
         cancel: &Cancel,
     ) {
         let (at, about) = kept;
+        // The user may have given a symbolic link.
+        let to = real_path(to);
         let live = to.join(path);
-        let here = match leads_within(to, path) {
+        let here = match leads_within(&to, path) {
             true => lstat(&live).ok(),
             false => None,
         };

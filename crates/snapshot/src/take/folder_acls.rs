@@ -55,24 +55,33 @@ impl<'a> FolderAcls<'a> {
         }
     }
 
-    /// Repairs all of `tree`.
-    pub(super) fn repair_all(&self, tree: &Tree) {
+    /// Repairs all folders with the sticky bit in `tree`; `with_files`: all folders and files.
+    pub(super) fn repair_all(&self, tree: &Tree, with_files: bool) {
         // They are found again.
         self.wrong.take();
         self.messages.take();
         let mut waiting = vec![PathBuf::from("/")];
         while let Some(path) = waiting.pop() {
-            if let Err(error) = self.repair_in(tree, &path, &mut waiting) {
+            if let Err(error) = self.repair_in(tree, &path, with_files, &mut waiting) {
                 self.is_wrong(&path, &error);
             }
         }
     }
 
     /// Repairs the folders in `path`, and adds them to `waiting`.
-    fn repair_in(&self, tree: &Tree, path: &Path, waiting: &mut Vec<PathBuf>) -> io::Result<()> {
+    fn repair_in(
+        &self,
+        tree: &Tree,
+        path: &Path,
+        with_files: bool,
+        waiting: &mut Vec<PathBuf>,
+    ) -> io::Result<()> {
         let folder = tree.folder(path).map_err(io::Error::other)?;
         let Some(folder) = folder else { return Ok(()) };
         for entry in folder.entries()? {
+            if with_files && entry.kind == FileType::RegularFile {
+                self.repair(&path.join(&entry.name), &folder, &entry.name);
+            }
             if !matches!(entry.kind, FileType::Directory | FileType::Unknown) {
                 continue;
             }
@@ -80,7 +89,7 @@ impl<'a> FolderAcls<'a> {
                 continue;
             };
             let path = path.join(&entry.name);
-            if sticky_acl::is_concerned(stat.st_mode) {
+            if with_files || sticky_acl::is_concerned(stat.st_mode) {
                 self.repair(&path, &folder, &entry.name);
             }
             waiting.push(path);

@@ -26,12 +26,17 @@ impl Run<'_> {
         record: &mut RunRecord,
     ) {
         let acls = FolderAcls::new(progress, cancel);
+        // The files of a snapshot may be those of older ones, too, except on btrfs.
+        let with_files = work.is_some();
         let list = self.change_list(tree, false, work, record);
         let repair = |path: &_, folder: &_, name: &_| acls.repair(path, folder, name);
         let written = list.write(&repair, cancel);
         if !matches!(written, Ok(true)) {
             // Not all of the tree was compared: the user stopped the run, or something can't be read.
-            acls.repair_all(&Tree::of_job(self.volume_root, &self.folder.job, tree));
+            acls.repair_all(
+                &Tree::of_job(self.volume_root, &self.folder.job, tree),
+                with_files,
+            );
         }
         acls.add_to(record);
         let written = written.and_then(|_| match record.complete || !list.complete {

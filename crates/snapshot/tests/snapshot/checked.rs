@@ -438,6 +438,17 @@ fn files_gone_or_changed_in_the_source_are_read_anyway() {
 #[test]
 fn damaged_target_of_a_long_link_is_reported() {
     requires!(loop_missing());
+    damaged_target_is_reported(false);
+}
+
+/// It ends at the first zero byte.
+#[test]
+fn target_of_a_long_link_that_is_zeroed_is_reported() {
+    requires!(loop_missing());
+    damaged_target_is_reported(true);
+}
+
+fn damaged_target_is_reported(by_zeros: bool) {
     let bench = Bench::new();
     let disk = SmallExt4::new(&bench, "24M", &["-b", "4096"]);
     let target = |name: &str| format!("/srv/{}{name}", "folder/".repeat(12));
@@ -457,7 +468,10 @@ fn damaged_target_of_a_long_link_is_reported() {
         assert!(!report.is_damaged() && report.finished, "{report:?}");
     }
 
-    disk.damage(right.as_bytes(), wrong.as_bytes());
+    match by_zeros {
+        true => disk.damage(right.as_bytes(), &[0; 4096]),
+        false => disk.damage(right.as_bytes(), wrong.as_bytes()),
+    }
     for (what, why) in [
         (CheckWhat::Everything, "differs from an earlier check"),
         (

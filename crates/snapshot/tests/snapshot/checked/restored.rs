@@ -57,9 +57,10 @@ fn file_of_equal_size_and_time_is_not_replaced_by_known_damage() {
     let report = bench.restore(&in_place).unwrap();
     assert_eq!(named(&bench, &report), [Vec::new(), both]);
     assert_eq!(contents(&bench.source()), ["alpha", "alpha", "other"]);
-    // One of its names alone.
+    // One of its names alone, by a symbolic link to its folder.
     in_place.path = Some(bench.source().join("sub/link"));
-    in_place.to = bench.source().join("sub");
+    in_place.to = bench.path("link to it");
+    std::os::unix::fs::symlink(bench.source().join("sub"), &in_place.to).unwrap();
     let report = bench.restore(&in_place).unwrap();
     assert_eq!(report.damaged_kept.names, ["link"]);
     assert_eq!(contents(&bench.source()), ["alpha", "alpha", "other"]);
