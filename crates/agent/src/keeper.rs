@@ -279,7 +279,7 @@ impl Keeper {
         self.open = None;
         let locks = Rc::clone(&self.locks);
         let _gate = locks.gate.exclusive()?;
-        // Under `gate`, also if this fails: whoever comes next has to know whether somebody writes.
+        // Under `gate`, also if this fails: the next process has to know whether somebody writes.
         let Some(session) = self.session.take() else {
             return Ok(());
         };
@@ -421,9 +421,8 @@ impl Keeper {
         let old = state.clone();
         self.refill(&mut state, now);
         let id = FileId::of(file)?;
-        let is_as_left = state.file == Some(id);
         // From the first write of a session on nobody knows it.
-        let left = state.left.take().filter(|_| is_as_left);
+        state.left = None;
         let is_state = |open: &Newest| {
             let state = (open.head.length, (open.head.state_s, open.head.state_ns));
             io::Result::Ok(state == (id.len, id.modified) && open.is_unused()?)
@@ -456,14 +455,12 @@ impl Keeper {
         let begins = !reason.is_empty() && (!unchanged || !may_be_spared);
         // Until this is empty no connection may write.
         state.due.clear();
-        if !begins || !self.policy.clones || !is_as_left {
+        if !begins || !self.policy.clones {
             self.drop_left_clone()?;
         }
         if begins {
             let number = newest.map_or(1, |newest| newest + 1);
-            let is_clean = old.clean && reason == "session";
-            let known = left.map_or(Ok(None), |crc| read_left(&self.folder, crc))?;
-            self.begin(file, number, reason, now, is_clean, known)?;
+            self.begin(file, number, reason, now, &old)?;
             state.begun_s = now.counted_s;
             if reason == "session" {
                 state.tokens_milli -= 1000;
@@ -555,22 +552,24 @@ impl Keeper {
         }
     }
 
-    /// Begins the generation of the state that the container has now. `known`: what has data in it.
+    /// Begins the generation of the state that the container has now. `state`: what is known of the last session's end.
     fn begin(
         &mut self,
         file: &File,
         number: u32,
         reason: &str,
         now: Now,
-        is_clean: bool,
-        known: Option<Blocks>,
+        state: &State,
     ) -> io::Result<()> {
         file.sync_all()?;
+        // Not earlier: another program may have written while this took time.
         let id = FileId::of(file)?;
-        // Another program may have written while this took time.
-        if read_state(&self.slots)?.file != Some(id) {
+        let is_as_left = state.file == Some(id);
+        if !is_as_left {
             self.drop_left_clone()?;
         }
+        let left = state.left.filter(|_| is_as_left);
+        let known = left.map_or(Ok(None), |crc| read_left(&self.folder, crc))?;
         let everything = 0..id.len.div_ceil(BLOCK);
         let mut map = match known {
             Some(map) => map,
@@ -596,7 +595,7 @@ impl Keeper {
             state_s: id.modified.0,
             state_ns: id.modified.1,
             begun_s: now.wall_s,
-            clean: is_clean,
+            clean: state.clean && reason == "session",
             clone: self.policy.clones,
             counted_s: now.counted_s,
             bucket_s: now.bucket_s - ago.min(since_last),
