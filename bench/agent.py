@@ -267,7 +267,8 @@ def begin(side, given):
 
 
 def past(side, given):
-    """The oldest past state, read as a whole, beside the container itself: by the agent alone, and by sftp through the line."""
+    """The oldest past state, read as a whole, compared with the container itself: with the agent only, and with sftp
+    through the slow connection."""
     lines, length = [], 256 << 20
     for piece in (BLOCK, 64 << 10):
         wrote = random.Random(piece)
@@ -300,7 +301,7 @@ def past(side, given):
         live, oldest = ([statistics.median(values) for values in zip(*took[name])] for name in names)
         lines.append(f"The oldest of {len(states)} past states, each with 1 % of 256 MiB in pieces of {piece >> 10} KiB, beside the "
                      + "container: " + ", ".join(f"{what} {old:.2f} s beside {new:.2f} s ({old / new:.2f} times)" for what, old, new
-                     in zip(("the agent alone", "its processor time", "sftp through the line"), oldest, live)) + " (goal: ≤ 2).")
+                     in zip(("only the agent", "its processor time", "sftp through the connection"), oldest, live)) + " (goal: ≤ 2).")
         print(lines[-1], flush=True)
         side.container.unlink()
         shutil.rmtree(side.sshd.srv / ".sprat-agent" / "x.luks")

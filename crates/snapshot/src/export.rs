@@ -338,11 +338,8 @@ impl Job<'_> {
         suspects.each_damaged(self.volume_root, &tree, &tops, cancel, &mut |path, _, _| {
             paths.extend(path.strip_prefix(&tree).map(Path::to_owned));
         });
-        let mut names = NameList::default();
-        for path in paths {
-            names.push(escape_path(&Path::new("/").join(path)));
-        }
-        names
+        let paths = paths.iter().map(|path| Path::new("/").join(path));
+        paths.map(|path| escape_path(&path)).collect()
     }
 
     /// Fills `NAME.inflight`. Returns how many bytes were copied.

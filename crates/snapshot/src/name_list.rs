@@ -15,6 +15,14 @@ pub struct NameList {
     pub names: Vec<String>,
 }
 
+impl FromIterator<String> for NameList {
+    fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
+        let mut list = Self::default();
+        names.into_iter().for_each(|name| list.push(name));
+        list
+    }
+}
+
 impl NameList {
     /// Counts `name`, and keeps it if the list is not full.
     pub(crate) fn push(&mut self, name: String) {

@@ -17,7 +17,6 @@ use crate::conflicts::conflicts;
 use crate::error::SnapshotError;
 use crate::job::JobFolder;
 use crate::mounts::pattern_for;
-use crate::name_list::NameList;
 use crate::owner_names;
 use crate::paths::{plain_path, real_path};
 use crate::progress::{Phase, Progress};
@@ -160,11 +159,8 @@ pub fn restore(
         None
     };
     let last_good = choice::matching(&folder, &SnapshotChoice::LatestComplete)?.pop();
-    let listed = |paths: &mut dyn Iterator<Item = &PathBuf>| {
-        let mut names = NameList::default();
-        paths.for_each(|path| names.push(escape_path(path)));
-        names
-    };
+    let name = |path: &PathBuf| escape_path(path);
+    let files = unequal.files.iter().chain(&unequal.others);
     let escaped = |paths: &[PathBuf]| paths.iter().map(|path| escape_path(path)).collect();
     Ok(RestoreReport {
         last_good: last_good.filter(|good| good.to_string() != chosen.folder_text()),
@@ -177,9 +173,9 @@ pub fn restore(
         kind: chosen.kind,
         stats: outcome.stats,
         same: unequal.same,
-        unequal: listed(&mut unequal.files.iter().chain(&unequal.others)),
-        damaged: listed(&mut damaged.restored.iter()),
-        damaged_kept: listed(&mut damaged.kept.iter()),
+        unequal: files.map(name).collect(),
+        damaged: damaged.restored.iter().map(name).collect(),
+        damaged_kept: damaged.kept.iter().map(name).collect(),
         verified,
         planned,
         left_out: escaped(&what.left_out),

@@ -29,13 +29,6 @@ pub(crate) fn is_concerned(mode: u32) -> bool {
     mode & STICKY != 0
 }
 
-/// The same of a folder or file that rsync wrote over one with another mode: it changes the setuid, setgid and sticky
-/// bits after the ACL, by the same steps. `old` is that of the last snapshot. The one that was written over may be of an
-/// interrupted run, so each difference counts.
-pub(crate) fn is_concerned_over(old: u32, new: u32) -> bool {
-    old != new
-}
-
 /// A name in a folder.
 type Place<'a> = (BorrowedFd<'a>, &'a Path);
 

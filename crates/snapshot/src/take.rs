@@ -1,9 +1,9 @@
 //! Takes a snapshot: recovers what an earlier run left, runs rsync, and gives the result its name.
 
+mod acl_repair;
 mod again;
 mod arguments;
 mod count;
-mod folder_acls;
 mod in_work;
 mod judge;
 mod linked_copy;

@@ -126,13 +126,12 @@ impl Named<'_> {
     }
 }
 
-/// Whether rsync may have left the ACL wrong ([`sticky_acl`]).
+/// Whether rsync may have left the ACL wrong ([`sticky_acl`]). It sets the setuid, setgid and sticky bits of what it
+/// writes over after the ACL, too. That may be of an interrupted run, so each difference to the last snapshot counts.
 fn may_have_wrong_acl(old: Option<&Seen>, new: &Seen) -> bool {
     match new.found.kind {
         Kind::Folder if sticky_acl::is_concerned(new.found.mode) => true,
-        Kind::Folder | Kind::File => {
-            old.is_some_and(|old| sticky_acl::is_concerned_over(old.found.mode, new.found.mode))
-        }
+        Kind::Folder | Kind::File => old.is_some_and(|old| old.found.mode != new.found.mode),
         _ => false,
     }
 }

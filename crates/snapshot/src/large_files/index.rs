@@ -35,7 +35,6 @@ const FORMAT: u32 = 2;
 const ENDING: &str = ".blocks";
 /// How long the indexes of files that rsync sent whole may be together: those of 64 GiB. Most large files never change.
 pub(super) const WHOLE_BYTES_MAX: u64 = 256 << 20;
-static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 /// The JSON has one path in it.
 const END_BYTES_MAX: u32 = 64 << 10;
 
@@ -105,6 +104,11 @@ impl Key {
     }
 }
 
+/// Whether a block has only zeros.
+pub(super) fn is_zero(block: &[u8]) -> bool {
+    block.iter().all(|byte| *byte == 0)
+}
+
 /// Computes hashes with one key.
 pub(super) struct Hasher {
     context: CipherCtx,
@@ -118,7 +122,7 @@ impl Hasher {
     /// All blocks have one nonce, so that equal blocks have equal hashes. As a signature that would be unsafe. Here nobody
     /// who may choose a block sees a hash or the key, and two given blocks then have the same hash with a chance of 2^-120.
     pub(super) fn hash(&mut self, block: &[u8]) -> io::Result<Hash> {
-        if block != ZEROS {
+        if block.len() != BLOCK_BYTES || !is_zero(block) {
             return self.compute(block);
         }
         let hash = match self.zeros {

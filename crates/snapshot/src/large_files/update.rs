@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::index::{BLOCK_BYTES, Draft, Hash, Hasher, Hashes, Index};
+use super::index::{BLOCK_BYTES, Draft, Hash, Hasher, Hashes, Index, is_zero};
 use crate::cancel::Cancel;
 
 /// How much is read at once.
@@ -226,10 +226,6 @@ fn read_old(file: &File, at: u64, old: &mut [u8]) -> usize {
         }
     }
     length
-}
-
-fn is_zero(block: &[u8]) -> bool {
-    block.iter().all(|byte| *byte == 0)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The list of what a run changed, and the ACLs that are repaired while the tree is compared for it.
 
 use super::Run;
-use super::folder_acls::FolderAcls;
+use super::acl_repair::AclRepair;
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::error::SnapshotError;
@@ -25,7 +25,7 @@ impl Run<'_> {
         cancel: &Cancel,
         record: &mut RunRecord,
     ) {
-        let acls = FolderAcls::new(progress, cancel);
+        let acls = AclRepair::new(progress, cancel);
         // The files of a snapshot may be those of older ones, too, except on btrfs.
         let with_files = work.is_some();
         let list = self.change_list(tree, false, work, record);

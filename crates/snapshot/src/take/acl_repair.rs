@@ -1,4 +1,4 @@
-//! The ACLs of the folders of a new tree that rsync left wrong ([`sticky_acl`]).
+//! Repairs the ACLs of a new tree that rsync left wrong ([`sticky_acl`]).
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -19,18 +19,18 @@ use crate::tree::{Tree, TreeFolder, is_a_folder};
 use crate::unresponsive;
 
 /// Repairs them from their sources, and keeps the names of those that it can't repair.
-pub(super) struct FolderAcls<'a> {
+pub(super) struct AclRepair<'a> {
     progress: RefCell<&'a mut dyn FnMut(Progress)>,
     cancel: &'a Cancel,
     /// A source did not answer. No other one is asked.
     no_answer: Cell<bool>,
-    /// The sources of folders whose ACL may be wrong, escaped.
+    /// The sources of what may have a wrong ACL, escaped.
     wrong: RefCell<NameList>,
     /// Why.
     messages: RefCell<NameList>,
 }
 
-impl<'a> FolderAcls<'a> {
+impl<'a> AclRepair<'a> {
     pub(super) fn new(progress: &'a mut dyn FnMut(Progress), cancel: &'a Cancel) -> Self {
         Self {
             progress: RefCell::new(progress),
@@ -41,7 +41,7 @@ impl<'a> FolderAcls<'a> {
         }
     }
 
-    /// Repairs the ACL of the folder `name` in `folder`, whose source is `path`.
+    /// Repairs the ACL of `name` in `folder`, whose source is `path`.
     pub(super) fn repair(&self, path: &Path, folder: &TreeFolder, name: &Path) {
         let repaired = sticky_acl::may_be_wrong(folder.at(name)).and_then(|found| {
             let Some(found) = found else { return Ok(()) };
@@ -188,7 +188,7 @@ mod tests {
                 }
                 assert!(std::fs::read_dir(&above).is_err());
                 let (mut progress, cancel) = (|_| {}, Cancel::new());
-                FolderAcls::new(&mut progress, &cancel).acl_of_source(&source)
+                AclRepair::new(&mut progress, &cancel).acl_of_source(&source)
             });
             read.join().unwrap()
         });
@@ -206,7 +206,7 @@ mod tests {
         });
         let full_after = |folders: &[(&str, usize)]| {
             let (mut progress, cancel) = (|_| {}, Cancel::new());
-            let acls = FolderAcls::new(&mut progress, &cancel);
+            let acls = AclRepair::new(&mut progress, &cancel);
             for (place, count) in folders {
                 for n in 0..*count {
                     let path = Path::new(place).join(n.to_string());
