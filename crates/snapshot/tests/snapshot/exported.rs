@@ -9,6 +9,7 @@ use sprat_snapshot::{
     SnapshotName, export,
 };
 use sprat_testkit::compare::assert_same;
+use sprat_testkit::requires;
 use sprat_testkit::tree::set_xattr;
 
 use crate::checked::{read_all, rewrite};
@@ -276,10 +277,7 @@ fn other_snapshot_of_the_same_name_and_bad_destinations_are_refused() {
 #[test]
 fn sticky_folder_with_an_acl_is_equal_at_the_destination() {
     let bench = Bench::new();
-    if !make_sticky_folder(&bench.source().join("shared")) {
-        eprintln!("skipped: no ACLs here");
-        return;
-    }
+    requires!(make_sticky_folder(&bench.source().join("shared")));
     let taken = bench.take();
     fs::create_dir(bench.path("to")).unwrap();
     run(&bench, &spec(&bench, &[taken.name])).unwrap();

@@ -313,10 +313,7 @@ fn next(bench: &Bench, disk: &SmallExt4) -> (SnapshotReport, PathBuf) {
 
 #[test]
 fn a_sparse_file_larger_than_the_volume_keeps_its_holes_when_only_its_mode_changes() {
-    if let Some(missing) = loop_missing() {
-        eprintln!("skipped: {missing}");
-        return;
-    }
+    requires!(loop_missing());
     let bench = Bench::new();
     let disk = SmallExt4::new(&bench, "64M", &[]);
     let file = bench.source().join("sparse");
@@ -342,10 +339,7 @@ fn a_sparse_file_larger_than_the_volume_keeps_its_holes_when_only_its_mode_chang
 
 #[test]
 fn content_of_a_file_with_new_attributes_comes_from_the_source() {
-    if let Some(missing) = loop_missing() {
-        eprintln!("skipped: {missing}");
-        return;
-    }
+    requires!(loop_missing());
     // With a guard, and in a folder that is not a mount, where there is none.
     let bench = Bench::new();
     let disk = SmallExt4::new(&bench, "64M", &[]);
@@ -410,10 +404,7 @@ fn change_attribute(dice: &mut Dice, path: &Path) {
 
 #[test]
 fn random_attribute_changes_cost_no_holes_and_change_no_older_snapshot() {
-    if let Some(missing) = loop_missing().or_else(|| sprat_testkit::needs::program("setfacl")) {
-        eprintln!("skipped: {missing}");
-        return;
-    }
+    requires!(loop_missing(), sprat_testkit::needs::program("setfacl"));
     let rounds = std::env::var("SPRAT_TORTURE_ROUNDS")
         .ok()
         .and_then(|rounds| rounds.parse::<usize>().ok());
@@ -491,10 +482,8 @@ fn attributes_that_rsync_uses_itself_are_preserved() {
     let value = b"100644 0,0 1000:1000";
     let flags = rustix::fs::XattrFlags::empty();
     let name = "user.rsync.%stat";
-    if rustix::fs::lsetxattr(&file, name, value, flags).is_err() {
-        eprintln!("skipped: no user attributes here");
-        return;
-    }
+    let set = rustix::fs::lsetxattr(&file, name, value, flags);
+    requires!(set.err().map(|error| format!("user attributes: {error}")));
     let of = |path: &Path| {
         let mut buffer = [0; 100];
         let bytes = rustix::fs::lgetxattr(path, name, &mut buffer).unwrap();
@@ -512,10 +501,7 @@ fn attributes_that_rsync_uses_itself_are_preserved() {
 #[test]
 fn owning_group_of_a_sticky_folder_with_an_acl_keeps_its_rights() {
     let bench = Bench::new();
-    if !make_sticky_folder(&bench.source().join("shared/inner")) {
-        eprintln!("skipped: no ACLs here");
-        return;
-    }
+    requires!(make_sticky_folder(&bench.source().join("shared/inner")));
     for _ in 0..2 {
         let report = bench.take();
         assert!(report.record.warnings.is_empty());
@@ -538,27 +524,23 @@ fn owning_group_of_a_sticky_folder_with_an_acl_keeps_its_rights() {
 }
 
 /// A folder with the sticky bit and an ACL in which the owning group has all rights of the mask, and a file in it. Returns
-/// false if there are no ACLs.
-pub(crate) fn make_sticky_folder(path: &Path) -> bool {
+/// why there can be none.
+pub(crate) fn make_sticky_folder(path: &Path) -> Option<String> {
     fs::create_dir_all(path).unwrap();
     fs::write(path.join("file"), "x").unwrap();
-    if !set_acl_like_mask(path, 0o1770) {
-        return false;
-    }
+    let missing = set_acl_like_mask(path, 0o1770);
     set_time(path, 1_700_000_000, 0).unwrap();
-    true
+    missing
 }
 
-/// Gives a path an ACL in which the owning group has all rights of the mask, with `mode`, which has those. Returns false
-/// if there are no ACLs.
-pub(crate) fn set_acl_like_mask(path: &Path, mode: u32) -> bool {
+/// Gives a path an ACL in which the owning group has all rights of the mask, with `mode`, which has those. Returns why
+/// there are no ACLs.
+pub(crate) fn set_acl_like_mask(path: &Path, mode: u32) -> Option<String> {
     let mut acl = acl(1234, 5);
     // The third entry is that of the owning group.
     acl[4 + 2 * 8 + 2] = 7;
-    if set_xattr(path, "system.posix_acl_access", &acl).is_err() {
-        return false;
-    }
+    let set = set_xattr(path, "system.posix_acl_access", &acl);
     // The mask, too.
     set_mode(path, mode).unwrap();
-    true
+    set.err().map(|error| format!("ACLs: {error}"))
 }
