@@ -225,7 +225,7 @@ fn past_states_are_listed_for_the_client_with_their_times() {
 }
 
 /// A lease as sprat writes it.
-fn lease(json: &str) -> Vec<u8> {
+pub fn lease(json: &str) -> Vec<u8> {
     let mut bytes = format!("{json:<4087}").into_bytes();
     let crc = format!("{:08x}\n", crc32fast::hash(&bytes));
     bytes.extend(crc.as_bytes());
