@@ -1,6 +1,7 @@
 //! What changes a container without the agent is reported: by `status` and `check` at once, and after the next session
 //! until the administrator confirms it. What changes no content is not.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, lchown};
 use std::path::Path;
@@ -8,11 +9,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::fs::FallocateFlags;
-use sprat_testkit::dice::Dice;
-use sprat_testkit::needs;
+use sprat_testkit::dice::{self, Dice};
 use sprat_testkit::program::system;
+use sprat_testkit::{needs, requires};
 
 use crate::client::{BLOCK, Client, EAGER, READ_WRITE, Served, blocks, string};
+use crate::clones::{BTRFS, Disk, XFS, missing};
 
 const BLOCKS: usize = 64;
 const LEN: u64 = (BLOCKS * BLOCK) as u64;
@@ -22,6 +24,10 @@ type Way = (&'static str, fn(&Path, u64, u64));
 
 fn open(path: &Path) -> File {
     File::options().read(true).write(true).open(path).unwrap()
+}
+
+fn len(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().len()
 }
 
 /// All of them were seen to be used by hand, by another program, or by a restore.
@@ -55,14 +61,14 @@ const WAYS: &[Way] = &[
         let flags = ["conv=notrunc", "iflag=count_bytes", "oflag=seek_bytes"];
         system("dd", &[&words[..], &flags].concat());
     }),
-    ("longer", |path, at, len| {
-        open(path).set_len(LEN + at + len).unwrap();
+    ("longer", |path, at, more| {
+        open(path).set_len(len(path) + at + more).unwrap();
     }),
     ("shorter", |path, at, _| open(path).set_len(at).unwrap()),
     ("shorter and as long again", |path, at, _| {
-        let file = open(path);
+        let (file, before) = (open(path), len(path));
         file.set_len(at).unwrap();
-        file.set_len(LEN).unwrap();
+        file.set_len(before).unwrap();
     }),
     ("a hole", |path, at, len| {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -75,13 +81,14 @@ const WAYS: &[Way] = &[
         content[at..end].fill(7);
         fs::write(path, content).unwrap();
     }),
-    ("another file with the old times", |path, at, len| {
+    ("another file with the old times", |path, at, count| {
         let other = path.with_file_name("other");
         system("cp", &["-a".as_ref(), path.as_os_str(), other.as_os_str()]);
         let file = open(&other);
         let time = file.metadata().unwrap().modified().unwrap();
-        let bytes = vec![7; usize::try_from(len).unwrap()];
-        file.write_all_at(&bytes, at.min(LEN - len)).unwrap();
+        let bytes = vec![7; usize::try_from(count).unwrap()];
+        file.write_all_at(&bytes, at.min(len(path) - count))
+            .unwrap();
         file.set_modified(time).unwrap();
         fs::rename(&other, path).unwrap();
     }),
@@ -96,6 +103,46 @@ const WAYS: &[Way] = &[
         let bytes = vec![7; usize::try_from(len.min(200_000)).unwrap()];
         assert_eq!(client.write(&handle, at, &bytes), 0);
         client.end();
+    }),
+];
+
+/// What else a place may be changed by.
+const MORE_WAYS: &[Way] = &[
+    ("touch", |path, _, _| {
+        system("touch", &[path]);
+    }),
+    ("written, and an older time", |path, at, len| {
+        let file = open(path);
+        let time = file.metadata().unwrap().modified().unwrap();
+        let bytes = vec![7; usize::try_from(len).unwrap()];
+        file.write_all_at(&bytes, at).unwrap();
+        file.set_modified(time - Duration::from_secs(1 + at))
+            .unwrap();
+    }),
+    ("truncate", |path, at, _| {
+        let size = format!("--size={at}");
+        system("truncate", &[size.as_ref(), path.as_os_str()]);
+    }),
+    ("appended", |path, _, len| {
+        let file = File::options().append(true).open(path);
+        let bytes = vec![7; usize::try_from(len).unwrap()];
+        std::io::Write::write_all(&mut file.unwrap(), &bytes).unwrap();
+    }),
+    ("rsync", |path, at, len| {
+        let other = path.with_file_name("other");
+        fs::copy(path, &other).unwrap();
+        let bytes = vec![7; usize::try_from(len).unwrap()];
+        open(&other).write_all_at(&bytes, at).unwrap();
+        let words = ["--inplace", "--no-whole-file", "--ignore-times"];
+        let files = [other.as_os_str(), path.as_os_str()];
+        let words = words.iter().map(AsRef::as_ref).chain(files);
+        system("rsync", &words.collect::<Vec<_>>());
+        fs::remove_file(other).unwrap();
+    }),
+    ("removed and made again", |path, at, _| {
+        let content = fs::read(path).unwrap();
+        fs::remove_file(path).unwrap();
+        fs::write(path, &content[..usize::try_from(at + 1).unwrap()]).unwrap();
     }),
 ];
 
@@ -196,6 +243,112 @@ fn each_of_a_hundred_changes_without_the_agent_is_reported_until_it_is_confirmed
     });
 }
 
+/// What is reported of changes without the agent: lines of the journal, names of states, alarms.
+pub fn reports(served: &Served) -> usize {
+    let journal = |name: &str| {
+        let path = served.path(&format!(".sprat-agent/x.luks/{name}"));
+        fs::read_to_string(path).unwrap_or_default()
+    };
+    let lines = journal("sessions.jsonl.old") + &journal("sessions.jsonl");
+    assert!(lines.contains("\"session\":"), "{lines}");
+    let lines = lines.matches(REPORT).count();
+    let names = past_names(served).into_iter();
+    let suspect = names.filter(|name| name.ends_with("-suspect.luks")).count();
+    let said = ["status", "check"].map(|word| code(served, &[word]).1.matches(REPORT).count());
+    lines + suspect + said[0] + said[1]
+}
+
+const REPORT: &str = "changed by something else than sprat-agent";
+
+/// Between sessions something changes the container: in a random way, at a random place, of any size, and first seen
+/// by a random one of those that must report it.
+fn random_changes_are_reported(served: &Served, is_clone: bool) {
+    let wanted = dice::number("SPRAT_TORTURE_ROUNDS").unwrap_or(if is_clone { 4 } else { 8 });
+    let mut dice = Dice::new(dice::new_seed());
+    let path = served.path("x.luks");
+    fs::write(&path, blocks(BLOCKS, 1)).unwrap();
+    let mut states: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+    let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+    let session = |dice: &mut Dice, states: &mut BTreeMap<u32, Vec<u8>>| {
+        let before = served.live();
+        let mut client = served.connect();
+        let handle = client.open("x.luks", READ_WRITE).unwrap();
+        if (before.len() as u64) < LEN {
+            assert_eq!(client.set_len(&handle, LEN), 0);
+        }
+        for _ in 0..=dice.below(4) {
+            let at = dice.below(LEN - 8192);
+            let bytes = blocks(2, dice.any());
+            assert_eq!(client.write(&handle, at, &bytes), 0);
+        }
+        client.end();
+        let newest = *served.numbers().last().unwrap();
+        states.insert(newest, before);
+        newest
+    };
+    for round in 1..=wanted {
+        session(&mut dice, &mut states);
+        let before = code(served, &["status"]);
+        assert_eq!(before.0, Some(0), "round {round}: {}", before.1);
+        next_tick();
+        let ways = [WAYS, MORE_WAYS].concat();
+        let (name, change) = ways[usize::try_from(dice.below(ways.len() as u64)).unwrap()];
+        let at = 1 + dice.below(len(&path) - 1);
+        let count = 1 + dice.below(len(&path) - at);
+        change(&path, at, count);
+        *counts.entry(name).or_default() += 1;
+        let what = format!("round {round}, {name} at {at}, {count} bytes");
+        let changed = served.live();
+        let reported = |word: &str| {
+            let (code, text) = code(served, &[word]);
+            let wanted = if word == "status" { 3 } else { 1 };
+            assert!(
+                code == Some(wanted) && text.contains(REPORT),
+                "{what}, {word}: {text}"
+            );
+        };
+        match dice.below(3) {
+            0 => {}
+            1 => reported("status"),
+            _ => reported("check"),
+        }
+        let newest = session(&mut dice, &mut states);
+        assert_eq!(states[&newest], changed, "{what}");
+        assert_eq!(served.head(newest, "reason"), "written-past", "{what}");
+        reported("status");
+        reported("check");
+        // Nothing older is shown as if it were sure, unless it is a clone: then it is.
+        let names = past_names(served);
+        for (number, state) in &states {
+            let stem = served.head(*number, "name").replace(".luks", "");
+            let is_sure = is_clone || *number == newest;
+            let shown = format!("{stem}{}.luks", if is_sure { "" } else { "-suspect" });
+            assert!(names.contains(&shown), "{what}: {shown} of {names:?}");
+            if is_sure {
+                assert!(
+                    served.past(*number) == *state,
+                    "{what}: generation {number}"
+                );
+            }
+        }
+        served.run(&["ack", "x.luks"]);
+    }
+    println!("{wanted} of {wanted} changes reported: {counts:?}");
+}
+
+#[test]
+fn random_changes_without_the_agent_are_reported() {
+    random_changes_are_reported(&Served::new(EAGER), false);
+}
+
+#[test]
+fn random_changes_without_the_agent_are_reported_and_clones_stay_exact() {
+    requires!(missing());
+    for mkfs in [BTRFS, XFS] {
+        random_changes_are_reported(&Disk::new(mkfs).served(EAGER), true);
+    }
+}
+
 /// Other owners, modes, names and attributes; reading; copies; and four channels that end in any order.
 #[test]
 fn what_changes_no_content_is_not_reported() {
@@ -203,7 +356,8 @@ fn what_changes_no_content_is_not_reported() {
     let path = served.path("x.luks");
     let is_root = rustix::process::geteuid().is_root();
     let mut dice = Dice::new(1);
-    for round in 0..12_u8 {
+    let rounds = dice::number("SPRAT_TORTURE_ROUNDS").unwrap_or(12);
+    for round in 0..rounds {
         let mut first = served.connect();
         let handle = first.open("x.luks", READ_WRITE).unwrap();
         let fields = [string(b"x.luks"), string(b"token")].concat();
@@ -219,7 +373,10 @@ fn what_changes_no_content_is_not_reported() {
         for number in 0..8 {
             let at = dice.below(BLOCKS as u64) * BLOCK as u64;
             let (client, handle) = &mut channels[number % 4];
-            assert_eq!(client.write(handle, at, &[round; BLOCK]), 0);
+            assert_eq!(
+                client.write(handle, at, &[round.to_le_bytes()[0]; BLOCK]),
+                0
+            );
         }
         while !channels.is_empty() {
             let at = usize::try_from(dice.below(channels.len() as u64)).unwrap();
@@ -268,6 +425,8 @@ fn what_changes_no_content_is_not_reported() {
         );
     }
     assert_eq!(fs::metadata(&path).unwrap().size(), LEN);
+    assert_eq!(reports(&served), 0);
+    println!("{rounds} sessions of four channels: 0 reports");
 }
 
 /// The limit of it: all that the agent compares is as it was. docs/agent.md says so.
