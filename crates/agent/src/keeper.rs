@@ -601,7 +601,7 @@ impl Keeper {
             bucket_s: now.bucket_s - ago.min(since_last),
             stood_s: ago.min(since_last),
             reason: reason.to_owned(),
-            name: free_name(&self.folder, id.modified.0)?,
+            name: free_name(&self.folder, number, id.modified.0)?,
         };
         let made = generation::make(&self.folder, number, &head, &map, self.clock.boot(), file);
         if let Err(error) = made {
@@ -668,24 +668,26 @@ pub fn mark(container: &OwnedFd, number: u32, what: &str, note: &str) -> io::Res
     )
 }
 
-/// A name for a state of that time that no generation has.
-fn free_name(container: &OwnedFd, state_s: i64) -> io::Result<String> {
-    let taken: Vec<String> = generation::numbers(container)?
-        .into_iter()
-        .filter_map(|number| {
-            Some(
-                generation::read_head(generation::folder(container, number).ok()?)
-                    .ok()?
-                    .name,
-            )
-        })
-        .collect();
+/// A name for a state of that time that no generation has. What names were in damaged heads nobody knows, but none has
+/// this generation's number: they are of earlier ones.
+fn free_name(container: &OwnedFd, number: u32, state_s: i64) -> io::Result<String> {
+    let mut taken = Vec::new();
+    let mut count = 1;
+    for earlier in generation::numbers(container)? {
+        match generation::folder(container, earlier).and_then(generation::read_head) {
+            Ok(head) => taken.push(head.name),
+            Err(_) => count = number,
+        }
+    }
     let plain = time_text::name(state_s);
-    let mut name = format!("{plain}.luks");
-    let mut count = 2;
-    while taken.contains(&name) {
-        name = format!("{plain}-{count}.luks");
+    loop {
+        let name = match count {
+            1 => format!("{plain}.luks"),
+            _ => format!("{plain}-{count}.luks"),
+        };
+        if !taken.contains(&name) {
+            return Ok(name);
+        }
         count += 1;
     }
-    Ok(name)
 }

@@ -314,3 +314,25 @@ fn a_damaged_block_is_an_error_for_this_block_only() {
     }
     client.end();
 }
+
+/// The name was in the damaged head, so nobody knows it any more. No other state gets it.
+#[test]
+fn the_name_of_a_state_whose_head_is_damaged_never_shows_another_state() {
+    let served = Served::with_container(EAGER, &blocks(8, 1));
+    let same_second = std::time::SystemTime::now();
+    let set_time = || {
+        let file = fs::File::options().write(true).open(served.path("x.luks"));
+        file.unwrap().set_modified(same_second).unwrap();
+    };
+    set_time();
+    served.overwrite(&[(0, vec![1; BLOCK])]);
+    let path = served.past_path(1);
+    fs::write(served.path(".sprat-agent/x.luks/g.1/head"), "name\n").unwrap();
+    set_time();
+    served.overwrite(&[(0, vec![2; BLOCK])]);
+    let mut client = served.connect();
+    assert_eq!(client.content(&path).err(), Some(2), "{path} is there");
+    let second = client.content(&served.past_path(2)).unwrap();
+    client.end();
+    assert!(second[..BLOCK] == [1; BLOCK]);
+}

@@ -10,7 +10,7 @@ use sprat_testkit::{needs, requires};
 
 use crate::client::{BLOCK, CREATE_NEW, Client, READ, READ_WRITE, Served, blocks, string};
 use crate::limits::peak_kib;
-use crate::watched::{Watch, fuzz_until};
+use crate::watched::{Watch, cpu_time, fuzz_until};
 
 /// The header gives an alarm, as by default.
 const POLICY: &str =
@@ -203,7 +203,10 @@ fn packets_of_a_fuzzer_change_no_past_state_and_reach_no_other_file() {
     client.end_anyhow();
     target.check("all packets");
     watch.check();
-    println!("{count} packets, {done} of them carried out");
+    println!(
+        "{count} packets, {done} of them carried out; {}",
+        cpu_time()
+    );
 }
 
 pub type Attack = (&'static str, fn(&mut Client, &Target) -> bool);

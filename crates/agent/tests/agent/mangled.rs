@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::Instant;
+use std::path::PathBuf;
+use std::time::{Instant, SystemTime};
 
 use sprat_testkit::dice::{self, Dice};
 use sprat_testkit::{needs, requires};
@@ -12,7 +13,8 @@ use crate::client::{BLOCK, EAGER, READ, READ_WRITE, Served, all_files, blocks};
 use crate::hostile::{REFUSED, Target, request};
 use crate::limits::peak_kib;
 use crate::sessions::begin;
-use crate::watched::{Watch, fuzz_until};
+use crate::storm::about;
+use crate::watched::{Watch, cpu_time, fuzz_until};
 
 const BLOCKS: usize = 48;
 
@@ -68,6 +70,71 @@ fn mangle(bytes: &[u8], dice: &mut Dice) -> Vec<u8> {
     new
 }
 
+/// A root with everything in it.
+struct Whole {
+    files: BTreeMap<PathBuf, Vec<u8>>,
+    folders: Vec<PathBuf>,
+    modified: SystemTime,
+}
+
+impl Whole {
+    fn of(served: &Served) -> Self {
+        let all = all_files(&served.path(".sprat-agent"));
+        let (folders, mut files): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|path| path.is_dir());
+        let container = served.path("x.luks");
+        let modified = fs::metadata(&container).unwrap().modified().unwrap();
+        files.push(container);
+        let read = |path: PathBuf| (path.clone(), fs::read(path).unwrap());
+        Self {
+            files: files.into_iter().map(read).collect(),
+            folders,
+            modified,
+        }
+    }
+
+    /// Everything is as it was. The container stays the same file.
+    fn put_back(&self, served: &Served) {
+        for path in all_files(&served.path(".sprat-agent")).iter().rev() {
+            if path.is_dir() && !self.folders.contains(path) {
+                fs::remove_dir(path).unwrap();
+            } else if path.is_file() && !self.files.contains_key(path) {
+                fs::remove_file(path).unwrap();
+            }
+        }
+        for folder in &self.folders {
+            fs::create_dir_all(folder).unwrap();
+        }
+        for (path, bytes) in &self.files {
+            if fs::read(path).ok().as_ref() != Some(bytes) {
+                fs::write(path, bytes).unwrap();
+            }
+        }
+        let container = fs::File::options().write(true).open(served.path("x.luks"));
+        container.unwrap().set_modified(self.modified).unwrap();
+    }
+}
+
+/// A client writes. It may be refused.
+fn write(watch: &mut Watch, served: &Served, dice: &mut Dice, what: &str) -> bool {
+    let mut client = watch.connect(served);
+    let Ok(handle) = client.open("x.luks", READ_WRITE) else {
+        assert_eq!(client.end_code(), Some(0), "{what}");
+        return false;
+    };
+    let writes: Vec<_> = (0..4)
+        .map(|_| {
+            let at = usize::try_from(dice.below(BLOCKS as u64 - 2)).unwrap();
+            (block(at), blocks(2, dice.any()))
+        })
+        .collect();
+    let is_written = client.write_all(&handle, &writes) == writes.len();
+    let peak = peak_kib(&client);
+    assert!(peak <= 32 * 1024, "{what}: {peak} KiB");
+    assert_eq!(client.end_code(), Some(0), "{what}");
+    is_written
+}
+
 /// What a client reads of all states. Returns how many reads were refused.
 fn read_all(
     watch: &mut Watch,
@@ -88,7 +155,8 @@ fn read_all(
             match client.read(&handle, block(number), 4 * 4096) {
                 Ok(found) => assert!(
                     found == state[at..at + 4 * BLOCK],
-                    "{what}: block {number} of {name}"
+                    "{what}: block {number} of {name}\n{}",
+                    about(served)
                 ),
                 Err(_) => refused += 1,
             }
@@ -118,15 +186,16 @@ pub fn never_other_content(served: &Served, policies: &[&str], until: Instant) {
     assert!(all.len() > 28, "{all:?}");
     let mut watch = Watch::new();
     assert_eq!(read_all(&mut watch, served, &states, &names, "nothing"), 0);
-    let (mut refused, mut count) = (0, 0);
+    let whole_root = Whole::of(served);
+    let (mut refused, mut count, mut written) = (0, 0, 0);
     while Instant::now() < until || count < all.len() {
         let path = &all[count % all.len()];
         count += 1;
-        let whole = fs::read(path).unwrap();
+        let whole = &whole_root.files[path];
         let mangled = match path.ends_with("image") {
             // Nothing shows a flipped bit of a clone.
             true => whole[..usize::try_from(dice.below(whole.len() as u64)).unwrap()].to_vec(),
-            false => mangle(&whole, &mut dice),
+            false => mangle(whole, &mut dice),
         };
         fs::write(path, &mangled).unwrap();
         let what = format!("{count}, {}", path.display());
@@ -134,6 +203,10 @@ pub fn never_other_content(served: &Served, policies: &[&str], until: Instant) {
         if path.ends_with("format") || path.ends_with("policy") {
             drop(served.command(&["list"]).output().unwrap());
         } else {
+            // The bits have no checksum: they are of this boot, and never read from a disk after it.
+            if !path.ends_with("bits") && dice.percent(50) {
+                written += u32::from(write(&mut watch, served, &mut dice, &what));
+            }
             refused += read_all(&mut watch, served, &states, &names, &what);
         }
         let commands: [&[&str]; 4] = [&["status"], &["list"], &["check"], &["policy", "check"]];
@@ -144,15 +217,18 @@ pub fn never_other_content(served: &Served, policies: &[&str], until: Instant) {
             code.is_some_and(|code| code <= 5),
             "{what}: {command:?}: {output:?}"
         );
-        fs::write(path, whole).unwrap();
+        whole_root.put_back(served);
     }
-    assert!(refused > 0);
+    assert!(refused > 0 && written > 0, "{refused} {written}");
     assert_eq!(
         read_all(&mut watch, served, &states, &names, "everything is back"),
         0
     );
     watch.check();
-    println!("{count} files");
+    println!(
+        "{count} files, {written} sessions wrote, {refused} reads refused; {}",
+        cpu_time()
+    );
 }
 
 /// Requests of every kind, and the list of attacks.

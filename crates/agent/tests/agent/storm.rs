@@ -284,7 +284,7 @@ pub fn check(served: &Served, known: &BTreeMap<u32, Vec<u8>>, may_lack: &BTreeSe
 }
 
 /// What the agent says, and has.
-fn about(served: &Served) -> String {
+pub fn about(served: &Served) -> String {
     let mut text = String::new();
     for words in [&["list"][..], &["status"], &["check", "--read-data"]] {
         let output = served.command(words).output().unwrap();
