@@ -513,6 +513,7 @@ impl Layer {
     }
 
     /// Reads what was appended since. Returns whether there was anything. `container` is the container's folder.
+    /// `NotFound`: the generation is gone, and its log may have holes. The older ones have what it took.
     pub fn refresh(&mut self, container: &OwnedFd) -> io::Result<bool> {
         let mut bytes = [0; TAIL_BYTES];
         read_padded(&self.tail, &mut bytes, 0)?;
@@ -543,6 +544,10 @@ impl Layer {
             secret: self.secret,
         };
         let read = log::read(&self.log, id, self.read_to, tail, &mut sink)?;
+        // Holes are punched into a log after its generation is gone: what is still there now was read whole.
+        if !disk::exists_in(container, &format!("g.{}", self.number))? {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         let grown = read.end > self.read_to;
         self.read_to = read.end.max(tail);
         self.damaged |= read.damaged;

@@ -340,6 +340,14 @@ impl Past {
     /// Finds what was saved, and which generations were begun, since the last time. Returns whether there
     /// was anything.
     fn refresh(&mut self) -> io::Result<bool> {
+        match self.refresh_here() {
+            // One of them has expired since.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.reopen().map(|()| true),
+            other => other,
+        }
+    }
+
+    fn refresh_here(&mut self) -> io::Result<bool> {
         // Nothing changes where the container is not read.
         if self.image.is_some() {
             return Ok(false);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sprat_testkit::dice::Dice;
 use sprat_testkit::{needs, requires};
 
-use crate::client::{BLOCK, EAGER, READ, READ_WRITE, Served, agent, blocks};
+use crate::client::{BLOCK, Client, EAGER, READ, READ_WRITE, Served, agent, blocks};
 
 const BLOCKS: u64 = 48;
 /// After two seconds only the first state of a day, and the one that stood longest, stay.
@@ -227,4 +227,38 @@ fn damage_stays_damage_through_a_merge() {
     }
     client.end();
     assert!(errors > 0);
+}
+
+/// A client has a past state open, and has not read on while a later one took contents and expired: its log has holes
+/// where the headers of its records were. What it took is in the older one's index now.
+#[test]
+fn an_open_past_state_is_exact_when_a_later_one_expires_before_its_log_is_read_to_the_end() {
+    let state = blocks(8, 1);
+    let served = Served::with_container(EAGER, &state);
+    served.overwrite(&[(0, vec![2; BLOCK])]);
+    let mut writer = served.connect();
+    let writing = writer.open("x.luks", READ_WRITE).unwrap();
+    assert_eq!(writer.write(&writing, block(1), &[2; BLOCK]), 0);
+    let mut reader = served.connect();
+    let reading = reader.open(&served.past_path(1), READ).unwrap();
+    let read = |reader: &mut Client, number: u64| {
+        let at = usize::try_from(block(number)).unwrap();
+        let found = reader.read(&reading, at as u64, 4096);
+        assert!(
+            found.as_deref() == Ok(&state[at..at + BLOCK]),
+            "block {number}: {:?}",
+            found.err()
+        );
+    };
+    read(&mut reader, 7);
+    assert_eq!(writer.write(&writing, block(2), &[2; BLOCK]), 0);
+    writer.end();
+    served.overwrite(&[(block(3), vec![2; BLOCK])]);
+    fs::write(served.path(".sprat-agent/x.luks/g.2/expire"), "").unwrap();
+    served.run(&["tidy"]);
+    assert_eq!(served.numbers(), [1, 3]);
+    for number in [2, 6, 0, 3, 1] {
+        read(&mut reader, number);
+    }
+    reader.end();
 }
