@@ -62,14 +62,17 @@ pub struct OwnerNote {
 
 impl LockInfo {
     /// Whether a dead session of `journal` left this lock. Only then does it prove anything that
-    /// the caller holds the journal's flock. The same host may hold the lock under another journal.
+    /// the caller holds the journal's flock. The same host may hold the lock under another journal. False if that
+    /// session may live ([`WriteJournal::may_live`]).
     #[must_use]
     pub fn is_left_by(&self, journal: &WriteJournal) -> bool {
         let acquired = journal.acquisitions().iter().any(|(number, token)| {
             let token = token.to_string();
             *number == self.number && self.token.as_ref().is_none_or(|found| *found == token)
         });
-        acquired && lease::may_be_ours(self.number, self.renewed, journal.known_renewals())
+        acquired
+            && !journal.may_live()
+            && lease::may_be_ours(self.number, self.renewed, journal.known_renewals())
     }
 }
 

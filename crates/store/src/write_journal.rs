@@ -12,39 +12,40 @@
 //! | --- | --- |
 //! | 0..4 | CRC-32 of bytes 4..40 |
 //! | 4..8 | kind: 1 in flight, 2 resolved, 3 acquiring a lock, 4 lock released or not acquired, 5 boot, |
-//! | | 6 what is in flight can't arrive any more, 7 renewals of a lease, 8 a lease is known to be free |
+//! | | 6 what is in flight can't arrive any more, 7 renewals of a lease, 8 a lease is known to be free, |
+//! | | 9 the lock file |
 //! | 8..32 | kind 1 and 2: start, end (2 with 0, 0 is "everything"); 3 and 4: number, token; 5: boot id, 0: |
 //! | | the boot of the last session whose writes were not waited for, or else of the current one; |
-//! | | 7: number, counter; 8: number, 0 |
+//! | | 7: number, counter; 8: number, 0; 9, with 5: device and inode of the lock file that the session locked |
 //! | 32..40 | seconds since the epoch, only for people: clocks may be set |
 //!
 //! An entry is true before the action that it announces. So a journal that lost its last entry by a
 //! kill lost nothing that had happened. (After the append an entry is in the page cache. A power
 //! cut may lose more; [`WriteJournal::may_arrive`] covers that.)
 
+mod entry;
 mod files;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::FlockOperation;
 
+use entry::{ENTRY_BYTES, Entry};
 use files::{in_memory, open_existing, open_private};
 
-use crate::checksum::crc32;
 use crate::clock::{boot_id, now_s};
 use crate::ranges::RangeSet;
 use crate::token::Token;
 use crate::{IgnorePoison, LockError};
 
 const MAGIC: &[u8; 8] = b"sprtrec1";
-const ENTRY_BYTES: usize = 40;
 /// Beyond this length the journal is rewritten with only what still counts. So much is allocated for
 /// it.
 const JOURNAL_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -71,6 +72,7 @@ struct Inner {
     ranges_max: usize,
     lock_is_out: AtomicBool,
     may_arrive: bool,
+    may_live: bool,
 }
 
 /// Where a journal is stored.
@@ -92,6 +94,8 @@ struct JournalState {
     /// end.
     owes_quiet: bool,
     content: JournalContent,
+    /// Device and inode of the lock file.
+    lock_id: (u64, u64),
 }
 
 /// The state that the entries of a journal describe.
@@ -102,24 +106,14 @@ struct JournalContent {
     in_doubt: Vec<Range<u64>>,
     acquisitions: Vec<(u64, Token)>,
     boot: u64,
+    /// The lock file of the session that recorded its boot, as device and inode.
+    lock_id: (u64, u64),
     /// The server's processes of all that was sent can't write any more.
     quiet: bool,
     /// A lease, and how often at most it was renewed when this was recorded.
     renewals: (u64, u64),
     /// The highest lease that this machine knows to be free.
     free: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Entry {
-    InFlight(u64, u64),
-    Resolved(u64, u64),
-    Acquiring(u64, Token),
-    NotAcquired(u64, Token),
-    Boot(u64),
-    Quiet,
-    Renewed(u64, u64),
-    Free(u64),
 }
 
 impl WriteJournal {
@@ -176,8 +170,17 @@ impl WriteJournal {
         let released = |(number, _): &(u64, Token)| *number <= content.free;
         let ended_cleanly =
             content.in_doubt.is_empty() && content.acquisitions.iter().all(released);
-        let may_arrive = !content.quiet
-            && (!content.in_doubt.is_empty() || (!ended_cleanly && content.boot != boot_id()));
+        // We got the flock. It proves that the last session died only if that session had locked this very file: a file
+        // that was removed or copied is another one, and the session may live.
+        let found = lock_file
+            .metadata()
+            .map_err(|source| failed("read", &lock_path, source))?;
+        let lock_id = (found.dev(), found.ino());
+        let is_this_boot = content.boot == boot_id();
+        let may_live = !ended_cleanly && is_this_boot && content.lock_id != lock_id;
+        let may_arrive = may_live
+            || !content.quiet
+                && (!content.in_doubt.is_empty() || (!ended_cleanly && !is_this_boot));
         let (file, len) = match storage {
             Storage::Disk => rewrite(&path, &content)?,
             Storage::Memory => {
@@ -191,6 +194,7 @@ impl WriteJournal {
             boot_recorded: false,
             owes_quiet: may_arrive,
             content,
+            lock_id,
         };
         Ok(Self {
             inner: Arc::new(Inner {
@@ -200,6 +204,7 @@ impl WriteJournal {
                 ranges_max,
                 lock_is_out: AtomicBool::new(false),
                 may_arrive,
+                may_live,
             }),
         })
     }
@@ -233,6 +238,14 @@ impl WriteJournal {
         self.inner.may_arrive
     }
 
+    /// Whether the last session of this host was not ended, and its flock, which proves that it died, was on another file
+    /// than ours: somebody removed the file, or this is a copy of the journal. It notices a higher lease before it sends
+    /// anything after the quiet time.
+    #[must_use]
+    pub fn may_live(&self) -> bool {
+        self.inner.may_live
+    }
+
     /// Whether the quiet time must still be waited for: [`WriteJournal::may_arrive`] is true, and
     /// [`WriteJournal::quiet`] was not called yet. A session that ends during this wait keeps the
     /// lock, so that no other host writes either. The next session of this host waits for the full
@@ -252,9 +265,8 @@ impl WriteJournal {
     pub fn quiet(&self) -> Result<(), LockError> {
         let mut state = self.state();
         state.content.quiet = true;
-        state.content.boot = boot_id();
-        let boot = Entry::Boot(state.content.boot);
-        self.append(&mut state, &[boot, Entry::Quiet])?;
+        let [boot, lock] = state.boot_now();
+        self.append(&mut state, &[boot, lock, Entry::Quiet])?;
         state.owes_quiet = false;
         Ok(())
     }
@@ -289,8 +301,8 @@ impl WriteJournal {
             }
         }
         let first = !state.boot_recorded;
-        if first && let Some(boot) = state.boot_to_record() {
-            entries.insert(0, boot);
+        if first {
+            entries.splice(..0, state.boot_to_record());
         }
         self.append(&mut state, &entries)?;
         if first {
@@ -472,14 +484,21 @@ impl WriteJournal {
 }
 
 impl JournalState {
-    /// Returns an entry for this boot. `None` while the quiet time of an earlier session is owed:
-    /// later sessions recognise that by the earlier boot.
-    fn boot_to_record(&mut self) -> Option<Entry> {
-        if self.owes_quiet {
-            return None;
+    /// Returns entries for this boot and its lock file. None while the quiet time of an earlier session is owed:
+    /// later sessions recognise that by the earlier boot, or lock file.
+    fn boot_to_record(&mut self) -> Vec<Entry> {
+        match self.owes_quiet {
+            true => Vec::new(),
+            false => self.boot_now().to_vec(),
         }
-        self.content.boot = boot_id();
-        Some(Entry::Boot(self.content.boot))
+    }
+
+    fn boot_now(&mut self) -> [Entry; 2] {
+        (self.content.boot, self.content.lock_id) = (boot_id(), self.lock_id);
+        [
+            Entry::Boot(self.content.boot),
+            Entry::LockFile(self.lock_id.0, self.lock_id.1),
+        ]
     }
 }
 
@@ -509,6 +528,7 @@ impl JournalContent {
             Entry::Quiet => self.quiet = true,
             Entry::Renewed(number, counter) => self.renewals = (number, counter),
             Entry::Free(number) => self.free = self.free.max(number),
+            Entry::LockFile(device, inode) => self.lock_id = (device, inode),
         }
     }
 
@@ -516,7 +536,8 @@ impl JournalContent {
     fn encode(&self) -> Vec<u8> {
         let now = now_s();
         let ranges = self.in_flight.to_vec();
-        let entries = [Entry::Boot(self.boot)]
+        let lock = Entry::LockFile(self.lock_id.0, self.lock_id.1);
+        let entries = [Entry::Boot(self.boot), lock]
             .into_iter()
             .chain(
                 ranges
@@ -554,60 +575,6 @@ impl JournalContent {
             content.apply(entry, ranges_max);
         }
         Some(content)
-    }
-}
-
-impl Entry {
-    fn encode(self, at_s: u64) -> [u8; ENTRY_BYTES] {
-        let pair = |a: u64, b: u64| {
-            let mut body = [0; 24];
-            body[..8].copy_from_slice(&a.to_le_bytes());
-            body[8..16].copy_from_slice(&b.to_le_bytes());
-            body
-        };
-        let tagged = |number: u64, token: Token| {
-            let mut body = pair(number, 0);
-            body[8..].copy_from_slice(&token.0);
-            body
-        };
-        let (kind, body) = match self {
-            Self::InFlight(start, end) => (1u32, pair(start, end)),
-            Self::Resolved(start, end) => (2, pair(start, end)),
-            Self::Acquiring(number, token) => (3, tagged(number, token)),
-            Self::NotAcquired(number, token) => (4, tagged(number, token)),
-            Self::Boot(boot) => (5, pair(boot, 0)),
-            Self::Quiet => (6, pair(0, 0)),
-            Self::Renewed(number, counter) => (7, pair(number, counter)),
-            Self::Free(number) => (8, pair(number, 0)),
-        };
-        let mut entry = [0; ENTRY_BYTES];
-        entry[4..8].copy_from_slice(&kind.to_le_bytes());
-        entry[8..32].copy_from_slice(&body);
-        entry[32..].copy_from_slice(&at_s.to_le_bytes());
-        let checksum = crc32(&entry[4..]);
-        entry[..4].copy_from_slice(&checksum.to_le_bytes());
-        entry
-    }
-
-    fn parse(entry: &[u8]) -> Option<Self> {
-        let checksum = u32::from_le_bytes(*entry.first_chunk()?);
-        if checksum != crc32(&entry[4..]) {
-            return None;
-        }
-        let number = |at: usize| Some(u64::from_le_bytes(*entry.get(at..)?.first_chunk()?));
-        let (a, b) = (number(8)?, number(16)?);
-        let token = Token(*entry.get(16..)?.first_chunk()?);
-        Some(match u32::from_le_bytes(*entry.get(4..)?.first_chunk()?) {
-            1 => Self::InFlight(a, b),
-            2 => Self::Resolved(a, b),
-            3 => Self::Acquiring(a, token),
-            4 => Self::NotAcquired(a, token),
-            5 => Self::Boot(a),
-            6 => Self::Quiet,
-            7 => Self::Renewed(a, b),
-            8 => Self::Free(a),
-            _ => return None,
-        })
     }
 }
 

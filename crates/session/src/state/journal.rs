@@ -66,8 +66,8 @@ pub(crate) fn lock_failure(error: &LockError, state_dir: &Path) -> Failure {
     }
     failure.with_hint(
         "nothing was changed. A session of this machine uses the container under another name or \
-         path. Wait until it ends, or run `sprat umount`. If it died, run the same command with the name \
-         or path of that session: it takes over the lock",
+         path, or its lock file was removed. Wait until it ends, or run `sprat umount`. If it died, run `sprat backup` with \
+         the name or path of that session: it takes over the lock",
     )
 }
 

@@ -97,8 +97,9 @@ impl LeaseCheck {
             number,
             until_s,
             all_before: false,
-            // Only a predecessor that died on this machine gets an end time at once.
-            own: until_s.is_some(),
+            // Only a predecessor that died on this machine gets an end time at once. Of one that may live its journal
+            // does not say what it wrote.
+            own: until_s.is_some() && !journal.may_live(),
         };
         let via = if highest.is_free() {
             Via::Free
@@ -106,7 +107,7 @@ impl LeaseCheck {
             Via::Empty
         } else if highest.is_ours(&acquisitions, renewals) {
             // What may arrive of sessions before it, its doors say.
-            if !journal.is_quiet() {
+            if !journal.is_quiet() || journal.may_live() {
                 content.add_predecessor(open(highest.number, Some(over)));
             }
             Via::Own

@@ -6,6 +6,7 @@
 )]
 
 use super::*;
+use crate::checksum::crc32;
 
 fn open(dir: &Path) -> WriteJournal {
     WriteJournal::open(dir, "id").unwrap()
@@ -109,8 +110,8 @@ fn torn_journal_keeps_its_complete_entries() {
     let path = journal.path().to_owned();
     drop(journal);
     let whole = std::fs::read(&path).unwrap();
-    // The head, one boot entry of the rewrite, one of the session, then five ranges.
-    let base = 8 + 2 * ENTRY_BYTES;
+    // The head, boot and lock file of the rewrite and of the session, then five ranges.
+    let base = 8 + 4 * ENTRY_BYTES;
     assert_eq!(whole.len(), base + 5 * ENTRY_BYTES);
     for cut in 0..=whole.len() {
         std::fs::write(&path, &whole[..cut]).unwrap();
@@ -197,6 +198,40 @@ fn crash_of_the_host_is_detected_even_without_the_last_entries() {
         !after_death(dir.path(), journal).may_arrive(),
         "it ended cleanly"
     );
+}
+
+/// The flock of another file proves nothing: a person removed the lock file, or the folder is a copy.
+#[test]
+fn a_session_may_live_whose_lock_file_is_another_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let living = open(dir.path());
+    assert!(!living.may_live());
+    living.acquiring(1, Token([1; 16])).unwrap();
+    std::fs::remove_file(dir.path().join("id.lock")).unwrap();
+    let other = open(dir.path());
+    assert!(other.may_live() && other.may_arrive() && other.owes_quiet());
+    // Until the wait was over, also for the sessions after this one.
+    other.acquiring(2, Token([2; 16])).unwrap();
+    let other = after_death(dir.path(), other);
+    assert!(other.may_live() && other.owes_quiet());
+    other.quiet().unwrap();
+    let other = after_death(dir.path(), other);
+    assert!(!other.may_live() && !other.may_arrive());
+    // Nothing was sent since the quiet time: what the living session sends next is not known here.
+    other.acquiring(3, Token([3; 16])).unwrap();
+    other.quiet().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    for file in ["id.lock", "id.record"] {
+        std::fs::copy(dir.path().join(file), copy.path().join(file)).unwrap();
+    }
+    let copied = open(copy.path());
+    assert!(copied.may_live() && copied.may_arrive());
+    // A session that ended is not in doubt.
+    other.not_acquired(2, Token([2; 16])).unwrap();
+    other.known_free(3).unwrap();
+    drop(other);
+    std::fs::remove_file(dir.path().join("id.lock")).unwrap();
+    assert!(!open(dir.path()).may_live());
 }
 
 /// A journal whose session was acquiring lock 1 and died with its host, at another boot.

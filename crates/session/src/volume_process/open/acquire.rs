@@ -203,9 +203,11 @@ fn check_lock(
         });
         return Ok((Some(info), seen));
     }
-    let held = LockError::HeldElsewhere {
-        container: name.clone(),
-        info: Box::new(info),
+    let (container, is_waiting) = (name.clone(), !info.waits_for.is_empty());
+    let info = Box::new(info);
+    let held = match is_waiting {
+        true => LockError::Waiting { container, info },
+        false => LockError::HeldElsewhere { container, info },
     };
     Err(lock_failure(&held, &start.settings.state_dir))
 }
@@ -213,7 +215,8 @@ fn check_lock(
 /// Waits until a dead session's server process can no longer write what it was sent. Its ssh has
 /// exited, as the flock shows, so this takes the quiet time at most. It is measured on the
 /// monotonic clock from when we got the flock, because nobody knows what a killed ssh sent last,
-/// and when. A read-only session waits, too: the data must not change while it reads.
+/// and when. A read-only session waits, too: the data must not change while it reads. Where the flock proves
+/// nothing, that session has noticed our lease by then, on a local disk, too.
 pub(crate) fn wait_for_quiet(
     start: &VolumeStart,
     lease: &ContainerLease,
@@ -229,7 +232,7 @@ pub(crate) fn wait_for_quiet(
     });
     let quiet_time = start.settings.quiet_time * TAKEOVER_QUIET_TIMES;
     let until = lease.held_since() + quiet_time;
-    if lease.server_outlives_us() {
+    if lease.server_outlives_us() || lease.record().may_live() {
         stop.wait_until(until)?;
     }
     lease.record().quiet()?;

@@ -19,23 +19,25 @@ fn after_a_kill_on_a_server() -> TestSession {
     first.lease.before_send(range).unwrap();
     let TestSession {
         folder,
-        mut start,
+        start,
         lease,
         ..
     } = first;
     drop(lease);
-    let record = open_journal(
-        &folder.path().join("state"),
-        &start.settings.target,
-        Access::ReadWrite,
-    );
-    let record = record.unwrap();
+    let target = Target::parse("ssh://no.host/srv/x.luks", Path::new("/")).unwrap();
+    next_session(folder, start, target)
+}
+
+/// The next session of this machine, which takes over the lease beside the first one's container. To `target`.
+fn next_session(folder: tempfile::TempDir, mut start: VolumeStart, target: Target) -> TestSession {
+    let state = folder.path().join("state");
+    let record = open_journal(&state, &start.settings.target, Access::ReadWrite).unwrap();
     let here = Connection::new(&start.settings, &record).unwrap();
     let store = here.connect().unwrap();
-    let owner = owner_note(&folder.path().join("state")).unwrap();
+    let owner = owner_note(&state).unwrap();
     let lock = Lock::acquire(&*store, &start.settings.target.name, &record, owner).unwrap();
     start.settings.quiet_time = QUIET_TIME;
-    start.settings.target = Target::parse("ssh://no.host/srv/x.luks", Path::new("/")).unwrap();
+    start.settings.target = target;
     let name = start.settings.target.name.clone();
     let lease = Arc::new(ContainerLease::new(LeaseParts {
         connection: Connection::new(&start.settings, &record).unwrap(),
@@ -57,6 +59,30 @@ fn after_a_kill_on_a_server() -> TestSession {
         lease,
         door: None,
     }
+}
+
+/// A living session is taken over for a dead one, because a person removed its lock file. Until the quiet time is over
+/// it has noticed that. What it left in doubt is compared with all that is written now.
+#[test]
+fn session_without_its_lock_file_may_live_and_is_waited_for_on_a_local_disk() {
+    let TestSession {
+        folder,
+        start,
+        lease: living,
+        ..
+    } = TestSession::new();
+    let target = start.settings.target.clone();
+    let path = living.record().path().with_extension("lock");
+    std::fs::remove_file(path).unwrap();
+    let session = next_session(folder, start, target);
+    let lease = &session.lease;
+    assert!(!lease.server_outlives_us() && lease.record().owes_quiet());
+    acquire::wait_for_quiet(&session.start, lease, &StopFlag::default(), &events()).unwrap();
+    let waited = lease.held_since().elapsed();
+    assert!(waited >= 2 * QUIET_TIME, "{waited:?}");
+    let late = lease.late_until().unwrap();
+    assert!(!late.own_only, "nobody knows what it wrote");
+    drop(living);
 }
 
 #[test]
