@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::chain::{Chain, ChainOptions, wait};
 use crate::support::{Place, can_attach};
 use rustix::process::{Pid, Signal, kill_process};
+use sprat_testkit::requires;
 
 const NAMES: [&str; 4] = ["session", "volume", "outer worker", "inner worker"];
 
@@ -211,15 +212,19 @@ fn limits_left_on_a_loop_device_are_reset_by_the_next_session() {
         name.starts_with(b"loop")
     }
     // The session uses the first of them, so the limit of the last one belongs to no session.
-    let [.., last] = &free_devices()[..] else {
-        println!("skipped: no loop device is there that nobody uses");
-        return;
-    };
+    let free = free_devices();
+    requires!(
+        free.is_empty()
+            .then(|| "there is no unused loop device".to_owned())
+    );
+    let last = &free[free.len() - 1];
     let strict_limit = last.join("bdi/strict_limit");
-    if let Err(e) = std::fs::write(&strict_limit, "1") {
-        println!("skipped: {}: {e}", strict_limit.display());
-        return;
-    }
+    let written = std::fs::write(&strict_limit, "1");
+    requires!(
+        written
+            .err()
+            .map(|error| format!("{}: {error}", strict_limit.display()))
+    );
     let place = Place::new(64);
     let mut chain = Chain::start(&place.image, &ChainOptions::default());
     chain.attach().unwrap();

@@ -132,6 +132,8 @@ mod tests {
     use std::fs::File;
     use std::os::unix::fs::MetadataExt;
 
+    use sprat_testkit::requires;
+
     use super::*;
 
     fn asked(path: &std::path::Path) -> Writers {
@@ -154,9 +156,14 @@ mod tests {
     /// In memory: the script may not know the file system on which the test runs.
     #[test]
     fn kernel_reports_whether_any_process_may_write() {
-        let Ok(folder) = tempfile::tempdir_in("/dev/shm") else {
-            return;
-        };
+        let folder = tempfile::tempdir_in("/dev/shm");
+        requires!(
+            folder
+                .as_ref()
+                .err()
+                .map(|error| format!("/dev/shm: {error}"))
+        );
+        let folder = folder.unwrap();
         let path = folder.path().join("it's one");
         let writer = File::create(&path).unwrap();
         assert_eq!(asked(&path), Writers::Some);
