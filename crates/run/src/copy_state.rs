@@ -3,7 +3,8 @@
 //!
 //! In the state folder, `schedule/JOB@CONTAINER.json`, and `schedule/@CONTAINER.json` for what
 //! belongs to the container alone. A file that is missing, torn or not understood counts as not
-//! known: the copy is due then.
+//! known: the copy is due then. If one is there that can't be read, nothing is pruned until a person
+//! accepts that: it may have named snapshots to keep.
 
 mod place;
 
@@ -71,6 +72,8 @@ pub struct CopyState {
     pub pruned_by: Option<KeepPolicy>,
     /// It waits for `sprat accept`.
     pub held: Option<Held>,
+    /// What was known before that time could not be read. All snapshots are kept until `sprat accept`.
+    pub lost: Option<Timestamp>,
     /// A person accepted then that much is pruned: the next prune passes, and removes this.
     pub released: Option<Timestamp>,
     /// A person accepted then that much is uploaded: the next success removes this.
@@ -244,6 +247,22 @@ pub struct ContainerState {
 }
 
 impl CopyState {
+    /// In place of one that can't be read. That may have named snapshots that are to be kept.
+    fn instead_of_unread() -> Self {
+        let now = Timestamp::now();
+        Self {
+            held: Some(Held {
+                what: HeldWhat::Prune,
+                since: now,
+                reason: "The state of the copy could not be read. It may have named snapshots that are to be kept, \
+                         so all are kept."
+                    .to_owned(),
+            }),
+            lost: Some(now),
+            ..Self::default()
+        }
+    }
+
     /// A run, or a check for overdue copies, sees the copy at `now`.
     pub fn seen(&mut self, now: Timestamp) {
         let begin = *self.first_seen.get_or_insert(now);
@@ -303,6 +322,7 @@ impl CopyState {
     /// A person accepts what holds back the copy, or its prune.
     pub fn accept(&mut self, now: Timestamp) {
         self.silent = None;
+        self.lost = None;
         match self.held.take().map(|held| held.what) {
             Some(HeldWhat::Prune) => self.released = Some(now),
             Some(HeldWhat::Copy) => self.growth_accepted = Some(now),
@@ -317,6 +337,9 @@ impl CopyState {
     /// A person pruned the copy by these rules.
     pub fn pruned_by_hand(&mut self, policy: KeepPolicy) {
         self.pruned_by = Some(policy);
+        if self.lost.is_some() {
+            return;
+        }
         self.held = self.held.take().filter(|held| held.what != HeldWhat::Prune);
     }
 
@@ -353,7 +376,7 @@ impl CopyState {
     pub fn kept_before(&self) -> Option<Timestamp> {
         let silent = self.silent.as_ref();
         // It is not known which ones have the old content of a file without a name.
-        let all = silent.is_some_and(SilentChange::has_unnamed);
+        let all = silent.is_some_and(SilentChange::has_unnamed) || self.lost.is_some();
         let changed = self.changed.as_ref().map(|changed| changed.kept_before);
         all.then_some(Timestamp::MAX).or(changed)
     }
@@ -394,7 +417,8 @@ impl CopyState {
 #[must_use]
 pub fn copy_file(state_dir: &Path, copy: &CopyName) -> StateFile<CopyState> {
     let path = state_dir.join(FOLDER).join(format!("{copy}.json"));
-    StateFile::new(path, "When the copy was last made is not known here.")
+    let file = StateFile::new(path, "When the copy was last made is not known here.");
+    file.with_instead(CopyState::instead_of_unread)
 }
 
 /// The file of a container.

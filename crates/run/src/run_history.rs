@@ -104,7 +104,8 @@ impl RunHistory {
         Ok(lines.filter_map(parse).collect())
     }
 
-    fn path(&self, copy: &CopyName) -> PathBuf {
+    /// The file of a copy.
+    pub(crate) fn path(&self, copy: &CopyName) -> PathBuf {
         self.folder.join(format!("{copy}.jsonl"))
     }
 }

@@ -16,6 +16,8 @@ pub struct StateFile<T> {
     path: PathBuf,
     /// What is lost with an unreadable file, as a sentence.
     loss: &'static str,
+    /// What takes the place of an unreadable file.
+    instead: fn() -> T,
     /// What could not be written.
     unwritten: Option<T>,
     problems: Vec<String>,
@@ -28,15 +30,23 @@ impl<T: Default + Clone + PartialEq + Serialize + DeserializeOwned> StateFile<T>
         Self {
             path,
             loss,
+            instead: T::default,
             unwritten: None,
             problems: Vec::new(),
         }
     }
 
+    /// Content for a file that is there and can't be read; without this, the default.
+    #[must_use]
+    pub(crate) fn with_instead(mut self, instead: fn() -> T) -> Self {
+        self.instead = instead;
+        self
+    }
+
     /// What the file holds. A file that is not there, is torn or can't be read counts as not known:
-    /// the default. All but the first is a problem.
+    /// the default, or what [`Self::with_instead`] has for the last two. Those are a problem.
     pub fn read(&mut self) -> T {
-        self.known().unwrap_or_default()
+        self.known().unwrap_or_else(self.instead)
     }
 
     /// What the file holds, or would hold; `None`: not known.
@@ -69,7 +79,7 @@ impl<T: Default + Clone + PartialEq + Serialize + DeserializeOwned> StateFile<T>
         // A folder that can't be written has nobody to wait for.
         let _turn = self.lock().ok();
         let known = self.known();
-        let mut content = known.clone().unwrap_or_default();
+        let mut content = known.clone().unwrap_or_else(self.instead);
         let result = change(&mut content);
         if known.as_ref() == Some(&content) && self.unwritten.is_none() {
             return result;

@@ -15,6 +15,20 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
+/// As [`read_json`], but only a file that is missing is `None`.
+pub(crate) fn read_json_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Failure> {
+    let unread = |error: &dyn std::error::Error| {
+        Failure::failed(format!("can't read {}", path.display())).caused_by(error)
+    };
+    match std::fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unread(&error)),
+        Ok(text) => serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|error| unread(&error)),
+    }
+}
+
 /// Writes `content` as JSON, by [`local_file::replace`].
 pub fn write_json(path: &Path, content: &impl Serialize) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(content)?;

@@ -51,6 +51,8 @@ pub struct LocalStatus {
     pub proved: Option<Timestamp>,
     /// Bytes that the file system has written in its whole life, and so under one volume key.
     pub written_bytes: Option<u64>,
+    /// A file of this can't be read: what it has is missing here. It is not known that nothing is wrong.
+    pub unread: Option<Failure>,
 }
 
 /// What the server reports.
@@ -93,12 +95,14 @@ impl ContainerStatus {
         let known = identity::policy(state_dir, target, None).map(|policy| match policy {
             IdentityPolicy::Known(Pins { uuid, .. }) => {
                 let paths = StatePaths::new(state_dir, &uuid, target);
+                let mut unread = None;
                 Some(LocalStatus {
-                    history: History::load(&paths),
-                    checks: checks::last(&paths),
-                    proved: KeyNotes::load(state_dir, &uuid).last_proved(),
+                    history: or_unread(History::read(&paths), &mut unread),
+                    checks: or_unread(checks::read(&paths), &mut unread),
+                    proved: or_unread(KeyNotes::read(state_dir, &uuid), &mut unread).last_proved(),
                     written_bytes: KnownState::load(&paths).written_bytes(),
                     uuid,
+                    unread,
                 })
             }
             _ => None,
@@ -124,7 +128,11 @@ impl ContainerStatus {
     pub fn failure(&self) -> Option<Failure> {
         let server = self.server.as_ref();
         let server = server.and_then(|server| server.as_ref().err()).cloned();
-        match (server, self.known.as_ref().err().cloned()) {
+        let known = match &self.known {
+            Ok(known) => known.as_ref().and_then(|known| known.unread.as_ref()),
+            Err(failure) => Some(failure),
+        };
+        match (server, known.cloned()) {
             (Some(server), Some(known)) => Some(server.merge(known)),
             (server, known) => server.or(known),
         }
@@ -173,6 +181,17 @@ impl ContainerStatus {
     pub fn known(&self) -> Option<&LocalStatus> {
         self.known.as_ref().ok()?.as_ref()
     }
+}
+
+/// What was read, or nothing; why, goes to `unread`.
+fn or_unread<T: Default>(read: Result<T, Failure>, unread: &mut Option<Failure>) -> T {
+    read.unwrap_or_else(|failure| {
+        *unread = Some(match unread.take() {
+            Some(before) => before.merge(failure),
+            None => failure,
+        });
+        T::default()
+    })
 }
 
 /// What is wrong with a job, if anything is.

@@ -4,7 +4,7 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sprat_run::config::{Container, Copy, Named};
-use sprat_run::notify::Notifier;
+use sprat_run::notify::{Events, Notifier};
 use sprat_run::public_status::PublicStatus;
 use sprat_run::run_history::RunHistory;
 use sprat_run::watch::{
@@ -88,7 +88,11 @@ impl CommandArgs for StatusArgs {
             [] => WatchView::all(&context.watched(), Timestamp::now()),
             _ => Vec::new(),
         };
-        show(context, &self.reports(context, chosen)?, &watches)
+        let mut notifier = Notifier::new(&context.state_dir());
+        let events = notifier.events.read();
+        let unread = notifier.take_problems();
+        let reports = self.reports(context, chosen, &events)?;
+        show(context, &reports, &watches, unread)
     }
 }
 
@@ -131,9 +135,9 @@ impl StatusArgs {
         &self,
         context: &Context,
         chosen: Vec<Chosen<'_>>,
+        events: &Events,
     ) -> Result<Vec<ContainerReport>, Failure> {
         let state_dir = context.state_dir();
-        let events = Notifier::new(&state_dir).events.read();
         let watched = context.watched();
         let now = Timestamp::now();
         let mut reports = Vec::new();
@@ -155,7 +159,7 @@ impl StatusArgs {
                 status.only(&jobs);
             }
             reports.push(ContainerReport {
-                events: ContainerView::events(&resolved.config_name, &events),
+                events: ContainerView::events(&resolved.config_name, events),
                 name: resolved.name,
                 target: resolved.target,
                 status,
@@ -278,10 +282,19 @@ fn show(
     context: &Context,
     reports: &[ContainerReport],
     watches: &[WatchView],
+    mut unread: Vec<String>,
 ) -> Result<Exit, Failure> {
     let shown = context.shown();
+    let copies = reports.iter().flat_map(|report| &report.copies);
+    unread.extend(copies.filter_map(|copy| copy.unread.clone()));
+    // What can't be read may be a failure.
+    let of_unread = (!unread.is_empty()).then_some(Exit::Failed);
     let exits = reports.iter().map(|report| report.exit(shown.now));
-    let exit = worst(exits.chain(watches.iter().map(WatchView::exit)));
+    let exit = worst(
+        exits
+            .chain(watches.iter().map(WatchView::exit))
+            .chain(of_unread),
+    );
     let containers: Vec<Value> = reports
         .iter()
         .map(|report| report.json(shown.now))
@@ -296,6 +309,9 @@ fn show(
     let watches = watches.iter().map(|watch| watch.text(&shown));
     let text: Vec<String> = text.chain(watches).collect();
     context.output.listing(&text.join("\n"), &json)?;
+    for problem in &unread {
+        context.output.warning(problem);
+    }
     for failure in reports.iter().filter_map(|report| report.status.failure()) {
         context.output.failure(&failure);
     }

@@ -83,7 +83,8 @@ fn state_of_copies_is_kept_apart_and_torn_files_count_as_unknown() {
     for torn in [&text[..text.len() / 2], b"", b"{", b"\0\0\0\0"] {
         std::fs::write(&path, torn).unwrap();
         let mut file = copy_file(state_dir, &home);
-        assert_eq!(file.read(), CopyState::default());
+        let state = file.read();
+        assert_eq!((state.first_seen, state.last_success), (None, None));
         assert!(!file.take_problems().is_empty());
     }
     // A field of a later release does not hide the others.
@@ -172,4 +173,32 @@ fn files_beyond_those_with_a_name_are_counted_once_and_keep_all_snapshots() {
     assert_eq!(state.kept_before(), Some(Timestamp::MAX));
     state.accept(now);
     assert_eq!(state.kept_before(), None);
+}
+
+#[test]
+fn state_that_can_not_be_read_keeps_all_snapshots_until_a_person_accepts_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = || copy_file(folder.path(), &CopyName::new("home", "nas"));
+    assert_eq!(file().read().kept_before(), None, "no file is no loss");
+    file().change(|state| state.seen(Timestamp::UNIX_EPOCH));
+    let path = folder.path().join(FOLDER).join("home@nas.json");
+    std::fs::write(&path, "{\"first_seen\":").unwrap();
+    assert_eq!(file().read().kept_before(), Some(Timestamp::MAX));
+    // The next run writes it, and knows it from then on.
+    file().change(|state| state.seen(Timestamp::UNIX_EPOCH));
+    let policy = KeepPolicy {
+        rules: sprat_snapshot::KeepRules::default(),
+        time_zone: "UTC".to_owned(),
+    };
+    file().change(|state| state.pruned_by_hand(policy));
+    let mut known = file();
+    let state = known.read();
+    assert_eq!(known.take_problems(), [""; 0]);
+    assert_eq!(state.kept_before(), Some(Timestamp::MAX));
+    let held = state.held.unwrap();
+    assert_eq!(held.what, HeldWhat::Prune);
+    assert!(held.reason.contains("could not be read"));
+    file().change(|state| state.accept(Timestamp::UNIX_EPOCH));
+    let state = file().read();
+    assert_eq!((state.kept_before(), state.held), (None, None));
 }

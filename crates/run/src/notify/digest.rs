@@ -45,6 +45,10 @@ pub struct CopyDigest {
     pub last_success: Option<Timestamp>,
     /// Whether it is overdue.
     pub is_overdue: bool,
+    /// When its last backup was can't be read.
+    pub is_state_unread: bool,
+    /// Its attempts can't be read: the numbers say nothing.
+    pub is_history_unread: bool,
     /// Files that `exclude_larger_than` left out for the first time.
     pub left_out_files: u64,
 }
@@ -54,6 +58,8 @@ pub struct CopyDigest {
 pub struct ContainerDigest {
     /// Its name in the config.
     pub container: String,
+    /// What this machine knows of it can't be read.
+    pub is_unread: bool,
     /// Free in the volume.
     pub volume_free_bytes: Option<u64>,
     /// Free on the server.
@@ -132,8 +138,12 @@ impl CopyDigest {
             }
             None => {}
         }
+        if self.is_history_unread {
+            parts = vec!["the history of its backups can't be read".to_owned()];
+        }
         let last = match self.last_success {
             Some(last) => format!("last backup {}", time(last, zone)),
+            None if self.is_state_unread => "the time of the last backup can't be read".to_owned(),
             None => "no backup yet".to_owned(),
         };
         let overdue = if self.is_overdue { "OVERDUE, " } else { "" };
@@ -157,6 +167,10 @@ impl ContainerDigest {
         let free = |bytes_free: Option<u64>, place: &str| {
             bytes_free.map(|free| format!("{} free {place}", bytes(free)))
         };
+        if self.is_unread {
+            let what = "what this machine knows of it can't be read: run `sprat status`";
+            return vec![format!("{}: {what}", self.container)];
+        }
         let mut parts = Vec::new();
         parts.extend(free(self.volume_free_bytes, "in the volume"));
         parts.extend(free(self.server_free_bytes, "on the server"));
@@ -218,6 +232,8 @@ mod tests {
             size: None,
             last_success: Some(at(-5)),
             is_overdue: false,
+            is_state_unread: false,
+            is_history_unread: false,
             left_out_files: 0,
         }
     }
@@ -225,6 +241,7 @@ mod tests {
     fn container() -> ContainerDigest {
         ContainerDigest {
             container: "nas".to_owned(),
+            is_unread: false,
             volume_free_bytes: Some(30 * GIB),
             server_free_bytes: None,
             full_on: None,
@@ -307,6 +324,37 @@ mod tests {
         nas: 30.0 GiB free in the volume, 512 MiB free on the server, full on about 2026-12-24, check FOUND DAMAGE on 2026-11-24, drill FAILED on 2026-11-20
           The check is late: set a longer check_budget.
           The recovery key was not rehearsed for a year: run `sprat key rehearse`.
+        ");
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_not_called_missing() {
+        let home = CopyDigest {
+            last_success: None,
+            is_state_unread: true,
+            is_history_unread: true,
+            ..copy("home")
+        };
+        let nas = ContainerDigest {
+            is_unread: true,
+            ..container()
+        };
+        let digest = Digest {
+            from: None,
+            until: at(0),
+            copies: vec![home],
+            containers: vec![nas],
+            open: Vec::new(),
+            dropped_events: 0,
+        };
+        insta::assert_snapshot!(digest.text(&TimeZone::UTC), @r"
+        Until 2026-11-28 14:00
+
+        No problem is open.
+
+        home@nas: the history of its backups can't be read; the time of the last backup can't be read
+
+        nas: what this machine knows of it can't be read: run `sprat status`
         ");
     }
 }

@@ -241,10 +241,22 @@ impl<'w> Watch<'w> {
         }
         self.ping_ends(ended, at);
         let events = self.notifier.events.read();
+        let last_run = self.state.read().last_run;
+        let mut unkept = self.state_problems(observed.problems);
+        for problem in &observed.overview.unread {
+            if !unkept.contains(problem) {
+                unkept.push(problem.clone());
+            }
+        }
         let status = worst(
             [
                 observed.overview.exit(at),
                 overview::of_events(events.open()),
+                // What can't be read may hold any of the others.
+                match unkept.is_empty() {
+                    true => Exit::Done,
+                    false => Exit::Failed,
+                },
             ]
             .into_iter(),
         );
@@ -255,12 +267,11 @@ impl<'w> Watch<'w> {
                 code: status,
                 watched: &self.watched,
                 metrics: self.notify.metrics.as_deref(),
-                last_run: self.state.read().last_run,
+                last_run,
             },
             at,
             &mut self.problems,
         );
-        let mut unkept = self.state_problems(observed.problems);
         unkept.extend(unpublished);
         let exits = [
             observed.overview.is_overdue().then_some(Exit::Overdue),
@@ -303,7 +314,7 @@ impl<'w> Watch<'w> {
     }
 
     fn digest(&mut self, overview: &Overview, at: Timestamp) {
-        let (notify, zone, watched) = (&self.notify, &self.zone, &self.watched);
+        let (notify, zone) = (&self.notify, &self.zone);
         let (delivery, events) = (&self.delivery, &mut self.notifier.events);
         // One process at a time: each digest comes once.
         self.state.change(|state| {
@@ -315,7 +326,7 @@ impl<'w> Watch<'w> {
             };
             if summary::is_due(notify, zone, last, at) {
                 let known = events.read();
-                let digest = summary::digest(overview, watched, &known, delivery, last, at);
+                let digest = summary::digest(overview, &known, delivery, last, at);
                 events.change(|events| events.digest(at, &digest.text(zone)));
                 state.last_digest = Some(at);
             }

@@ -544,10 +544,12 @@ mod tests {
                 },
                 proved: None,
                 written_bytes: None,
+                unread: None,
             };
             let containers = vec![ContainerView {
                 name: "nas".to_owned(),
                 known: Some(known),
+                is_unread: false,
                 min_free: 0,
                 check_every: None,
             }];
@@ -556,6 +558,8 @@ mod tests {
                     copies: Vec::new(),
                     containers,
                     watches: Vec::new(),
+                    attempts: Vec::new(),
+                    unread: Vec::new(),
                 },
                 problems: Vec::new(),
                 overdue: Vec::new(),

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use sprat_session::Exit;
 use sprat_session::state::checks::KeptCheck;
 use sprat_session::status::{ContainerStatus, LocalStatus};
+use sprat_session::{Exit, Failure};
 
 use super::{WatchView, Watched};
 use crate::config::Copy;
@@ -14,6 +14,7 @@ use crate::copy_state::{self, CopyState, Place};
 use crate::due::{self, Decision};
 use crate::notify::{Event, Kind};
 use crate::overdue::{is_overdue, overdue_at};
+use crate::run_history::{RunHistory, RunLine};
 
 /// All of it, at one time.
 #[derive(Debug)]
@@ -24,6 +25,10 @@ pub struct Overview {
     pub containers: Vec<ContainerView>,
     /// The watched files of the config, in its order.
     pub watches: Vec<WatchView>,
+    /// The attempts at each copy; `None`: they can't be read.
+    pub(super) attempts: Vec<Option<Vec<RunLine>>>,
+    /// What can't be read: nothing is known of that, not even that all is well.
+    pub(super) unread: Vec<String>,
 }
 
 /// One copy.
@@ -41,6 +46,8 @@ pub struct CopyView {
     pub overdue_at: Option<Timestamp>,
     /// Whether it is due, and when next.
     pub decision: Decision,
+    /// Why its state can't be read: what is in `state` is not known.
+    pub unread: Option<String>,
 }
 
 /// One container.
@@ -48,8 +55,10 @@ pub struct CopyView {
 pub struct ContainerView {
     /// Its name in the config.
     pub name: String,
-    /// What its sessions left here; `None` before the first one, or if it can't be read.
+    /// What its sessions left here; `None` before the first one, or if a part of it can't be read.
     pub known: Option<LocalStatus>,
+    /// Whether a part of that can't be read.
+    pub is_unread: bool,
     /// `min_free`.
     pub min_free: u64,
     /// `check_every`.
@@ -64,20 +73,40 @@ impl Overview {
         let copies = config
             .copies()
             .map(|copy| CopyView::read(&copy, watched, now));
+        let copies: Vec<CopyView> = copies.collect();
+        let mut unread: Vec<String> = copies.iter().filter_map(|it| it.unread.clone()).collect();
         let containers = config.containers.iter().map(|container| {
             let jobs = config.jobs_of(&container.name);
             let status = ContainerStatus::read(&watched.state_dir, &container.target, jobs, None);
+            let failure = status.failure();
+            unread.extend(failure.as_ref().map(Failure::in_one_line));
+            let known = status.known.ok().flatten();
             ContainerView {
                 name: container.name.clone(),
-                known: status.known.unwrap_or_default(),
+                // Of the rest of it nobody may conclude that all is well.
+                known: known.filter(|_| failure.is_none()),
+                is_unread: failure.is_some(),
                 min_free: container.min_free,
                 check_every: container.check_every,
             }
         });
+        let containers = containers.collect();
+        let history = RunHistory::new(&watched.state_dir);
+        let attempts = copies.iter().map(|view| match history.load(&view.copy) {
+            Ok(lines) => Some(lines),
+            Err(error) => {
+                let path = history.path(&view.copy);
+                unread.push(format!("can't read {}: {error}", path.display()));
+                None
+            }
+        });
+        let attempts = attempts.collect();
         Self {
-            copies: copies.collect(),
-            containers: containers.collect(),
+            copies,
+            containers,
             watches: WatchView::all(watched, now),
+            attempts,
+            unread,
         }
     }
 
@@ -95,7 +124,8 @@ impl Overview {
         let copies = self.copies.iter().map(CopyView::exit);
         let containers = self.containers.iter().map(|container| container.exit(now));
         let overdue = self.is_overdue().then_some(Exit::Overdue);
-        worst(copies.chain(containers).chain(overdue))
+        let unread = (!self.unread.is_empty()).then_some(Exit::Failed);
+        worst(copies.chain(containers).chain(overdue).chain(unread))
     }
 }
 
@@ -126,7 +156,9 @@ pub fn worst(exits: impl Iterator<Item = Exit>) -> Exit {
 impl CopyView {
     fn read(copy: &Copy<'_>, watched: &Watched<'_>, now: Timestamp) -> Self {
         let name = copy.name();
-        let mut state = copy_state::copy_file(&watched.state_dir, &name).read();
+        let mut file = copy_state::copy_file(&watched.state_dir, &name);
+        let mut state = file.read();
+        let unread = file.take_problems();
         // The config may have changed since the last run.
         state.is_at(Place::of(&watched.state_dir, &copy.container.target), now);
         let alert_after = copy.job.alert_after;
@@ -137,6 +169,7 @@ impl CopyView {
             copy: name,
             state,
             alert_after,
+            unread: (!unread.is_empty()).then(|| unread.join("; ")),
         }
     }
 
@@ -153,6 +186,9 @@ impl CopyView {
     pub fn exit(&self) -> Exit {
         if self.is_overdue {
             return Exit::Overdue;
+        }
+        if self.unread.is_some() {
+            return Exit::Failed;
         }
         match self.state.last_attempt.as_ref().map(|last| last.exit) {
             Some(exit @ (Exit::Damaged | Exit::Unreachable | Exit::Unread)) => exit,

@@ -12,7 +12,7 @@ use crate::notify::Events;
 use crate::public_status::{
     PublicContainer, PublicCopy, PublicEvent, PublicStatus, PublicWatch, Word,
 };
-use crate::run_history::RunHistory;
+use crate::run_history::RunLine;
 
 /// What is written where.
 pub(super) struct To<'w> {
@@ -33,17 +33,12 @@ pub(super) fn write(
     now: Timestamp,
     problems: &mut Vec<String>,
 ) -> Option<String> {
-    let sent = |copy: &crate::copy_name::CopyName| {
-        let history = RunHistory::new(&to.watched.state_dir);
-        let lines = history.load(copy).unwrap_or_default();
-        let last = lines.iter().rfind(|line| matches!(line.code, 0 | 3));
+    let sent = |lines: &Option<Vec<RunLine>>| {
+        let mut lines = lines.iter().flatten();
+        let last = lines.rfind(|line| matches!(line.code, 0 | 3));
         last.and_then(|line| line.sent_bytes)
     };
-    let sent: Vec<Option<u64>> = overview
-        .copies
-        .iter()
-        .map(|view| sent(&view.copy))
-        .collect();
+    let sent: Vec<Option<u64>> = overview.attempts.iter().map(sent).collect();
     if let Some(path) = to.metrics
         && let Err(error) = metrics(overview, events, to.last_run, &sent).write(path)
     {

@@ -52,6 +52,9 @@ impl ContainerReport {
                 "nothing: no session of this machine yet".to_owned(),
             ),
             Ok(Some(known)) => {
+                if let Some(unread) = &known.unread {
+                    row("known here", format!("not all: {}", unread.what));
+                }
                 row("volume", volume(known, shown));
                 row("checks", checks(known, shown.now));
                 row("drill", drill(known, shown.now));

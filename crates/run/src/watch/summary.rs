@@ -6,13 +6,13 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use sprat_session::Exit;
 
-use super::{Overview, Watched, space};
+use super::{Overview, space};
 use crate::config::{self, Notify};
 use crate::copy_name::CopyName;
 use crate::due::{At, AtTime};
 use crate::notify::digest::{ContainerDigest, CopyDigest, Digest};
 use crate::notify::{Delivery, Event, Events, Report, State};
-use crate::run_history::{RunHistory, RunLine};
+use crate::run_history::RunLine;
 
 /// A key that nobody rehearsed for so long stands in the digest.
 const REHEARSE_WITHIN: jiff::SignedDuration = jiff::SignedDuration::from_hours(365 * 24);
@@ -34,20 +34,18 @@ pub(super) fn is_due(notify: &Notify, zone: &TimeZone, last: Timestamp, now: Tim
 /// What happened since `from`.
 pub(super) fn digest(
     overview: &Overview,
-    watched: &Watched<'_>,
     events: &Events,
     delivery: &Delivery,
     from: Timestamp,
     until: Timestamp,
 ) -> Digest {
-    let history = RunHistory::new(&watched.state_dir);
-    let copies = overview.copies.iter().map(|view| {
-        let lines = history.load(&view.copy).unwrap_or_default();
-        CopyDigest {
-            last_success: view.state.last_success,
-            is_overdue: view.is_overdue,
-            ..copy(&view.copy, &lines, from)
-        }
+    let copies = overview.copies.iter().zip(&overview.attempts);
+    let copies = copies.map(|(view, lines)| CopyDigest {
+        last_success: view.state.last_success,
+        is_overdue: view.is_overdue,
+        is_state_unread: view.unread.is_some(),
+        is_history_unread: lines.is_none(),
+        ..copy(&view.copy, lines.as_deref().unwrap_or_default(), from)
     });
     let containers = overview.containers.iter().map(|view| {
         let known = view.known.as_ref();
@@ -57,6 +55,7 @@ pub(super) fn digest(
         let proved = known.and_then(|known| known.proved);
         ContainerDigest {
             container: view.name.clone(),
+            is_unread: view.is_unread,
             volume_free_bytes: room.map(|seen| seen.room.available_bytes),
             server_free_bytes: history
                 .and_then(|history| history.server.as_ref())
@@ -106,6 +105,8 @@ fn copy(name: &CopyName, lines: &[RunLine], from: Timestamp) -> CopyDigest {
         size: size.zip(size_before),
         last_success: None,
         is_overdue: false,
+        is_state_unread: false,
+        is_history_unread: false,
         left_out_files: since().filter_map(|line| line.newly_excluded).sum(),
     }
 }

@@ -4,10 +4,17 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
+use sprat_luks::Pins;
+use sprat_session::address::Target;
+use sprat_session::state::checks::{self, KeptCheck};
+use sprat_session::state::history::History;
+use sprat_session::state::identity;
+use sprat_session::state::key_notes::KeyNotes;
+use sprat_session::state::paths::StatePaths;
 use sprat_session::{Exit, Failure};
 use sprat_testkit::notice_servers::{NoticeServer, Wire, python_module_missing};
 use sprat_testkit::requires;
@@ -379,6 +386,75 @@ fn digest_comes_at_its_time_and_reports_the_week() {
 }
 
 #[test]
+fn state_that_can_not_be_read_is_not_published_as_success() {
+    let machine = Machine::new("");
+    let state = machine.path("state");
+    machine.run(0, Exit::Done);
+    let path = machine.path("laptop.luks").display().to_string();
+    let target = Target::parse(&path, Path::new("/")).unwrap();
+    let pins = Pins {
+        cipher: "aes-xts-plain64".to_owned(),
+        key_bits: 512,
+        sector_bytes: 4096,
+        payload_offset_bytes: 16 << 20,
+        iv_tweak: 0,
+        volume_key_digest: "00".repeat(32),
+        uuid: "8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46".to_owned(),
+        sequence_id: 3,
+    };
+    identity::store(&state, &target, &pins).unwrap();
+    let paths = StatePaths::new(&state, &pins.uuid, &target);
+    let check = KeptCheck {
+        at: at(0),
+        exit: Exit::Done,
+        finished: true,
+        result: Value::Null,
+    };
+    checks::keep(&paths, vec![(checks::Kind::ReadData, check)]).unwrap();
+    History::update(&paths, |history| history.saw_server(at(0), Some(1 << 40))).unwrap();
+    KeyNotes::default().store(&state, &pins.uuid).unwrap();
+    let code = || PublicStatus::read(&state).unwrap().unwrap().code;
+    assert_eq!(machine.check(1).status, Exit::Done);
+    assert_eq!(code(), 0);
+    for folder in ["containers", "status", "checks", "keys", "runs", "schedule"] {
+        let files = fs::read_dir(state.join(folder)).unwrap().flatten();
+        let mut files: Vec<_> = files.map(|entry| entry.path()).collect();
+        files.retain(|file| file.is_file() && file.extension() != Some(OsStr::new("lock")));
+        assert_eq!(files.len(), 1, "{files:?}");
+        let (file, aside) = (&files[0], machine.path("aside"));
+        fs::rename(file, &aside).unwrap();
+        // No user can read that, and none can replace it by a file.
+        fs::create_dir_all(file.join("in it")).unwrap();
+        for _ in 0..2 {
+            let found = machine.check(2);
+            assert_eq!((found.status, found.exit), (Exit::Failed, Exit::Failed));
+            assert_eq!(code(), 1, "{folder}");
+            let names = |problem: &String| problem.contains(&*file.to_string_lossy());
+            assert!(found.problems.iter().any(names), "{:?}", found.problems);
+        }
+        fs::remove_dir_all(file).unwrap();
+        fs::rename(&aside, file).unwrap();
+        assert_eq!(machine.check(3).status, Exit::Done, "{folder}");
+        assert_eq!(code(), 0);
+    }
+}
+
+#[test]
+fn digest_reports_what_can_not_be_read() {
+    let machine = Machine::new("digest = \"weekly\"");
+    machine.check(0);
+    machine.run(1, Exit::Done);
+    let history = machine.path("state/runs/home@nas.jsonl");
+    fs::remove_file(&history).unwrap();
+    fs::create_dir(&history).unwrap();
+    machine.check(DAY + 18 * HOUR);
+    let text = fs::read_to_string(machine.path("taken")).unwrap();
+    let line = "home@nas: the history of its backups can't be read; last backup 2026-11-28 14:01";
+    assert!(text.contains(line), "{text}");
+    assert!(!text.contains("0 backups"), "{text}");
+}
+
+#[test]
 fn run_pings_begin_and_end_and_a_dead_channel_fails_nothing() {
     requires!(python_module_missing("http.server"));
     let server = NoticeServer::http(Wire::Plain);
@@ -449,7 +525,9 @@ fn state_that_can_not_be_written_is_a_problem_and_the_notice_is_sent() {
     let findings = watch.ended(&ended, &now(0));
     assert_eq!(findings.exit, Exit::Failed);
     assert!(!findings.problems.is_empty());
-    assert_eq!(machine.taken(), ["failure opened home@nas"]);
+    // A copy of which nothing can be read keeps all its snapshots.
+    let opened = ["failure opened home@nas", "held opened home@nas"];
+    assert_eq!(machine.taken(), opened);
 }
 
 #[test]

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sprat_snapshot::{CheckWhat, begin_known_from};
 
-use crate::Exit;
 use crate::files;
 use crate::state::paths::{self, StatePaths};
+use crate::{Exit, Failure};
 
 /// All results of one container.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -66,6 +66,11 @@ pub enum Kind<'a> {
 /// The kept results of a container. Empty if the file is missing or unusable.
 pub fn last(paths: &StatePaths) -> KeptChecks {
     files::read_json(&path(paths)).unwrap_or_default()
+}
+
+/// As [`last`], but a file that can't be read is a failure.
+pub(crate) fn read(paths: &StatePaths) -> Result<KeptChecks, Failure> {
+    files::read_json_if_there(&path(paths)).map(Option::unwrap_or_default)
 }
 
 impl KeptChecks {

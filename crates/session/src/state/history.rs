@@ -14,7 +14,7 @@ use sprat_snapshot::{SnapshotReport, Warning, local_file};
 
 use crate::files;
 use crate::state::paths::{self, StatePaths};
-use crate::{Exit, VolumeRoom};
+use crate::{Exit, Failure, VolumeRoom};
 
 /// How many days' room is kept.
 pub const DAYS_MAX: usize = 31;
@@ -139,6 +139,11 @@ impl History {
     /// Reads the history. Empty if that fails: it is for people only.
     pub fn load(paths: &StatePaths) -> Self {
         files::read_json(&path(paths)).unwrap_or_default()
+    }
+
+    /// Reads the history. Empty if there is none.
+    pub(crate) fn read(paths: &StatePaths) -> Result<Self, Failure> {
+        files::read_json_if_there(&path(paths)).map(Option::unwrap_or_default)
     }
 
     /// Changes the history. Sessions that end at the same moment take turns.

@@ -65,6 +65,11 @@ impl KeyNotes {
         files::read_json(&path(state_dir, uuid)).unwrap_or_default()
     }
 
+    /// As [`Self::load`], but a file that can't be read is a failure.
+    pub(crate) fn read(state_dir: &Path, uuid: &str) -> Result<Self, Failure> {
+        files::read_json_if_there(&path(state_dir, uuid)).map(Option::unwrap_or_default)
+    }
+
     /// The note of the slot with this mark.
     pub fn of(&self, mark: &str) -> Option<&KeyNote> {
         self.keys.iter().find(|key| key.mark == mark)

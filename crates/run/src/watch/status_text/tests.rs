@@ -46,6 +46,23 @@ fn found(
 }
 
 #[test]
+fn state_that_can_not_be_read_is_a_failure_and_is_shown() {
+    let known = LocalStatus {
+        uuid: String::new(),
+        history: History::default(),
+        checks: KeptChecks::default(),
+        proved: None,
+        written_bytes: None,
+        unread: Some(Failure::failed("can't read /state/checks/1.json")),
+    };
+    let report = found(None, Some(known));
+    assert_eq!(report.exit(at(0)), Exit::Failed);
+    let text = report.text(&shown(0));
+    let row = "known here  not all: can't read /state/checks/1.json";
+    assert!(text.contains(row), "{text}");
+}
+
+#[test]
 fn what_is_in_order_and_what_is_not_are_both_told() {
     let mut history = History {
         room: Some(SeenRoom {
@@ -89,6 +106,7 @@ fn what_is_in_order_and_what_is_not_are_both_told() {
         },
         proved: None,
         written_bytes: Some(WRITTEN_MANY_BYTES - 1),
+        unread: None,
     };
     let server = ServerStatus {
         available_bytes: Some(1 << 20),
@@ -171,6 +189,7 @@ fn copy_shows_what_is_wrong_first_and_when_it_is_next() {
             alert_after: None,
             is_overdue: overdue_at.is_some(),
             overdue_at,
+            unread: None,
             decision: Decision {
                 due: next.is_some_and(|next| next <= at(7200)),
                 why: Why::NoSuccess,
