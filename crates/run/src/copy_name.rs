@@ -3,6 +3,8 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use sprat_session::address::Target;
+use sprat_snapshot::JobName;
 
 /// One job in one container, written `home@nas`. Schedule, state and events belong to copies.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -20,6 +22,13 @@ impl CopyName {
             job: job.into(),
             container: container.into(),
         }
+    }
+
+    /// Whether both names are as a config may have them. Others name no file: they may be too long for that, or
+    /// lead out of the folder.
+    #[must_use]
+    pub(crate) fn is_valid(&self) -> bool {
+        JobName::new(&self.job).is_ok() && Target::is_config_name(&self.container)
     }
 }
 

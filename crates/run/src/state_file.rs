@@ -44,7 +44,7 @@ impl<T: Default + Clone + PartialEq + Serialize + DeserializeOwned> StateFile<T>
     }
 
     /// What the file holds. A file that is not there, is torn or can't be read counts as not known:
-    /// the default, or what [`Self::with_instead`] has for the last two. Those are a problem.
+    /// the default, or what `with_instead` has for the last two. Those are a problem.
     pub fn read(&mut self) -> T {
         self.known().unwrap_or_else(self.instead)
     }

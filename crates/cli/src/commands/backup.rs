@@ -1,5 +1,6 @@
 //! `sprat backup`: runs the jobs of the config, or one given on the command line.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -169,10 +170,14 @@ fn make(
     let mut container_hooks = hooks_of_containers(&finished);
     // A person saw those that failed.
     container_hooks.retain(|(_, failed)| failed.is_none());
+    // A copy that is not in the config may only have the name of one: its end says nothing of that one.
+    let of_config = groups.iter().flat_map(ContainerWork::of_config);
+    let of_config: BTreeSet<CopyName> = of_config.map(|copy| copy.name()).collect();
+    let watched = outcomes().filter(|outcome| of_config.contains(&outcome.copy));
     let ended = Watch::new(context.watched(), context.environment.network()).ended(
         &Ended {
             run: &runner.run,
-            attempts: &attempts(outcomes(), By::Backup),
+            attempts: &attempts(watched, By::Backup),
             container_hooks: &container_hooks,
             // A person saw them, too.
             owed: &[],

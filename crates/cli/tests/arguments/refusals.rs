@@ -267,7 +267,7 @@ exclude = ["!", "*.tmp"]
       6: [DIR]/config/sprat.toml:10: `target`: "relative/x.luks" must be ssh://…, host:path or an absolute path
       7: [DIR]/config/sprat.toml:11: `key_file`: "www.key" must begin with / or ~/
       8: [DIR]/config/sprat.toml:14: unknown setting `container.x` at the top of the file; did you mean "container"?
-      9: [DIR]/config/sprat.toml:16: "a/b" can't be the name of a container: use letters, digits, `.`, `_` and `-`, and no .luks at the end
+      9: [DIR]/config/sprat.toml:16: "a/b" can't be the name of a container: use at most 64 letters, digits, `.`, `_` and `-`, no `.` or `-` in front, and no .luks at the end
       10: [DIR]/config/sprat.toml:19: [job.home] has no `sources`
       11: [DIR]/config/sprat.toml:20: there is no [container.hom]; did you mean "home"?
       12: [DIR]/config/sprat.toml:21: unknown setting `source` in [job.home]; did you mean "sources"?

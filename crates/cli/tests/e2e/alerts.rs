@@ -318,3 +318,34 @@ fn failure_and_damage_are_reported_once_and_anybody_sees_the_status() {
     assert_eq!(notices(&server)[5..], ["config opened"]);
     machine.nothing_is_left();
 }
+
+#[test]
+fn backup_into_another_container_of_that_name_closes_no_alarm() {
+    requires!(needs::root(), python_module_missing("http.server"));
+    let server = NoticeServer::http(Wire::Plain);
+    let machine = TestMachine::with_container();
+    let notify = format!("healthchecks = \"http://127.0.0.1:{}/ping\"\n", server.port);
+    machine.write("config/sprat.toml", config(&machine, &server, "", &notify));
+    let key = machine.path("config/keys/x.key").display().to_string();
+    std::fs::create_dir(machine.path("usb")).unwrap();
+    std::fs::rename(machine.path(CONTAINER), machine.path("usb/nas.luks")).unwrap();
+    machine.sprat(&["run", "--now"]).failed_with(10);
+    assert_eq!(notices(&server), ["failure opened"]);
+    let before = pings(&server);
+    // Its file has the name of the config's container, and its job the name of the config's job.
+    let by_hand = [
+        "backup",
+        "usb/nas.luks",
+        "--name",
+        "home",
+        "src",
+        "--key-file",
+        &key,
+    ];
+    machine.ok(&by_hand);
+    assert_eq!(notices(&server), ["failure opened"]);
+    assert_eq!(pings(&server), before);
+    std::fs::rename(machine.path("usb/nas.luks"), machine.path(CONTAINER)).unwrap();
+    machine.ok(&["run", "--now"]);
+    assert_eq!(notices(&server)[1..], ["recovered closed"]);
+}

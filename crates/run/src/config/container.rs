@@ -63,8 +63,8 @@ pub(super) fn read<'i>(
     let mut table = Table::new(reader, &title, layer, None);
     if !is_name(&name) || name.ends_with(".luks") {
         let why = format!(
-            "{name:?} can't be the name of a container: use letters, digits, `.`, `_` and `-`, and no \
-             .luks at the end"
+            "{name:?} can't be the name of a container: use at most 64 letters, digits, `.`, `_` and `-`, \
+             no `.` or `-` in front, and no .luks at the end"
         );
         reader.mistake(&table.spot, why);
     }

@@ -254,8 +254,10 @@ pub(super) fn read_watch<'i>(
 ) -> Option<Watch> {
     let mut table = Table::new(reader, &format!("[watch.{name}]"), layer, None);
     if !sprat_session::address::is_name(&name) {
-        let what =
-            format!("{name:?} can't be the name of a watch: use letters, digits, `.`, `_` and `-`");
+        let what = format!(
+            "{name:?} can't be the name of a watch: use at most 64 letters, digits, `.`, `_` and `-`, and no \
+             `.` or `-` in front"
+        );
         reader.mistake(&table.spot, what);
     }
     let home = places.home.as_deref();

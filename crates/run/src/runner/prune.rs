@@ -69,6 +69,9 @@ impl Runner<'_> {
         session: &mut Session,
         front: &mut dyn Front,
     ) -> bool {
+        if draft.work.job.is_none() {
+            return false;
+        }
         let state = self.state(&draft.outcome.copy);
         if is_due(&state, Duration::ZERO, Timestamp::now())
             && self.changes_are_known(draft, work, session, front)
@@ -82,9 +85,12 @@ impl Runner<'_> {
     }
 
     fn prune_is_due(&self, draft: &Draft<'_>) -> bool {
+        // Of a copy that is not in the config there is no state: a file of its name is of another one.
+        let Some(job) = draft.work.job else {
+            return false;
+        };
         let state = self.state(&draft.outcome.copy);
-        let every = draft.work.job.map(|job| job.prune_every);
-        every.is_some_and(|every| is_due(&state, every, Timestamp::now()))
+        is_due(&state, job.prune_every, Timestamp::now())
     }
 
     /// Before a prune without a new snapshot: whether it is known what changed in the sources. After

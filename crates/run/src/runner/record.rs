@@ -112,8 +112,11 @@ impl Runner<'_> {
     }
 
     /// Records an attempt with code 2 for a copy that a mistake in the config stops: once, until the
-    /// mistakes change.
+    /// mistakes change. If its name is the mistake, nothing can be kept of it.
     pub(super) fn record_stopped(&self, name: &CopyName, mistakes: &[Mistake], now: Timestamp) {
+        if !name.is_valid() {
+            return;
+        }
         let words: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
         let inputs = digest(&words.join("\n"));
         let last = self.state(name).last_attempt;

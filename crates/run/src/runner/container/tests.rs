@@ -377,3 +377,35 @@ fn clock_in_doubt_is_reported_when_it_begins() {
     );
     assert_eq!(warning(jumped(), false), None);
 }
+
+#[test]
+fn copy_whose_name_is_a_mistake_writes_no_file() {
+    let scene = Scene::new("");
+    let runner = scene.runner();
+    let record = |job: &str, container: &str| {
+        let copy = CopyName::new(job, container);
+        runner.record_stopped(&copy, &[], Timestamp::now());
+        runner.take_problems()
+    };
+    let (job, container) = ("j".repeat(128), "c".repeat(122));
+    for (job, container) in [
+        ("../../out", "x"),
+        ("a", "../../out"),
+        ("a/b", "x"),
+        (&*job, &*container),
+    ] {
+        assert_eq!(record(job, container), [""; 0], "{job}@{container}");
+    }
+    let names = || {
+        let files = std::fs::read_dir(scene.folder.path()).unwrap();
+        files
+            .map(|file| file.unwrap().file_name())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(), ["sprat.toml"]);
+    // The longest names that a config may have.
+    assert_eq!(record(&job, &container[..64]), [""; 0]);
+    for folder in ["state/schedule", "state/runs"] {
+        assert!(scene.folder.path().join(folder).read_dir().unwrap().count() > 0);
+    }
+}
