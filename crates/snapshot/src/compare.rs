@@ -28,6 +28,7 @@ use crate::protected_paths::ProtectedPaths;
 use crate::scout::Scout;
 use crate::text::escape_path;
 use crate::walk::{is_folder, names_in};
+pub(crate) use newer::time;
 
 /// How many files are read at once. On a slow connection most of the time for a small file is waiting.
 const READERS: usize = 8;

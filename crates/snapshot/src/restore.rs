@@ -7,12 +7,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, statat};
+use rustix::fs::{AtFlags, FileType, Stat, statat};
 
 use crate::cancel::Cancel;
 use crate::choice::{self, SnapshotChoice};
 use crate::chosen::{Chosen, choose};
-use crate::compare::{Restored, Unequal};
+use crate::compare::{Restored, Unequal, time};
 use crate::conflicts::conflicts;
 use crate::error::SnapshotError;
 use crate::job::JobFolder;
@@ -148,8 +148,17 @@ pub fn restore(
         for path in parents.iter().filter(|path| !what.paths.contains(path)) {
             sticky_acl::repair_one(&from, &to, path).map_err(|e| refused(&to, e.to_string()))?;
         }
+        let stays = |path: &Path, ours: &Stat, theirs: &Stat| {
+            let here = match spec.existing {
+                Existing::Overwrite => false,
+                Existing::Keep => true,
+                Existing::KeepNewer => time(theirs) > time(ours),
+            };
+            protected.holds(path) || kept.paths.contains(path) || here && !is_folder(ours)
+        };
         for path in &what.paths {
-            sticky_acl::repair_below(&from, &to, path).map_err(|e| refused(&to, e.to_string()))?;
+            sticky_acl::repair_below(&from, &to, path, &stays)
+                .map_err(|e| refused(&to, e.to_string()))?;
         }
         what.restore_folder_times(&folder, &to, &parents);
     }

@@ -58,66 +58,93 @@ pub(crate) fn correct(copy: Place<'_>, found: &[u8], of_source: &[u8]) -> io::Re
     Ok(())
 }
 
-/// Repairs the ACL of the folder `path` below `to`, which was made from that of `from`. Returns whether `from` has such a
-/// folder. What can't be read is left out.
-pub(crate) fn repair_one(from: &Path, to: &Path, path: &Path) -> io::Result<bool> {
-    repair_in(
-        &open_folder_at(from)?,
-        &OwnedFd::from(File::open(to)?),
-        path,
-    )
+/// Repairs the ACL of the folder `path` below `to`, which was made from that of `from`. What can't be read is left out.
+pub(crate) fn repair_one(from: &Path, to: &Path, path: &Path) -> io::Result<()> {
+    let (from, to) = (open_folder_at(from)?, OwnedFd::from(File::open(to)?));
+    let (parent, name) = parent_and_name(path);
+    if let Ok(source) = open_folder_below(from.as_fd(), parent)
+        && folder_named(&source, name).is_some_and(|stat| is_concerned(stat.st_mode))
+        && let Ok(copy) = open_folder_below(to.as_fd(), parent)
+    {
+        repair((source.as_fd(), name), (copy.as_fd(), name))?;
+    }
+    Ok(())
 }
 
-/// The same, and for all folders in it.
-pub(crate) fn repair_below(from: &Path, to: &Path, path: &Path) -> io::Result<()> {
+/// Whether something at the destination stays as it is: its path, what the snapshot has there, and what is there.
+pub(crate) type Stays<'a> = dyn Fn(&Path, &Stat, &Stat) -> bool + 'a;
+
+/// Repairs the ACL of `path`, and of all files and folders in it: rsync may have changed special bits of those that were
+/// there.
+pub(crate) fn repair_below(
+    from: &Path,
+    to: &Path,
+    path: &Path,
+    stays: &Stays<'_>,
+) -> io::Result<()> {
     // The user may have named the destination by a symbolic link.
     let (from, to) = (open_folder_at(from)?, OwnedFd::from(File::open(to)?));
+    let (parent, name) = parent_and_name(path);
     let mut waiting = Vec::new();
-    if repair_in(&from, &to, path)? {
-        waiting.push(path.to_owned());
+    if let Ok(source) = open_folder_below(from.as_fd(), parent)
+        && let Ok(copy) = open_folder_below(to.as_fd(), parent)
+    {
+        repair_unless((source.as_fd(), name), (copy.as_fd(), name), path, stays)?;
+        if folder_named(&source, name).is_some() {
+            waiting.push(path.to_owned());
+        }
     }
     while let Some(path) = waiting.pop() {
-        let Ok(folder) = open_folder_below(from.as_fd(), &path) else {
+        let (Ok(folder), Ok(copy)) = (
+            open_folder_below(from.as_fd(), &path),
+            open_folder_below(to.as_fd(), &path),
+        ) else {
             continue;
         };
         for entry in listed(folder.as_fd()).unwrap_or_default() {
-            if !matches!(entry.kind, FileType::Directory | FileType::Unknown) {
+            let may_be_folder = matches!(entry.kind, FileType::Directory | FileType::Unknown);
+            if !may_be_folder && entry.kind != FileType::RegularFile {
                 continue;
             }
-            let Some(stat) = folder_named(&folder, &entry.name) else {
-                continue;
-            };
-            if is_concerned(stat.st_mode)
-                && let Ok(copy) = open_folder_below(to.as_fd(), &path)
-            {
-                repair((folder.as_fd(), &entry.name), (copy.as_fd(), &entry.name))?;
+            let (name, path) = (&entry.name, path.join(&entry.name));
+            repair_unless((folder.as_fd(), name), (copy.as_fd(), name), &path, stays)?;
+            if may_be_folder && folder_named(&folder, name).is_some() {
+                waiting.push(path);
             }
-            waiting.push(path.join(entry.name));
         }
     }
     Ok(())
 }
 
+fn repair_unless(
+    source: Place<'_>,
+    copy: Place<'_>,
+    path: &Path,
+    stays: &Stays<'_>,
+) -> io::Result<()> {
+    if may_be_wrong(copy)?.is_none() {
+        return Ok(());
+    }
+    let stat = |(folder, name): Place<'_>| statat(folder, name, AtFlags::SYMLINK_NOFOLLOW);
+    match (stat(source), stat(copy)) {
+        (Ok(ours), Ok(theirs))
+            if FileType::from_raw_mode(ours.st_mode) == FileType::from_raw_mode(theirs.st_mode)
+                && !stays(path, &ours, &theirs) =>
+        {
+            repair(source, copy)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn parent_and_name(path: &Path) -> (&Path, &Path) {
+    let name = path.file_name().map_or(Path::new("."), Path::new);
+    (path.parent().unwrap_or(Path::new("")), name)
+}
+
 fn folder_named(folder: &OwnedFd, name: &Path) -> Option<Stat> {
     let stat = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW);
     stat.ok().filter(is_folder)
-}
-
-fn repair_in(from: &OwnedFd, to: &OwnedFd, path: &Path) -> io::Result<bool> {
-    let name = path.file_name().map_or(Path::new("."), Path::new);
-    let parent = path.parent().unwrap_or(Path::new(""));
-    let Ok(source) = open_folder_below(from.as_fd(), parent) else {
-        return Ok(false);
-    };
-    let Some(stat) = folder_named(&source, name) else {
-        return Ok(false);
-    };
-    if is_concerned(stat.st_mode)
-        && let Ok(copy) = open_folder_below(to.as_fd(), parent)
-    {
-        repair((source.as_fd(), name), (copy.as_fd(), name))?;
-    }
-    Ok(true)
 }
 
 /// `None`: there is none.

@@ -81,6 +81,6 @@ impl Restored<'_> {
 }
 
 /// The modification time.
-fn time(stat: &Stat) -> (i64, u64) {
+pub(crate) fn time(stat: &Stat) -> (i64, u64) {
     (stat.st_mtime, stat.st_mtime_nsec)
 }

@@ -1,21 +1,25 @@
-//! The ACL of a folder with the sticky bit, if the run is stopped or its source does not answer at the end.
+//! ACLs of what has special bits: if a run is stopped, if a source does not answer at the end, and in restores.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use rustix::fs::{lgetxattr, lremovexattr};
 use serde_json::Value;
-use sprat_snapshot::{Cancel, Phase, Progress, SnapshotReport, SnapshotSpec, Warning};
+use sprat_snapshot::{
+    Cancel, Existing, Phase, Progress, RestoreSpec, SnapshotReport, SnapshotSpec, Warning,
+};
 use sprat_testkit::compare::assert_same;
 use sprat_testkit::requires;
-use sprat_testkit::tree::acl;
+use sprat_testkit::tree::{acl, set_mode, set_time, set_xattr};
 
-use super::make_sticky_folder;
+use super::{make_sticky_folder, set_acl_like_mask};
 use crate::changes::{lines, list_of};
 use crate::folder::sticky_source::{Own, StickySource};
-use crate::folder::{Bench, now};
+use crate::folder::{Bench, job_name, now};
 
+const ACL: &str = "system.posix_acl_access";
 /// For a run that does not wait.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -106,4 +110,60 @@ fn snapshot_is_incomplete_if_the_acl_of_a_source_cannot_be_read() {
 fn source_that_does_not_answer_for_its_acl_does_not_hold_up_a_cancelled_run() {
     requires!(sprat_testkit::needs::root());
     take_with_unknown_acl(Own::Silent);
+}
+
+/// rsync changes the bits of what is there after its ACL.
+#[test]
+fn restore_over_other_special_bits_keeps_the_rights_of_the_owning_group() {
+    let bench = Bench::new();
+    let source = bench.source();
+    let (file, folder, kept) = (
+        source.join("file"),
+        source.join("folder"),
+        source.join("kept"),
+    );
+    fs::create_dir(&folder).unwrap();
+    for path in [&file, &folder, &kept] {
+        if path != &folder {
+            fs::write(path, "content").unwrap();
+        }
+        requires!(set_acl_like_mask(path, 0o2670));
+        set_time(path, 1_700_000_000, 0).unwrap();
+    }
+    let tree = bench.in_snapshot(bench.take().name);
+    for (old, each) in [(0o4640, false), (0o640, false), (0o1640, true)] {
+        for path in [&file, &folder] {
+            lremovexattr(path, ACL).unwrap();
+            set_mode(path, old).unwrap();
+        }
+        let mut spec = RestoreSpec::new(job_name(), "/".into());
+        if each {
+            spec.to.clone_from(&source);
+            for path in [&file, &folder] {
+                spec.path = Some(path.clone());
+                bench.restore(&spec).unwrap();
+            }
+        } else {
+            bench.restore(&spec).unwrap();
+        }
+        assert_same(&tree, &source);
+    }
+    // What a restore keeps has the rights that the user gave it.
+    let mut less = acl_of(&kept);
+    less[4 + 2 * 8 + 2] = 0;
+    set_xattr(&kept, ACL, &less).unwrap();
+    set_time(&kept, 1_700_000_001, 0).unwrap();
+    for existing in [Existing::Keep, Existing::KeepNewer] {
+        let mut spec = RestoreSpec::new(job_name(), "/".into());
+        spec.existing = existing;
+        bench.restore(&spec).unwrap();
+        assert_eq!(acl_of(&kept), less, "{existing:?}");
+    }
+}
+
+fn acl_of(path: &Path) -> Vec<u8> {
+    let mut acl = vec![0; 1000];
+    let length = lgetxattr(path, ACL, &mut acl[..]).unwrap();
+    acl.truncate(length);
+    acl
 }
