@@ -87,6 +87,7 @@ impl Restored<'_> {
         Err(SnapshotError::RestoreDiffers {
             path: escape_path(self.to),
             different: verified.different,
+            damaged: NameList::default(),
         })
     }
 

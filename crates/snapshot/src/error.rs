@@ -245,11 +245,17 @@ pub enum SnapshotError {
     },
     /// The comparison after a restore found differences.
     #[error(
-        "files in {path} differ from the snapshot after the restore, {} in all: {}",
+        "files in {path} differ from the snapshot after the restore, {} in all: {}{}",
         different.count,
-        some_of(&different.names)
+        some_of(&different.names),
+        also_damaged(damaged)
     )]
-    RestoreDiffers { path: String, different: NameList },
+    RestoreDiffers {
+        path: String,
+        different: NameList,
+        /// What is known to be damaged in the snapshot.
+        damaged: NameList,
+    },
     /// A restore was cancelled. What was restored so far stays.
     #[error("interrupted")]
     RestoreCancelled,
@@ -278,6 +284,16 @@ fn some_of(names: &[String]) -> String {
         some.push_str(&format!(" and {} more", names.len() - NAMED_MAX));
     }
     some
+}
+
+fn also_damaged(damaged: &NameList) -> String {
+    match damaged.count {
+        0 => String::new(),
+        count => format!(
+            ". DAMAGED in the snapshot, {count} in all: {}",
+            some_of(&damaged.names)
+        ),
+    }
 }
 
 /// The message for a full file system. With free space left, one file may not fit while smaller ones would.
@@ -403,6 +419,7 @@ impl SnapshotError {
             Self::TooMuchNew { .. } => Kind::Source,
             Self::VolumeFull { .. } => Kind::VolumeFull,
             Self::Volume { source, .. } if is_damage(source) => Kind::Damaged,
+            Self::RestoreDiffers { damaged, .. } if !damaged.is_empty() => Kind::Damaged,
             Self::Volume { .. } | Self::Layout { .. } => Kind::Volume,
             Self::NoSuchJob { .. }
             | Self::NoSuchSnapshot { .. }

@@ -144,7 +144,14 @@ pub fn export(
         job.recover(cancel)?;
         for name in names {
             job.set_aside(name, cancel)?;
-            let mut exported = job.export(name, spec.compare_all, progress, cancel)?;
+            let mut exported = job
+                .export(name, spec.compare_all, progress, cancel)
+                .map_err(|mut error| {
+                    if let SnapshotError::RestoreDiffers { damaged, .. } = &mut error {
+                        *damaged = job.damaged(name, &suspects, cancel);
+                    }
+                    error
+                })?;
             exported.damaged = job.damaged(name, &suspects, cancel);
             if cancel.is_cancelled() {
                 return Err(SnapshotError::RestoreCancelled);
@@ -529,6 +536,7 @@ impl Job<'_> {
             false => Err(SnapshotError::RestoreDiffers {
                 path: escape_path(self.to),
                 different: found.different.clone(),
+                damaged: NameList::default(),
             }),
         }
     }

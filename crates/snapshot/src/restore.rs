@@ -163,7 +163,8 @@ pub fn restore(
         what.restore_folder_times(&folder, &to, &parents);
     }
     let verified = if spec.verify && !spec.dry_run {
-        Some(compared.after(progress, cancel)?)
+        let verified = compared.after(progress, cancel);
+        Some(verified.map_err(|error| damaged.named_in(error))?)
     } else {
         None
     };

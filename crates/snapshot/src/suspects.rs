@@ -47,6 +47,8 @@ pub(crate) struct Suspect {
 #[serde(default)]
 pub(crate) struct Suspects {
     pub(crate) files: BTreeMap<Key, Suspect>,
+    /// Symbolic links. A backup compares the target of each link with its source, so only what reads a snapshot uses them.
+    pub(crate) links: BTreeMap<Key, Suspect>,
 }
 
 impl Suspects {
@@ -60,12 +62,13 @@ impl Suspects {
         let files = listed.files.into_values();
         Self {
             files: files.map(|suspect| (suspect.key, suspect)).collect(),
+            links: listed.links,
         }
     }
 
     /// Writes the list. An empty list is removed.
     pub(crate) fn save(&self, path: &Path) -> io::Result<()> {
-        if self.files.is_empty() {
+        if self.files.is_empty() && self.links.is_empty() {
             return match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(()),
@@ -76,20 +79,24 @@ impl Suspects {
     }
 
     /// Adds `suspect`, whose path is below `root`, where the volume is mounted.
-    pub(crate) fn note(&mut self, root: &Path, mut suspect: Suspect) {
-        let key = suspect.key;
-        if self.files.len() >= SUSPECTS_MAX && !self.files.contains_key(&key) {
-            return;
-        }
-        suspect.several = has_several_paths(root, &suspect.path, suspect.inode);
-        if let Ok(below) = suspect.path.strip_prefix(root) {
-            suspect.path = below.to_owned();
-        }
-        if let Some(known) = self.files.get(&key) {
-            suspect.damaged |= known.damaged;
-            suspect.by_source |= known.by_source;
-        }
-        self.files.insert(key, suspect);
+    pub(crate) fn note(&mut self, root: &Path, suspect: Suspect) {
+        add(&mut self.files, root, suspect);
+    }
+
+    /// The same for a symbolic link.
+    pub(crate) fn note_link(&mut self, root: &Path, suspect: Suspect) {
+        add(&mut self.links, root, suspect);
+    }
+
+    /// What is no suspect any more.
+    pub(crate) fn remove(&mut self, key: Key) {
+        self.files.remove(&key);
+        self.links.remove(&key);
+    }
+
+    /// The suspect that is this file or link.
+    pub(crate) fn get(&self, key: Key) -> Option<&Suspect> {
+        self.files.get(&key).or_else(|| self.links.get(&key))
     }
 
     /// The suspect that is this file of the volume.
@@ -97,7 +104,7 @@ impl Suspects {
         self.files.get(&Key::of(about))
     }
 
-    /// Calls `meet` with the names of the damaged files in a snapshot, `tree`, some of which are below `tops`.
+    /// Calls `meet` with the names of the damaged files and symbolic links in a snapshot, `tree`, some of which are below `tops`.
     pub(crate) fn each_damaged(
         &self,
         root: &Path,
@@ -107,13 +114,17 @@ impl Suspects {
         meet: &mut dyn FnMut(&Path, &fs::Metadata, &Suspect),
     ) {
         let mut meet_damaged = |path: &Path, about: &fs::Metadata| {
-            let suspect = self.find(about).filter(|suspect| suspect.damaged);
-            if let Some(suspect) = suspect.filter(|_| about.is_file()) {
+            let suspect = match about.is_symlink() {
+                true => self.links.get(&Key::of(about)),
+                false => self.find(about).filter(|_| about.is_file()),
+            };
+            if let Some(suspect) = suspect.filter(|suspect| suspect.damaged) {
                 meet(path, about, suspect);
             }
         };
         let mut has_several = false;
-        for suspect in self.files.values().filter(|suspect| suspect.damaged) {
+        let all = self.files.values().chain(self.links.values());
+        for suspect in all.filter(|suspect| suspect.damaged) {
             has_several |= suspect.several;
             // A file has the same path in each snapshot.
             let within: PathBuf = suspect.path.components().skip(2).collect();
@@ -184,6 +195,22 @@ impl Suspect {
         parts.next()?;
         of_job.then_some(parts.as_path())
     }
+}
+
+fn add(list: &mut BTreeMap<Key, Suspect>, root: &Path, mut suspect: Suspect) {
+    let key = suspect.key;
+    if list.len() >= SUSPECTS_MAX && !list.contains_key(&key) {
+        return;
+    }
+    suspect.several = has_several_paths(root, &suspect.path, suspect.inode);
+    if let Ok(below) = suspect.path.strip_prefix(root) {
+        suspect.path = below.to_owned();
+    }
+    if let Some(known) = list.get(&key) {
+        suspect.damaged |= known.damaged;
+        suspect.by_source |= known.by_source;
+    }
+    list.insert(key, suspect);
 }
 
 /// Whether the file has other names than the same path in several snapshots of one job.

@@ -130,17 +130,14 @@ pub(crate) fn of_difference(kept: &fs::Metadata, source: &Source) -> Compared {
     }
 }
 
-/// Whether the target of a symbolic link is not that of the link it was made from, which is unchanged since.
-pub(crate) fn link_differs(kept: &fs::Metadata, target: &[u8], source: &Source) -> bool {
-    let (Ok(live), Ok(now)) = (
-        long_path::read_link(&source.path),
-        long_path::lstat(&source.path),
-    ) else {
-        return false;
-    };
+/// Whether the target of a symbolic link is that of the link it was made from. `None`: that one has changed since, or can't
+/// be read.
+pub(crate) fn is_same_link(kept: &fs::Metadata, target: &[u8], source: &Source) -> Option<bool> {
+    let live = long_path::read_link(&source.path).ok()?;
+    let now = long_path::lstat(&source.path).ok()?;
     let is_unchanged = size_and_time(kept) == size_and_time(&now)
         && source.read_after_s.is_some_and(|read| now.ctime() < read);
-    is_unchanged && live.as_os_str().as_bytes() != target
+    is_unchanged.then(|| live.as_os_str().as_bytes() == target)
 }
 
 fn looks_the_same(kept: &fs::Metadata, live: &fs::Metadata) -> bool {

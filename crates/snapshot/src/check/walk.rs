@@ -66,6 +66,8 @@ pub(super) struct Run<'a> {
     met: HashSet<Key>,
     /// New suspects of this check.
     found: Vec<Suspect>,
+    /// Symbolic links.
+    found_links: Vec<Suspect>,
     reported: Instant,
     /// When the checksums were last written.
     note_from: Instant,
@@ -110,6 +112,7 @@ impl<'a> Run<'a> {
             suspects: Suspects::load(&spec.suspects),
             met: HashSet::new(),
             found: Vec::new(),
+            found_links: Vec::new(),
             reported: now,
             note_from: now,
             note_interval: spec.note_interval,
@@ -291,6 +294,9 @@ impl<'a> Run<'a> {
         if stat.nlink() > 1 && !self.seen.insert(key) {
             return;
         }
+        if self.suspects.get(key).is_some() {
+            self.met.insert(key);
+        }
         if self.known.was_read(key) {
             self.report.files_before += 1;
             return;
@@ -311,12 +317,15 @@ impl<'a> Run<'a> {
                 let sums = hash.finish();
                 Outcome::Read { bytes, sums }
             }
-            Some(source) if source::link_differs(stat, &target, source) => {
-                let is = source::Compared::Differs;
-                Outcome::Compared { bytes, is }
-            }
-            // rsync compares the targets of all links, too.
-            Some(_) => return,
+            Some(source) => match source::is_same_link(stat, &target, source) {
+                Some(false) => {
+                    let is = source::Compared::Differs;
+                    Outcome::Compared { bytes, is }
+                }
+                Some(true) => return self.healthy(&task),
+                // rsync compares the targets of all links, too.
+                None => return,
+            },
         };
         self.handle(&task, outcome);
     }
@@ -516,27 +525,27 @@ impl<'a> Run<'a> {
     }
 
     fn suspect(&mut self, task: &Task, damaged: bool) {
-        // A backup compares the target of each link with its source. The list is for files.
-        if task.is_link {
-            return;
-        }
-        self.found.push(Suspect {
+        let suspect = Suspect {
             inode: task.inode,
             key: task.key,
             path: task.path.clone(),
             several: false,
             damaged,
             by_source: task.source.is_some(),
-        });
+        };
+        match task.is_link {
+            true => self.found_links.push(suspect),
+            false => self.found.push(suspect),
+        }
     }
 
     /// Its content is right. A matching checksum does not prove that if a comparison with the source
     /// found it wrong.
     fn healthy(&mut self, task: &Task) {
-        let suspect = self.suspects.files.get(&task.key);
+        let suspect = self.suspects.get(task.key);
         let is_it = suspect.is_some_and(|suspect| task.source.is_some() || !suspect.by_source);
         if is_it {
-            self.suspects.files.remove(&task.key);
+            self.suspects.remove(task.key);
         }
     }
 
@@ -545,11 +554,15 @@ impl<'a> Run<'a> {
         if self.report.finished && matches!(self.spec.what, CheckWhat::Everything) {
             // Suspects that were not found no longer exist.
             let met = &self.met;
-            let files = &mut self.suspects.files;
+            let Suspects { files, links } = &mut self.suspects;
             files.retain(|key, _| met.contains(key));
+            links.retain(|key, _| met.contains(key));
         }
         for suspect in std::mem::take(&mut self.found) {
             self.suspects.note(self.root, suspect);
+        }
+        for suspect in std::mem::take(&mut self.found_links) {
+            self.suspects.note_link(self.root, suspect);
         }
         self.suspects.save(&self.spec.suspects)
     }

@@ -1,9 +1,10 @@
-//! Files of a restore whose content is known to be wrong: a check of this machine found that, or they differ from the
+//! Files and symbolic links of a restore whose content is known to be wrong: a check of this machine found that, or they differ from the
 //! lists of changes.
 
 use std::collections::BTreeSet;
 use std::fs::Metadata;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::What;
@@ -14,10 +15,11 @@ use crate::content::{ContentHash, Sums};
 use crate::error::SnapshotError;
 use crate::job::JobFolder;
 use crate::listed::Listed;
-use crate::long_path::{lstat, open_regular, size_and_time};
+use crate::long_path::{lstat, open_regular, read_link, size_and_time};
 use crate::paths::real_path;
 use crate::spec::{Existing, RestoreSpec};
 use crate::suspects::{Suspect, Suspects};
+use crate::text::escape_path;
 use crate::walk::leads_within;
 
 const BUFFER_BYTES: usize = 256 << 10;
@@ -108,6 +110,15 @@ impl Damaged {
         Ok(())
     }
 
+    /// A verification that has failed names what is damaged, too.
+    pub(super) fn named_in(&self, mut error: SnapshotError) -> SnapshotError {
+        if let SnapshotError::RestoreDiffers { damaged, .. } = &mut error {
+            let both = self.restored.iter().chain(&self.kept);
+            *damaged = both.map(|path| escape_path(path)).collect();
+        }
+        error
+    }
+
     fn add(
         &mut self,
         path: &Path,
@@ -130,9 +141,12 @@ impl Damaged {
             Existing::KeepNewer => here.modified().ok() > about.modified().ok(),
         };
         let may_be_right = |here: &Metadata| {
-            here.is_file()
-                && size_and_time(here) == size_and_time(about)
-                && !is_same(at, &live, cancel).unwrap_or(false)
+            let is_same = match about.is_symlink() {
+                true => here.is_symlink().then(|| is_same_link(at, &live)),
+                false => here.is_file().then(|| is_same(at, &live, cancel)),
+            };
+            size_and_time(here) == size_and_time(about)
+                && is_same.is_some_and(|same| !same.unwrap_or(false))
         };
         if here.as_ref().is_some_and(may_be_right) {
             self.kept.insert(path.to_owned());
@@ -149,7 +163,18 @@ fn is_same(kept: &Path, live: &Path, cancel: &Cancel) -> io::Result<bool> {
     Ok(matches!(same, Ok(Some(true))))
 }
 
+fn is_same_link(kept: &Path, live: &Path) -> io::Result<bool> {
+    Ok(read_link(kept)? == read_link(live)?)
+}
+
 fn sums(path: &Path, about: &Metadata, cancel: &Cancel) -> io::Result<Sums> {
+    if about.is_symlink() {
+        let target = read_link(path)?;
+        let target = target.as_os_str().as_bytes();
+        let mut hash = ContentHash::new(target.len() as u64);
+        hash.update(target);
+        return Ok(hash.finish());
+    }
     let mut file = open_regular(path)?;
     let mut hash = ContentHash::new(about.len());
     let mut buffer = vec![0; BUFFER_BYTES];

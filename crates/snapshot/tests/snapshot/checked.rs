@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::folder::failing_source::FailingSource;
 use crate::folder::{Bench, SmallExt4, below, job_name, loop_missing, take_into};
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
-use sprat_snapshot::{Cancel, CheckReport, CheckSpec, CheckWhat, SnapshotError};
+use sprat_snapshot::{Cancel, CheckReport, CheckSpec, CheckWhat, RestoreSpec, SnapshotError};
 use sprat_testkit::requires;
 
 const OLDER: &str = "2026-01-01T00-00-00Z";
@@ -487,6 +487,7 @@ fn damaged_target_is_reported(by_zeros: bool) {
             assert_eq!(report.affected.count, names.len() as u64, "{report:?}");
             assert!(report.changed.is_empty(), "{report:?}");
         }
+        restored::damaged_link_is_named(&bench, &disk.at, Path::new(&right), by_zeros);
     }
     // The next backup makes the link again.
     next_second();
@@ -494,6 +495,10 @@ fn damaged_target_is_reported(by_zeros: bool) {
     let link = below(&snapshot, &bench.source()).join("link");
     assert_eq!(fs::read_link(link).unwrap(), Path::new(&right));
     assert!(!check(CheckWhat::AgainstSource(job_name())).is_damaged());
+    let mut restore = RestoreSpec::new(job_name(), bench.path("healed"));
+    restore.suspects = Some(bench.path("suspects.json"));
+    let report = sprat_snapshot::restore(&disk.at, &restore, &mut |_| {}, &Cancel::new()).unwrap();
+    assert!(report.damaged.is_empty(), "{report:?}");
     // If somebody has changed the link since, nothing is damaged.
     fs::remove_file(bench.source().join("link")).unwrap();
     std::os::unix::fs::symlink(&wrong, bench.source().join("link")).unwrap();

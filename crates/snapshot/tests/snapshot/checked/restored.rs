@@ -3,7 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use sprat_snapshot::{Existing, NameList, RestoreReport, RestoreSpec};
+use sprat_snapshot::{
+    Cancel, Existing, ExportSpec, NameList, RestoreReport, RestoreSpec, SnapshotChoice,
+    SnapshotError, SnapshotErrorKind,
+};
 
 use super::{next_second, read_all, rewrite};
 use crate::folder::{Bench, below, job_name};
@@ -92,4 +95,78 @@ fn known_damage_that_is_restored_is_named() {
     fs::remove_file(bench.path("suspects.json")).unwrap();
     let report = bench.restore(&spec(&bench, &to)).unwrap();
     assert_eq!(named(&bench, &report), [Vec::<PathBuf>::new(), Vec::new()]);
+}
+
+/// A check has found that the target of `link` in the source's snapshots is not `right` any more.
+pub(super) fn damaged_link_is_named(bench: &Bench, volume: &Path, right: &Path, by_zeros: bool) {
+    let restore =
+        |spec: &RestoreSpec| sprat_snapshot::restore(volume, spec, &mut |_| {}, &Cancel::new());
+    // The one in the source is kept.
+    let report = restore(&spec(bench, Path::new("/"))).unwrap();
+    assert_eq!(
+        named(bench, &report),
+        [Vec::new(), vec![PathBuf::from("link")]]
+    );
+    assert_eq!(fs::read_link(bench.source().join("link")).unwrap(), right);
+
+    let to = bench.path("to");
+    let whole = spec(bench, &to);
+    if by_zeros {
+        // rsync doesn't copy a link without a target.
+        let error = restore(&whole).unwrap_err();
+        assert_eq!(error.kind(), SnapshotErrorKind::Damaged);
+        assert!(error.to_string().contains("/link"), "{error}");
+        fs::remove_dir_all(to).unwrap();
+        return;
+    }
+    for _ in 0..2 {
+        let report = restore(&whole).unwrap();
+        assert_eq!(
+            named(bench, &report),
+            [vec![PathBuf::from("link")], Vec::new()]
+        );
+    }
+    let link = below(&to, &bench.source()).join("link");
+    assert_ne!(fs::read_link(link).unwrap(), right);
+    fs::remove_dir_all(to).unwrap();
+
+    let to = bench.path("exported");
+    fs::create_dir(&to).unwrap();
+    let export = ExportSpec {
+        snapshots: vec![(job_name(), SnapshotChoice::default())],
+        older: Vec::new(),
+        to: to.clone(),
+        rsync: PathBuf::from("rsync"),
+        dry_run: false,
+        compare_all: true,
+        suspects: Some(bench.path("suspects.json")),
+    };
+    let report = sprat_snapshot::export(volume, &export, &mut |_| {}, &Cancel::new()).unwrap();
+    let link = bench.source().join("link").display().to_string();
+    assert_eq!(report.snapshots[0].damaged.names, [link]);
+    fs::remove_dir_all(to).unwrap();
+}
+
+/// The names of what is damaged are in the error, too.
+#[test]
+fn verification_that_fails_names_known_damage() {
+    let bench = damaged();
+    let to = bench.path("to");
+    bench.restore(&spec(&bench, &to)).unwrap();
+    rewrite(&below(&to, &bench.source()).join("other"), b"OTHER");
+    let mut verified = spec(&bench, &to);
+    (verified.trust_times, verified.verify) = (true, true);
+    let error = bench.restore(&verified).unwrap_err();
+    let SnapshotError::RestoreDiffers {
+        different, damaged, ..
+    } = &error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!(error.kind(), SnapshotErrorKind::Damaged);
+    assert_eq!(different.count, 1, "{error}");
+    assert_eq!(damaged.count, 2, "{error}");
+    for name in &damaged.names {
+        assert!(error.to_string().contains(name), "{error}");
+    }
 }
