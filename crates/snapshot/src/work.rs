@@ -44,8 +44,8 @@ pub(crate) use hosts::forget_held;
 /// Holds the name of the run that last began. If there is no snapshot of that name, the run was
 /// interrupted.
 const LAST_RUN: &str = "work.run";
-/// The name of a file while its content is separated from its links.
-const SEPARATED: &str = ".sprat-separated";
+/// The beginning of the name of a file while its content is separated from its links.
+const SEPARATED: &str = ".sprat-separated-";
 
 /// The run that was interrupted in the job's `work`.
 pub(crate) fn interrupted(job: &JobFolder) -> Option<SnapshotName> {
@@ -352,13 +352,20 @@ impl<'a> Work<'a> {
     /// Gives `path` a file of its own. rsync makes anything but a regular file again.
     fn separate(&self, path: &Path) -> io::Result<()> {
         let (folder, name) = reflink::in_folder(path)?;
-        if lstat(path)?.is_file() {
-            let _ = unlinkat(&folder, SEPARATED, AtFlags::empty());
-            let file = long_path::open_regular(path)?;
-            reflink::file(&file, folder.as_fd(), Path::new(SEPARATED))?;
-            return Ok(renameat(&folder, SEPARATED, &folder, name)?);
+        if !lstat(path)?.is_file() {
+            return Ok(unlinkat(&folder, name, AtFlags::empty())?);
         }
-        Ok(unlinkat(&folder, name, AtFlags::empty())?)
+        let file = long_path::open_regular(path)?;
+        let mut number = 0_u64;
+        loop {
+            // A source may have such a name, too. rsync removes one that an interrupted run left.
+            let copy = format!("{SEPARATED}{number}");
+            match reflink::file(&file, folder.as_fd(), Path::new(&copy)) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                Err(error) => return Err(error),
+                Ok(()) => return Ok(renameat(&folder, &copy, &folder, name)?),
+            }
+        }
     }
 
     /// Takes back from older snapshots what the tree lacks of `wanted` (absolute paths): a disk that is

@@ -55,6 +55,30 @@ fn separated_link_does_not_keep_content_that_a_check_found_wrong() {
     );
 }
 
+/// A copy had this name while it took the place of a hard link.
+#[test]
+fn source_may_have_any_name_beside_hard_links_that_end() {
+    requires!(missing());
+    let volume = OnBtrfs::new();
+    let names = ["!", ".sprat-separated", ".sprat-separated-0", "other"];
+    let names = names.map(|name| volume.source(name));
+    fs::write(&names[0], "content").unwrap();
+    set_old(&names[0]);
+    for other in &names[1..] {
+        fs::hard_link(&names[0], other).unwrap();
+    }
+    volume.take();
+    for other in &names[1..] {
+        fs::remove_file(other).unwrap();
+        fs::write(other, "content").unwrap();
+        set_old(other);
+    }
+    let report = volume.try_take(&volume.bench.spec()).unwrap();
+    assert!(report.record.complete, "{:?}", report.record);
+    let tree = volume.bench.in_snapshot(report.name);
+    assert_same(&volume.bench.source(), &tree);
+}
+
 #[test]
 fn file_that_changed_while_it_was_sent_is_absent_and_its_folder_keeps_its_time() {
     requires!(missing());
