@@ -125,7 +125,10 @@ impl RemoveArgs {
         if answer == "yes" {
             return Ok(());
         }
-        Err(Failure::interrupted().with_hint("nothing was removed"))
+        Err(
+            Failure::failed("nothing was removed: the answer was not `yes`")
+                .with_hint("to remove the snapshots, run the command again"),
+        )
     }
 }
 

@@ -131,6 +131,10 @@ fn commands_of_the_sheet_are_quoted_for_the_shell() {
              'sources = ["/home"]' \
              > /etc/sprat/sprat.toml
            sprat backup
+
+    If a command ends with exit code 11, the old machine was lost in the middle of a
+    backup. If it is off for good, and not asleep, run this, and then the command again:
+           sprat --ssh-command 'ssh -F /root/sprat-ssh.conf' --fingerprint 893B-F403-70A0-DA3E-1442 unlock "sprat-server:/srv/it's here/x y.luks" --that-machine-is-off
     ==============================================================================
     "##);
 }

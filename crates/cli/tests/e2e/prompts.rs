@@ -206,6 +206,7 @@ fn mistyped_recovery_key_differs_from_a_wrong_one() {
             &[(ask, "\n"), (PRESENT, &typed)],
         );
         assert!(seen.ended_with(12).contains(told), "{}", seen.said);
+        assert!(!seen.said.contains("to a file"), "{}", seen.said);
         // The same where the volume process tries it.
         let seen = talk(&machine, &["snapshots", CONTAINER], &[(PRESENT, &typed)]);
         assert!(seen.ended_with(12).contains(told), "{}", seen.said);
@@ -214,6 +215,24 @@ fn mistyped_recovery_key_differs_from_a_wrong_one() {
     let seen = talk(&machine, &["key", "rehearse", CONTAINER], &wrong);
     let said = seen.ended_with(12);
     assert!(!said.contains("meant to be a recovery key"), "{said}");
+}
+
+#[test]
+fn another_answer_than_yes_removes_no_snapshot_and_is_no_interrupt() {
+    requires!(missing());
+    let machine = TestMachine::new();
+    machine.init(&[CONTAINER, "--size", "64M"]);
+    machine.write("src/a", "a");
+    machine.backup(&[]).succeeded();
+    let remove = ["-q", "remove", CONTAINER, "home/2", "--allow-newest"];
+    for (answer, code) in [("n\n", 1), ("y\n", 1), (CTRL_C, 130)] {
+        let seen = talk(&machine, &remove, &[("Type yes to remove: ", answer)]);
+        let said = seen.ended_with(code);
+        assert_eq!(said.contains("nothing was removed"), code == 1, "{said}");
+        assert_eq!(said.contains("interrupted"), code == 130, "{said}");
+    }
+    let listed = machine.ok(&["snapshots", CONTAINER]).stdout;
+    assert!(listed.contains("latest"), "{listed}");
 }
 
 const CTRL_Z: &str = "\u{1a}";

@@ -6,7 +6,7 @@ use qrcode::{Color, EcLevel, QrCode};
 use sprat_session::Failure;
 use zeroize::Zeroizing;
 
-use super::text::{NO_RECOVERY_KEY, RECOVERY_KEY, Sheet, Step};
+use super::text::{LOST_IN_A_BACKUP, NO_RECOVERY_KEY, RECOVERY_KEY, Sheet, Step};
 use crate::html::escape_into;
 
 /// Light modules around the code; without them readers don't find it (ISO/IEC 18004).
@@ -88,8 +88,14 @@ pub fn page(sheet: &Sheet<'_>, secret: Option<&str>) -> Result<Zeroizing<String>
          <p>With sprat on a new machine, as root:</p>\n<ol>",
     );
     print_steps(&mut page, &sheet.steps_with_sprat());
+    let _ = writeln!(
+        page,
+        "</ol>\n<p>{}</p><pre>{}</pre>",
+        LOST_IN_A_BACKUP,
+        escaped(&broken(&sheet.unlock())).as_str()
+    );
     page.push_str(
-        "</ol>\n<p>To test this sheet: <code>sprat key rehearse</code>.</p>\n\
+        "<p>To test this sheet: <code>sprat key rehearse</code>.</p>\n\
          </body></html>\n",
     );
     Ok(page)

@@ -20,6 +20,10 @@ const SSH_CONFIG: &str = "/root/sprat-ssh.conf";
 const SSH_NAME: &str = "sprat-server";
 /// The first words of every sheet.
 pub const TITLE: &str = "SPRAT RECOVERY SHEET";
+/// What to do if the lost machine left its lock.
+pub(super) const LOST_IN_A_BACKUP: &str = "\
+If a command ends with exit code 11, the old machine was lost in the middle of a\n\
+backup. If it is off for good, and not asleep, run this, and then the command again:";
 /// The field with the secret.
 pub(super) const RECOVERY_KEY: &str = "RECOVERY KEY";
 
@@ -192,6 +196,30 @@ impl Sheet<'_> {
         steps
     }
 
+    /// The container for sprat on a new machine, and the words before the command.
+    fn with_sprat(&self) -> (String, Vec<String>) {
+        let (target, mut first) = match self.target.ssh() {
+            Some(server) => (
+                format!("{SSH_NAME}:{}", server.path_of(&self.target.name)),
+                vec![
+                    "sprat".to_owned(),
+                    "--ssh-command".to_owned(),
+                    format!("ssh -F {SSH_CONFIG}"),
+                ],
+            ),
+            None => (self.container_path(), vec!["sprat".to_owned()]),
+        };
+        first.extend(["--fingerprint".to_owned(), self.pins.fingerprint()]);
+        (target, first)
+    }
+
+    /// The command that releases the lock of a machine that was lost in the middle of a backup.
+    pub(super) fn unlock(&self) -> String {
+        let (target, mut words) = self.with_sprat();
+        words.extend(["unlock", &target, "--that-machine-is-off"].map(str::to_owned));
+        quoted(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
     /// The steps to restore everything, and to continue with backups, on a new machine with sprat.
     pub fn steps_with_sprat(&self) -> Vec<Step> {
         let name = self.target.name.as_str();
@@ -206,15 +234,9 @@ impl Sheet<'_> {
             .collect();
         let name = name.as_str();
         let key = format!("/etc/sprat/keys/{name}.key");
-        let fingerprint = self.pins.fingerprint();
         let ssh = format!("ssh -F {SSH_CONFIG}");
-        let (target, mut first) = match self.target.ssh() {
-            Some(server) => (
-                format!("{SSH_NAME}:{}", server.path_of(&self.target.name)),
-                vec!["sprat", "--ssh-command", &ssh],
-            ),
-            None => (self.container_path(), vec!["sprat"]),
-        };
+        let (target, first) = self.with_sprat();
+        let first: Vec<&str> = first.iter().map(String::as_str).collect();
         let mut steps = Vec::new();
         if let Some(config) = self.ssh_config() {
             let what = format!(
@@ -224,7 +246,6 @@ impl Sheet<'_> {
             );
             steps.push(step(&what, vec![config]));
         }
-        first.extend(["--fingerprint", &fingerprint]);
         let with = |words: &[&str]| quoted(&[&first, words].concat());
         steps.push(step(
             "Create a key file for the new machine; sprat prompts for the recovery key",
@@ -327,6 +348,7 @@ impl Sheet<'_> {
         );
         text.push_str("\nWith sprat on a new machine, as root:\n");
         print_steps(&mut text, &self.steps_with_sprat());
+        let _ = writeln!(text, "\n{LOST_IN_A_BACKUP}\n       {}", self.unlock());
         let _ = writeln!(text, "{rule}");
         text
     }

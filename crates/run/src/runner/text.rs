@@ -94,9 +94,19 @@ pub fn outcome_text(job: &str, report: &SnapshotReport, took: Duration) -> Strin
             text::count(unread.count - shown)
         ));
     }
-    summary.push_str(
-        "To leave one out for good, exclude its path: --exclude PATH, or `exclude` of the job.\n",
-    );
+    // A source can't be excluded.
+    let is_source = |name: &String| {
+        let left_out = |warning: &Warning| matches!(warning, Warning::SourceLeftOut { path, .. } if path == name);
+        report.record.warnings.iter().any(left_out)
+    };
+    if unread.names.iter().any(is_source) {
+        summary.push_str("To leave a source out for good, remove it from `sources` of the job.\n");
+    }
+    if !unread.names.iter().all(is_source) {
+        summary.push_str(
+            "To leave one out for good, exclude its path: --exclude PATH, or `exclude` of the job.\n",
+        );
+    }
     summary
 }
 
@@ -159,7 +169,7 @@ mod tests {
     use super::*;
 
     /// Of a snapshot that lacks these files, with these warnings.
-    fn summary(unread: &[&str], warnings: &serde_json::Value) -> String {
+    fn whole(unread: &[&str], warnings: &serde_json::Value) -> String {
         let name = "2026-11-26T13-21-01Z";
         let record = json!({
             "format": 1, "job": "home", "name": name, "complete": false,
@@ -173,9 +183,31 @@ mod tests {
             snapshots: None,
             census: None,
         };
-        let text = outcome_text("home", &report, Duration::from_secs(1));
-        let line = text.lines().nth(1).unwrap_or_default();
-        line.to_owned()
+        outcome_text("home", &report, Duration::from_secs(1))
+    }
+
+    /// What it says of the files.
+    fn summary(unread: &[&str], warnings: &serde_json::Value) -> String {
+        let text = whole(unread, warnings);
+        text.lines().nth(1).unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn missing_source_is_not_to_be_excluded() {
+        let missing = json!([{ "what": "source_left_out", "path": "/gone", "why": "is missing" }]);
+        let (of_source, of_file) = ("remove it from `sources`", "exclude its path");
+        let text = whole(&["/gone"], &missing);
+        assert!(
+            text.contains(of_source) && !text.contains(of_file),
+            "{text}"
+        );
+        let text = whole(&["/gone", "/a/b"], &missing);
+        assert!(text.contains(of_source) && text.contains(of_file), "{text}");
+        let text = whole(&["/a/b"], &json!([]));
+        assert!(
+            !text.contains(of_source) && text.contains(of_file),
+            "{text}"
+        );
     }
 
     #[test]

@@ -290,14 +290,16 @@ impl From<&LockError> for Failure {
                 Exit::Locked,
                 "nothing was changed. If the other machine is dead, asleep or lost, run `sprat \
                  unlock`. It takes over the lock, then waits up to 2 hours and 15 minutes until no data \
-                 of the other session can arrive any more. An account that may only read can't unlock: \
-                 if the other machine is gone for good, restore with --ignore-lock",
+                 of the other session can arrive any more. If that machine is off for good, and not \
+                 asleep, `sprat unlock --that-machine-is-off` does not wait. An account that may only \
+                 read can't unlock: if the other machine is gone for good, restore with --ignore-lock",
             ),
             LockError::Waiting { .. } => (
                 Exit::Locked,
                 "nothing was changed. Run `sprat unlock`: it waits until no data of that session can \
-                 arrive any more. An account that may only read can't unlock: if the other machine is \
-                 gone for good, restore with --ignore-lock",
+                 arrive any more. If that machine is off for good, and not asleep, `sprat unlock \
+                 --that-machine-is-off` does not wait. An account that may only read can't unlock: if the \
+                 other machine is gone for good, restore with --ignore-lock",
             ),
             LockError::Unlisted { .. } => (
                 Exit::Failed,

@@ -651,9 +651,9 @@ pub(crate) enum PunchError {
 
 impl From<StoreError> for PunchError {
     fn from(error: StoreError) -> Self {
-        match error.kind() {
-            StoreErrorKind::Unsupported => Self::Unavailable(error.to_string()),
-            _ => Self::Failed(Failure::from(&error)),
+        match error {
+            StoreError::Unsupported { reason, .. } => Self::Unavailable(reason),
+            error => Self::Failed(Failure::from(&error)),
         }
     }
 }

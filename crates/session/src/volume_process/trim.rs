@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use sprat_attach::BlockDevice as _;
-use sprat_store::{Puncher, ReadClass, StoreError, StoreErrorKind, StoreFile};
+use sprat_store::{Puncher, ReadClass, StoreError, StoreFile};
 use sprat_volume::{Flush, VolumeError};
 
 use crate::file_system::{FreeIsTrusted, SuperBlock};
@@ -140,12 +140,17 @@ impl Served {
             };
             match punched {
                 Ok(()) => return Ok((route, measure(before, allocated(), "stat"))),
-                Err(error) => self.skip_route(&mut reasons, error)?,
+                Err(error) => skip_route(&mut reasons, error)?,
             }
         }
         match self.punch_in_shell(free) {
-            Ok(measure) => return Ok((TrimRoute::ShellPunch, measure)),
-            Err(error) => self.skip_route(&mut reasons, error)?,
+            Ok(measure) => {
+                for reason in reasons {
+                    self.events.notice(Notice::TrimRoutePassed { reason });
+                }
+                return Ok((TrimRoute::ShellPunch, measure));
+            }
+            Err(error) => skip_route(&mut reasons, error)?,
         }
         let needed_bytes = self.plan_rewrite(free)?.kept_bytes();
         let available = store.free_space().ok().map(|space| space.available_bytes);
@@ -161,21 +166,6 @@ impl Served {
         self.punch_by_shell(free, &mut puncher)?;
         let after = puncher.allocated_bytes().ok();
         Ok(measure(before, after, "du on the server"))
-    }
-
-    /// Notes why a method is not available. A failure of the method itself is returned.
-    fn skip_route(&self, reasons: &mut Vec<String>, error: PunchError) -> Result<(), Failure> {
-        let reason = match error {
-            PunchError::Unavailable(reason) => reason,
-            PunchError::Failed(failure) => return Err(failure),
-        };
-        if !reason.is_empty() {
-            self.events.notice(Notice::TrimRoutePassed {
-                reason: reason.clone(),
-            });
-            reasons.push(reason);
-        }
-        Ok(())
     }
 
     fn punch_by_shell(&self, free: &[Range<u64>], puncher: &mut Puncher) -> Result<(), PunchError> {
@@ -205,11 +195,10 @@ impl Served {
             self.stop.check()?;
             match self.volume.discard_by(batch, punch) {
                 Ok(()) => {}
-                Err(VolumeError::Store { source, .. })
-                    if source.kind() == StoreErrorKind::Unsupported =>
-                {
-                    return Err(PunchError::Unavailable(source.to_string()));
-                }
+                Err(VolumeError::Store {
+                    source: StoreError::Unsupported { reason, .. },
+                    ..
+                }) => return Err(PunchError::Unavailable(reason)),
                 Err(error) => return Err(self.unfinished(&error).into()),
             }
         }
@@ -295,6 +284,16 @@ pub(super) fn read_super(device: &Arc<CryptDevice>) -> Result<SuperBlock, Failur
 }
 
 /// No method can make holes here. The hint names the method that could free the space.
+/// Notes why a method is not available. A failure of the method itself is returned.
+fn skip_route(reasons: &mut Vec<String>, error: PunchError) -> Result<(), Failure> {
+    match error {
+        PunchError::Unavailable(reason) if reason.is_empty() => {}
+        PunchError::Unavailable(reason) => reasons.push(reason),
+        PunchError::Failed(failure) => return Err(failure),
+    }
+    Ok(())
+}
+
 fn no_method(reasons: &[String], needed_bytes: u64, available: Option<u64>) -> Failure {
     let mut failure = Failure::new(
         Exit::Failed,

@@ -34,12 +34,19 @@ impl RehearseArgs {
         if !typed.is_empty() {
             file.check_fingerprint(&header, &typed)?;
         }
-        let slot = file.rehearse(
+        let rehearsed = file.rehearse(
             &header,
             &secret,
             context.global.accept_changed_keys,
             context.global.accept_older_state,
-        )?;
+        );
+        let slot = rehearsed.map_err(|failure| match (failure.exit, &source) {
+            (Exit::WrongKey, SecretSource::Terminal) => failure.with_hint(
+                "nothing was changed. Compare what you typed with the sheet, group by group, and run the \
+                 command again",
+            ),
+            _ => failure,
+        })?;
         file.note_proof(&header, slot, kind_of(&source, &secret));
         let fingerprint = header.pins().fingerprint();
         let text = format!(

@@ -221,7 +221,18 @@ impl Smtp {
         // lettre ends the last line itself.
         let message = message.strip_suffix(b"\r\n").unwrap_or(message);
         let sent = transport.build().send_raw(&envelope, message);
-        sent.map(drop).map_err(|error| explain(&error))
+        sent.map(drop).map_err(|error| {
+            let said = explain(&error);
+            // lettre's words for it; it has no kind of its own.
+            match said.contains("STARTTLS is not supported") {
+                true => format!(
+                    "{}:{} offers no STARTTLS, and sprat sends no mail without TLS. Use smtps:// if the server has TLS \
+                     from the start (port 465), a port with STARTTLS (587), or sendmail",
+                    self.server.host, self.server.port
+                ),
+                false => said,
+            }
+        })
     }
 
     fn tls(&self) -> Result<Tls, String> {
