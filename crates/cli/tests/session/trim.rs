@@ -179,6 +179,8 @@ fn server_without_shell_copies_on_request() {
         said.contains("no shell") && said.contains("trim --rewrite"),
         "{said}"
     );
+    assert_eq!(said.matches("no shell").count(), 1, "{said}");
+    assert!(!said.contains("this store"), "{said}");
     harness.assert_clean();
 }
 
