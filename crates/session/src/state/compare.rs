@@ -383,9 +383,9 @@ pub fn older(target: &str, known: &str, found: &str) -> Failure {
     ))
     .with_hint(
         "nothing was written. Either the server shows an old copy of the file (from a snapshot or a \
-         backup of its disk), or it lost data that it had reported as durable. Find out which. To \
-         continue with the older state, add --accept-older-state once: the snapshots that are missing \
-         in it are lost",
+         backup of its disk, or after `sprat-agent revert`), or it lost data that it had reported as \
+         durable. Find out which. To continue with the older state, add --accept-older-state once: the \
+         snapshots that are missing in it are lost. Then `sprat accept` ends the report in `sprat status`",
     )
 }
 
