@@ -54,11 +54,14 @@ class Raw:
         length = struct.unpack(">I", self.process.stdout.read(4))[0]
         return self.process.stdout.read(length)
 
-    def ask(self, kind, *fields):
+    def send(self, kind, *fields):
         body = b"".join(fields)
         self.process.stdin.write(struct.pack(">IBI", len(body) + 5, kind, self.next) + body)
         self.process.stdin.flush()
         self.next += 1
+
+    def ask(self, kind, *fields):
+        self.send(kind, *fields)
         answer = self.answer()
         if answer[0] == 101 and (status := struct.unpack(">I", answer[5:9])[0]):
             raise RuntimeError(f"request {kind}: status {status}")
@@ -75,15 +78,21 @@ class Raw:
         for offset in range(0, length, PAST_READ):
             self.ask(5, text(handle), struct.pack(">QI", offset, min(PAST_READ, length - offset)))
 
-    def punch(self, handle, ranges):
-        """Until all are holes; returns the number of requests."""
-        requests = 0
-        while ranges:
-            part = ranges[:8192]
-            packed = b"".join(struct.pack(">QQ", start, end - start) for start, end in part)
-            done = struct.unpack(">Q", self.ask(200, text(b"punch@sprat"), text(handle), struct.pack(">I", len(part)), packed))[0]
-            requests += 1
-            ranges = [(max(start, done), end) for start, end in ranges if end > done]
+    def punch(self, handle, ranges, owed_max=2):
+        """As sprat does it: the next request is there when one is done. Returns the number of requests."""
+        left, owed, requests = list(reversed(ranges)), [], 0
+        while left or owed:
+            while left and len(owed) < owed_max:
+                part = next_request(left)
+                packed = b"".join(struct.pack(">QQ", start, end - start) for start, end in part)
+                self.send(200, text(b"punch@sprat"), text(handle), struct.pack(">I", len(part)), packed)
+                owed.append(part)
+                requests += 1
+            answer = self.answer()
+            if answer[0] == 101:
+                raise RuntimeError(f"punch: status {struct.unpack('>I', answer[5:9])[0]}")
+            done = struct.unpack(">Q", answer[5:])[0]
+            left += [(max(start, done), end) for start, end in reversed(owed.pop(0)) if end > done]
         return requests
 
     def close(self):
@@ -94,6 +103,19 @@ class Raw:
 def text(words):
     words = words.encode() if isinstance(words, str) else bytes(words)
     return struct.pack(">I", len(words)) + words
+
+
+def next_request(left):
+    """The ranges of one request, all of which the agent will do; taken from the end of `left`."""
+    part, room = [], 64 << 20
+    while left and room and len(part) < 8192:
+        start, end = left.pop()
+        cut = min(end, start + room)
+        room -= cut - start
+        part.append((start, cut))
+        if cut < end:
+            left.append((cut, end))
+    return part
 
 
 class Side:

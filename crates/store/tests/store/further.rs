@@ -200,9 +200,8 @@ fn session_ends_at_once_beside_a_login_that_hangs() {
     }
 }
 
-/// A server that needs longer for its last act than a connection may take to be closed.
-#[test]
-fn session_ends_when_the_agent_knows_how_the_file_was_left() {
+/// What an agent sends first.
+fn agent_greeting() -> Vec<u8> {
     let agent = "sprat-agent@sprat";
     let value = "1 log serial fence punch map will id=0011223344556677";
     let version = [
@@ -210,6 +209,52 @@ fn session_ends_when_the_agent_knows_how_the_file_was_left() {
         &string(agent.as_bytes()),
         &string(value.as_bytes()),
     ];
+    framed(&version.concat())
+}
+
+/// The second request for holes is there before the first one is answered. If that one is refused, no third one is sent,
+/// and nothing may be carried out any more when the caller hears of it.
+#[test]
+fn refused_holes_are_reported_when_nothing_of_them_can_arrive_any_more() {
+    let (asked, over) = (
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let (count, is_over) = (Arc::clone(&asked), Arc::clone(&over));
+    let first = Mutex::new(0);
+    let script = move |kind: u8, id: u32, fields: &[u8], stream: &mut UnixStream| {
+        if kind != EXTENDED || !fields[4..].starts_with(b"punch@sprat") {
+            return None;
+        }
+        if count.fetch_add(1, Ordering::SeqCst) == 0 {
+            *first.lock().unwrap() = id;
+            return Some(Next::Answered);
+        }
+        let refused = status(*first.lock().unwrap(), 4);
+        stream.write_all(&refused).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        is_over.store(true, Ordering::SeqCst);
+        let done = [
+            &[201][..],
+            &id.to_be_bytes(),
+            &(128_u64 << 20).to_be_bytes(),
+        ];
+        stream.write_all(&framed(&done.concat())).unwrap();
+        Some(Next::Answered)
+    };
+    let store = connect_to(&agent_greeting(), script).unwrap();
+    let name = FileName::new("x").unwrap();
+    let file = store.open(&name, Access::ReadWrite).unwrap();
+    let range = 0..256 << 20;
+    let refused = file.discard_ranges(std::slice::from_ref(&range));
+    assert!(refused.unwrap_err().was_answered());
+    assert!(over.load(Ordering::SeqCst));
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+}
+
+/// A server that needs longer for its last act than a connection may take to be closed.
+#[test]
+fn session_ends_when_the_agent_knows_how_the_file_was_left() {
     let (noted, heard) = std::sync::mpsc::channel();
     let noted = Mutex::new(noted);
     let script = move |kind: u8, id: u32, fields: &[u8], stream: &mut UnixStream| {
@@ -221,7 +266,7 @@ fn session_ends_when_the_agent_knows_how_the_file_was_left() {
         noted.lock().unwrap().send(answered.is_ok()).unwrap();
         Some(Next::Answered)
     };
-    let store = connect_to(&framed(&version.concat()), script).unwrap();
+    let store = connect_to(&agent_greeting(), script).unwrap();
     store.note_end(&FileName::new("x").unwrap());
     drop(store);
     assert_eq!(heard.recv_timeout(LIMIT), Ok(true));

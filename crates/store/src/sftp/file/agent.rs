@@ -1,15 +1,21 @@
 //! Holes in a file: made and found by the agent on the server. SFTP itself has no requests for that.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use super::SftpFile;
+use super::{SftpFile, both};
 use crate::StoreError;
 use crate::sftp::agent::{AgentRequest, parse_first, parse_numbers};
+use crate::sftp::channel::Answer;
 use crate::sftp::codec::Request;
 
 /// The most ranges that the agent accepts in a request.
 const RANGES_MAX: usize = 8192;
+/// Of a longer request the agent does only a part.
+const REQUEST_BYTES: u64 = 64 << 20;
+/// The next request is there when the agent has done one. More would only be late after a lost connection.
+const REQUESTS_OWED: usize = 2;
 
 impl SftpFile {
     fn needs_agent(&self, op: &'static str) -> Result<(), StoreError> {
@@ -23,27 +29,37 @@ impl SftpFile {
         }
     }
 
-    /// The agent does a part of each request: it saves what past states need first.
+    /// The agent may do a part of a request only: it saves what past states need first. On an error nothing is left that
+    /// may still be carried out, unless the error says so.
     pub(super) fn punch(&self, ranges: &[Range<u64>]) -> Result<(), StoreError> {
         self.needs_agent("discard")?;
         self.writable("discard")?;
-        let mut left: Vec<Range<u64>> = ranges.iter().filter(|r| !r.is_empty()).cloned().collect();
-        while !left.is_empty() {
-            let some = &left[..left.len().min(RANGES_MAX)];
-            self.changed_by_punch();
-            let done = self.punch_some(some);
-            self.changed_by_punch();
-            let done = done?;
-            let first = left[0].start;
-            left.retain(|range| range.end > done);
-            if let Some(range) = left.first_mut() {
-                range.start = range.start.max(done);
-                if range.start == first {
-                    return Err(self.makes_no_sense("discard"));
+        let mut left: VecDeque<_> = ranges.iter().filter(|r| !r.is_empty()).cloned().collect();
+        let mut owed: VecDeque<(Answer, Vec<Range<u64>>)> = VecDeque::new();
+        let mut outcome = Ok(());
+        loop {
+            while outcome.is_ok() && owed.len() < REQUESTS_OWED && !left.is_empty() {
+                let some = next_request(&mut left);
+                self.changed_by_punch();
+                match self.ask_to_punch(&some) {
+                    Ok(answer) => owed.push_back((answer, some)),
+                    Err(error) => outcome = Err(error),
                 }
             }
+            let Some((answer, some)) = owed.pop_front() else {
+                return outcome;
+            };
+            let done = self.done_up_to(&answer, &some);
+            self.changed_by_punch();
+            match done {
+                Ok(done) => {
+                    for range in some.into_iter().rev().filter(|range| range.end > done) {
+                        left.push_front(range.start.max(done)..range.end);
+                    }
+                }
+                Err(error) => outcome = both(outcome, Err(error)),
+            }
         }
-        Ok(())
     }
 
     fn changed_by_punch(&self) {
@@ -51,8 +67,8 @@ impl SftpFile {
         self.file.first.unsynced.store(true, Ordering::SeqCst);
     }
 
-    /// Returns the offset up to which all was done. The guard of writes is asked, as for those.
-    fn punch_some(&self, ranges: &[Range<u64>]) -> Result<u64, StoreError> {
+    /// The guard of writes is asked, as for those.
+    fn ask_to_punch(&self, ranges: &[Range<u64>]) -> Result<Answer, StoreError> {
         let handle = &self.file.first.bytes;
         let request = Request::Agent(AgentRequest::Punch { handle, ranges });
         let call = self.call(&self.session.first, "discard");
@@ -60,14 +76,24 @@ impl SftpFile {
         for checks in 0.. {
             let may_send = || guard.is_none_or(|guard| guard.may_send());
             if let Some(answer) = call.ask_if(&request, &may_send)? {
-                let done = call.wait_extended(&answer, parse_first);
-                return done.map_err(|error| self.session.explain(error));
+                return Ok(answer);
             }
             if let Some(guard) = guard {
                 guard.check_again(checks)?;
             }
         }
         unreachable!("the loop ends only by a return")
+    }
+
+    /// Returns the offset up to which all of a request was done.
+    fn done_up_to(&self, answer: &Answer, ranges: &[Range<u64>]) -> Result<u64, StoreError> {
+        let call = self.call(&self.session.first, "discard");
+        let done = call.wait_extended(answer, parse_first);
+        let done = done.map_err(|error| self.session.explain(error))?;
+        match ranges[0].start < done {
+            true => Ok(done),
+            false => Err(self.makes_no_sense("discard")),
+        }
     }
 
     /// Reports what is no hole.
@@ -100,5 +126,57 @@ impl SftpFile {
             object: self.file.object.clone(),
             reason: "the agent's answer makes no sense".to_owned(),
         }
+    }
+}
+
+/// Takes the ranges of one request, all of which the agent will do.
+fn next_request(left: &mut VecDeque<Range<u64>>) -> Vec<Range<u64>> {
+    let mut some: Vec<Range<u64>> = Vec::new();
+    let mut room = REQUEST_BYTES;
+    while room > 0 && some.len() < RANGES_MAX {
+        let Some(range) = left.pop_front() else {
+            break;
+        };
+        let end = range.end.min(range.start.saturating_add(room));
+        room -= end - range.start;
+        some.push(range.start..end);
+        if end < range.end {
+            left.push_front(end..range.end);
+        }
+    }
+    some
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_has_no_more_than_the_agent_does_at_once() {
+        let many = (0..10_000).map(|n| n * 8192..n * 8192 + 4096);
+        let large = 1 << 40..(1 << 40) + 3 * REQUEST_BYTES + 4096;
+        let all: Vec<Range<u64>> = many.chain([large]).collect();
+        let mut left: VecDeque<_> = all.iter().cloned().collect();
+        let mut sizes: Vec<u64> = Vec::new();
+        let mut sent: Vec<Range<u64>> = Vec::new();
+        while !left.is_empty() {
+            let some = next_request(&mut left);
+            sizes.push(some.iter().map(|range| range.end - range.start).sum());
+            assert!(some.len() <= RANGES_MAX);
+            for range in some {
+                match sent.last_mut() {
+                    Some(last) if last.end == range.start => last.end = range.end,
+                    _ => sent.push(range),
+                }
+            }
+        }
+        assert_eq!(sent, all);
+        let rest = (10_000 - RANGES_MAX as u64) * 4096;
+        let last = 3 * REQUEST_BYTES + 4096 - (REQUEST_BYTES - rest) - 2 * REQUEST_BYTES;
+        let first = RANGES_MAX as u64 * 4096;
+        assert_eq!(
+            sizes,
+            [first, REQUEST_BYTES, REQUEST_BYTES, REQUEST_BYTES, last]
+        );
     }
 }
