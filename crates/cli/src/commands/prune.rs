@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
-use sprat_run::config::{self, Job};
+use sprat_run::config::{self, Container};
 use sprat_run::copy_name::CopyName;
-use sprat_run::copy_state::{CopyState, copy_file};
+use sprat_run::copy_state::copy_file;
 use sprat_run::prune_text::{Asked, table};
-use sprat_session::{Access, text};
+use sprat_session::state::identity;
+use sprat_session::{Access, IdentityPolicy, text};
 use sprat_snapshot::{KeepCount, KeepPolicy, KeepRules, PruneSpec};
 
 use super::context::{CommandArgs, Context};
@@ -100,6 +101,31 @@ impl PruneArgs {
     }
 }
 
+/// Lets the prune keep what the config and `sprat run` keep of the job in the container of this name or UUID, however
+/// its location is spelled. A copy of the container has that UUID, too: it has the same snapshots.
+fn keep_more(context: &Context, spec: &mut PruneSpec, name: &str, uuid: &str) {
+    let state_dir = context.state_dir();
+    let Ok(job) = context.config.job(spec.job.as_str()) else {
+        return;
+    };
+    let has_uuid = |container: &Container| {
+        match identity::policy(&state_dir, &container.target, None) {
+            Ok(IdentityPolicy::Known(pins)) => pins.uuid == uuid,
+            Ok(_) => false,
+            // It may be this one.
+            Err(_) => true,
+        }
+    };
+    let is_meant = |it: &&Container| job.is_in(&it.name) && (it.name == name || has_uuid(it));
+    for container in context.config.containers.iter().filter(is_meant) {
+        spec.sources = Some(job.kept_sources());
+        let copy = CopyName::new(job.name.as_str(), &*container.name);
+        let state = copy_file(&state_dir, &copy).read();
+        spec.old_content.extend(state.old_content());
+        spec.changed_at = spec.changed_at.max(state.kept_before());
+    }
+}
+
 impl CommandArgs for PruneArgs {
     const NEEDS_ROOT: bool = true;
 
@@ -136,23 +162,12 @@ impl CommandArgs for PruneArgs {
         let mut reporter = Reporter::new(context.output, format!("{job}: "));
         let mut spec = PruneSpec::new(job, rules);
         spec.time_zone.clone_from(&context.config.time_zone);
-        // This keeps more, never less. So it counts for the container by another spelling of its location, too.
-        let known = context.config.job(&self.job).ok();
-        let known = known.filter(|job| job.is_in(&prepared.resolved.name));
-        spec.sources = known.map(Job::kept_sources);
-        let state = known.map(|job| {
-            let copy = CopyName::new(job.name.as_str(), &*prepared.resolved.name);
-            copy_file(&context.state_dir(), &copy).read()
-        });
-        spec.old_content = state
-            .as_ref()
-            .map(CopyState::old_content)
-            .unwrap_or_default();
-        spec.changed_at = state.as_ref().and_then(CopyState::kept_before);
         spec.drop_interrupted = self.drop_interrupted;
         spec.dry_run = self.dry_run;
+        let name = prepared.resolved.name.clone();
         let (report, closed) =
             context.in_session(prepared, &mut reporter, |session, reporter| {
+                keep_more(context, &mut spec, &name, &session.facts().uuid);
                 session.prune(spec, reporter, &context.interrupt)
             })?;
         if let Some(copy) = copy.filter(|_| !self.dry_run && !rules.is_empty()) {
