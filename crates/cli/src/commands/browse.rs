@@ -75,7 +75,7 @@ impl CommandArgs for BrowseArgs {
             open: &mut |observer| {
                 let options = context.session_options(&resolved, Access::ReadOnly)?;
                 Session::open(options, &secret, observer, &context.interrupt)
-                    .map_err(|failure| context.explain_lock(&resolved, failure))
+                    .map_err(|failure| context.explain(&resolved, failure))
             },
         };
         let ended = sprat_browse::browse(browse, session, &mut reporter, &context.interrupt);

@@ -13,7 +13,6 @@ use sprat_run::schedule::Places;
 use sprat_run::watch::{Now, Shown, Watch, Watched};
 use sprat_session as session;
 use sprat_session::address::Target;
-use sprat_session::closed_container::check_exists;
 use sprat_session::generations::{self, Wanted};
 use sprat_session::interrupt::Interrupt;
 use sprat_session::state::history::History;
@@ -32,6 +31,8 @@ use crate::output::{Output, Reporter, result_json};
 use crate::secrets::{KeyHint, SecretSource};
 use crate::sheet_files::SheetFiles;
 use crate::{Exit, Failure, terminal};
+
+mod keys;
 
 /// A command's arguments, and what the command does.
 pub(crate) trait CommandArgs {
@@ -270,7 +271,7 @@ impl Context {
             .as_ref()
             .map(|folder| folder.join("keys").join(format!("{name}.key")));
         let allowed = container.is_some_and(|container| container.allow_no_fsync);
-        let own_secret = own_source(container, default_key_file.as_deref());
+        let own_secret = keys::own_source(container, default_key_file.as_deref());
         Ok(Resolved {
             secret: self.named_source()?.unwrap_or_else(|| own_secret.clone()),
             own_secret,
@@ -292,32 +293,6 @@ impl Context {
             },
             default_key_file,
         })
-    }
-
-    /// The source of the key that the command line names.
-    pub(crate) fn named_source(&self) -> Result<Option<SecretSource>, Failure> {
-        let global = &self.global;
-        if let Some(path) = &global.key_file {
-            return Ok(Some(SecretSource::KeyFile(self.environment.absolute(path))));
-        }
-        if let Some(path) = &global.passphrase_file {
-            let path = self.environment.absolute(path);
-            return Ok(Some(SecretSource::PassphraseFile(path)));
-        }
-        let Some(text) = &global.passphrase_command else {
-            return Ok(None);
-        };
-        let words = split(text, "--passphrase-command")?;
-        Ok(Some(SecretSource::PassphraseCommand(words)))
-    }
-
-    /// Fetches a key. What may be wrong with it is reported if it opens nothing.
-    pub(crate) fn fetch(&self, source: &SecretSource) -> Result<Secret, Failure> {
-        let (secret, hint) = source.fetch(self.output, &self.interrupt)?;
-        if let Some(hint) = hint {
-            let _ = self.key_hint.set(hint);
-        }
-        Ok(secret)
     }
 
     /// The exit code of a command that succeeded: [`Exit::Damaged`] if the file system is marked as faulty.
@@ -349,38 +324,11 @@ impl Context {
         problems.iter().for_each(|one| self.output.warning(one));
     }
 
-    /// Adds to the failure of a wrong key what may be wrong with the key.
-    pub(crate) fn with_key_hint(&self, failure: Failure) -> Failure {
-        match self.key_hint.get() {
-            Some(hint) if failure.exit == Exit::WrongKey => {
-                let (cause, hint) = hint.render();
-                failure.because(cause).with_more_hint(hint)
-            }
-            _ => failure,
-        }
-    }
-
     /// Warns of a failure that stops nothing.
     pub(crate) fn warn(&self, failure: &Failure) {
         let Failure { what, causes, .. } = failure;
         self.output
             .warning(&format!("{what}: {}", causes.join("; ")));
-    }
-
-    /// Fetches the key of a container.
-    pub(crate) fn secret(&self, resolved: &Resolved) -> Result<Secret, Failure> {
-        if resolved.secret == SecretSource::Terminal {
-            check_exists(&self.state_dir(), &resolved.target, &resolved.ssh)?;
-        }
-        let fetched = self.fetch(&resolved.secret);
-        fetched.map_err(|failure| {
-            match (&resolved.secret, &resolved.default_key_file, failure.exit) {
-                (SecretSource::Terminal, Some(path), Exit::Usage) => {
-                    failure.because(format!("there is no key file {}", path.display()))
-                }
-                _ => failure,
-            }
-        })
     }
 
     /// How the session opens it, including what is pinned.
@@ -446,14 +394,15 @@ impl Context {
     ) -> Result<Session, Failure> {
         let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
         let session = Session::open(options, secret, reporter, &self.interrupt)
-            .map_err(|failure| self.explain_lock(resolved, failure))?;
+            .map_err(|failure| self.explain(resolved, failure))?;
         self.remember(&state_dir, resolved, &policy, session.facts());
         Ok(session)
     }
 
-    /// Explains a lock failure if the container is mounted on this machine.
-    pub(crate) fn explain_lock(&self, resolved: &Resolved, failure: Failure) -> Failure {
+    /// Explains why a container was not opened: it is mounted on this machine, or which key was tried.
+    pub(crate) fn explain(&self, resolved: &Resolved, failure: Failure) -> Failure {
         let runtime_dir = self.environment.absolute(&self.global.runtime_dir);
+        let failure = self.explain_key(resolved, failure);
         session::explain_lock(&runtime_dir, &resolved.target, failure)
     }
 
@@ -546,7 +495,7 @@ impl Context {
         let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
         let mut reporter = Reporter::new(self.output, "");
         let done = work(options, &secret, &mut reporter)
-            .map_err(|failure| self.explain_lock(&resolved, failure));
+            .map_err(|failure| self.explain(&resolved, failure));
         reporter.clear();
         let done = done?;
         self.remember(&state_dir, &resolved, &policy, facts(&done));
@@ -673,25 +622,6 @@ impl Context {
                 "this run can't be recorded for `sprat status`: {error}"
             ));
         }
-    }
-}
-
-/// The source in the config, else the default key file, else the terminal.
-fn own_source(container: Option<&Container>, default_key_file: Option<&Path>) -> SecretSource {
-    if let Some(container) = container {
-        if let Some(path) = &container.key_file {
-            return SecretSource::KeyFile(path.clone());
-        }
-        if let Some(path) = &container.passphrase_file {
-            return SecretSource::PassphraseFile(path.clone());
-        }
-        if let Some(words) = &container.passphrase_command {
-            return SecretSource::PassphraseCommand(words.clone());
-        }
-    }
-    match default_key_file {
-        Some(path) if path.exists() => SecretSource::KeyFile(path.to_owned()),
-        _ => SecretSource::Terminal,
     }
 }
 

@@ -104,7 +104,8 @@ impl InitArgs {
         let secret = context.secret(&resolved)?;
         let global = &context.global;
         let (changed, older) = (global.accept_changed_keys, global.accept_older_state);
-        file.rehearse(&header, &secret, changed, older)?;
+        file.rehearse(&header, &secret, changed, older)
+            .map_err(|failure| context.explain_key(&resolved, failure))?;
         let text = format!("{} is there, and the key opens it\n", resolved.target);
         let fields = json!({ "uuid": header.uuid() });
         context.finish("init", Exit::Exists, &resolved.target, &text, fields)?;

@@ -432,11 +432,8 @@ fn keys_that_can_not_be_read_are_refused_with_their_path() {
     sprat: the passphrase is empty
 
     []
-    sprat: no key was given, and there is no terminal to ask on
-    Caused by:
-      1: No such device or address (os error 6)
-      2: there is no key file [DIR]/config/keys/x.key
-    Hint: nothing was started. Give a key with --key-file, --passphrase-file or --passphrase-command, or in the config
+    sprat: there is no key file [DIR]/config/keys/x.key
+    Hint: nothing was started. Check whether its disk is mounted. Or give a key with --key-file, --passphrase-file or --passphrase-command, or in the config
     "#);
 }
 

@@ -17,6 +17,8 @@ fn wrong_key_file_is_reported_and_changes_nothing() {
     exit 12
     --- stderr
     sprat: the key or passphrase opens none of the 2 key slots
+    Caused by:
+      1: the key file [DIR]/other.key was tried
     Hint: nothing was changed. Check which key file or passphrase belongs to this container. The recovery key on the sheet opens it, too: write the key to a file, and give --passphrase-file FILE
     ");
     let ran = machine.backup(&["--key-file", "other.key"]);
@@ -26,8 +28,14 @@ fn wrong_key_file_is_reported_and_changes_nothing() {
     sprat: job home failed
     Caused by:
       1: the key or passphrase opens none of the 2 key slots
+      2: the key file [DIR]/other.key was tried
     Hint: nothing was changed. Check which key file or passphrase belongs to this container. The recovery key on the sheet opens it, too: write the key to a file, and give --passphrase-file FILE
     ");
+    // Nobody has named the default key file.
+    machine.write("config/keys/x.key", vec![7u8; 4096]);
+    let text = machine.sprat(&["snapshots", CONTAINER]).failed_with(12);
+    let tried = "the default key file [DIR]/config/keys/x.key was tried";
+    assert!(text.contains(tried), "{text}");
 }
 
 #[test]
@@ -42,6 +50,8 @@ fn wrong_passphrase_is_reported_and_recovery_key_opens() {
     exit 12
     --- stderr
     sprat: the key or passphrase opens none of the 2 key slots
+    Caused by:
+      1: the passphrase file [DIR]/wrong.txt was tried
     Hint: nothing was changed. Check which key file or passphrase belongs to this container. The recovery key on the sheet opens it, too: write the key to a file, and give --passphrase-file FILE
     ");
     assert_eq!(open("right.txt").code, 0);
@@ -123,11 +133,8 @@ fn mistyped_name_gets_no_unlock_hint_but_its_key_path() {
     assert_snapshot!(ran.failed_with(2), @r"
     exit 2
     --- stderr
-    sprat: no key was given, and there is no terminal to ask on
-    Caused by:
-      1: No such device or address (os error 6)
-      2: there is no key file [DIR]/config/keys/x.key
-    Hint: nothing was started. Give a key with --key-file, --passphrase-file or --passphrase-command, or in the config
+    sprat: there is no key file [DIR]/config/keys/x.key
+    Hint: nothing was started. Check whether its disk is mounted. Or give a key with --key-file, --passphrase-file or --passphrase-command, or in the config
     ");
 }
 

@@ -29,7 +29,7 @@ pub enum Kind {
     Held,
     /// Little room is left.
     Space,
-    /// The config has a mistake.
+    /// The config has a mistake, or a backup could not start because of what it names.
     Config,
     /// The clock of this machine is in doubt.
     Clock,

@@ -220,6 +220,10 @@ fn phrases(kind: Kind, subject: &Subject) -> (&'static str, &'static str) {
         ),
         (Kind::Held, _) => ("pruning waits for you", "pruning waited for you"),
         (Kind::Space, _) => ("little free space is left", "little free space was left"),
+        // The config is wrong, or something that it names is missing: a key file, for example.
+        (Kind::Config, Subject::Copy(_)) => {
+            ("the backup can't start", "the backup could not start")
+        }
         (Kind::Config, _) => ("the config has a mistake", "the config had a mistake"),
         (Kind::Clock, _) => (
             "the clock of this machine may be wrong",
@@ -255,6 +259,13 @@ mod tests {
             on: Kind::ALL.to_vec(),
             remind_after: None,
         }
+    }
+
+    #[test]
+    fn a_backup_that_cannot_start_is_not_said_to_have_a_config_with_a_mistake() {
+        // A missing key file has this kind, too.
+        let copy = Subject::Copy(CopyName::new("home", "laptop"));
+        assert!(!phrases(Kind::Config, &copy).0.contains("config"));
     }
 
     fn overdue() -> (Events, Key) {

@@ -59,7 +59,7 @@ pub(super) fn change_header(
     let changed =
         session::change_header(options, secret, change, &mut reporter, &context.interrupt);
     reporter.clear();
-    let changed = changed?;
+    let changed = changed.map_err(|failure| context.explain_key(resolved, failure))?;
     if let Err(failure) = identity::store(&state_dir, &resolved.target, &changed.facts.pins) {
         context.warn(&failure);
     }
