@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use sprat_luks::{RecoveryKey, RecoveryKeyError, Secret, SlotKind};
 use sprat_run::passphrase_command;
-pub(crate) use sprat_run::secret_file::make_key_file;
+pub(crate) use sprat_run::secret_file::{NewKeyFile, make_key_file};
 use sprat_run::secret_file::{PASSPHRASE_BYTES_MAX, open_secret, read_bounded, read_key_file};
 use sprat_session::interrupt::Interrupt;
 use sprat_session::state::key_notes::KeyKind;

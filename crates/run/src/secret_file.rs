@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sprat_luks::Secret;
 use sprat_session::{Failure, trusted_file};
@@ -118,5 +118,106 @@ pub fn make_key_file(path: &Path) -> Result<bool, Failure> {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(cannot(&error)),
+    }
+}
+
+/// A key file that `sprat key add` adds. While the container may not have its key yet, a new one is beside its path:
+/// a file at the path itself may be the default key file, and opens nothing before its key is added.
+#[derive(Debug)]
+pub struct NewKeyFile {
+    path: PathBuf,
+    /// Where it is until [`Self::finish`], if it is new.
+    beside: Option<PathBuf>,
+}
+
+impl NewKeyFile {
+    /// Uses the file at `path`. If it is missing: uses the one that an interrupted command left beside it, or makes
+    /// one there.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn begin(path: &Path) -> Result<Self, Failure> {
+        let mut beside = None;
+        if path.symlink_metadata().is_err() {
+            let mut name = path.as_os_str().to_owned();
+            name.push(".new");
+            let new = PathBuf::from(name);
+            make_key_file(&new)?;
+            beside = Some(new);
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            beside,
+        })
+    }
+
+    /// The path of the finished file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the key is now.
+    #[must_use]
+    pub fn present(&self) -> &Path {
+        self.beside.as_deref().unwrap_or(&self.path)
+    }
+
+    /// The file that is beside its path, if it is a new one.
+    #[must_use]
+    pub fn beside(&self) -> Option<&Path> {
+        self.beside.as_deref()
+    }
+
+    /// Gives a new file its name. Its key must open the container. `true`: it is a new file.
+    ///
+    /// # Errors
+    /// It keeps its name beside the path.
+    pub fn finish(&self) -> Result<bool, Failure> {
+        let Some(beside) = &self.beside else {
+            return Ok(false);
+        };
+        local_file::rename_new(beside, &self.path).map_err(|error| {
+            Failure::failed(format!(
+                "the key was added, but its file {} can't be renamed to {}",
+                beside.display(),
+                self.path.display()
+            ))
+            .caused_by(&error)
+            .with_hint("don't delete the file: it opens the container. Rename it yourself")
+        })?;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_new_key_file_gets_its_name_at_the_end_and_replaces_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys/x.key");
+        let interrupted = NewKeyFile::begin(&path).unwrap();
+        assert!(!path.exists());
+        let key = fs::read(interrupted.present()).unwrap();
+        // The key of the interrupted command may be in a slot already: it must not be lost.
+        let again = NewKeyFile::begin(&path).unwrap();
+        assert_eq!(fs::read(again.present()).unwrap(), key);
+        assert!(again.finish().unwrap());
+        assert_eq!(fs::read(&path).unwrap(), key);
+        assert!(again.beside().is_some_and(|beside| !beside.exists()));
+        let there = NewKeyFile::begin(&path).unwrap();
+        assert_eq!((there.present(), there.beside()), (&*path, None));
+        assert!(!there.finish().unwrap());
+        // Somebody else has put a file there meanwhile.
+        fs::remove_file(&path).unwrap();
+        let late = NewKeyFile::begin(&path).unwrap();
+        fs::write(&path, "of somebody else").unwrap();
+        late.finish().unwrap_err();
+        assert_eq!(fs::read(&path).unwrap(), b"of somebody else");
+        assert!(late.present().exists());
     }
 }

@@ -6,6 +6,8 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 const PART_PREFIX: &str = ".";
@@ -113,6 +115,21 @@ pub fn create(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io
     part.as_file().sync_all()?;
     part.persist_noclobber(path).map_err(|error| error.error)?;
     File::open(folder_of(path))?.sync_all()
+}
+
+/// Renames a file within its folder, durably. Fails with [`io::ErrorKind::AlreadyExists`] if there is something at
+/// `to`.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => {}
+        // A file system without RENAME_NOREPLACE (NFS): link(2) refuses to replace, too.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            std::fs::hard_link(from, to)?;
+            std::fs::remove_file(from)?;
+        }
+        Err(errno) => return Err(errno.into()),
+    }
+    File::open(folder_of(to))?.sync_all()
 }
 
 /// A file beside `path` with mode 0600. Its name shows that it is no file of its own.

@@ -300,6 +300,8 @@ fn good_header_copy_survives_many_other_headers() {
         "add",
         CONTAINER,
         CHEAP,
+        "--key-file",
+        "config/keys/x.key",
         "--new-key-file",
         "config/keys/x.key",
     ];

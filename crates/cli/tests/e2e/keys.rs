@@ -119,6 +119,76 @@ fn stock_cryptsetup_opens_with_an_added_key() {
 }
 
 #[test]
+fn a_new_key_file_gets_its_name_when_its_key_opens_the_container() {
+    requires!(needs::root());
+    let (machine, _) = TestMachine::small();
+    // The default key file is not there, as on a new machine.
+    let path = machine.path("config/keys/x.key");
+    fs::rename(&path, machine.path("old.key")).unwrap();
+    let add = [
+        "key",
+        "add",
+        CONTAINER,
+        CHEAP,
+        "--new-key-file",
+        path.to_str().unwrap(),
+    ];
+    let with = |secret: &str| machine.sprat(&[&add[..], &["--passphrase-file", secret]].concat());
+    machine.write("wrong", "a passphrase that opens nothing");
+    let failed = with("wrong");
+    assert!(!path.exists(), "{}", failed.whole());
+    assert_snapshot!(failed.failed_with(12), @r"
+    exit 12
+    --- stderr
+    sprat: the key or passphrase opens none of the 2 key slots
+    Caused by:
+      1: the passphrase file [DIR]/wrong was tried
+    Hint: nothing was changed. Check which key file or passphrase belongs to this container. The recovery key on the sheet opens it, too: write the key to a file, and give --passphrase-file FILE. The new key stays in [DIR]/config/keys/x.key.new. The same command uses it
+    ");
+    let waiting = machine.path("config/keys/x.key.new");
+    let made = fs::read(&waiting).unwrap();
+    with("recovery").succeeded();
+    assert_eq!(fs::read(&path).unwrap(), made);
+    assert!(!waiting.exists());
+    assert!(opens(&machine, &["--key-file", path.to_str().unwrap()]));
+    // A crash before the file got its name: the slot is there, and so is the key.
+    fs::rename(&path, &waiting).unwrap();
+    with("recovery").succeeded();
+    assert_eq!(fs::read(&path).unwrap(), made);
+    assert_eq!(listed(&machine).len(), 3);
+}
+
+#[test]
+fn the_key_file_that_is_added_does_not_open_the_container() {
+    requires!(needs::root());
+    let (machine, _) = TestMachine::small();
+    let path = machine.path("config/keys/x.key");
+    fs::rename(&path, machine.path("old.key")).unwrap();
+    machine.write("config/keys/x.key", vec![7; 4096]);
+    let add = [
+        "key",
+        "add",
+        CONTAINER,
+        CHEAP,
+        "--new-key-file",
+        path.to_str().unwrap(),
+    ];
+    // Without a terminal nothing else can be asked for.
+    let ran = machine.sprat_under(&["setsid", "--wait"], &add);
+    assert_snapshot!(ran.failed_with(2), @r"
+    exit 2
+    --- stderr
+    sprat: no key was given, and there is no terminal to ask on
+    Caused by:
+      1: No such device or address (os error 6)
+      2: the default key file is the one to add: another key must open the container
+    Hint: nothing was started. Give a key with --key-file, --passphrase-file or --passphrase-command, or in the config
+    ");
+    machine.ok(&[&add[..], &["--passphrase-file", "recovery"]].concat());
+    machine.ok(&["snapshots", CONTAINER]);
+}
+
+#[test]
 fn last_key_and_key_in_use_are_not_removed_by_accident() {
     requires!(needs::root());
     let (machine, _) = TestMachine::small();

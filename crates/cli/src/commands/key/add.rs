@@ -16,7 +16,7 @@ use super::change::{change_header, header, note_key, open};
 use super::sheet::key_file;
 use crate::args::TARGET_HELP;
 use crate::output::result_json;
-use crate::secrets::{self, SecretSource};
+use crate::secrets::{NewKeyFile, SecretSource};
 use crate::{Exit, Failure};
 
 #[derive(Debug, Args)]
@@ -49,8 +49,19 @@ pub(super) struct AddArgs {
 
 impl AddArgs {
     pub(super) fn run(&self, context: &Context) -> Result<Exit, Failure> {
-        let resolved = context.resolve(&self.target)?;
-        let secret = context.secret(&resolved)?;
+        let mut resolved = context.resolve(&self.target)?;
+        let adds_own = self.adds_own_key_file(context, &resolved)?;
+        if adds_own {
+            resolved.secret = SecretSource::Terminal;
+            resolved.default_key_file = None;
+        }
+        let secret = context.secret(&resolved);
+        let secret = secret.map_err(|failure| match adds_own && failure.exit == Exit::Usage {
+            true => failure.because(
+                "the default key file is the one to add: another key must open the container",
+            ),
+            false => failure,
+        })?;
         // It may take seconds, so it is done before anything is created.
         let known = match self.new_recovery {
             true => Known::look_up(&resolved.target, &resolved.ssh.command),
@@ -72,15 +83,27 @@ impl AddArgs {
             Ok(changed) => changed,
             Err(failure) => {
                 files.remove();
-                return Err(match new.kind {
-                    KeyKind::Recovery => failure.with_more_hint(
+                let beside = new.file.as_ref().and_then(NewKeyFile::beside);
+                return Err(match (new.kind, beside) {
+                    (KeyKind::Recovery, _) => failure.with_more_hint(
                         "The new recovery key was discarded. If `sprat key list` shows a new slot, \
                          remove it",
                     ),
+                    // The slot may be there: a connection that was lost does not say.
+                    (_, Some(file)) => failure.with_more_hint(&format!(
+                        "The new key stays in {}. The same command uses it",
+                        file.display()
+                    )),
                     _ => failure,
                 });
             }
         };
+        if let Some(file) = &new.file
+            && file.finish()?
+        {
+            let path = file.path().display();
+            context.output.note(&format!("created the key file {path}"));
+        }
         note_key(context, &changed, |notes| {
             let known = notes.of(&changed.mark).cloned();
             let known = known.filter(|_| changed.as_before).unwrap_or(KeyNote {
@@ -127,6 +150,16 @@ impl AddArgs {
         context.output.note(result.trim_end());
         Ok(changed.exit())
     }
+
+    /// Whether this machine would open the container with the very key file that is to be added. Only another
+    /// key can add it.
+    fn adds_own_key_file(&self, context: &Context, resolved: &Resolved) -> Result<bool, Failure> {
+        let (SecretSource::KeyFile(own), Some(new)) = (&resolved.secret, &self.new_key_file) else {
+            return Ok(false);
+        };
+        let named = context.named_source()?.is_some();
+        Ok(!named && *own == context.environment.absolute(new))
+    }
 }
 
 /// A new key.
@@ -135,6 +168,7 @@ struct New {
     slot_kind: SlotKind,
     kind: KeyKind,
     recovery: Option<RecoveryKey>,
+    file: Option<NewKeyFile>,
 }
 
 fn new_key(context: &Context, args: &AddArgs) -> Result<New, Failure> {
@@ -146,18 +180,15 @@ fn new_key(context: &Context, args: &AddArgs) -> Result<New, Failure> {
             slot_kind: SlotKind::Recovery,
             kind: KeyKind::Recovery,
             recovery: Some(recovery),
+            file: None,
         });
     }
     let absolute = |path: &PathBuf| context.environment.absolute(path);
-    let source = match (&args.new_key_file, &args.new_passphrase_file) {
-        (Some(path), _) => {
-            let path = absolute(path);
-            if secrets::make_key_file(&path)? {
-                let note = format!("created the key file {}", path.display());
-                context.output.note(&note);
-            }
-            SecretSource::KeyFile(path)
-        }
+    let file = args.new_key_file.as_ref();
+    let file = file.map(|path| NewKeyFile::begin(&absolute(path)));
+    let file = file.transpose()?;
+    let source = match (&file, &args.new_passphrase_file) {
+        (Some(file), _) => SecretSource::KeyFile(file.present().to_owned()),
         (None, Some(path)) => SecretSource::PassphraseFile(absolute(path)),
         (None, None) => SecretSource::Terminal,
     };
@@ -167,6 +198,7 @@ fn new_key(context: &Context, args: &AddArgs) -> Result<New, Failure> {
         slot_kind,
         kind: source.key_kind(),
         recovery: None,
+        file,
     })
 }
 
