@@ -385,6 +385,26 @@ fn cryptsetup(machine: &TestMachine, arguments: &[&str]) {
 }
 
 #[test]
+fn a_key_that_another_machine_added_is_in_the_kept_header_after_a_session() {
+    requires!(needs::root(), needs::program("cryptsetup"));
+    let (machine, _) = TestMachine::small();
+    let passphrase = "added by another machine".to_owned();
+    machine.write("pass", &passphrase);
+    let [container, pass] =
+        [CONTAINER, "pass"].map(|name| machine.path(name).display().to_string());
+    let quick = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1001"];
+    let add = [&["luksAddKey"], &quick[..], &[&container, &pass]].concat();
+    cryptsetup(&machine, &add);
+    machine.ok(&["check", CONTAINER]);
+    let zeros = vec![0; 16 << 20];
+    machine.container_file().write_all_at(&zeros, 0).unwrap();
+    machine.ok(&RESTORE);
+    let added = Secret::passphrase(passphrase);
+    assert!(opens(&machine, CONTAINER, &added));
+    assert!(kept(&machine, ".differs-").is_empty());
+}
+
+#[test]
 fn kept_header_is_never_replaced_by_one_with_fewer_slots() {
     requires!(needs::root(), needs::program("cryptsetup"));
     let kill = ["luksKillSlot", CONTAINER, "1"];

@@ -87,6 +87,48 @@ pub fn keep_newest(
     Ok(Kept { path, aside })
 }
 
+/// A header that is newer than the kept one, or the first one: what [`keep_newer`] needs of it. `None`: there is
+/// nothing to keep, or the areas of slots differ from those of the kept header. Then that may be the only good copy.
+pub fn newer(
+    paths: &StatePaths,
+    header: &Header,
+    source: &dyn HeaderRead,
+) -> Result<Option<HeaderBackup>, Failure> {
+    if !header.copies().both_good() {
+        return Ok(None);
+    }
+    let path = newest(paths);
+    let kept = open(&path).and_then(|file| {
+        let kept = load(&file, &path)?;
+        Ok((file, kept))
+    });
+    match kept {
+        Ok((_, kept)) if kept.sequence_id() >= header.sequence_id() => Ok(None),
+        Ok((file, kept)) => {
+            let backup = header.backup(source)?;
+            let differ = header.slots_that_differ(&backup, &kept, &file)?;
+            Ok(differ.is_empty().then_some(backup))
+        }
+        Err(_) => Ok(Some(header.backup(source)?)),
+    }
+}
+
+/// Keeps a header that [`newer`] has found, unless a newer one is kept meanwhile.
+pub fn keep_newer(
+    paths: &StatePaths,
+    header: &Header,
+    backup: &HeaderBackup,
+) -> Result<Option<Kept>, Failure> {
+    let path = newest(paths);
+    let kept = open(&path).and_then(|file| load(&file, &path));
+    if kept.is_ok_and(|kept| kept.sequence_id() >= header.sequence_id()) {
+        return Ok(None);
+    }
+    let aside = set_aside(paths, header, backup, &path, None)?;
+    write_over(&path, backup)?;
+    Ok(Some(Kept { path, aside }))
+}
+
 fn set_aside(
     paths: &StatePaths,
     header: &Header,

@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sprat_luks::{Header, SectorCipher};
+use sprat_luks::{Header, HeaderBackup, HeaderRead, SectorCipher};
 
 use crate::file_system::{FileSystemKind, FileSystemState};
 use crate::protocol::messages::VolumeStart;
 use crate::protocol::reports::{Finished, Notice};
 use crate::settings::Access;
 use crate::state::paths::StatePaths;
-use crate::state::{Finding, KnownState, older, snapshots};
+use crate::state::{Finding, KnownState, headers, older, snapshots};
 use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::open::prefetch::Unlocked;
 use crate::volume_process::shutdown::EventSender;
@@ -22,6 +22,8 @@ pub(crate) struct Knowledge {
     paths: StatePaths,
     known: KnownState,
     slots: Option<BTreeMap<u32, String>>,
+    /// The header, if it is newer than the one that this machine keeps.
+    newer_header: Option<(Box<Header>, HeaderBackup)>,
     /// The key slot that opened.
     opened_by: Option<u32>,
     finding: Finding,
@@ -54,6 +56,7 @@ impl Knowledge {
             known: KnownState::load(&paths),
             paths,
             slots: header.slot_digests(),
+            newer_header: None,
             opened_by: Some(*slot),
             finding: Finding::Unknown,
             found: None,
@@ -82,6 +85,7 @@ impl Knowledge {
             ),
             known: KnownState::default(),
             slots: Some(header.slot_digests()),
+            newer_header: None,
             opened_by: None,
             finding: Finding::Unknown,
             found: None,
@@ -219,7 +223,7 @@ impl Knowledge {
         let noted =
             self.known
                 .end_writing(&self.paths, stamp.clone(), newest, self.searched.as_deref());
-        report_unrecorded(noted.and_then(|()| self.accept_slots()), events);
+        report_unrecorded(noted.and_then(|()| self.accept_slots(events)), events);
         if let (Some(stamp), Some(finished)) = (stamp, finished)
             && let Err(error) = snapshots::note(&self.paths, stamp, finished)
         {
@@ -236,7 +240,7 @@ impl Knowledge {
 
     /// Records the state that a read-only session has seen. PrefetchThread needs no writable state folder,
     /// so a failure to record is ignored.
-    pub(super) fn end_reading(&mut self) {
+    pub(super) fn end_reading(&mut self, events: &EventSender) {
         // If there is no known file system, this may be another container's header. It is not
         // trusted.
         if self.unsure || self.found.is_none() {
@@ -246,12 +250,26 @@ impl Knowledge {
         let noted =
             self.known
                 .end_reading(&self.paths, &self.finding, stamp, self.searched.as_deref());
-        let _ = noted.and_then(|()| self.accept_slots());
+        let _ = noted.and_then(|()| self.accept_slots(events));
     }
 
-    fn accept_slots(&mut self) -> Result<(), Failure> {
+    /// The header as this session has found it, to be kept when its slots are accepted: another machine may have added a
+    /// key. What can't be read now is kept by a later session.
+    pub(super) fn found_header(&mut self, header: Box<Header>, source: &dyn HeaderRead) {
+        match headers::newer(&self.paths, &header, source) {
+            Ok(newer) => self.newer_header = newer.map(|backup| (header, backup)),
+            Err(failure) => tracing::warn!(%failure, "the newer header can't be read"),
+        }
+    }
+
+    fn accept_slots(&mut self, events: &EventSender) -> Result<(), Failure> {
         if let Some(slots) = self.slots.clone() {
             self.known.accept_slots(&self.paths, slots)?;
+        }
+        if let Some((header, backup)) = self.newer_header.take() {
+            if let Some(kept) = headers::keep_newer(&self.paths, &header, &backup)? {
+                events.kept_header(kept);
+            }
         }
         match self.opened_by {
             Some(slot) => self.known.note_opened_by(&self.paths, slot),

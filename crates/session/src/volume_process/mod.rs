@@ -450,7 +450,7 @@ impl Served {
     fn note_end(&mut self, finished: Option<Finished>) -> Result<(), Failure> {
         if self.access == Access::ReadOnly {
             if self.volume.differing_blocks() == 0 {
-                self.knowledge.end_reading();
+                self.knowledge.end_reading(&self.events);
             }
             return Ok(());
         }

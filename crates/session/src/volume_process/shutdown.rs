@@ -1,6 +1,7 @@
 //! What the volume process's threads share: the request to stop, and the channel to the session
 //! process.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use crate::Failure;
 use crate::protocol::frames::Sender;
 use crate::protocol::messages::VolumeReply;
 use crate::protocol::reports::{Notice, Phase};
+use crate::state::headers::Kept;
 
 /// The session's request to stop. The thread that receives orders sets it; the others check it
 /// between steps.
@@ -113,5 +115,18 @@ impl EventSender {
     pub(crate) fn notice(&self, notice: Notice) {
         tracing::debug!(?notice);
         self.reply(&VolumeReply::Notice(notice));
+    }
+
+    /// Warns if the header that was kept has other slots than the previous one. Returns where it is kept.
+    pub(crate) fn kept_header(&self, kept: Kept) -> PathBuf {
+        if let Some(aside) = kept.aside {
+            self.notice(Notice::SlotsDiffer {
+                gone: aside.gone,
+                slots: aside.differ,
+                kept: aside.path,
+                newest: kept.path.clone(),
+            });
+        }
+        kept.path
     }
 }

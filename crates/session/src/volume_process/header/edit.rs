@@ -413,16 +413,8 @@ impl<'w> HeaderEdit<'w> {
 
     /// Keeps the header as the newest, and warns if slots have changed.
     fn keep_newest(&self, header: &Header, going: Option<u32>) -> Result<PathBuf, Failure> {
-        let Kept { path, aside } = self.keep_quietly(header, going)?;
-        if let Some(aside) = aside {
-            self.events.notice(Notice::SlotsDiffer {
-                gone: aside.gone,
-                slots: aside.differ,
-                kept: aside.path,
-                newest: path.clone(),
-            });
-        }
-        Ok(path)
+        let kept = self.keep_quietly(header, going)?;
+        Ok(self.events.kept_header(kept))
     }
 
     /// As [`write_in_order`]. After the first write a request to stop is ignored: the rest is

@@ -468,6 +468,11 @@ fn unlock(
         kind,
     };
     report_recovery(lease, events);
+    if let AnyHeader::Luks2(header) = header
+        && !start.settings.is_past()
+    {
+        knowledge.found_header(header, &inspected);
+    }
     let volume = open_volume(start, lease, inspected.file, payload, known)?;
     if let Some(block) = shown {
         volume.write_at(kind.stamp_range().start, &block)?;
