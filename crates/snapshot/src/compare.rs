@@ -5,11 +5,11 @@
 //! different file in the snapshot: then one of them would get the other's owner and mode. [`before`]
 //! finds both kinds, for a run of rsync that writes them. [`after`] verifies what a restore wrote.
 
+mod content;
 mod newer;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Advice, AtFlags, FileType, Stat, fadvise, readlinkat, statat};
 
 use crate::cancel::Cancel;
+use crate::check::Key;
+use crate::content::ContentHash;
 use crate::error::SnapshotError;
+use crate::listed::Listed;
 use crate::name_list::NameList;
 use crate::paths::real_path;
 use crate::progress::{Phase, Progress};
@@ -28,13 +31,13 @@ use crate::protected_paths::ProtectedPaths;
 use crate::scout::Scout;
 use crate::text::escape_path;
 use crate::walk::{is_folder, names_in};
+pub(crate) use content::{Unread, same_content};
 pub(crate) use newer::time;
 
 /// How many files are read at once. On a slow connection most of the time for a small file is waiting.
 const READERS: usize = 8;
 /// How many files may wait to be read.
 const QUEUE: usize = 64;
-const BUFFER_BYTES: usize = 256 << 10;
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What a restore is compared with, and where.
@@ -58,29 +61,30 @@ impl Restored<'_> {
         let Some((snapshot, destination)) = self.open()? else {
             return Ok(Unequal::default());
         };
-        let found = before(
-            &self.sides(&snapshot, &destination, false),
-            progress,
-            cancel,
-        );
+        let found = before(&self.sides(&snapshot, &destination, None), progress, cancel);
         found
             .map_err(comparing)?
             .ok_or(SnapshotError::RestoreCancelled)
     }
 
-    /// Returns how many files have the right content. Fails if anything differs.
+    /// Returns how many files have the same content. Fails if anything differs. Adds to `damaged` the files whose
+    /// content is not what the lists have of their backup.
     pub(crate) fn after(
         &self,
+        listed: &Listed,
+        damaged: &mut BTreeSet<PathBuf>,
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
     ) -> Result<u64, SnapshotError> {
         let Some((snapshot, destination)) = self.open()? else {
             return Ok(0);
         };
-        let found = after(&self.sides(&snapshot, &destination, true), progress, cancel);
+        let sides = self.sides(&snapshot, &destination, Some(listed));
+        let found = after(&sides, progress, cancel);
         let verified = found
             .map_err(comparing)?
             .ok_or(SnapshotError::RestoreCancelled)?;
+        damaged.extend(verified.damaged);
         if verified.different.is_empty() {
             return Ok(verified.same);
         }
@@ -95,14 +99,14 @@ impl Restored<'_> {
         &'s self,
         snapshot: &'s OwnedFd,
         destination: &'s OwnedFd,
-        from_disk: bool,
+        after: Option<&'s Listed>,
     ) -> Sides<'s> {
         Sides {
             snapshot,
             destination,
             trees: self.trees,
             protected: self.protected,
-            from_disk,
+            after,
         }
     }
 
@@ -143,8 +147,9 @@ struct Sides<'a> {
     trees: &'a [PathBuf],
     /// sprat's own files at the destination. They are not restored.
     protected: &'a ProtectedPaths,
-    /// Read the files of the destination from its disk, not from the kernel's cache.
-    from_disk: bool,
+    /// After a restore: the digests of the backups. The files of the destination are read from its disk, not from the
+    /// kernel's cache.
+    after: Option<&'a Listed>,
 }
 
 /// What must be written although size and time are equal.
@@ -200,7 +205,7 @@ fn before(
             }
         },
         &mut |task, found| match found {
-            Found::Same => same += 1,
+            Found::Same | Found::Damaged => same += 1,
             // A file that can't be read is written. rsync reports it if it is the snapshot's.
             Found::Differs | Found::Unreadable(_) => wrong.add(&task.path, task.inode, task.links),
             Found::Stopped => {}
@@ -296,6 +301,7 @@ struct Verified {
     same: u64,
     /// What differs from the snapshot, and how.
     different: NameList,
+    damaged: Vec<PathBuf>,
 }
 
 /// Compares everything in the snapshot with the destination: kind, size, content, and the targets of
@@ -332,6 +338,10 @@ fn after(
         },
         &mut |task, found| match found {
             Found::Same => verified.same += 1,
+            Found::Damaged => {
+                verified.same += 1;
+                verified.damaged.push(task.path);
+            }
             Found::Differs => {
                 verified
                     .different
@@ -388,6 +398,8 @@ struct Task {
 
 enum Found {
     Same,
+    /// On both sides the same, and not what was backed up.
+    Damaged,
     Differs,
     Unreadable(io::Error),
     Stopped,
@@ -412,7 +424,7 @@ fn walk(
     let reader = Reader {
         snapshot: sides.snapshot,
         destination: sides.destination,
-        from_disk: sides.from_disk,
+        after: sides.after,
         bytes: &bytes,
         cancel,
     };
@@ -516,14 +528,14 @@ fn walk_both(
         let ours = match statat(sides.snapshot, at(&path), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(ours) => ours,
             // No rsync follows that would report this.
-            Err(error) if sides.from_disk => return Err(error.into()),
+            Err(error) if sides.after.is_some() => return Err(error.into()),
             Err(_) => continue,
         };
         let theirs = stat_within(sides.destination, &path);
         if is_folder(&ours) && theirs.as_ref().is_some_and(is_folder) {
             let names = match names_in(sides.snapshot.as_fd(), at(&path)) {
                 Ok(names) => names,
-                Err(error) if sides.from_disk => return Err(error),
+                Err(error) if sides.after.is_some() => return Err(error),
                 // rsync reports what can't be listed.
                 Err(_) => Vec::new(),
             };
@@ -609,7 +621,7 @@ fn stays_inside(root: &OwnedFd, path: &Path) -> bool {
 struct Reader<'a> {
     snapshot: &'a OwnedFd,
     destination: &'a OwnedFd,
-    from_disk: bool,
+    after: Option<&'a Listed>,
     bytes: &'a AtomicU64,
     cancel: &'a Cancel,
 }
@@ -636,59 +648,33 @@ impl Reader<'_> {
             (Ok(ours), Ok(theirs)) => (ours, theirs),
             (Err(error), _) | (_, Err(error)) => return Found::Unreadable(error),
         };
-        if self.from_disk {
+        let mut known = self.after.and_then(|listed| {
             // Fails only if there is no cache.
             let _ = fadvise(&theirs, 0, None, Advice::DontNeed);
-        }
-        let mut go_on = |read: u64| {
-            self.bytes.fetch_add(read, Ordering::Relaxed);
+            let about = ours.metadata().ok()?;
+            let key = Key::of(&about);
+            let hash = || ContentHash::new(about.len());
+            listed.knows(key).then(|| (listed, key, hash()))
+        });
+        let mut go_on = |read: &[u8]| {
+            self.bytes.fetch_add(read.len() as u64, Ordering::Relaxed);
+            if let Some((_, _, hash)) = &mut known {
+                hash.update(read);
+            }
             !self.cancel.is_cancelled()
         };
         match same_content(&mut ours, &mut theirs, &mut go_on) {
-            Ok(Some(true)) => Found::Same,
+            Ok(Some(true)) => {
+                let is_right =
+                    known.and_then(|(listed, key, hash)| listed.compare(key, &hash.finish()));
+                match is_right {
+                    Some(false) => Found::Damaged,
+                    _ => Found::Same,
+                }
+            }
             Ok(Some(false)) => Found::Differs,
             Ok(None) => Found::Stopped,
             Err(Unread::Kept(error) | Unread::Live(error)) => Found::Unreadable(error),
-        }
-    }
-}
-
-/// A file that can't be read.
-pub(crate) enum Unread {
-    /// The snapshot's file.
-    Kept(io::Error),
-    /// The file outside of the snapshot.
-    Live(io::Error),
-}
-
-/// Whether two files have the same content. `go_on` gets the number of bytes read since its last call.
-/// If it returns false, the result is `None`.
-pub(crate) fn same_content(
-    kept: &mut File,
-    live: &mut File,
-    go_on: &mut dyn FnMut(u64) -> bool,
-) -> Result<Option<bool>, Unread> {
-    let (mut ours, mut theirs) = (vec![0; BUFFER_BYTES], vec![0; BUFFER_BYTES]);
-    loop {
-        let some = match kept.read(&mut ours) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            other => other.map_err(Unread::Kept)?,
-        };
-        if !go_on(some as u64) {
-            return Ok(None);
-        }
-        if some == 0 {
-            return match live.read(&mut theirs) {
-                Ok(more) => Ok(Some(more == 0)),
-                Err(error) => Err(Unread::Live(error)),
-            };
-        }
-        match live.read_exact(&mut theirs[..some]) {
-            Ok(()) if ours[..some] == theirs[..some] => {}
-            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
-                return Err(Unread::Live(error));
-            }
-            _ => return Ok(Some(false)),
         }
     }
 }

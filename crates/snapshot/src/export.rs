@@ -513,8 +513,8 @@ impl Job<'_> {
         let mut theirs = there.open(name).map_err(|error| self.refused(&error))?;
         // Not what was written, but what the disk has. Fails only if there is no cache.
         let _ = fadvise(&theirs, 0, None, Advice::DontNeed);
-        let mut go_on = |read: u64| {
-            state.bytes_done += read;
+        let mut go_on = |read: &[u8]| {
+            state.bytes_done += read.len() as u64;
             !cancel.is_cancelled()
         };
         match same_content(&mut ours, &mut theirs, &mut go_on) {

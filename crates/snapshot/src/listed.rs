@@ -90,6 +90,11 @@ impl Listed {
         differs.any(|differs| differs).then_some(false)
     }
 
+    /// Whether any list has a digest of the file, or of pieces of it.
+    pub(crate) fn knows(&self, file: Key) -> bool {
+        self.files.contains_key(&file) || self.pieces.contains_key(&file)
+    }
+
     /// Whether no list has a digest of the whole file.
     pub(crate) fn lacks(&self, file: Key) -> bool {
         !self.files.contains_key(&file)

@@ -16,6 +16,7 @@ use crate::compare::{Restored, Unequal, time};
 use crate::conflicts::conflicts;
 use crate::error::SnapshotError;
 use crate::job::JobFolder;
+use crate::listed::Listed;
 use crate::mounts::pattern_for;
 use crate::owner_names;
 use crate::paths::{plain_path, real_path};
@@ -163,7 +164,8 @@ pub fn restore(
         what.restore_folder_times(&folder, &to, &parents);
     }
     let verified = if spec.verify && !spec.dry_run {
-        let verified = compared.after(progress, cancel);
+        let listed = Listed::load(volume_root, spec.change_lists.as_deref());
+        let verified = compared.after(&listed, &mut damaged.restored, progress, cancel);
         Some(verified.map_err(|error| damaged.named_in(error))?)
     } else {
         None

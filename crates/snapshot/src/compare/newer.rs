@@ -34,7 +34,7 @@ impl Restored<'_> {
         else {
             return Ok(kept);
         };
-        let sides = self.sides(&snapshot, &destination, false);
+        let sides = self.sides(&snapshot, &destination, None);
         // By inodes of the snapshot: how many of its names the restore has, and which are newer here.
         let mut linked: BTreeMap<u64, (u64, Vec<PathBuf>)> = BTreeMap::new();
         let mut meet = |path: &Path, ours: &Stat, theirs: Option<&Stat>| {

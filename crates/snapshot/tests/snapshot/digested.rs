@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sprat_snapshot::{
-    Cancel, CheckReport, CheckWhat, DrillSpec, RestoreSpec, SnapshotReport, unescape_name,
+    Cancel, CheckReport, CheckWhat, DrillSpec, RestoreSpec, SnapshotError, SnapshotReport,
+    unescape_name,
 };
 use sprat_testkit::tree::set_mode;
 
 use crate::changes::{lines, list_of};
 use crate::checked::{self, rewrite};
-use crate::folder::{Bench, job_name};
+use crate::folder::{Bench, below, job_name};
 
 /// A backup that takes all of the volume for cached; `false`: nothing.
 fn take(bench: &Bench, is_cached: bool) -> SnapshotReport {
@@ -240,6 +241,34 @@ fn restore_writes_no_content_that_was_never_backed_up_over_a_file_that_looks_equ
     let report = bench.restore(&spec).unwrap();
     assert!(report.damaged_kept.is_empty());
     assert_eq!(fs::read(&file).unwrap(), b"damaged");
+}
+
+#[test]
+fn verification_finds_content_that_was_never_backed_up() {
+    let bench = Bench::new();
+    for name in ["file", "other", "third"] {
+        fs::write(bench.source().join(name), "content").unwrap();
+    }
+    let name = take(&bench, true).name;
+    rewrite(&bench.in_snapshot(name).join("file"), b"damaged");
+    let mut spec = RestoreSpec::new(job_name(), bench.path("to"));
+    spec.change_lists = Some(bench.path("lists"));
+    spec.verify = true;
+    let report = bench.restore(&spec).unwrap();
+    assert_eq!((report.verified, report.damaged.count), (Some(3), 1));
+    assert!(report.damaged.names[0].ends_with("/source/file"));
+    assert!(report.damaged_kept.is_empty());
+    // It is named beside what differs.
+    rewrite(&below(&spec.to, &bench.source()).join("other"), b"another");
+    spec.trust_times = true;
+    let error = bench.restore(&spec).unwrap_err();
+    let SnapshotError::RestoreDiffers {
+        different, damaged, ..
+    } = error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!((different.count, damaged.count), (1, 1));
 }
 
 /// The disk was repaired, and no check has seen that yet.
