@@ -1,6 +1,6 @@
 //! `sprat init`: creates the key file, the container and the recovery sheet.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
@@ -122,6 +122,7 @@ impl InitArgs {
         // Asking ssh may take seconds, or fail: do it before anything is created.
         let known = Known::look_up(&resolved.target, &resolved.ssh.command);
         refuse_existing(&resolved, &source)?;
+        refuse_second(&resolved, &session_options.state_dir)?;
         let on_stdout = context.output.json || self.sheet.is_none();
         let files = context.sheet_files(self.sheet.as_ref(), self.html.as_ref(), on_stdout)?;
         let mut jobs = SheetJob::of_container(&context.config, &resolved.name);
@@ -279,6 +280,15 @@ fn refuse_existing(resolved: &Resolved, source: &SecretSource) -> Result<(), Fai
         return Ok(());
     }
     check_free(&resolved.target, &resolved.ssh).map_err(no_folder)
+}
+
+/// Refuses a place where this machine knows a container that is not there now.
+fn refuse_second(resolved: &Resolved, state_dir: &Path) -> Result<(), Failure> {
+    identity::refuse_second(state_dir, &resolved.target).or_else(|refused| {
+        // If it is there, that is the reason.
+        check_free(&resolved.target, &resolved.ssh).map_err(no_folder)?;
+        Err(refused)
+    })
 }
 
 /// Whether the key file was created, the first slot's secret and kind, and a recovery key.

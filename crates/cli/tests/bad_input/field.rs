@@ -196,7 +196,6 @@ fn init_never_overwrites() {
     assert_snapshot!(ran.failed_with(1), @r"
     exit 1
     --- stderr
-    sprat: using the existing key file [DIR]/config/keys/x.key
     sprat: [DIR]/store/x.luks exists already
     Hint: nothing was changed: `sprat init` never overwrites a container. Choose another name, or delete the old container on the server yourself. If an earlier `sprat init` created it but was interrupted before it showed the sheet, run `sprat key add TARGET --new-recovery`: it creates a recovery key and shows its sheet. If the key file is lost, the recovery key on the sheet opens the container
     ");

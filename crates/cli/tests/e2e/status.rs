@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use sprat_testkit::machine::remote::RemoteMachine;
-use sprat_testkit::machine::{CONTAINER, TestMachine};
+use sprat_testkit::machine::{CHEAP, CONTAINER, TestMachine};
 use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
 use sprat_testkit::{needs, requires};
 
@@ -69,6 +69,27 @@ fn status_reports_missing_containers_and_shows_the_rest() {
     machine.sprat(&away).failed_with(14);
     let none = machine.sprat(&["status"]).failed_with(2);
     assert!(none.contains("the config has no container"), "{none}");
+}
+
+#[test]
+fn a_mount_point_without_its_disk_gets_no_second_container() {
+    requires!(needs::root());
+    let machine = TestMachine::with_container();
+    let [disk, away] = ["store", "away"].map(|name| machine.path(name));
+    std::fs::rename(&disk, &away).unwrap();
+    std::fs::create_dir(&disk).unwrap();
+    let said = machine.backup(&[]).failed_with(10);
+    assert!(said.contains("last saw a container"), "{said}");
+    assert!(!said.contains("sprat init"), "{said}");
+    let said = machine.sprat(&["init", CHEAP, CONTAINER]).failed_with(1);
+    assert!(said.contains("last saw a container"), "{said}");
+    // Fails if anything is in it.
+    std::fs::remove_dir(&disk).unwrap();
+    std::fs::rename(&away, &disk).unwrap();
+    let said = machine.sprat(&["init", CHEAP, CONTAINER]).failed_with(1);
+    assert!(said.contains("exists already"), "{said}");
+    machine.backup(&[]).succeeded();
+    machine.nothing_is_left();
 }
 
 #[test]

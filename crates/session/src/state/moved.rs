@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::Target;
 use crate::files;
+use crate::state::identity;
 use crate::{Exit, Failure};
 
 /// A move that came to its end.
@@ -47,8 +48,13 @@ pub fn hint(state_dir: &Path, target: &Target) -> String {
              write target = \"{to}\"",
             at.strftime("%Y-%m-%d")
         ),
-        None => "check the path, and whether its disk is mounted. To create a container, run `sprat init`"
-            .to_owned(),
+        None => match identity::seen(state_dir, target) {
+            Ok(Some(seen)) => format!(
+                "{seen}. Mount its disk or its folder on the server, and run the command again"
+            ),
+            _ => "check the path, and whether its disk is mounted. To create a container, run `sprat init`"
+                .to_owned(),
+        },
     }
 }
 
@@ -79,8 +85,15 @@ mod tests {
             "{hint}"
         );
         assert!(init(&no_container(state.path(), &new)));
-        crate::state::identity::store(state.path(), &old, &crate::state::identity::tests::pins())
-            .unwrap();
+        // A container is there again, and then its disk is away.
+        let pins = identity::tests::pins();
+        identity::store(state.path(), &old, &pins).unwrap();
+        let hint = asked().hint.unwrap();
+        assert!(
+            hint.contains(&pins.uuid) && !hint.contains("sprat init"),
+            "{hint}"
+        );
+        identity::forget(state.path(), &old).unwrap();
         assert!(init(&asked()));
     }
 }
