@@ -266,10 +266,10 @@ impl Knowledge {
         if let Some(slots) = self.slots.clone() {
             self.known.accept_slots(&self.paths, slots)?;
         }
-        if let Some((header, backup)) = self.newer_header.take() {
-            if let Some(kept) = headers::keep_newer(&self.paths, &header, &backup)? {
-                events.kept_header(kept);
-            }
+        if let Some((header, backup)) = self.newer_header.take()
+            && let Some(kept) = headers::keep_newer(&self.paths, &header, &backup)?
+        {
+            events.kept_header(kept);
         }
         match self.opened_by {
             Some(slot) => self.known.note_opened_by(&self.paths, slot),

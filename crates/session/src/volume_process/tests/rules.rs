@@ -480,3 +480,28 @@ fn kept_header_is_not_replaced_by_an_older_one() {
     let newer = headers::load(&headers::open(other).unwrap(), other).unwrap();
     assert_eq!(newer.sequence_id(), before + 5);
 }
+
+#[test]
+fn a_newer_header_is_kept_unless_a_slot_of_it_is_damaged() {
+    let session = TestSession::new();
+    let (paths, before) = (session.paths(), session.header().sequence_id());
+    let newer = || {
+        let file = std::fs::File::open(session.path("x.luks")).unwrap();
+        headers::newer(&paths, &session.header(), &file).unwrap()
+    };
+    let first = newer().expect("nothing is kept yet");
+    assert!(
+        headers::keep_newer(&paths, &session.header(), &first)
+            .unwrap()
+            .is_some()
+    );
+    assert!(newer().is_none(), "the same header again");
+    session.set_sequence(before + 1);
+    assert!(newer().is_some());
+    let (area, _) = session.header().slot_areas().next().unwrap();
+    session
+        .container()
+        .write_all_at(&[0xa5; 512], area)
+        .unwrap();
+    assert!(newer().is_none(), "the kept one may be the only good copy");
+}
