@@ -205,7 +205,7 @@ fn growth_and_change_are_alarms_before_it_is_too_late() {
     assert_eq!(snapshots(), 4);
     // Nor by another path to the container.
     std::os::unix::fs::symlink(machine.path("store"), machine.path("link")).unwrap();
-    machine.ok(&["prune", "link/x.luks", "--job", "home", "--keep-last", "1"]);
+    machine.ok(&["prune", "link/x.luks", "--job", "home", "--keep-last", "2"]);
     assert_eq!(snapshots(), 4);
     let accepted = machine.ok(&["accept", "home@nas"]).stdout;
     assert!(accepted.contains("1,100 of the 1,203 files"), "{accepted}");
