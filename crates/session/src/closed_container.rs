@@ -10,7 +10,7 @@ use sprat_store::{Access, StoreErrorKind, StoreFile};
 use crate::address::Target;
 use crate::file_system::{file_system_bytes, read_stamp_block};
 use crate::state::key_notes::{KeyKind, KeyNote, KeyNotes};
-use crate::state::{self, identity, moved};
+use crate::state::{self, identity, missing};
 use crate::volume_process::header::create::exists_already;
 use crate::volume_process::open::length_check::truncated;
 use crate::{Exit, Failure, IdentityPolicy, SshOptions, connect};
@@ -29,7 +29,7 @@ impl ClosedContainer {
         let file = store
             .open(&target.name, Access::ReadOnly)
             .map_err(|error| match error.kind() {
-                StoreErrorKind::NotFound => moved::no_container(&state_dir, target),
+                StoreErrorKind::NotFound => missing::no_container(&state_dir, target),
                 _ => Failure::from(&error),
             })?;
         Ok(Self {
@@ -215,7 +215,7 @@ pub fn check_exists(state_dir: &Path, target: &Target, ssh: &SshOptions) -> Resu
     };
     match store.stat(&target.name) {
         Err(error) if error.kind() == StoreErrorKind::NotFound => {
-            Err(moved::no_container(state_dir, target))
+            Err(missing::no_container(state_dir, target))
         }
         _ => Ok(()),
     }

@@ -15,7 +15,7 @@ use crate::state::checks::{self, KeptCheck, KeptChecks};
 use crate::state::history::{History, JobHistory};
 use crate::state::key_notes::KeyNotes;
 use crate::state::paths::StatePaths;
-use crate::state::{KnownState, identity, moved};
+use crate::state::{KnownState, identity, missing};
 use crate::volume_process::reserve::name as reserve_name;
 use crate::volume_process::space_monitor::LOW_BYTES;
 use crate::{Exit, Failure, IdentityPolicy, SshOptions, connect};
@@ -245,7 +245,7 @@ fn ask(state_dir: &Path, target: &Target, ssh: &SshOptions) -> Result<ServerStat
     let store = connect::connect(target, ssh)?;
     let name = &target.name;
     let stat = store.stat(name).map_err(|error| match error.kind() {
-        StoreErrorKind::NotFound => moved::no_container(state_dir, target),
+        StoreErrorKind::NotFound => missing::no_container(state_dir, target),
         _ => Failure::from(error),
     })?;
     let file = store.open(name, Access::ReadOnly)?;

@@ -9,7 +9,7 @@ use sprat_run::config::Job;
 use sprat_run::recovery_sheet::{SheetJob, SheetParts};
 use sprat_session::closed_container::check_free;
 use sprat_session::ssh_config::Known;
-use sprat_session::state::{identity, key_notes, reserved_names};
+use sprat_session::state::{identity, key_notes, missing, reserved_names};
 use sprat_session::{
     self as session, Access, ContainerFacts, CreateOptions, FileSystemKind, SessionSettings, text,
 };
@@ -284,7 +284,7 @@ fn refuse_existing(resolved: &Resolved, source: &SecretSource) -> Result<(), Fai
 
 /// Refuses a place where this machine knows a container that is not there now.
 fn refuse_second(resolved: &Resolved, state_dir: &Path) -> Result<(), Failure> {
-    identity::refuse_second(state_dir, &resolved.target).or_else(|refused| {
+    missing::refuse_second(state_dir, &resolved.target).or_else(|refused| {
         // If it is there, that is the reason.
         check_free(&resolved.target, &resolved.ssh).map_err(no_folder)?;
         Err(refused)

@@ -8,7 +8,7 @@ use sprat_session::closed_container::ClosedContainer;
 use sprat_session::state::history::History;
 use sprat_session::state::key_notes::KeyKind;
 use sprat_session::state::paths::StatePaths;
-use sprat_session::state::{identity, moved};
+use sprat_session::state::{identity, missing};
 use sprat_session::{Exit, Failure, IdentityPolicy, SshOptions, trusted_file};
 use std::io::Read as _;
 
@@ -48,7 +48,7 @@ impl Setup<'_> {
         }
         let state_dir = &self.machine.state_dir;
         if let IdentityPolicy::Known(_) = identity::policy(state_dir, &place.target, None)? {
-            return Err(moved::no_container(state_dir, &place.target));
+            return Err(missing::no_container(state_dir, &place.target));
         }
         self.check_plan(plan)?;
         let notes = progress.read();

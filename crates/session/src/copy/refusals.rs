@@ -5,7 +5,7 @@ use sprat_store::{Store, StoreErrorKind};
 
 use crate::copy::endpoint::{Endpoint, Present};
 use crate::copy::{FAILURES_APART, FAILURES_MAX, Job};
-use crate::state::{moved, reserved_names};
+use crate::state::{missing, reserved_names};
 use crate::volume_process::open::read_only_account;
 use crate::{Exit, Failure, text};
 
@@ -19,7 +19,7 @@ impl Job<'_> {
         );
         let hint = match there.destination {
             None => {
-                let hint = moved::hint(&self.options.source.state_dir, from);
+                let hint = missing::hint(&self.options.source.state_dir, from);
                 format!("nothing was changed: {hint}")
             }
             Some(_) => format!(

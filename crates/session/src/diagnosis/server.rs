@@ -9,7 +9,7 @@ use super::finding::{Finding, State};
 use crate::address::{Location, Target};
 use crate::state::history::History;
 use crate::state::paths::StatePaths;
-use crate::state::{identity, moved, reserved_names};
+use crate::state::{identity, missing, reserved_names};
 use crate::volume_process::reserve::{FREE_TIMES, name as reserve_name};
 use crate::volume_process::space_monitor::LOW_BYTES;
 use crate::{Failure, IdentityPolicy, SshOptions, connect, generations, text};
@@ -254,7 +254,7 @@ fn container(checked: &ServerCheck<'_>, store: &dyn Store) -> Finding {
     let file = match store.open(&checked.target.name, Access::ReadOnly) {
         Ok(file) => file,
         Err(StoreError::NotFound { .. }) => {
-            let hint = moved::hint(checked.state_dir, checked.target);
+            let hint = missing::hint(checked.state_dir, checked.target);
             return Finding::new(what, State::Missing, "not there").hint(hint);
         }
         Err(error) => return Finding::failed(what, &Failure::from(error)),

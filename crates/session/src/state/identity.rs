@@ -9,7 +9,6 @@ use sprat_luks::{Header, LuksError, Pins};
 use crate::address::Target;
 use crate::files;
 use crate::state::moved;
-use crate::state::paths::{KNOWN, StatePaths};
 use crate::{ContainerFacts, Exit, Failure, IdentityPolicy};
 
 /// As [`Pins::fingerprint`] has them.
@@ -17,12 +16,12 @@ const FINGERPRINT_DIGITS: usize = 20;
 
 /// One container, as remembered: the content of `containers/<16 hex>.json`.
 #[derive(Debug, Serialize, Deserialize)]
-struct Remembered {
+pub(super) struct Remembered {
     /// For people who read the file, and to find the target of a file that is named by the target's id.
     target: String,
-    pins: Pins,
+    pub(super) pins: Pins,
     fingerprint: String,
-    pinned_at: Timestamp,
+    pub(super) pinned_at: Timestamp,
 }
 
 /// What the session compares the header with: the fingerprint that the user gave, else the pins, else
@@ -114,46 +113,12 @@ pub fn forget(state_dir: &Path, target: &Target) -> Result<(), Failure> {
     }
 }
 
-/// Which container this machine knows at `target`, for a person. It may lie on a disk that is not mounted.
-pub(crate) fn seen(state_dir: &Path, target: &Target) -> Result<Option<String>, Failure> {
-    Ok(read(state_dir, target)?.map(|remembered| {
-        let paths = StatePaths::new(state_dir, &remembered.pins.uuid, target);
-        let known = paths.all(KNOWN).unwrap_or_default();
-        let changed = |(path, _): &(PathBuf, String)| path.metadata()?.modified();
-        let times = known.iter().flat_map(changed);
-        let times = times.flat_map(Timestamp::try_from);
-        let last = times.fold(remembered.pinned_at, Timestamp::max);
-        format!(
-            "this machine last saw a container there on {}, with the UUID {}",
-            last.strftime("%Y-%m-%d"),
-            remembered.pins.uuid
-        )
-    }))
-}
-
-/// Refuses to make a container at a place where this machine knows one that is not there now. A mount point
-/// without its disk looks like that, and then there would be two containers at one place.
-pub fn refuse_second(state_dir: &Path, target: &Target) -> Result<(), Failure> {
-    let Some(seen) = seen(state_dir, target)? else {
-        return Ok(());
-    };
-    Err(
-        Failure::failed(format!("the container {target} is not there now"))
-            .because(seen)
-            .with_hint(format!(
-                "nothing was changed. If its disk or its folder on the server is not mounted, mount it: the \
-                 container and its snapshots are there. If that container is gone for good, remove {} \
-                 and run `sprat init` again",
-                file(state_dir, target).display()
-            )),
-    )
-}
-
 fn load(state_dir: &Path, target: &Target) -> Result<Option<Pins>, Failure> {
     Ok(read(state_dir, target)?.map(|remembered| remembered.pins))
 }
 
-fn read(state_dir: &Path, target: &Target) -> Result<Option<Remembered>, Failure> {
+/// What is saved of the container at `target`.
+pub(super) fn read(state_dir: &Path, target: &Target) -> Result<Option<Remembered>, Failure> {
     let path = file(state_dir, target);
     let unusable =
         |error: &dyn std::error::Error| {
@@ -218,7 +183,7 @@ fn may_be_container(path: &Path) -> bool {
     !matches!(Header::load(&file), Err(LuksError::NotLuks))
 }
 
-fn file(state_dir: &Path, target: &Target) -> PathBuf {
+pub(super) fn file(state_dir: &Path, target: &Target) -> PathBuf {
     named(state_dir, &target.id())
 }
 
@@ -265,36 +230,6 @@ pub(crate) mod tests {
         ));
         std::fs::write(file(folder.path(), &target), "{").unwrap();
         assert!(super::policy(folder.path(), &target, None).is_err());
-    }
-
-    #[test]
-    fn no_second_container_is_made_where_one_is_known_until_its_identity_is_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let target = Target::parse("/mnt/usb/x.luks", Path::new("/")).unwrap();
-        let asked = || refuse_second(folder.path(), &target);
-        asked().unwrap();
-        store(folder.path(), &target, &pins()).unwrap();
-        let paths = StatePaths::new(folder.path(), &pins().uuid, &target);
-        let known = paths.file(KNOWN, ".json");
-        std::fs::create_dir(known.parent().unwrap()).unwrap();
-        let seen = std::time::UNIX_EPOCH + std::time::Duration::from_secs(4_102_444_800);
-        let file_of_state = std::fs::File::create(&known).unwrap();
-        file_of_state.set_modified(seen).unwrap();
-        let refused = asked().unwrap_err();
-        assert_eq!(refused.exit, Exit::Failed);
-        let said = format!("{refused:?}");
-        assert!(
-            said.contains("on 2100-01-01") && said.contains(&pins().uuid),
-            "{said}"
-        );
-        let file = file(folder.path(), &target);
-        let hint = refused.hint.unwrap();
-        assert!(hint.contains(&file.display().to_string()), "{hint}");
-        // What can't be read may be a known container.
-        std::fs::write(&file, "{").unwrap();
-        asked().unwrap_err();
-        std::fs::remove_file(&file).unwrap();
-        asked().unwrap();
     }
 
     #[test]

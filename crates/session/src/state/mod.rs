@@ -12,6 +12,7 @@ pub mod history;
 pub mod identity;
 pub(crate) mod journal;
 pub mod key_notes;
+pub mod missing;
 pub mod moved;
 pub mod paths;
 pub mod reserved_names;

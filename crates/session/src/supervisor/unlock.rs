@@ -17,7 +17,7 @@ use crate::connect::Connection;
 use crate::interrupt::Interrupt;
 use crate::settings::SessionSettings;
 use crate::state::journal::{open_journal, owner_note};
-use crate::state::moved;
+use crate::state::missing;
 use crate::supervisor::unlock::waiting::Waiting;
 use crate::{Exit, Failure, connect};
 
@@ -145,7 +145,7 @@ pub fn unlock(
                     Exit::NoContainer => Failure::new(Exit::NoContainer, what).caused_by(&failure),
                     _ => return Err(failure),
                 };
-                let hint = moved::hint(&settings.state_dir, target);
+                let hint = missing::hint(&settings.state_dir, target);
                 return Err(
                     failure.with_hint(format!("nothing was changed, and there is no lock; {hint}"))
                 );

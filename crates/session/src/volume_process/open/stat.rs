@@ -7,7 +7,7 @@ use sprat_store::{FileStat, Store, StoreError, StoreErrorKind};
 use crate::Failure;
 use crate::protocol::messages::VolumeStart;
 use crate::settings::Access;
-use crate::state::{moved, reserved_names};
+use crate::state::{missing, reserved_names};
 
 pub(crate) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<FileStat, Failure> {
     let name = &start.settings.target.name;
@@ -22,7 +22,7 @@ pub(crate) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<F
             Ok(stat)
         }
         Err(error) if error.kind() == StoreErrorKind::NotFound => {
-            let failure = moved::no_container(&start.settings.state_dir, &start.settings.target);
+            let failure = missing::no_container(&start.settings.state_dir, &start.settings.target);
             let names = store.list().unwrap_or_default();
             let unfinished = names
                 .iter()
