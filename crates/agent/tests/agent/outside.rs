@@ -308,8 +308,16 @@ fn some_changes_are_reported(
         next_tick();
         let ways = [WAYS, MORE_WAYS].concat();
         let (name, change) = ways[usize::try_from(dice.below(ways.len() as u64)).unwrap()];
-        let at = 1 + dice.below(len(&path) - 1);
-        let count = 1 + dice.below(len(&path) - at);
+        let live = served.live();
+        // A hole where there is one already changes nothing: btrfs does not set the times then.
+        let (at, count) = loop {
+            let at = 1 + dice.below(len(&path) - 1);
+            let count = 1 + dice.below(len(&path) - at);
+            let part = usize::try_from(at).unwrap()..usize::try_from(at + count).unwrap();
+            if live[part].iter().any(|byte| *byte != 0) {
+                break (at, count);
+            }
+        };
         change(&path, at, count);
         *counts.entry(name).or_default() += 1;
         let what = format!("round {round}, {name} at {at}, {count} bytes");
